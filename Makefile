@@ -1,0 +1,43 @@
+# What a contributor does. `make help` lists it.
+.DEFAULT_GOAL := help
+
+# The first Python on the path that starts and is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+BIN := .venv/bin
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: .venv/installed ## make .venv with all that the service and its tests need
+
+.venv/installed: requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, with its venv module." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+run: install ## start the service on its own store, and say how to try it
+	@exec $(BIN)/python -m app.embedded
+
+test: install ## run the tests
+	$(BIN)/pytest -n 2
+
+lint: .venv/installed-dev ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev ## check types
+	$(BIN)/mypy
+
+requirements: .venv/installed-dev ## update the pinned requirements to the newest versions
+	for name in requirements requirements-dev; do $(BIN)/uv pip compile --quiet --upgrade --universal \
+		--python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
+
+.PHONY: help install run test lint types requirements

@@ -1,0 +1,54 @@
+"""Cohort Receiver: takes Amplitude's behavioural cohorts and keeps them in Redis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Build the service from ``settings``, by default those of the environment.
+
+    Raises:
+        BadSettings: with one line for each setting that is wrong.
+    """
+    # Imported here so that gunicorn's master, which reads the settings, loads none of it: the
+    # workers must import what uses sockets and locks after gevent has replaced these.
+    from flask import Flask
+    from werkzeug.middleware.proxy_fix import ProxyFix
+
+    from app import auth, errors, logs, web
+    from app.store import Rates, Store, connect
+
+    settings = settings or Settings.from_environ()
+    settings.check_service()
+    logs.configure(settings.log_level)
+
+    client = connect(settings)
+    store = Store(
+        client,
+        prefix=settings.key_prefix,
+        partitions=settings.store_partitions,
+        changes_max_entries=settings.changes_max_entries,
+        changes_max_age_hours=settings.changes_max_age_hours,
+    )
+    rates = Rates(client, store.keys)
+
+    app = Flask(__name__, static_folder=None)
+    app.url_map.strict_slashes = False
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.extensions["settings"] = settings
+    app.extensions["store"] = store
+    if settings.proxy_hops:
+        hops = settings.proxy_hops
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
+
+    web.events.init_app(app)
+    errors.init_app(app)
+    auth.init_app(app, settings, rates)
+    web.init_app(app)
+    return app

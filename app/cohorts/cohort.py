@@ -1,0 +1,58 @@
+"""How a trait name tells which cohort it stands for."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import NamedTuple
+
+MAX_TRAIT_BYTES = 512
+MAX_USER_ID_BYTES = 1024
+
+
+class Cohort(NamedTuple):
+    """A cohort as one call names it.
+
+    Attributes:
+        id: what the cohort is known by, for good.
+        trait: the trait name as received; it changes when the cohort is renamed.
+    """
+
+    id: str
+    trait: str
+
+    @classmethod
+    def from_trait(cls, trait: str) -> Cohort:
+        """The cohort that the trait name ``[Amplitude] {name}: {id}`` stands for.
+
+        The id is what follows the last colon, since names may hold colons themselves. A name
+        with nothing there gets an id derived from the whole name: the same each time, and safe
+        in a URL.
+        """
+        return _from_trait(trait)
+
+
+@lru_cache(maxsize=4096)
+def _from_trait(trait: str) -> Cohort:
+    _, colon, tail = trait.rpartition(":")
+    cohort_id = tail.strip() if colon else ""
+    if not cohort_id:
+        cohort_id = "name-" + hashlib.sha256(trait.encode()).hexdigest()[:24]
+    return Cohort(cohort_id, trait)
+
+
+def text_problem(text: object, max_bytes: int) -> str | None:
+    """Why ``text`` can't be stored as a user id or a trait name; None where it can."""
+    if not isinstance(text, str):
+        return "Must be a string."
+    if not text:
+        return "Must not be empty."
+    if "\0" in text:
+        return "Must not contain NUL."
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return "Must be valid Unicode, without lone surrogates."
+    if size > max_bytes:
+        return f"Must be at most {max_bytes} bytes of UTF-8."
+    return None

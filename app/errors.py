@@ -1,0 +1,168 @@
+"""Every error that a caller can get: each knows its status and its reason. One renderer.
+
+The body is a problem document (RFC 9457). ``reason`` is short and machine-readable; the same word
+stands in the log line of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from flask import Flask, Response, g
+from orjson import dumps
+from werkzeug.exceptions import HTTPException
+from werkzeug.http import HTTP_STATUS_CODES
+
+from app.store import StoreError
+
+# How long a sender should wait before it tries again while the store can't be had, in seconds.
+RETRY_AFTER_STORE = 5
+
+
+class Problem(Exception):
+    """An error with a status, a reason and, where they help, places in the request.
+
+    Args:
+        detail: what is wrong and what to do about it, for people.
+        errors: what is wrong at each place of the body, as ``{"place": …, "message": …}``.
+        headers: further headers of the reply.
+    """
+
+    status = 500
+    reason = "internal_error"
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        errors: list[dict[str, str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = errors
+        self.headers = dict(headers or {})
+
+
+class InvalidJson(Problem):
+    """The body is not JSON in UTF-8."""
+
+    status, reason = 400, "invalid_json"
+
+
+class InvalidEncoding(Problem):
+    """The body does not decompress."""
+
+    status, reason = 400, "invalid_encoding"
+
+
+class InvalidPayload(Problem):
+    """The body is JSON but not what this call takes. Nothing was written."""
+
+    status, reason = 400, "invalid_payload"
+
+
+class MissingCredentials(Problem):
+    """No key was sent."""
+
+    status, reason = 401, "missing_credentials"
+
+
+class InvalidCredentials(Problem):
+    """The key is not known, or does not belong to the app that is named."""
+
+    status, reason = 401, "invalid_credentials"
+
+
+class MissingScope(Problem):
+    """The key is good but may not do this."""
+
+    status, reason = 403, "missing_scope"
+
+
+class UnknownUser(Problem):
+    """None of the users is registered."""
+
+    status, reason = 404, "unknown_user"
+
+
+class BodyTimeout(Problem):
+    """The body did not arrive in time."""
+
+    status, reason = 408, "body_timeout"
+
+
+class BodyTooLarge(Problem):
+    """The body is larger than this service takes."""
+
+    status, reason = 413, "body_too_large"
+
+
+class UnsupportedMediaType(Problem):
+    """The body is not announced as JSON in UTF-8, plain or gzip."""
+
+    status, reason = 415, "unsupported_media_type"
+
+
+class RateLimited(Problem):
+    """Too many requests with this key, or too many bad keys from this address."""
+
+    status, reason = 429, "rate_limited"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("Too many requests.", headers={"Retry-After": str(retry_after)})
+
+
+class StoreUnavailable(Problem):
+    """The store can't be written to or read from now. Send the same again."""
+
+    status = 503
+
+    def __init__(self, error: StoreError) -> None:
+        super().__init__(str(error), headers={"Retry-After": str(RETRY_AFTER_STORE)})
+        self.reason = error.reason
+
+
+def init_app(app: Flask) -> None:
+    """Render every error of ``app`` as a problem document."""
+    app.register_error_handler(Problem, render)
+    app.register_error_handler(StoreError, lambda error: render(StoreUnavailable(error)))
+    app.register_error_handler(HTTPException, _render_http)
+    app.register_error_handler(Exception, _render_unexpected)
+
+
+def render(problem: Problem) -> Response:
+    """The reply for a problem."""
+    g.event["reason"] = problem.reason
+    document: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTP_STATUS_CODES[problem.status],
+        "status": problem.status,
+        "reason": problem.reason,
+        "detail": problem.detail or (problem.__doc__ or "").strip(),
+        "request_id": g.event["request_id"],
+    }
+    if problem.errors is not None:
+        document["errors"] = problem.errors
+    return Response(
+        dumps(document), problem.status, problem.headers, mimetype="application/problem+json"
+    )
+
+
+def _render_http(error: HTTPException) -> Response:
+    """Werkzeug's own errors: no such path, wrong method."""
+    problem = Problem(error.description)
+    problem.status = error.code or 500
+    problem.reason = HTTP_STATUS_CODES[problem.status].lower().replace(" ", "_")
+    response = render(problem)
+    for name, value in error.get_headers():
+        if name not in ("Content-Type", "Content-Length"):
+            response.headers[name] = value
+    return response
+
+
+def _render_unexpected(error: Exception) -> Response:
+    structlog.get_logger().error("unexpected error", exc_info=error, **g.event)
+    return render(Problem("An error in the service. It has been logged."))

@@ -1,0 +1,55 @@
+"""How log lines look: one JSON object a line, on standard output."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import orjson
+import structlog
+
+_PROCESSORS: list[Any] = [
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+]
+
+
+def configure(level: str) -> None:
+    """Send the service's own log lines to standard output, as JSON."""
+    structlog.configure(
+        processors=[*_PROCESSORS, structlog.processors.JSONRenderer(serializer=orjson.dumps)],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.BytesLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def stdlib_config(level: str) -> dict[str, Any]:
+    """A ``logging.config`` dictionary that renders library log lines (gunicorn's) the same way."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "json": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "processors": [
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    structlog.processors.JSONRenderer(),
+                ],
+                "foreign_pre_chain": [*_PROCESSORS, structlog.stdlib.add_logger_name],
+            }
+        },
+        "handlers": {
+            "stdout": {
+                "class": "logging.StreamHandler",
+                "stream": "ext://sys.stdout",
+                "formatter": "json",
+            }
+        },
+        "root": {"handlers": ["stdout"], "level": level.upper()},
+        "loggers": {
+            "gunicorn.error": {"level": level.upper(), "propagate": True, "handlers": []},
+            "gunicorn.access": {"level": "WARNING", "propagate": True, "handlers": []},
+        },
+    }

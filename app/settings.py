@@ -1,0 +1,255 @@
+"""Every setting of the service, declared once: name, type, default and help.
+
+The environment is the only source. ``docs/configuration.md`` is made from this file
+(``make docs``). A wrong value stops the boot with one line per setting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from limits import RateLimitItem, parse
+from marshmallow import EXCLUDE, Schema, ValidationError, validate
+from marshmallow import fields as kinds
+
+APP_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")  # printable ASCII, no space and no comma
+KEY_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+DEFAULT_APP = "default"
+
+
+class BadSettings(Exception):
+    """The environment holds settings that the service can't start with; one line for each."""
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """One key from the environment and the app that it belongs to. ``repr`` hides the key."""
+
+    app_id: str
+    key: str = field(repr=False)
+
+
+class _Flag(kinds.Boolean):
+    """``true`` or ``false`` and nothing else: a mistyped value must not pass for an answer."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(truthy={"true"}, falsy={"false"}, **kwargs)
+
+
+class _Keys(kinds.Field[tuple[ApiKey, ...]]):
+    """A comma-separated list of ``app_id:key``; a bare ``key`` belongs to the app ``default``."""
+
+    def _deserialize(self, value: str, *args: Any, **kwargs: Any) -> tuple[ApiKey, ...]:
+        found = []
+        for place, entry in enumerate(filter(None, (e.strip() for e in value.split(","))), 1):
+            app_id, colon, key = entry.partition(":")
+            if not colon:
+                app_id, key = DEFAULT_APP, entry
+            # The messages name the place and never the entry: it holds a secret.
+            if not APP_ID.fullmatch(app_id):
+                raise ValidationError(f"entry {place}: the app id must match {APP_ID.pattern}")
+            if not KEY.fullmatch(key):
+                raise ValidationError(
+                    f"entry {place}: the key must be 1 to 256 printable ASCII characters"
+                )
+            found.append(ApiKey(app_id, key))
+        return tuple(found)
+
+
+class _Rate(kinds.Field[RateLimitItem | None]):
+    """A rate as ``1000/second`` or ``20 per minute``; ``off`` for none."""
+
+    def _deserialize(self, value: str, *args: Any, **kwargs: Any) -> RateLimitItem | None:
+        if value == "off":
+            return None
+        try:
+            return parse(value)
+        except ValueError:
+            raise ValidationError("must look like 1000/second, or be off") from None
+
+
+def _setting(kind: kinds.Field[Any], *, default: Any, help: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help})
+
+
+def _whole(low: int, high: int) -> kinds.Integer:
+    return kinds.Integer(validate=validate.Range(low, high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings in force. Build it with :meth:`from_environ`, or by hand in a test."""
+
+    port: int = _setting(
+        _whole(0, 65535), default=8000, help="TCP port to listen on; 0 takes a free one."
+    )
+    web_concurrency: int = _setting(
+        _whole(1, 256), default=2, help="Number of gunicorn worker processes."
+    )
+    redis_url: str | None = _setting(
+        kinds.String(
+            validate=validate.Regexp(
+                r"(redis|rediss|unix)://", error="must begin with redis://, rediss:// or unix://"
+            )
+        ),
+        default=None,
+        help="Address of the store: redis://, rediss:// (TLS) or unix://. Required.",
+    )
+    redis_tls_verify: bool = _setting(
+        _Flag(),
+        default=True,
+        help="Check the store's TLS certificate. Heroku's is self-signed and needs false.",
+    )
+    key_prefix: str = _setting(
+        kinds.String(
+            validate=validate.Regexp(
+                rf"{KEY_PREFIX.pattern}\Z", error=f"must match {KEY_PREFIX.pattern}"
+            )
+        ),
+        default="cohorts",
+        help="First part of every key in the store.",
+    )
+    store_partitions: int = _setting(
+        _whole(1, 16384),
+        default=1,
+        help="Number of partitions of each app's keys. Can't be changed once data is stored.",
+    )
+    store_connections: int = _setting(
+        _whole(1, 1000), default=8, help="Most connections to the store, for each worker."
+    )
+    store_timeout_seconds: float = _setting(
+        kinds.Float(validate=validate.Range(0.1, 60)),
+        default=5.0,
+        help="Longest wait for the store, for a connection and for each answer.",
+    )
+    api_keys: tuple[ApiKey, ...] = _setting(
+        _Keys(),
+        default=(),
+        help="Keys that may send cohorts (scope ingest): comma-separated app_id:key.",
+    )
+    read_api_keys: tuple[ApiKey, ...] = _setting(
+        _Keys(), default=(), help="Keys that may read (scope read), written as API_KEYS."
+    )
+    admin_api_keys: tuple[ApiKey, ...] = _setting(
+        _Keys(), default=(), help="Keys that may do everything (scope admin), written as API_KEYS."
+    )
+    user_policy: str = _setting(
+        kinds.String(validate=validate.OneOf(["open", "known"])),
+        default="open",
+        help="open takes every well-formed user id; known only those registered beforehand.",
+    )
+    max_batch_users: int = _setting(
+        _whole(1, 1_000_000), default=10_000, help="Most users in one request."
+    )
+    max_body_bytes: int = _setting(
+        _whole(1024, 1 << 30),
+        default=8 << 20,
+        help="Most bytes of a request's body, after decompression.",
+    )
+    body_timeout_seconds: float = _setting(
+        kinds.Float(validate=validate.Range(0.1, 600)),
+        default=20.0,
+        help="Longest time that a request's body may take to arrive.",
+    )
+    rate_limit: RateLimitItem | None = _setting(
+        _Rate(), default=parse("1000/second"), help="Requests of each key; off for no limit."
+    )
+    auth_failure_rate_limit: RateLimitItem | None = _setting(
+        _Rate(),
+        default=parse("30/minute"),
+        help="Failed credentials from each address; off for no limit.",
+    )
+    proxy_hops: int = _setting(
+        _whole(0, 10),
+        default=0,
+        help="Number of trusted proxies in front that set X-Forwarded-For and -Proto. "
+        "Heroku has 1.",
+    )
+    changes_max_entries: int = _setting(
+        _whole(1, 1 << 40),
+        default=100_000,
+        help="Entries that each partition's change stream keeps (roughly).",
+    )
+    changes_max_age_hours: int = _setting(
+        _whole(1, 24 * 365),
+        default=168,
+        help="Age at which entries leave the change stream (roughly).",
+    )
+    log_level: str = _setting(
+        kinds.String(validate=validate.OneOf(["debug", "info", "warning", "error"])),
+        default="info",
+        help="Least severe level that is logged.",
+    )
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings from ``environ`` (the process's by default).
+
+        A variable that is set but empty counts as not set.
+
+        Raises:
+            BadSettings: with one line for each setting that is wrong.
+        """
+        given = {k: v for k, v in (os.environ if environ is None else environ).items() if v}
+        schema = Schema.from_dict({env_name(f): f.metadata["kind"] for f in fields(cls)})
+        try:
+            loaded = schema(unknown=EXCLUDE).load(given)
+        except ValidationError as error:
+            messages = error.normalized_messages()  # type: ignore[no-untyped-call]
+            raise BadSettings(
+                "\n".join(f"{name}: {' '.join(said)}" for name, said in sorted(messages.items()))
+            ) from None
+        settings = cls(**{name.lower(): value for name, value in loaded.items()})
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Check what concerns several settings together. Raises BadSettings."""
+        seen: set[str] = set()
+        for name in ("api_keys", "read_api_keys", "admin_api_keys"):
+            for entry in getattr(self, name):
+                if entry.key in seen:
+                    raise BadSettings(f"{name.upper()}: a key is given twice; each may stand once")
+                seen.add(entry.key)
+
+    def check_service(self) -> None:
+        """Check what only the running service needs. Raises BadSettings."""
+        if not self.redis_url:
+            raise BadSettings(
+                "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
+                "example redis://localhost:6379/0; or use `make run`, which brings its own store."
+            )
+        if not (self.api_keys or self.admin_api_keys):
+            raise BadSettings(
+                "API_KEYS: no key is set, so nobody could send anything. Set it to app_id:key, "
+                "with a long random key."
+            )
+
+
+def env_name(f: Field[Any]) -> str:
+    """The environment variable of a setting."""
+    return f.name.upper()
+
+
+def reference() -> str:
+    """The table of all settings, as Markdown."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for f in fields(Settings):
+        rows.append(f"| `{env_name(f)}` | {_shown(f.default)} | {f.metadata['help']} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == () or default is MISSING:
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, RateLimitItem):
+        return f"`{default.amount}/{default.GRANULARITY.name}`"
+    return f"`{default}`"

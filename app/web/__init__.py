@@ -1,0 +1,13 @@
+"""The HTTP calls. A view decodes, applies and replies; schemas lie beside the views."""
+
+from flask import Flask
+
+from app.web import cohort, events, health
+
+__all__ = ["events", "init_app"]
+
+
+def init_app(app: Flask) -> None:
+    """Register every blueprint."""
+    app.register_blueprint(health.blueprint)
+    app.register_blueprint(cohort.blueprint)

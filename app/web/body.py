@@ -1,0 +1,131 @@
+"""A request's body, from the wire to a validated value."""
+
+from __future__ import annotations
+
+import codecs
+import zlib
+from typing import Any
+
+import orjson
+from flask import current_app, request
+from gevent import Timeout
+from marshmallow import Schema, ValidationError
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+from app.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    InvalidEncoding,
+    InvalidJson,
+    InvalidPayload,
+    UnsupportedMediaType,
+)
+from app.settings import Settings
+
+MAX_ERRORS = 50
+_BOM = codecs.BOM_UTF8
+
+
+def read_json() -> dict[str, Any]:
+    """The body of the current request as a JSON object.
+
+    Raises:
+        UnsupportedMediaType: not announced as JSON in UTF-8, or compressed by other than gzip.
+        BodyTooLarge: over ``MAX_BODY_BYTES``, also after decompression.
+        BodyTimeout: not there within ``BODY_TIMEOUT_SECONDS``.
+        InvalidEncoding, InvalidJson, InvalidPayload: not gzip, not JSON, not an object.
+    """
+    settings: Settings = current_app.extensions["settings"]
+    _check_media_type()
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", ""):
+        raise UnsupportedMediaType(
+            "Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"}
+        )
+    raw = _read(settings)
+    if encoding.endswith("gzip"):
+        raw = _gunzip(raw, settings.max_body_bytes)
+    try:
+        value = orjson.loads(raw[len(_BOM) :] if raw.startswith(_BOM) else raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidJson(f"The body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidPayload(errors=[{"place": "", "message": "The body must be a JSON object."}])
+    return value
+
+
+def load(schema: Schema, body: dict[str, Any]) -> Any:
+    """Validate a body. Raises InvalidPayload with every error and its place, at most 50."""
+    try:
+        return schema.load(body)
+    except ValidationError as error:
+        raise InvalidPayload(
+            "Nothing was written.", errors=places(error.messages)[:MAX_ERRORS]
+        ) from None
+
+
+def places(messages: Any, path: str = "") -> list[dict[str, str]]:
+    """Marshmallow's nested messages as a flat list of places (``batch.17.userId``)."""
+    if isinstance(messages, dict):
+        return [
+            row
+            for key, nested in messages.items()
+            # `_schema` is where marshmallow keeps what concerns an object as a whole
+            for row in places(nested, path if key == "_schema" else f"{path}.{key}".lstrip("."))
+        ]
+    return [{"place": path, "message": message} for message in messages]
+
+
+def _check_media_type() -> None:
+    mimetype = request.mimetype
+    if mimetype != "application/json" and not (
+        mimetype.startswith("application/") and mimetype.endswith("+json")
+    ):
+        raise UnsupportedMediaType("Content-Type must be application/json.")
+    charset = request.mimetype_params.get("charset", "utf-8")
+    try:
+        name = codecs.lookup(charset).name
+    except LookupError:
+        name = ""
+    if name not in ("utf-8", "ascii"):
+        raise UnsupportedMediaType("The charset must be utf-8.")
+
+
+def _read(settings: Settings) -> bytes:
+    too_large = BodyTooLarge(
+        f"The body may have at most {settings.max_body_bytes} bytes.",
+        # What is left of the body is not worth reading.
+        headers={"Connection": "close"},
+    )
+    if (request.content_length or 0) > settings.max_body_bytes:
+        raise too_large
+    late = BodyTimeout(
+        f"The body did not arrive within {settings.body_timeout_seconds:g} s.",
+        headers={"Connection": "close"},
+    )
+    try:
+        with Timeout(settings.body_timeout_seconds, late):
+            return request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        raise too_large from None
+    except ClientDisconnected:
+        raise InvalidJson("The body ended before its announced length.") from None
+
+
+def _gunzip(raw: bytes, limit: int) -> bytes:
+    """Decompress, without ever holding more than ``limit`` bytes and one more."""
+    parts: list[bytes] = []
+    size = 0
+    while raw:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            parts.append(member.decompress(raw, limit + 1 - size))
+        except zlib.error:
+            raise InvalidEncoding("The body is not valid gzip.") from None
+        size += len(parts[-1])
+        if size > limit:
+            raise BodyTooLarge(f"The body may have at most {limit} bytes after decompression.")
+        if not member.eof:
+            raise InvalidEncoding("The gzip body ends too early.")
+        raw = member.unused_data
+    return b"".join(parts)

@@ -1,0 +1,28 @@
+"""Liveness and readiness."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, current_app
+from orjson import dumps
+
+from app.auth import PUBLIC, requires
+
+blueprint = Blueprint("health", __name__)
+
+
+@blueprint.get("/healthz")
+@requires(PUBLIC)
+def healthz() -> Response:
+    """200 while the process answers, whatever the store does."""
+    return Response(dumps({"status": "ok"}), mimetype="application/json")
+
+
+@blueprint.get("/readyz")
+@requires(PUBLIC)
+def readyz() -> Response:
+    """200 while the store answers, with the time that it took; else 503 with the reason."""
+    seconds = current_app.extensions["store"].check()
+    return Response(
+        dumps({"status": "ready", "store_ms": round(seconds * 1000, 2)}),
+        mimetype="application/json",
+    )

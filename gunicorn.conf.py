@@ -1,0 +1,38 @@
+"""How gunicorn runs the service. Settings come from the environment, see docs/configuration.md."""
+
+import sys
+
+from app.logs import stdlib_config
+from app.settings import BadSettings, Settings
+
+try:
+    settings = Settings.from_environ()
+    settings.check_service()
+except BadSettings as error:
+    # One clear line each, and no traceback, for whoever starts it.
+    sys.exit("\n".join(f"cohort-receiver: {line}" for line in str(error).splitlines()))
+
+bind = f"0.0.0.0:{settings.port}"
+workers = settings.web_concurrency
+
+# Greenlets: a sender that stalls in the middle of a request costs a socket, not a thread.
+# docs/decisions/workers.md has the measurement.
+worker_class = "gevent"
+worker_connections = 1000
+
+# Amplitude's test request sends the headers api_key and app_id. gunicorn drops headers with an
+# underscore, unless they are named here and the peer is trusted. Trust is then only about these
+# two: no header may set the scheme, the script name or the path.
+forwarder_headers = "API_KEY,APP_ID"
+forwarded_allow_ips = "*"
+secure_scheme_headers = {}
+
+# Also the time that a request's headers may take to arrive.
+control_socket_disable = True
+keepalive = 5
+# Requests in flight finish; the process is gone within 10 s of SIGTERM.
+graceful_timeout = 8
+timeout = 60
+
+worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
+logconfig_dict = stdlib_config(settings.log_level)

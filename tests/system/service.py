@@ -1,0 +1,128 @@
+"""Starts the service as production does, in processes of its own, on a free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+ROOT = Path(__file__).resolve().parents[2]
+GUNICORN = (str(Path(sys.executable).with_name("gunicorn")), "wsgi:app")
+KEY = "TEST_API_KEY"
+APP = "TEST_APP_ID"
+COHORT_PATH = "/api/v1/integration/amplitude/cohort"
+DEADLINE = 30.0
+
+
+class Service:
+    """A running service: its address, its log lines and its process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._url: str | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.http = urllib3.PoolManager(retries=False, timeout=DEADLINE, maxsize=16)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if "Listening at: " in line:
+                port = line.split("Listening at: http://", 1)[1].split(" ", 1)[0].rpartition(":")[2]
+                self._url = f"http://127.0.0.1:{port}"
+
+    @property
+    def url(self) -> str:
+        """The address, once the service has told it."""
+        assert self._url, self.output()
+        return self._url
+
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The log lines that are JSON."""
+        return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+    def wait_until_listening(self) -> None:
+        wait_until(lambda: self._url is not None or self.process.poll() is not None)
+        url = self.url
+        wait_until(lambda: _answers(self.http, f"{url}/healthz"))
+
+    def request(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request, with the key as Basic's username unless ``headers`` say otherwise."""
+        sent = {"Content-Type": "application/json", **headers}
+        if not headers.keys() & {"Authorization", "api_key"}:
+            sent.update(urllib3.make_headers(basic_auth=f"{KEY}:"))
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        return self.http.request(method, self.url + path, body=data, headers=sent)
+
+    def post(self, body: Any, path: str = COHORT_PATH, **headers: str) -> urllib3.BaseHTTPResponse:
+        return self.request("POST", path, body, **headers)
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """Stop it and wait until all that it printed is here. Returns the exit code."""
+        self.http.clear()  # the service waits for open connections
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        code = self.process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+def wait_until(condition: Any, seconds: float = DEADLINE) -> None:
+    """Poll until ``condition()`` holds; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def _answers(http: urllib3.PoolManager, url: str) -> bool:
+    try:
+        return http.request("GET", url).status == 200
+    except urllib3.exceptions.HTTPError:
+        return False
+
+
+@contextmanager
+def running(
+    env: dict[str, str], command: Sequence[str] = GUNICORN, cwd: Path = ROOT
+) -> Iterator[Service]:
+    """Start ``command`` with nothing of the environment but ``env`` and PATH."""
+    clean = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        "PORT": "0",
+        "API_KEYS": f"{APP}:{KEY}",
+        "PYTHONUNBUFFERED": "1",
+        **env,
+    }
+    process = subprocess.Popen(
+        command, cwd=cwd, env=clean, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    service = Service(process)
+    try:
+        service.wait_until_listening()
+        yield service
+    finally:
+        try:
+            service.stop()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            service.stop()
