@@ -53,7 +53,7 @@ class InvalidJson(Problem):
 
 
 class InvalidEncoding(Problem):
-    """The body does not decompress."""
+    """The body is cut off, or does not decompress."""
 
     status, reason = 400, "invalid_encoding"
 

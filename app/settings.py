@@ -109,7 +109,7 @@ class Settings:
     key_prefix: str = _setting(
         kinds.String(
             validate=validate.Regexp(
-                rf"{KEY_PREFIX.pattern}\Z", error=f"must match {KEY_PREFIX.pattern}"
+                rf"{KEY_PREFIX.pattern}\Z", error="must be 1 to 64 of A-Z a-z 0-9 _ . -"
             )
         ),
         default="cohorts",

@@ -1,8 +1,9 @@
-"""The bodies that Amplitude sends, as plain dicts: one builder for people, the simulator and the tests.
+"""The bodies that Amplitude sends, as plain dicts: one builder for people, the simulator and the
+tests.
 
-The shapes are those of Amplitude's page "Receiving Behavioral Cohorts" (identify, batch, lists) and of the
-default body of its Cohort Webhooks destination. Every call returns a fresh object that the caller may change.
-Pure standard library.
+The shapes are those of Amplitude's page "Receiving Behavioral Cohorts" (identify, batch, lists) and
+of the default body of its Cohort Webhooks destination. Every call returns a fresh object that the
+caller may change. Pure standard library.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def read_json() -> dict[str, Any]:
         UnsupportedMediaType: not announced as JSON in UTF-8, or compressed by other than gzip.
         BodyTooLarge: over ``MAX_BODY_BYTES``, also after decompression.
         BodyTimeout: not there within ``BODY_TIMEOUT_SECONDS``.
-        InvalidEncoding, InvalidJson, InvalidPayload: not gzip, not JSON, not an object.
+        InvalidEncoding, InvalidJson, InvalidPayload: cut off or not gzip, not JSON, not an object.
     """
     settings: Settings = current_app.extensions["settings"]
     _check_media_type()
@@ -92,24 +92,18 @@ def _check_media_type() -> None:
 
 
 def _read(settings: Settings) -> bytes:
-    too_large = BodyTooLarge(
-        f"The body may have at most {settings.max_body_bytes} bytes.",
-        # What is left of the body is not worth reading.
-        headers={"Connection": "close"},
-    )
+    too_large = BodyTooLarge(f"The body may have at most {settings.max_body_bytes} bytes.")
     if (request.content_length or 0) > settings.max_body_bytes:
         raise too_large
-    late = BodyTimeout(
-        f"The body did not arrive within {settings.body_timeout_seconds:g} s.",
-        headers={"Connection": "close"},
-    )
+    late = BodyTimeout(f"The body did not arrive within {settings.body_timeout_seconds:g} s.")
     try:
         with Timeout(settings.body_timeout_seconds, late):
             return request.get_data(cache=False)
     except RequestEntityTooLarge:
         raise too_large from None
-    except ClientDisconnected:
-        raise InvalidJson("The body ended before its announced length.") from None
+    except (ClientDisconnected, OSError):
+        # cut off, or broken framing: gunicorn's errors for a bad chunk are OSErrors
+        raise InvalidEncoding("The body could not be read to its end.") from None
 
 
 def _gunzip(raw: bytes, limit: int) -> bytes:

@@ -1,0 +1,39 @@
+"""From identify calls to membership changes."""
+
+from __future__ import annotations
+
+from app.cohorts import Cohort, Identify, MembershipChange, membership_changes
+
+
+def test_membership_changes__one_cohort__are_grouped_by_direction() -> None:
+    calls = [
+        Identify("a", {"n:1": True}),
+        Identify("b", {"n:1": False}),
+        Identify("c", {"n:1": True}),
+    ]
+    assert membership_changes(calls) == [
+        MembershipChange(Cohort("1", "n:1"), True, ("a", "c")),
+        MembershipChange(Cohort("1", "n:1"), False, ("b",)),
+    ]
+
+
+def test_membership_changes__same_user_twice__last_statement_wins() -> None:
+    calls = [Identify("a", {"n:1": True}), Identify("a", {"n:1": False})]
+    assert membership_changes(calls) == [MembershipChange(Cohort("1", "n:1"), False, ("a",))]
+
+
+def test_membership_changes__two_names_of_one_cohort__last_name_and_statement_win() -> None:
+    calls = [
+        Identify("a", {"old: 1": True}),
+        Identify("b", {"old: 1": True}),
+        Identify("a", {"new: 1": False, "x:2": True}),
+    ]
+    assert membership_changes(calls) == [
+        MembershipChange(Cohort("1", "new: 1"), True, ("b",)),
+        MembershipChange(Cohort("1", "new: 1"), False, ("a",)),
+        MembershipChange(Cohort("2", "x:2"), True, ("a",)),
+    ]
+
+
+def test_membership_changes__nothing_said__is_nothing() -> None:
+    assert membership_changes([]) == []

@@ -1,0 +1,88 @@
+"""What the environment may say, and how a wrong value is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.settings import ApiKey, BadSettings, Settings
+
+
+def test_from_environ__nothing_set__gives_the_defaults() -> None:
+    settings = Settings.from_environ({})
+    assert settings == Settings()
+    assert (settings.max_batch_users, settings.max_body_bytes) == (10_000, 8_388_608)
+    assert str(settings.rate_limit) == "1000 per 1 second"
+
+
+def test_from_environ__set_but_empty__counts_as_not_set() -> None:
+    assert Settings.from_environ({"PORT": "", "API_KEYS": ""}) == Settings()
+
+
+def test_from_environ__keys__belong_to_their_apps() -> None:
+    settings = Settings.from_environ({"API_KEYS": "shop:k1, shop:k2,k3"})
+    assert settings.api_keys == (
+        ApiKey("shop", "k1"),
+        ApiKey("shop", "k2"),
+        ApiKey("default", "k3"),
+    )
+
+
+def test_from_environ__rate_limit_off__is_none() -> None:
+    assert Settings.from_environ({"RATE_LIMIT": "off"}).rate_limit is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "70000"),
+        ("WEB_CONCURRENCY", "0"),
+        ("REDIS_URL", "localhost:6379"),
+        ("REDIS_TLS_VERIFY", "yes"),
+        ("REDIS_TLS_VERIFY", "1"),
+        ("KEY_PREFIX", "a{b}"),
+        ("KEY_PREFIX", "a\n"),
+        ("STORE_PARTITIONS", "0"),
+        ("USER_POLICY", "closed"),
+        ("RATE_LIMIT", "many"),
+        ("API_KEYS", "bad app:key"),
+        ("API_KEYS", "app:"),
+        ("API_KEYS", "app:kéy"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_from_environ__wrong_value__is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(BadSettings, match=f"^{name}: "):
+        Settings.from_environ({name: value})
+
+
+def test_from_environ__several_wrong__names_each_on_its_line() -> None:
+    with pytest.raises(BadSettings) as caught:
+        Settings.from_environ({"PORT": "x", "USER_POLICY": "y"})
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "PORT",
+        "USER_POLICY",
+    ]
+
+
+def test_from_environ__bad_key__is_not_shown() -> None:
+    with pytest.raises(BadSettings) as caught:
+        Settings.from_environ({"API_KEYS": "app:s3cret key"})
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in repr(Settings.from_environ({"API_KEYS": "app:s3cret"}))
+
+
+def test_from_environ__one_key_for_two_scopes__is_refused() -> None:
+    with pytest.raises(BadSettings, match="READ_API_KEYS: a key is given twice"):
+        Settings.from_environ({"API_KEYS": "a:k", "READ_API_KEYS": "b:k"})
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [({"API_KEYS": "k"}, "REDIS_URL"), ({"REDIS_URL": "redis://h"}, "API_KEYS")],
+)
+def test_check_service__what_it_can_not_do_without__is_asked_for(
+    given: dict[str, str], name: str
+) -> None:
+    with pytest.raises(BadSettings, match=f"^{name}: "):
+        Settings.from_environ(given).check_service()
