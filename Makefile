@@ -35,9 +35,14 @@ lint: .venv/installed-dev ## check style
 types: .venv/installed-dev ## check types
 	$(BIN)/mypy
 
+docs: install ## write the parts of docs/ that are made from the code
+	$(BIN)/python -c 'import re, pathlib; from app.settings import reference; \
+		page = pathlib.Path("docs/configuration.md"); \
+		page.write_text(page.read_text().split("\n|")[0].rstrip() + "\n\n" + reference())'
+
 requirements: .venv/installed-dev ## update the pinned requirements to the newest versions
 	for name in requirements requirements-dev; do $(BIN)/uv pip compile --quiet --upgrade --universal \
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test lint types requirements
+.PHONY: help install run test lint types docs requirements

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 from flask import current_app, request
 from gevent import Timeout
+from gunicorn.http.errors import ParseException
 from marshmallow import Schema, ValidationError
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from app.errors import (
     BodyTimeout,
@@ -92,18 +92,23 @@ def _check_media_type() -> None:
 
 
 def _read(settings: Settings) -> bytes:
-    too_large = BodyTooLarge(f"The body may have at most {settings.max_body_bytes} bytes.")
-    if (request.content_length or 0) > settings.max_body_bytes:
+    limit, length = settings.max_body_bytes, request.content_length
+    too_large = BodyTooLarge(f"The body may have at most {limit} bytes.")
+    if length is not None and length > limit:
         raise too_large
     late = BodyTimeout(f"The body did not arrive within {settings.body_timeout_seconds:g} s.")
     try:
         with Timeout(settings.body_timeout_seconds, late):
-            return request.get_data(cache=False)
-    except RequestEntityTooLarge:
-        raise too_large from None
-    except (ClientDisconnected, OSError):
-        # cut off, or broken framing: gunicorn's errors for a bad chunk are OSErrors
-        raise InvalidEncoding("The body could not be read to its end.") from None
+            # The server ends the stream with the body, also where it comes in chunks.
+            raw: bytes = request.environ["wsgi.input"].read(limit + 1 if length is None else length)
+    except (OSError, ParseException):
+        raise InvalidEncoding("The body can't be read to its end.") from None
+    if len(raw) > limit:
+        raise too_large
+    if length is not None and len(raw) < length:
+        # What is here may well be valid JSON; it is still not what the sender meant to send.
+        raise InvalidEncoding("The body ended before its announced length.")
+    return raw
 
 
 def _gunzip(raw: bytes, limit: int) -> bytes:

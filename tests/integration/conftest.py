@@ -1,0 +1,49 @@
+"""The service in this process, on a real store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app import create_app
+from app.settings import ApiKey, Settings
+from app.store import Store, connect
+
+APP, KEY = "shop", "the-ingest-key"
+
+
+@pytest.fixture
+def make_app(store_url: str, redis_client: redis.Redis) -> Callable[..., Flask]:
+    """Build the service on an empty store; keyword arguments are settings."""
+
+    def make(**changes: object) -> Flask:
+        settings: dict[str, object] = {
+            "redis_url": store_url,
+            "api_keys": (ApiKey(APP, KEY),),
+            "rate_limit": None,
+            "auth_failure_rate_limit": None,
+        }
+        return create_app(Settings(**{**settings, **changes}))
+
+    return make
+
+
+@pytest.fixture
+def client(make_app: Callable[..., Flask]) -> FlaskClient:
+    """A caller with the ingest key."""
+    return caller(make_app())
+
+
+@pytest.fixture
+def store(store_url: str, redis_client: redis.Redis) -> Store:
+    return Store(connect(Settings(redis_url=store_url)))
+
+
+def caller(app: Flask, key: str = KEY) -> FlaskClient:
+    client = app.test_client()
+    client.environ_base["HTTP_API_KEY"] = key
+    return client

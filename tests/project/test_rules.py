@@ -1,0 +1,108 @@
+"""Rules that the code keeps, held by reading it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from app import create_app
+from app.auth import ADMIN, INGEST, PUBLIC, READ
+from app.settings import ApiKey, Settings, reference
+
+ROOT = Path(__file__).resolve().parents[2]
+APP = ROOT / "app"
+
+# Which parts of the project each part may import, and which libraries it may not.
+MAY_IMPORT = {
+    "cohorts": {"cohorts"},
+    "store": {"store", "cohorts", "settings"},
+    "web": {"web", "store", "cohorts", "settings", "auth", "errors"},
+    "errors": {"store"},
+    "auth": {"store", "errors", "settings"},
+    "settings": set(),
+    "logs": set(),
+}
+FORBIDDEN = {
+    "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},
+    "store": {"flask", "marshmallow", "gevent"},
+    "web": {"redis", "limits"},
+    "auth": {"redis"},
+    "errors": {"redis"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"app.{alias.name}" for alias in node.names if node.module == "app"}
+    return found
+
+
+def files_of(part: str) -> list[Path]:
+    folder = APP / part
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [APP / f"{part}.py"]
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports__of_each_part__point_one_way(part: str) -> None:
+    for path in files_of(part):
+        names = imports(path)
+        parts = {name.split(".")[1] for name in names if name.startswith("app.")}
+        assert parts <= MAY_IMPORT[part], f"{path.name} imports {parts - MAY_IMPORT[part]}"
+        libraries = {name.split(".")[0] for name in names}
+        assert not libraries & FORBIDDEN.get(part, set()), path.name
+
+
+def test_imports__of_the_simulator__never_reach_the_service() -> None:
+    for path in (ROOT / "simulator").rglob("*.py"):
+        assert not {n for n in imports(path) if n.split(".")[0] == "app"}, path.name
+
+
+def test_system_tests__talk_over_sockets_only() -> None:
+    for path in (ROOT / "tests" / "system").rglob("*.py"):
+        assert not {n for n in imports(path) if n.split(".")[0] == "app"}, path.name
+
+
+def test_routes__every_one__has_a_scope_and_few_are_public() -> None:
+    app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
+    scopes = {
+        rule.rule: getattr(app.view_functions[rule.endpoint], "scope", None)
+        for rule in app.url_map.iter_rules()
+    }
+    assert set(scopes.values()) <= {INGEST, READ, ADMIN, PUBLIC}, scopes
+    assert {rule for rule, scope in scopes.items() if scope == PUBLIC} == {"/healthz", "/readyz"}
+
+
+def test_settings__every_one__is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert reference() in page, "docs/configuration.md is not up to date: run `make docs`"
+
+
+def test_requirements__every_line__is_pinned_with_a_hash() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        entries = re.split(r"\n(?=\S)", (ROOT / name).read_text())
+        for entry in entries:
+            if not entry.startswith("#"):
+                assert "==" in entry, entry
+                assert "--hash=sha256:" in entry, entry
+
+
+def test_readme__names_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert "make run" in readme
+    assert "make test" in readme
+
+
+def test_makefile__every_target__is_listed_by_help() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.M)
+    assert phony
+    helped = set(re.findall(r"^([a-z-]+):.*##", makefile, re.M))
+    assert helped == set(phony[1].split())
