@@ -83,9 +83,27 @@ class MissingScope(Problem):
 
 
 class UnknownUser(Problem):
-    """None of the users is registered."""
+    """The user is not registered here."""
 
     status, reason = 404, "unknown_user"
+
+
+class SuppressedUser(Problem):
+    """The user was erased for good."""
+
+    status, reason = 404, "suppressed_user"
+
+
+class UnknownCohort(Problem):
+    """There is no such cohort, or list."""
+
+    status, reason = 404, "unknown_cohort"
+
+
+class CohortBeingDeleted(Problem):
+    """The cohort is being deleted. Send it again later to start it afresh."""
+
+    status, reason = 404, "cohort_being_deleted"
 
 
 class BodyTimeout(Problem):

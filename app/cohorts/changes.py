@@ -2,61 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from app.cohorts.cohort import Cohort
 
 
 class Identify(NamedTuple):
-    """One identify call: a user and, for each trait name, whether the user has it."""
+    """One identify call: a user and, for each trait name, whether the user has it.
+
+    ``at_ms`` is when that was true, in ms since the epoch; None for the time of arrival.
+    """
 
     user_id: str
     traits: Mapping[str, bool]
+    at_ms: int | None = None
 
 
 class MembershipChange(NamedTuple):
-    """Users who are said to be in a cohort (``member``) or not in it, all as of one request."""
+    """Users who are said to be in a cohort (``member``) or not in it, as of one time."""
 
     cohort: Cohort
     member: bool
-    user_ids: tuple[str, ...]
+    user_ids: list[str]
+    at_ms: int | None = None
 
 
-def membership_changes(identifies: Sequence[Identify]) -> list[MembershipChange]:
+def membership_changes(identifies: Iterable[Identify]) -> list[MembershipChange]:
     """The changes that a request's identify calls ask for, each (user, cohort) once.
 
-    The last statement about a (user, cohort) wins, and so does the last name of a cohort.
+    The last statement about a (user, cohort) wins, or the newest where they carry times; and so
+    does the last name of a cohort.
     """
-    statements: dict[str, dict[str, bool]] = {}  # trait name → user id → member
-    for user_id, traits in identifies:
+    cohorts: dict[str, Cohort] = {}  # by trait name
+    named: dict[str, Cohort] = {}  # by id, under the last name
+    statements: dict[str, dict[str, tuple[bool, int | None]]] = {}  # cohort id → user id
+    for user_id, traits, at_ms in identifies:
         for trait, member in traits.items():
-            users = statements.get(trait)
-            if users is None:
-                users = statements[trait] = {}
-            users[user_id] = member
-    if len(statements) > 1:
-        statements = _one_name_each(identifies)
+            cohort = cohorts.get(trait)
+            if cohort is None:
+                cohort = cohorts[trait] = Cohort.from_trait(trait)
+                statements.setdefault(cohort.id, {})
+            users = statements[cohort.id]
+            if at_ms is not None and (users.get(user_id, (False, None))[1] or at_ms) > at_ms:
+                continue
+            users[user_id] = member, at_ms
+            named[cohort.id] = cohort
 
-    changes = []
-    for trait, users in statements.items():
-        cohort = Cohort.from_trait(trait)
-        entering = tuple([user for user, member in users.items() if member])
-        if entering:
-            changes.append(MembershipChange(cohort, True, entering))
-        if len(entering) < len(users):
-            leaving = tuple([user for user, member in users.items() if not member])
-            changes.append(MembershipChange(cohort, False, leaving))
-    return changes
-
-
-def _one_name_each(identifies: Sequence[Identify]) -> dict[str, dict[str, bool]]:
-    """Statements by trait name, where two names of one cohort are brought under the last."""
-    cohorts: dict[str, tuple[str, dict[str, bool]]] = {}  # cohort id → last name, statements
-    for user_id, traits in identifies:
-        for trait, member in traits.items():
-            cohort_id = Cohort.from_trait(trait).id
-            users = cohorts[cohort_id][1] if cohort_id in cohorts else {}
-            users[user_id] = member
-            cohorts[cohort_id] = trait, users
-    return dict(cohorts.values())
+    changes: dict[tuple[str, bool, int | None], list[str]] = {}
+    for cohort_id, users in statements.items():
+        for user_id, (member, at_ms) in users.items():
+            key = cohort_id, member, at_ms
+            if key in changes:
+                changes[key].append(user_id)
+            else:
+                changes[key] = [user_id]
+    return [
+        MembershipChange(named[cohort_id], member, user_ids, at_ms)
+        for (cohort_id, member, at_ms), user_ids in changes.items()
+    ]

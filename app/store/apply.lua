@@ -2,131 +2,230 @@
 -- Apply membership changes of one request to one partition, in one atomic step.
 --
 -- Each user's hash, the cohort's members and the change stream change together, and only where
--- something really changes. Nothing else in the project writes to these keys.
+-- something really changes. docs/data-model.md describes the keys.
 --
 -- KEYS[1]   the change stream; its name gives the partition's other keys
--- ARGV[1]   '1' to apply only to registered users, else '0'
--- ARGV[2]   time of the statements in ms since the epoch, or '' for the time of arrival
+-- ARGV[1]   'known' to apply only to registered users, else 'open'
+-- ARGV[2]   'count' to return how many users changed, 'users' to return which
 -- ARGV[3]   change stream: entries to keep
 -- ARGV[4]   change stream: age to keep, in ms
--- ARGV[5..] for each group: cohort id, trait name, 'true' or 'false', number of users, user ids;
---           a user stands at most once in a group, and a (user, cohort) at most once in all
+-- ARGV[5]   way in
+-- ARGV[6]   id of the message, or '' where it has none; a message is applied once
+-- ARGV[7..] groups: cohort id, trait name, 'true' or 'false', time of the statement in ms since
+--           the epoch or '' for the time of arrival, number of users, user ids. A (user, cohort)
+--           stands in one group at most. A group of no users registers the cohort.
 --
--- Returns {changed users, unknown users, users whose key holds something else than a hash},
--- each an array of user ids, a user once for each group.
+-- Returns {1 if the message was applied before, changed users, unknown users, suppressed users,
+-- users whose key holds something else than a hash, ids of cohorts that are being deleted}.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
-local known_only = ARGV[1] == '1'
-local max_entries, max_age = ARGV[3], tonumber(ARGV[4])
+local known_only, count_only = ARGV[1] == 'known', ARGV[2] == 'count'
+local max_entries, max_age, way, message = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
 
--- An older statement than the last one is recognised for this long, in ms.
+-- How long a message is recognised, and an older statement about a member, in ms.
 local HORIZON = 24 * 3600 * 1000
+-- A cohort's earlier name that comes again within this time is a late retry; after it, a rename.
+local LATE_NAME = 10 * 60 * 1000
+local NAMES_KEPT = 50
 local TRIM = 500
 
-local call, pcall_ = redis.call, redis.pcall
+local call, attempt = redis.call, redis.pcall
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local said = tonumber(ARGV[2])
-local at = said and math.min(said, now) or now
 
 -- A key of another type must fail here, before the first write: there is no rollback.
 call('XLEN', stream)
 
-local changed, unknown, conflicts = {}, {}, {}
+local message_key = base .. 'message:' .. message
+if message ~= '' and call('EXISTS', message_key) == 1 then return {1, 0, {}, {}, {}, {}} end
 
-local function emit(cohort, change, users)
-  if #users == 0 then return end
-  call('XADD', stream, 'MAXLEN', '~', max_entries, '*',
-    'cohort', cohort, 'change', change, 'at', string.format('%d', at), 'users', cjson.encode(users))
+local changes, changed, unknown, suppressed, conflicts, refused = 0, {}, {}, {}, {}, {}
+
+local function number(value) return string.format('%d', value) end
+
+local function note_change(user)
+  changes = changes + 1
+  if not count_only then changed[changes] = user end
 end
 
--- Write one field of a user's hash. False where the key is of another type.
-local function write(command, user, trait, value)
-  local reply = pcall_(command, base .. 'user:' .. user, trait, value)
+-- The trait name to write, and the earlier names to remove from users who are touched; nil for a
+-- cohort that is being deleted.
+local function resolve(state, cohort, trait, at, said)
+  local current, names, moving, deleting, named =
+    unpack(call('HMGET', state, 'trait', 'names', 'moving', 'deleting', 'named'))
+  if deleting then return nil end
+  if not current then
+    call('HSET', state, 'trait', trait, 'named', number(at), 'first', number(now))
+    call('ZADD', base .. 'cohorts', 0, cohort)
+    return trait
+  end
+  if current == trait and not moving then return trait end
+
+  names = names and cjson.decode(names) or {}
+  if current ~= trait then
+    local late = said and at < tonumber(named)
+    local kept = {}
+    for _, earlier in ipairs(names) do
+      if earlier.trait ~= trait then
+        kept[#kept + 1] = earlier
+      elseif not said and now - earlier['until'] < LATE_NAME then
+        late = true
+      end
+    end
+    if late then
+      trait = current
+    else
+      kept[#kept + 1] = {trait = current, ['until'] = now}
+      while #kept > NAMES_KEPT do table.remove(kept, 1) end
+      names = kept
+      call('HSET', state, 'trait', trait, 'named', number(at), 'names', cjson.encode(names),
+        'moving', '')
+      call('SADD', base .. 'jobs', cohort)
+      moving = ''
+    end
+  end
+  if not moving then return trait end
+  local earlier = {}
+  for i, name in ipairs(names) do earlier[i] = name.trait end
+  return trait, earlier
+end
+
+-- Run one command on a user's hash; nil where the key is of another type.
+local function on_hash(user, command, ...)
+  local reply = attempt(command, base .. 'user:' .. user, ...)
   if type(reply) == 'table' and reply.err then
     conflicts[#conflicts + 1] = user
-    return false
+    return nil
   end
   return reply
 end
 
-local function apply(cohort, trait, value, users)
-  local members = base .. 'cohort:' .. cohort .. ':members'
-  -- The times of last statements that `members` doesn't hold: of users who left, and of members
-  -- who were told again that they are in.
-  local times = base .. 'cohort:' .. cohort .. ':times'
+local function emit(cohort, change, at, users)
+  call('XADD', stream, 'MAXLEN', '~', max_entries, '*',
+    'cohort', cohort, 'change', change, 'at', number(at), 'users', cjson.encode(users))
+end
+
+local function apply(cohort, trait, value, said, users)
+  local at = said and math.min(said, now) or now
+  local prefix = base .. 'cohort:' .. cohort
+  local members, left, seen, state =
+    prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':state'
+
+  local earlier
+  trait, earlier = resolve(state, cohort, trait, at, said)
+  if not trait then
+    refused[#refused + 1] = cohort
+    return
+  end
+  call('HSET', state, 'last', number(now), 'way:' .. way, number(now))
+  if #users == 0 then return end
 
   local since = call('ZMSCORE', members, unpack(users))
-  local last = said and call('ZMSCORE', times, unpack(users))
-  local moved, again, add, again_at = {}, {}, {}, {}
+  local left_at = said and call('ZMSCORE', left, unpack(users))
+  local seen_at = said and call('ZMSCORE', seen, unpack(users))
+  local function stale(i)
+    return (since[i] and at < tonumber(since[i])) or (left_at[i] and at < tonumber(left_at[i]))
+      or (seen_at[i] and at < tonumber(seen_at[i]))
+  end
+
+  local moved, scored = {}, {}
+  local function remember(user)
+    scored[#scored + 1] = at
+    scored[#scored + 1] = user
+  end
 
   for i = 1, #users do
-    local user, score = users[i], since[i]
-    local stale = said and
-      ((score and at < tonumber(score)) or (last[i] and at < tonumber(last[i])))
-    if stale then
-      -- a newer statement has been applied
-    elseif value == 'true' then
-      if score then
-        again[#again + 1] = user
-      elseif write('HSET', user, trait, 'true') then
-        moved[#moved + 1] = user
-        add[#add + 1] = at
-        add[#add + 1] = user
+    local user = users[i]
+    local member = since[i]
+    if said and stale(i) then
+      -- a newer statement about this user has been applied
+    elseif value == 'true' and member then
+      remember(user)
+      if earlier and (on_hash(user, 'HDEL', unpack(earlier)) or 0) > 0 then
+        on_hash(user, 'HSET', trait, 'true')
+        note_change(user)
       end
-    elseif score then
-      if write('HSET', user, trait, 'false') then
+    elseif value == 'true' or member then
+      if on_hash(user, 'HSET', trait, value) then
+        if earlier then on_hash(user, 'HDEL', unpack(earlier)) end
         moved[#moved + 1] = user
-        again[#again + 1] = user
+        if value == 'false' then remember(user) end
+        note_change(user)
       end
     else
-      -- Never was a member, or has left before: only make sure that the field is there.
-      if write('HSETNX', user, trait, 'false') == 1 then changed[#changed + 1] = user end
-      again[#again + 1] = user
+      -- Told to be out, and is not in: make sure that the field says so.
+      local added = on_hash(user, 'HSETNX', trait, 'false')
+      if added then
+        local removed = earlier and on_hash(user, 'HDEL', unpack(earlier)) or 0
+        if added + removed > 0 then note_change(user) end
+        remember(user)
+      end
     end
   end
 
-  if #moved > 0 then
-    if value == 'true' then
-      call('ZADD', members, unpack(add))
-      emit(cohort, 'entered', moved)
-    else
+  if value == 'true' then
+    if #moved > 0 then
+      local entries = {}
+      for i = 1, #moved do
+        entries[2 * i - 1] = at
+        entries[2 * i] = moved[i]
+      end
+      call('ZADD', members, unpack(entries))
+      if call('EXISTS', left) == 1 then call('ZREM', left, unpack(moved)) end
+      call('HINCRBY', state, 'entered', #moved)
+      emit(cohort, 'entered', at, moved)
+    end
+    if #scored > 0 then call('ZADD', seen, 'GT', unpack(scored)) end
+  else
+    if #moved > 0 then
       call('ZREM', members, unpack(moved))
-      emit(cohort, 'left', moved)
+      call('ZREM', seen, unpack(moved))
+      call('HINCRBY', state, 'left', #moved)
+      emit(cohort, 'left', at, moved)
     end
-    for i = 1, #moved do changed[#changed + 1] = moved[i] end
+    if #scored > 0 then call('ZADD', left, 'GT', unpack(scored)) end
   end
-  if #again > 0 then
-    for i = 1, #again do
-      again_at[2 * i - 1] = at
-      again_at[2 * i] = again[i]
-    end
-    call('ZADD', times, 'GT', unpack(again_at))
-  end
-  local forgotten = call('ZRANGE', times, '-inf', now - HORIZON, 'BYSCORE', 'LIMIT', 0, TRIM)
-  if #forgotten > 0 then call('ZREM', times, unpack(forgotten)) end
+  local forgotten = call('ZRANGE', seen, '-inf', now - HORIZON, 'BYSCORE', 'LIMIT', 0, TRIM)
+  if #forgotten > 0 then call('ZREM', seen, unpack(forgotten)) end
 end
 
-local position = 5
+-- Split users by whether they are in a set: those in it, those not.
+local function split(set, users)
+  local found = call('SMISMEMBER', set, unpack(users))
+  local inside, outside = {}, {}
+  for i = 1, #users do
+    local side = found[i] == 1 and inside or outside
+    side[#side + 1] = users[i]
+  end
+  return inside, outside
+end
+
+local function append(list, more)
+  for i = 1, #more do list[#list + 1] = more[i] end
+end
+
+local some_suppressed = call('EXISTS', base .. 'suppressed') == 1
+local position = 7
 while position <= #ARGV do
-  local cohort, trait, value, count = unpack(ARGV, position, position + 3)
-  local first, final = position + 4, position + 3 + tonumber(count)
-  local users = {unpack(ARGV, first, final)}
-  if known_only then
-    local known = call('SMISMEMBER', base .. 'registered', unpack(users))
-    local kept = {}
-    for i = 1, #users do
-      if known[i] == 1 then kept[#kept + 1] = users[i] else unknown[#unknown + 1] = users[i] end
-    end
-    users = kept
-  end
-  if #users > 0 then apply(cohort, trait, value, users) end
+  local cohort, trait, value, said, count = unpack(ARGV, position, position + 4)
+  local final = position + 4 + tonumber(count)
+  local users = {unpack(ARGV, position + 5, final)}
   position = final + 1
+  if some_suppressed and #users > 0 then
+    local dropped
+    dropped, users = split(base .. 'suppressed', users)
+    append(suppressed, dropped)
+  end
+  if known_only and #users > 0 then
+    local dropped
+    users, dropped = split(base .. 'registered', users)
+    append(unknown, dropped)
+  end
+  if #users > 0 or count == '0' then apply(cohort, trait, value, tonumber(said), users) end
 end
 
-if #changed > 0 then
-  call('XTRIM', stream, 'MINID', '~', string.format('%d', now - max_age))
-end
-return {changed, unknown, conflicts}
+if changes > 0 then call('XTRIM', stream, 'MINID', '~', number(now - max_age)) end
+if message ~= '' then call('SET', message_key, 1, 'PX', HORIZON) end
+return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused}

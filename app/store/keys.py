@@ -29,19 +29,41 @@ class Keys:
     def user(self, app_id: str, user_id: str) -> str:
         return f"{self.base(app_id, self.partition(user_id))}user:{user_id}"
 
-    def members(self, app_id: str, partition: int, cohort_id: str) -> str:
-        return f"{self.base(app_id, partition)}cohort:{cohort_id}:members"
-
     def changes(self, app_id: str, partition: int) -> str:
         return f"{self.base(app_id, partition)}changes"
+
+    def cohort(self, app_id: str, partition: int, cohort_id: str, part: str) -> str:
+        """One part of what a partition keeps about a cohort.
+
+        ``members`` is the contract's. Private are ``left`` (sorted set of users with the trait at
+        false, by when that was said), ``seen`` (sorted set of members who were told again that
+        they are in, by when), ``state`` (hash: names, counts, times, work in progress).
+        """
+        return f"{self.base(app_id, partition)}cohort:{cohort_id}:{part}"
+
+    def cohorts(self, app_id: str, partition: int) -> str:
+        """Sorted set of the ids of all cohorts. Private."""
+        return f"{self.base(app_id, partition)}cohorts"
+
+    def jobs(self, app_id: str, partition: int) -> str:
+        """Set of the ids of cohorts with background work to do. Private."""
+        return f"{self.base(app_id, partition)}jobs"
 
     def registered(self, app_id: str, partition: int) -> str:
         """Set of the users that ``USER_POLICY=known`` lets in. Private."""
         return f"{self.base(app_id, partition)}registered"
 
+    def suppressed(self, app_id: str, partition: int) -> str:
+        """Set of the users who were erased for good. Private."""
+        return f"{self.base(app_id, partition)}suppressed"
+
     def layout(self) -> str:
         """The number of partitions that the data was written with. Private."""
         return f"{self.prefix}:layout"
+
+    def apps(self) -> str:
+        """Set of all app ids that have sent anything. Private."""
+        return f"{self.prefix}:apps"
 
     def rates(self) -> str:
         """Prefix of the rate limiter's counters. Private."""

@@ -27,12 +27,18 @@ class Applied:
     """What a request has done.
 
     Attributes:
-        changed: users whose traits or memberships are different now.
+        changed: number of users whose traits or memberships are different now.
         unknown: users who are not registered, and were left alone.
+        suppressed: users who were erased for good, and were left alone.
+        refused: ids of cohorts that are being deleted, and were left alone.
+        repeated: the message was applied before, and nothing was done.
     """
 
-    changed: set[str] = field(default_factory=set)
+    changed: int = 0
     unknown: set[str] = field(default_factory=set)
+    suppressed: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    repeated: bool = False
 
 
 class Store:
@@ -51,44 +57,63 @@ class Store:
         self.keys = Keys(prefix, partitions)
         self._limits = (changes_max_entries, changes_max_age_hours * _MS_PER_HOUR)
         self._apply = client.register_script((files("app.store") / "apply.lua").read_text())
-        self._layout_checked = False
+        self._checked: set[str | None] = set()
 
     def apply(
         self,
         app_id: str,
         changes: Sequence[MembershipChange],
         *,
-        at_ms: int | None = None,
+        way: str,
+        message_id: str = "",
         known_only: bool = False,
     ) -> Applied:
         """Apply the changes of one request; may be repeated at will.
 
         Args:
-            changes: each (user, cohort) at most once in all.
-            at_ms: when the statements were true, in ms since the epoch; None for now. They are
-                ignored for users about whom a newer statement was applied.
+            changes: each (user, cohort) at most once in all. A statement that is older than the
+                last applied one about the same user and cohort is ignored.
+            way: how they came in; kept with the cohort.
+            message_id: where given, the message is applied once and then recognised for a day.
             known_only: apply only to registered users.
 
         Raises:
             StoreError: a part of the changes may have been applied; a repeat completes them.
         """
-        applied = Applied()
-        options = (int(known_only), "" if at_ms is None else at_ms, *self._limits)
-        conflicts: list[bytes] = []
+        applied = Applied(repeated=bool(message_id))
+        # Only with several cohorts can one user be changed by more than one call or group.
+        one_cohort = len({change.cohort.id for change in changes}) <= 1
+        options = (
+            "known" if known_only else "open",
+            "count" if one_cohort else "users",
+            *self._limits,
+            way,
+        )
+        changed_users: set[bytes] = set()
+        conflicts = 0
         with translated():
-            self._check_layout()
-            for partition, groups in self._calls(changes):
-                changed, unknown, conflicting = self._apply(
-                    keys=[self.keys.changes(app_id, partition)], args=[*options, *groups]
+            self._check_layout(app_id)
+            for number, (partition, groups) in enumerate(self._calls(changes)):
+                message = f"{message_id}:{number}" if message_id else ""
+                repeated, changed, unknown, suppressed, conflicting, refused = self._apply(
+                    keys=[self.keys.changes(app_id, partition)],
+                    args=[*options, message, *groups],
                 )
-                applied.changed.update(map(bytes.decode, changed))
+                if one_cohort:
+                    applied.changed += changed
+                else:
+                    changed_users.update(changed)
+                applied.repeated = applied.repeated and bool(repeated)
                 applied.unknown.update(map(bytes.decode, unknown))
-                conflicts += conflicting
+                applied.suppressed.update(map(bytes.decode, suppressed))
+                applied.refused.update(map(bytes.decode, refused))
+                conflicts += len(conflicting)
         if conflicts:
             raise StoreMisconfigured(
-                f"{len(conflicts)} user keys hold something else than a hash: another program "
+                f"{conflicts} user keys hold something else than a hash: another program "
                 "writes under this prefix."
             )
+        applied.changed += len(changed_users)
         return applied
 
     def _calls(self, changes: Sequence[MembershipChange]) -> Iterator[tuple[int, list[Any]]]:
@@ -97,8 +122,8 @@ class Store:
         Calls are bounded so that none holds up the store's other clients for long.
         """
         pending: dict[int, tuple[int, list[Any]]] = {}
-        for cohort, member, user_ids in changes:
-            value = "true" if member else "false"
+        for cohort, member, user_ids, at_ms in changes:
+            head = (*cohort, "true" if member else "false", "" if at_ms is None else at_ms)
             for partition, users in self._by_partition(user_ids):
                 start = 0
                 while start < len(users):
@@ -108,7 +133,7 @@ class Store:
                         yield partition, groups
                         continue
                     part = users[start : start + room]
-                    groups += [*cohort, value, len(part), *part]
+                    groups += [*head, len(part), *part]
                     pending[partition] = used + _GROUP_COST * bool(used) + len(part), groups
                     start += len(part)
         for partition, (_, groups) in pending.items():
@@ -122,9 +147,12 @@ class Store:
             split.setdefault(self.keys.partition(user_id), []).append(user_id)
         return split.items()
 
-    def _check_layout(self) -> None:
-        """Refuse to work on data that was written with another number of partitions."""
-        if self._layout_checked:
+    def _check_layout(self, app_id: str | None = None) -> None:
+        """Refuse to work on data that was written with another number of partitions.
+
+        Also makes ``app_id`` known to the background work of all processes.
+        """
+        if app_id in self._checked:
             return
         partitions = self.keys.partitions
         found = self._client.set(self.keys.layout(), partitions, nx=True, get=True)
@@ -132,7 +160,9 @@ class Store:
             raise StoreMisconfigured(
                 f"STORE_PARTITIONS is {partitions}, but the stored data has {int(found)}."
             )
-        self._layout_checked = True
+        if app_id is not None:
+            self._client.sadd(self.keys.apps(), app_id)
+        self._checked.add(app_id)
 
     def traits(self, app_id: str, user_id: str) -> dict[str, bool]:
         """A user's traits by name; none for a user who was never heard of."""
@@ -144,7 +174,7 @@ class Store:
         """Let users in under ``USER_POLICY=known``. Returns how many were new."""
         added = 0
         with translated():
-            self._check_layout()
+            self._check_layout(app_id)
             for partition, users in self._by_partition(list(user_ids)):
                 for start in range(0, len(users), STATEMENTS_PER_CALL):
                     part = users[start : start + STATEMENTS_PER_CALL]

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from typing import Any
+
+from flask import Blueprint, Response, current_app
 
 from app.auth import INGEST, requires
-from app.web.body import read_json
-from app.web.ingest import apply, identifies
+from app.cohorts import Identify
+from app.settings import Settings
+from app.web import ingest
+from app.web.body import load, read_json
+from app.web.schemas import IdentifySchema, batch_schema
 
 blueprint = Blueprint("cohort", __name__)
+
+_IDENTIFY = IdentifySchema()
 
 
 @blueprint.post("/api/v1/integration/amplitude/cohort")
 @requires(INGEST)
 def receive_cohort() -> Response:
     """Take one identify or a batch."""
-    return apply(identifies(read_json()))
+    return receive(read_json())
+
+
+def receive(body: dict[str, Any]) -> Response:
+    """Apply a body that is either one identify or a batch, and say what happened."""
+    if "batch" in body:
+        settings: Settings = current_app.extensions["settings"]
+        calls: list[Identify] = load(batch_schema(settings.max_batch_users), body)["batch"]
+        return ingest.apply(calls, way="identify")
+    return ingest.apply([load(_IDENTIFY, body)], way="identify", place="userId")

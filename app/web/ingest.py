@@ -2,62 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from flask import Response, current_app, g
 from orjson import dumps
 
-from app.cohorts import Identify, membership_changes
-from app.errors import UnknownUser
+from app.cohorts import Cohort, Identify, membership_changes
+from app.errors import CohortBeingDeleted, Problem, SuppressedUser, UnknownUser
 from app.settings import Settings
-from app.store import Store
-from app.web.body import MAX_ERRORS, load
-from app.web.schemas import IdentifySchema, batch_schema
-
-_IDENTIFY = IdentifySchema()
+from app.store import Applied, Store
+from app.web.body import MAX_ERRORS
 
 
-def identifies(body: dict[str, Any]) -> list[Identify]:
-    """The identify calls of a body that is either one of them or a batch. Raises InvalidPayload."""
-    if "batch" in body:
-        settings: Settings = current_app.extensions["settings"]
-        found: list[Identify] = load(batch_schema(settings.max_batch_users), body)["batch"]
-        return found
-    return [load(_IDENTIFY, body)]
-
-
-def apply(calls: Sequence[Identify]) -> Response:
+def apply(
+    calls: Sequence[Identify], *, way: str, place: str = "batch.{}.userId", message_id: str = ""
+) -> Response:
     """Apply identify calls and say what happened, once the store has acknowledged it.
 
+    Args:
+        way: how they came in.
+        place: where in the body the user of the n-th call stands.
+        message_id: the sender's id of the whole message, where it has one.
+
     Raises:
-        UnknownUser: there are calls, but none is about a user who is let in.
+        UnknownUser, CohortBeingDeleted: nothing could be applied, for this reason.
         StoreError: the store could not be had.
     """
     store: Store = current_app.extensions["store"]
     settings: Settings = current_app.extensions["settings"]
     changes = membership_changes(calls)
-    g.event["cohorts"] = sorted({change.cohort.id for change in changes})[:10]
-    applied = store.apply(g.caller.app_id, changes, known_only=settings.user_policy == "known")
-    rejected = (
-        [place for place, call in enumerate(calls) if call.user_id in applied.unknown]
-        if applied.unknown
-        else []
+    g.event["cohorts"] = list({change.cohort.id: None for change in changes})[:10]
+    applied = store.apply(
+        g.caller.app_id,
+        changes,
+        way=way,
+        message_id=message_id,
+        known_only=settings.user_policy == "known",
     )
+    rejected = list(_rejected(calls, applied))
     counts = {
         "accepted": len(calls) - len(rejected),
-        "changed": len(applied.changed),
+        "changed": applied.changed,
         "rejected": len(rejected),
     }
-    g.event.update(counts)
-    if rejected and not counts["accepted"]:
-        raise UnknownUser("None of the users is registered here.")
+    g.event.update(counts, repeated=applied.repeated)
+    if rejected and not counts["accepted"] and rejected[0][1] is not SuppressedUser:
+        raise rejected[0][1]
     errors = [
-        {
-            "place": f"batch.{place}.userId",
-            "reason": UnknownUser.reason,
-            "message": "This user is not registered here.",
-        }
-        for place in rejected[:MAX_ERRORS]
+        {"place": place.format(n), "reason": problem.reason, "message": problem.__doc__}
+        for n, problem in rejected[:MAX_ERRORS]
     ]
     return Response(dumps({**counts, "errors": errors}), mimetype="application/json")
+
+
+def _rejected(calls: Sequence[Identify], applied: Applied) -> Iterator[tuple[int, type[Problem]]]:
+    """The calls that were left out, and why."""
+    if not (applied.unknown or applied.suppressed or applied.refused):
+        return
+    for n, call in enumerate(calls):
+        if call.user_id in applied.unknown:
+            yield n, UnknownUser
+        elif call.user_id in applied.suppressed:
+            yield n, SuppressedUser
+        elif any(Cohort.from_trait(trait).id in applied.refused for trait in call.traits):
+            yield n, CohortBeingDeleted

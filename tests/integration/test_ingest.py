@@ -149,7 +149,8 @@ def test_body__json_but_no_object__is_400(
 
 
 @pytest.mark.parametrize(
-    "body", [b"not gzip", gzip.compress(b"{}")[:-4], b"", gzip.compress(b"{}") + b"x"]
+    "body",
+    [b"not gzip", gzip.compress(b"{}", mtime=0)[:-4], b"", gzip.compress(b"{}", mtime=0) + b"x"],
 )
 def test_gzip__broken__is_400(client: FlaskClient, body: bytes, nothing_written: None) -> None:
     reply = post_raw(client, body, **{"Content-Encoding": "gzip"})

@@ -12,14 +12,14 @@ def test_membership_changes__one_cohort__are_grouped_by_direction() -> None:
         Identify("c", {"n:1": True}),
     ]
     assert membership_changes(calls) == [
-        MembershipChange(Cohort("1", "n:1"), True, ("a", "c")),
-        MembershipChange(Cohort("1", "n:1"), False, ("b",)),
+        MembershipChange(Cohort("1", "n:1"), True, ["a", "c"]),
+        MembershipChange(Cohort("1", "n:1"), False, ["b"]),
     ]
 
 
 def test_membership_changes__same_user_twice__last_statement_wins() -> None:
     calls = [Identify("a", {"n:1": True}), Identify("a", {"n:1": False})]
-    assert membership_changes(calls) == [MembershipChange(Cohort("1", "n:1"), False, ("a",))]
+    assert membership_changes(calls) == [MembershipChange(Cohort("1", "n:1"), False, ["a"])]
 
 
 def test_membership_changes__two_names_of_one_cohort__last_name_and_statement_win() -> None:
@@ -29,11 +29,24 @@ def test_membership_changes__two_names_of_one_cohort__last_name_and_statement_wi
         Identify("a", {"new: 1": False, "x:2": True}),
     ]
     assert membership_changes(calls) == [
-        MembershipChange(Cohort("1", "new: 1"), True, ("b",)),
-        MembershipChange(Cohort("1", "new: 1"), False, ("a",)),
-        MembershipChange(Cohort("2", "x:2"), True, ("a",)),
+        MembershipChange(Cohort("1", "new: 1"), False, ["a"]),
+        MembershipChange(Cohort("1", "new: 1"), True, ["b"]),
+        MembershipChange(Cohort("2", "x:2"), True, ["a"]),
     ]
 
 
 def test_membership_changes__nothing_said__is_nothing() -> None:
     assert membership_changes([]) == []
+
+
+def test_membership_changes__with_times__the_newest_wins_whatever_the_order() -> None:
+    calls = [
+        Identify("a", {"n:1": True}, 200),
+        Identify("a", {"n:1": False}, 100),
+        Identify("b", {"n:1": True}, 100),
+        Identify("b", {"n:1": False}, 100),
+    ]
+    assert membership_changes(calls) == [
+        MembershipChange(Cohort("1", "n:1"), True, ["a"], 200),
+        MembershipChange(Cohort("1", "n:1"), False, ["b"], 100),
+    ]

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
+from app.cohorts import Identify
 from app.web.body import places
 from app.web.schemas import IdentifySchema, accept, batch_schema
 
@@ -87,7 +88,9 @@ def test_batch__of_any_items__is_judged_as_the_item_schema_judges_each(batch: li
     ),
 )
 def test_fast_pass__ordinary_items__need_no_second_look(user: str, said: dict[str, bool]) -> None:
-    assert accept({"type": "identify", "userId": user, "traits": said}, set()) == (user, said)
+    assert accept({"type": "identify", "userId": user, "traits": said}, set()) == Identify(
+        user, said
+    )
 
 
 @pytest.mark.parametrize(
