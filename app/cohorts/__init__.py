@@ -2,5 +2,13 @@
 
 from app.cohorts.changes import Identify, MembershipChange, membership_changes
 from app.cohorts.cohort import Cohort
+from app.cohorts.record import CohortRecord, Status
 
-__all__ = ["Cohort", "Identify", "MembershipChange", "membership_changes"]
+__all__ = [
+    "Cohort",
+    "CohortRecord",
+    "Identify",
+    "MembershipChange",
+    "Status",
+    "membership_changes",
+]

@@ -9,7 +9,7 @@
 -- ARGV[2]   'count' to return how many users changed, 'users' to return which
 -- ARGV[3]   change stream: entries to keep
 -- ARGV[4]   change stream: age to keep, in ms
--- ARGV[5]   way in
+-- ARGV[5]   way in, or '' where nothing was received
 -- ARGV[6]   id of the message, or '' where it has none; a message is applied once
 -- ARGV[7..] groups: cohort id, trait name, 'true' or 'false', time of the statement in ms since
 --           the epoch or '' for the time of arrival, number of users, user ids. A (user, cohort)
@@ -119,7 +119,7 @@ local function apply(cohort, trait, value, said, users)
     refused[#refused + 1] = cohort
     return
   end
-  call('HSET', state, 'last', number(now), 'way:' .. way, number(now))
+  if way ~= '' then call('HSET', state, 'last', number(now), 'way:' .. way, number(now)) end
   if #users == 0 then return end
 
   local since = call('ZMSCORE', members, unpack(users))

@@ -10,9 +10,11 @@ from typing import Any
 
 import redis
 
-from app.cohorts import MembershipChange
+from app.cohorts import Cohort, MembershipChange
 from app.store.errors import StoreMisconfigured, translated
 from app.store.keys import Keys
+from app.store.lifecycle import Lifecycle
+from app.store.registry import Registry
 
 # Statements that one script call applies. A thousand new users take the store about 5 ms.
 STATEMENTS_PER_CALL = 1000
@@ -57,6 +59,8 @@ class Store:
         self.keys = Keys(prefix, partitions)
         self._limits = (changes_max_entries, changes_max_age_hours * _MS_PER_HOUR)
         self._apply = client.register_script((files("app.store") / "apply.lua").read_text())
+        self.registry = Registry(client, self.keys)
+        self.lifecycle = Lifecycle(client, self.keys, changes_max_entries)
         self._checked: set[str | None] = set()
 
     def apply(
@@ -115,6 +119,41 @@ class Store:
             )
         applied.changed += len(changed_users)
         return applied
+
+    def register_cohort(self, app_id: str, cohort: Cohort, *, way: str) -> bool:
+        """Make a cohort known, or rename it, without any user; may be repeated.
+
+        Returns:
+            False if it is being deleted.
+        """
+        with translated():
+            self._check_layout(app_id)
+            taken = [
+                self._register(app_id, partition, cohort, way)
+                for partition in range(self.keys.partitions)
+            ]
+        return all(taken)
+
+    def spread_name(self, app_id: str, cohort_id: str) -> None:
+        """Tell a cohort's newest name to the partitions that only saw earlier ones."""
+        with translated():
+            named = self.registry.named(app_id, cohort_id)
+            if not named:
+                return
+            newest = max(named.values())
+            for partition, name in named.items():
+                if name.trait != newest.trait:
+                    cohort = Cohort(cohort_id, newest.trait)
+                    self._register(app_id, partition, cohort, "", newest.at_ms)
+
+    def _register(
+        self, app_id: str, partition: int, cohort: Cohort, way: str, at_ms: int | str = ""
+    ) -> bool:
+        reply = self._apply(
+            keys=[self.keys.changes(app_id, partition)],
+            args=["open", "count", *self._limits, way, "", *cohort, "true", at_ms, 0],
+        )
+        return not reply[-1]
 
     def _calls(self, changes: Sequence[MembershipChange]) -> Iterator[tuple[int, list[Any]]]:
         """Split changes into calls: the partition of each, and its groups as arguments.

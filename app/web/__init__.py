@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from app.web import cohort, events, health
+from app.web import cohort, events, health, lists
 
 __all__ = ["events", "init_app"]
 
@@ -11,3 +11,4 @@ def init_app(app: Flask) -> None:
     """Register every blueprint."""
     app.register_blueprint(health.blueprint)
     app.register_blueprint(cohort.blueprint)
+    app.register_blueprint(lists.blueprint)

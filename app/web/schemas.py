@@ -148,6 +148,68 @@ class BatchSchema(_Base):
     context = JsonObject()
 
 
+class UserIds(fields.Field[list[str]]):
+    """A list of user ids, of at most ``max_users`` where that is set."""
+
+    max_users: int | None = None
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[str]:
+        if not isinstance(value, list):
+            raise ValidationError("Must be a list.")
+        if self.max_users is not None and len(value) > self.max_users:
+            raise ValidationError(f"Must hold at most {self.max_users} users.")
+        errors: dict[int, list[str]] = {}
+        for place, user_id in enumerate(value):
+            if problem := text_problem(user_id, MAX_USER_ID_BYTES):
+                errors[place] = [problem]
+                if len(errors) >= MAX_ITEM_ERRORS:
+                    break
+        if errors:
+            raise ValidationError(errors)
+        return value
+
+
+class TraitName(fields.Field[str]):
+    """A trait name: a string of 1 to 512 bytes of UTF-8, without NUL."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if problem := text_problem(value, MAX_TRAIT_BYTES):
+            raise ValidationError(problem)
+        return str(value)
+
+
+class ListSchema(_Base):
+    """``{"name"}``: the creation of a list. The name is a trait name."""
+
+    name = TraitName(required=True)
+    context = JsonObject()
+
+
+class ListUsersSchema(_Base):
+    """``{"userIds": […]}``, or ``user_ids``. Loads to the key that was sent and the ids."""
+
+    user_ids = UserIds(data_key="userIds")
+    user_ids_too = UserIds(data_key="user_ids")
+    context = JsonObject()
+
+    @post_load
+    def make(self, data: dict[str, Any], **kwargs: Any) -> tuple[str, list[str]]:
+        if "user_ids" in data:
+            return "userIds", data["user_ids"]
+        if "user_ids_too" in data:
+            return "user_ids", data["user_ids_too"]
+        raise ValidationError({"userIds": ["Missing data for required field."]})
+
+
+@cache
+def list_users_schema(max_users: int) -> ListUsersSchema:
+    """The schema of at most ``max_users`` users of a list."""
+    schema = ListUsersSchema()
+    for name in ("user_ids", "user_ids_too"):
+        cast(UserIds, schema.fields[name]).max_users = max_users
+    return schema
+
+
 @cache
 def batch_schema(max_users: int) -> BatchSchema:
     """The schema of a batch of at most ``max_users``."""

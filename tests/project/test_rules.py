@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "auth": {"store", "errors", "settings"},
     "settings": set(),
     "logs": set(),
+    "background": {"store"},
 }
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},

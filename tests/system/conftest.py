@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import redis
 
+from tests.conftest import running_store
 from tests.system.service import Service, running
+
+
+@pytest.fixture(scope="session")
+def store_url() -> Iterator[str]:
+    """A store apart from the other tests': the service works on it in the background too."""
+    with running_store() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +23,8 @@ def service(store_url: str) -> Iterator[Service]:
     """The service on this test process's store."""
     with running({"REDIS_URL": store_url, "RATE_LIMIT": "off"}) as service:
         yield service
+
+
+@pytest.fixture(autouse=True)
+def empty_store(redis_client: redis.Redis) -> None:
+    """Every test begins with nothing stored."""

@@ -1,0 +1,38 @@
+"""What is known about a cohort besides its members."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """What is going on with a cohort."""
+
+    ACTIVE = "active"
+    RENAMING = "renaming"  # some users may still have the trait under an earlier name
+    DELETING = "deleting"  # its users are being taken out; pushes are refused
+
+
+@dataclass
+class CohortRecord:
+    """A cohort as the registry knows it. Times are in ms since the epoch.
+
+    Attributes:
+        trait: the current trait name.
+        earlier_names: earlier trait names, each with the time when it was given up.
+        ways: how it arrives, each with the time when it last did.
+        members: users who are in it now.
+        entered, left: transitions in all, since it was first received.
+    """
+
+    id: str
+    trait: str
+    first_ms: int
+    last_ms: int
+    earlier_names: dict[str, int] = field(default_factory=dict)
+    ways: dict[str, int] = field(default_factory=dict)
+    members: int = 0
+    entered: int = 0
+    left: int = 0
+    status: Status = Status.ACTIVE

@@ -1,0 +1,65 @@
+#!lua
+-- Delete a cohort from one partition: begin, take some of its users out, finish.
+--
+-- KEYS[1]  the partition's change stream; its name gives the other keys
+-- ARGV[1]  'begin', 'step' or 'finish'
+-- ARGV[2]  cohort id
+-- ARGV[3]  step: users to take out at most
+-- ARGV[4]  step: change stream, entries to keep
+--
+-- begin   marks the cohort; from then on pushes for it are refused. Returns 1, or 0 if it is
+--         not known here.
+-- step    removes trait and membership of some users; the members among them leave. Returns how
+--         many it found; 0 when there are no more.
+-- finish  forgets the cohort. Only when no partition has users left: what comes then starts it
+--         afresh.
+
+local stream = KEYS[1]
+local base = string.sub(stream, 1, -#'changes' - 1)
+local action, cohort = ARGV[1], ARGV[2]
+local prefix = base .. 'cohort:' .. cohort
+local members, left, seen, state =
+  prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':state'
+local call, attempt = redis.call, redis.pcall
+
+if action == 'begin' then
+  if call('EXISTS', state) == 0 then return 0 end
+  call('HSET', state, 'deleting', 1)
+  call('SADD', base .. 'jobs', cohort)
+  return 1
+end
+
+if call('HEXISTS', state, 'deleting') == 0 then return 0 end
+
+if action == 'finish' then
+  call('UNLINK', members, left, seen, state)
+  call('ZREM', base .. 'cohorts', cohort)
+  call('SREM', base .. 'jobs', cohort)
+  return 0
+end
+
+local trait, names = unpack(call('HMGET', state, 'trait', 'names'))
+local traits = {trait}
+for _, name in ipairs(names and cjson.decode(names) or {}) do traits[#traits + 1] = name.trait end
+
+call('XLEN', stream) -- must fail here rather than after the first write
+local set = members
+local users = call('ZRANGE', set, 0, ARGV[3] - 1)
+if #users == 0 then
+  set = left
+  users = call('ZRANGE', set, 0, ARGV[3] - 1)
+end
+if #users == 0 then
+  call('HSET', state, 'drained', 1)
+  return 0
+end
+for i = 1, #users do attempt('HDEL', base .. 'user:' .. users[i], unpack(traits)) end
+call('ZREM', set, unpack(users))
+if set == members then
+  local clock = call('TIME')
+  call('HINCRBY', state, 'left', #users)
+  call('XADD', stream, 'MAXLEN', '~', ARGV[4], '*', 'cohort', cohort, 'change', 'left',
+    'at', string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000)),
+    'users', cjson.encode(users))
+end
+return #users

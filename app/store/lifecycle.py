@@ -1,0 +1,180 @@
+"""Long work on cohorts and users, in small steps: renames, deletions, erasure.
+
+Every step is one script call, may be repeated, and may run beside ingest and beside another
+process that does the same.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import orjson
+import redis
+
+from app.cohorts import Cohort
+from app.store.errors import StoreError, translated
+from app.store.keys import Keys
+
+# Users that one step looks at: less than a millisecond of the store's time.
+USERS_PER_STEP = 200
+# Entries of the change stream that are read at a time.
+_ENTRIES_PER_READ = 50
+# How long a process keeps a job to itself after its last step.
+LEASE_MS = 5000
+
+
+class Job(NamedTuple):
+    """Work to do on one cohort in one partition."""
+
+    app_id: str
+    partition: int
+    cohort_id: str
+
+
+class Erased(NamedTuple):
+    """What erasing a user has done.
+
+    ``stream_entries_kept`` tell about other users too. They can't be changed, and leave the
+    stream by age.
+    """
+
+    traits: int
+    stream_entries_removed: int
+    stream_entries_kept: int
+
+
+class Lifecycle:
+    """Steps of long work. Raises StoreError; what was done till then stays done."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, changes_max_entries: int) -> None:
+        self._client = client
+        self._keys = keys
+        self._max_entries = changes_max_entries
+        self._move = client.register_script((files("app.store") / "move.lua").read_text())
+        self._delete = client.register_script((files("app.store") / "delete.lua").read_text())
+        self._erase = client.register_script((files("app.store") / "erase.lua").read_text())
+        self._token = secrets.token_hex(8)
+
+    def jobs(self) -> list[Job]:
+        """All work that is waiting, of all apps."""
+        with translated():
+            known: set[Any] = self._client.smembers(self._keys.apps())
+            apps = sorted(app.decode() for app in known)
+            places = [(app, p) for app in apps for p in range(self._keys.partitions)]
+            with self._client.pipeline(transaction=False) as pipeline:
+                for app_id, partition in places:
+                    pipeline.smembers(self._keys.jobs(app_id, partition))
+                found: list[set[bytes]] = pipeline.execute()
+        return [
+            Job(app_id, partition, cohort_id.decode())
+            for (app_id, partition), cohort_ids in zip(places, found, strict=True)
+            for cohort_id in sorted(cohort_ids)
+        ]
+
+    def lease(self, job: Job) -> bool:
+        """Take a job, or keep it: False while another process works on it."""
+        key = self._keys.cohort(*job, "lease")
+        with translated():
+            if self._client.set(key, self._token, nx=True, px=LEASE_MS):
+                return True
+            owner = self._client.get(key)
+            if owner is None or owner != self._token.encode():
+                return False
+            return bool(self._client.pexpire(key, LEASE_MS))
+
+    def step(self, job: Job) -> int | None:
+        """Do a little of a job. Returns the users looked at; None when the job is done."""
+        with translated():
+            state = self._keys.cohort(*job, "state")
+            deleting, drained = self._client.hmget(state, "deleting", "drained")
+            if not deleting:
+                done, looked_at = self._move(
+                    keys=[self._stream(job)], args=[job.cohort_id, USERS_PER_STEP]
+                )
+                return None if done else int(looked_at)
+            if not drained:
+                taken_out = self._delete_call("step", job)
+                if taken_out:
+                    return taken_out
+            # A partition that is empty waits for the others, so that none starts afresh early.
+            if all(
+                self._is_drained(job._replace(partition=p)) for p in range(self._keys.partitions)
+            ):
+                for partition in range(self._keys.partitions):
+                    self._delete_call("finish", job._replace(partition=partition))
+            return None
+
+    def begin_delete(self, app_id: str, cohort_id: str) -> bool:
+        """Mark a cohort for deletion: pushes are refused from now on. False if it's not known."""
+        with translated():
+            jobs = [Job(app_id, p, cohort_id) for p in range(self._keys.partitions)]
+            return sum(self._delete_call("begin", job) for job in jobs) > 0
+
+    def delete(self, app_id: str, cohort_id: str) -> Iterator[int]:
+        """Delete a cohort here and now; yields the number of users of each step."""
+        if not self.begin_delete(app_id, cohort_id):
+            return
+        jobs = [Job(app_id, p, cohort_id) for p in range(self._keys.partitions)]
+        for job in jobs:
+            while (looked_at := self.step(job)) is not None:
+                yield looked_at
+
+    def erase(self, app_id: str, user_id: str, *, suppress: bool = False) -> Erased:
+        """Erase a user: hash, memberships, registration, and the stream's entries as far as can be.
+
+        Args:
+            suppress: refuse the user in later syncs.
+        """
+        partition = self._keys.partition(user_id)
+        stream = self._keys.changes(app_id, partition)
+        with translated():
+            for _ in range(100):
+                traits: list[Any] = self._client.hkeys(self._keys.user(app_id, user_id))
+                ids = {Cohort.from_trait(trait.decode()).id for trait in traits}
+                args: list[str | int] = [user_id, "suppress" if suppress else "", len(traits)]
+                args += sorted(ids)
+                if self._erase(keys=[stream], args=args):
+                    break
+            else:
+                raise StoreError("The user's traits kept changing.")
+            removed, kept = self._erase_from(stream, user_id)
+        return Erased(len(traits), removed, kept)
+
+    def unsuppress(self, app_id: str, user_id: str) -> bool:
+        """Take a user in again. False if the user was not suppressed."""
+        key = self._keys.suppressed(app_id, self._keys.partition(user_id))
+        with translated():
+            return bool(self._client.srem(key, user_id))
+
+    def _erase_from(self, stream: str, user_id: str) -> tuple[int, int]:
+        removed = kept = 0
+        start = "-"
+        while True:
+            entries: Any = self._client.xrange(stream, start, "+", count=_ENTRIES_PER_READ)
+            if not entries:
+                return removed, kept
+            for entry_id, entry in entries:
+                users = orjson.loads(entry[b"users"])
+                if user_id not in users:
+                    continue
+                if len(users) == 1:
+                    removed += self._client.xdel(stream, entry_id)
+                else:
+                    kept += 1
+            start = f"({entries[-1][0].decode()}"
+
+    def _stream(self, job: Job) -> str:
+        return self._keys.changes(job.app_id, job.partition)
+
+    def _delete_call(self, action: str, job: Job) -> int:
+        args: list[str | int] = [action, job.cohort_id, USERS_PER_STEP, self._max_entries]
+        return int(self._delete(keys=[self._stream(job)], args=args))
+
+    def _is_drained(self, job: Job) -> bool:
+        deleting, drained = self._client.hmget(
+            self._keys.cohort(*job, "state"), "deleting", "drained"
+        )
+        return bool(drained) or not deleting

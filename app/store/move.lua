@@ -1,0 +1,48 @@
+#!lua
+-- Move some users of a renamed cohort from its earlier trait names to the current one.
+--
+-- KEYS[1]  the partition's change stream; its name gives the other keys
+-- ARGV[1]  cohort id
+-- ARGV[2]  users to look at, roughly
+--
+-- Returns {1 when all is moved, users looked at}. The place reached is kept with the cohort, in
+-- the same step as the moves: whoever goes on after a crash begins where this ended.
+
+local base = string.sub(KEYS[1], 1, -#'changes' - 1)
+local cohort, count = ARGV[1], ARGV[2]
+local prefix = base .. 'cohort:' .. cohort
+local state = prefix .. ':state'
+local call, attempt = redis.call, redis.pcall
+
+local trait, names, moving = unpack(call('HMGET', state, 'trait', 'names', 'moving'))
+if not moving then
+  call('SREM', base .. 'jobs', cohort)
+  return {1, 0}
+end
+local earlier = {}
+for i, name in ipairs(cjson.decode(names)) do earlier[i] = name.trait end
+
+-- A scan's cursor means nothing to a server that was started since: begin again there.
+local run = string.match(call('INFO', 'server'), 'run_id:(%w+)')
+local phase, cursor, run_then = string.match(moving, '^(%w+) (%d+) (%w+)$')
+if run_then ~= run then phase, cursor = 'members', '0' end
+
+local reply = call('ZSCAN', prefix .. ':' .. phase, cursor, 'COUNT', count)
+local value = phase == 'members' and 'true' or 'false'
+for i = 1, #reply[2], 2 do
+  local user = base .. 'user:' .. reply[2][i]
+  local removed = attempt('HDEL', user, unpack(earlier))
+  if removed ~= 0 and not (type(removed) == 'table' and removed.err) then
+    call('HSET', user, trait, value)
+  end
+end
+
+cursor = reply[1]
+if cursor == '0' and phase == 'left' then
+  call('HDEL', state, 'moving')
+  call('SREM', base .. 'jobs', cohort)
+  return {1, #reply[2] / 2}
+end
+if cursor == '0' then phase = 'left' end
+call('HSET', state, 'moving', phase .. ' ' .. cursor .. ' ' .. run)
+return {0, #reply[2] / 2}

@@ -1,0 +1,126 @@
+"""The cohorts of an app. Each partition keeps its share; here the shares are put together."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import orjson
+import redis
+
+from app.cohorts import CohortRecord, Status
+from app.store.errors import translated
+from app.store.keys import Keys
+
+PAGE = 500
+
+
+class Named(NamedTuple):
+    """A cohort's name in one partition.
+
+    Two partitions may learn of two names in the same millisecond; the one that has seen more
+    names knows the newer.
+    """
+
+    at_ms: int
+    earlier: int
+    trait: str
+
+
+class Registry:
+    """Reads what the atomic step keeps about each cohort. Raises StoreError."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def find(self, app_id: str, cohort_id: str) -> CohortRecord | None:
+        """One cohort, or None where it was never received."""
+        return next(iter(self._records(app_id, [cohort_id])), None)
+
+    def trait(self, app_id: str, cohort_id: str) -> str | None:
+        """The current trait name of a cohort, or None where it was never received."""
+        named = self.named(app_id, cohort_id)
+        return max(named.values()).trait if named else None
+
+    def named(self, app_id: str, cohort_id: str) -> dict[int, Named]:
+        """The name of a cohort in each partition that knows it; the greatest is the newest."""
+        partitions = range(self._keys.partitions)
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for partition in partitions:
+                state = self._keys.cohort(app_id, partition, cohort_id, "state")
+                pipeline.hmget(state, "named", "names", "trait")
+            shares: list[tuple[bytes | None, ...]] = pipeline.execute()
+        return {
+            partition: Named(int(at), len(orjson.loads(names or b"[]")), trait.decode())
+            for partition, (at, names, trait) in zip(partitions, shares, strict=True)
+            if at and trait
+        }
+
+    def page(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[CohortRecord]:
+        """Up to ``limit`` cohorts in the order of their ids, from the first one after ``after``."""
+        start = f"({after}" if after else "-"
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for partition in range(self._keys.partitions):
+                key = self._keys.cohorts(app_id, partition)
+                pipeline.zrange(key, start, "+", bylex=True, offset=0, num=limit)
+            shares: list[list[bytes]] = pipeline.execute()
+        merged = dict.fromkeys(heapq.merge(*shares))
+        ids = [cohort_id.decode() for cohort_id in islice(merged, limit)]
+        return list(self._records(app_id, ids))
+
+    def all(self, app_id: str) -> Iterator[CohortRecord]:
+        """All cohorts in the order of their ids, a page at a time."""
+        after = ""
+        while records := self.page(app_id, after=after):
+            yield from records
+            after = records[-1].id
+
+    def _records(self, app_id: str, cohort_ids: list[str]) -> Iterator[CohortRecord]:
+        partitions = range(self._keys.partitions)
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for cohort_id in cohort_ids:
+                for partition in partitions:
+                    pipeline.hgetall(self._keys.cohort(app_id, partition, cohort_id, "state"))
+                    pipeline.zcard(self._keys.cohort(app_id, partition, cohort_id, "members"))
+            replies = iter(pipeline.execute())
+        for cohort_id in cohort_ids:
+            shares = [(next(replies), next(replies)) for _ in partitions]
+            known = [(state, members) for state, members in shares if b"trait" in state]
+            if known:
+                yield _merged(cohort_id, known)
+
+
+def _merged(cohort_id: str, shares: Iterable[tuple[dict[bytes, bytes], int]]) -> CohortRecord:
+    states = [state for state, _ in shares]
+    newest = max(states, key=lambda state: int(state[b"named"]))
+    record = CohortRecord(
+        id=cohort_id,
+        trait=newest[b"trait"].decode(),
+        first_ms=min(int(state[b"first"]) for state in states),
+        last_ms=max(int(state.get(b"last", state[b"first"])) for state in states),
+        members=sum(members for _, members in shares),
+        entered=sum(int(state.get(b"entered", 0)) for state in states),
+        left=sum(int(state.get(b"left", 0)) for state in states),
+    )
+    for name in chain.from_iterable(_names(state) for state in states):
+        if name["trait"] != record.trait:
+            until = record.earlier_names.get(name["trait"], 0)
+            record.earlier_names[name["trait"]] = max(until, int(name["until"]))
+    for state in states:
+        for field, at in state.items():
+            if field.startswith(b"way:"):
+                way = field[len(b"way:") :].decode()
+                record.ways[way] = max(record.ways.get(way, 0), int(at))
+    if any(b"deleting" in state for state in states):
+        record.status = Status.DELETING
+    elif any(b"moving" in state or state[b"trait"] != newest[b"trait"] for state in states):
+        record.status = Status.RENAMING
+    return record
+
+
+def _names(state: dict[bytes, bytes]) -> list[dict[str, Any]]:
+    names: list[dict[str, Any]] = orjson.loads(state.get(b"names", b"[]"))
+    return names

@@ -1,0 +1,72 @@
+"""List-based calls: create a list, add users to it, remove users from it.
+
+A list is a cohort, and its id is the cohort's id: creating it again gives the same list.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, current_app, g
+from orjson import dumps
+
+from app.auth import INGEST, requires
+from app.cohorts import Cohort, Identify
+from app.errors import CohortBeingDeleted, UnknownCohort
+from app.settings import Settings
+from app.store import Store
+from app.web import cohort, ingest
+from app.web.body import load, read_json
+from app.web.schemas import ListSchema, list_users_schema
+
+blueprint = Blueprint("lists", __name__)
+
+_LIST = ListSchema()
+
+
+@blueprint.post("/lists")
+@requires(INGEST)
+def create_list() -> Response:
+    """Create a list, or find it again by the id in its name."""
+    created = Cohort.from_trait(load(_LIST, read_json())["name"])
+    store: Store = current_app.extensions["store"]
+    if not store.register_cohort(g.caller.app_id, created, way="list"):
+        raise CohortBeingDeleted()
+    g.event["cohorts"] = [created.id]
+    # Amplitude's document doesn't say where it reads the id; these are the places known to work.
+    ids = {"list_id": created.id, "listId": created.id}
+    return Response(dumps({**ids, "response": ids}), mimetype="application/json")
+
+
+@blueprint.post("/lists/<path:list_id>/add")
+@blueprint.post("/lists/<path:list_id>/add/")
+@requires(INGEST)
+def add_to_list(list_id: str) -> Response:
+    """Users enter the list's cohort."""
+    return _apply(list_id, True, read_json())
+
+
+@blueprint.post("/lists/<path:list_id>/remove")
+@blueprint.post("/lists/<path:list_id>/remove/")
+@requires(INGEST)
+def remove_from_list(list_id: str) -> Response:
+    """Users leave the list's cohort. Also takes an identify or a batch, whatever the list id.
+
+    Amplitude's document prints this address for its property-based calls.
+    """
+    body = read_json()
+    if "batch" in body or "traits" in body:
+        return cohort.receive(body)
+    return _apply(list_id, False, body)
+
+
+def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
+    settings: Settings = current_app.extensions["settings"]
+    key, user_ids = load(list_users_schema(settings.max_batch_users), body)
+    store: Store = current_app.extensions["store"]
+    trait = store.registry.trait(g.caller.app_id, list_id)
+    if trait is None:
+        raise UnknownCohort("There is no list with this id. Create it first.")
+    traits = {trait: member}
+    calls = [Identify(user_id, traits) for user_id in user_ids]
+    return ingest.apply(calls, way="list", place=f"{key}.{{}}")

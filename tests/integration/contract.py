@@ -1,0 +1,113 @@
+"""What holds for every way in: the same facts leave the same state in the store.
+
+Each way in has a subclass, in a test module, that knows how to say one thing: these users
+are, or are not, in this cohort.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from simulator import payloads
+from tests.integration.conftest import APP, caller
+from tests.integration.state import Transition, contents, members, traits, transitions
+
+NAME, COHORT = "Power: users", "abc123"
+TRAIT = payloads.trait_name(NAME, COHORT)
+
+
+class CohortContract:
+    """What holds for every way in."""
+
+    @pytest.fixture(autouse=True, params=[1, 3], ids=["one partition", "three partitions"])
+    def service(
+        self,
+        request: pytest.FixtureRequest,
+        make_app: Callable[..., Flask],
+        redis_client: redis.Redis,
+    ) -> None:
+        self.http = caller(make_app(store_partitions=request.param))
+        self.redis = redis_client
+
+    @abstractmethod
+    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> None:
+        """Say it, and see that it is answered with 200."""
+
+    def say(self, user_ids: Sequence[str], member: bool) -> None:
+        self.send(self.http, user_ids, member)
+
+    def test_true__of_new_users__writes_hash_set_and_stream(self) -> None:
+        self.say(["a", "b"], True)
+        assert traits(self.redis, APP) == {"a": {TRAIT: "true"}, "b": {TRAIT: "true"}}
+        assert members(self.redis, APP) == {COHORT: {"a", "b"}}
+        assert set(transitions(self.redis, APP)) == {
+            Transition(COHORT, "entered", "a"),
+            Transition(COHORT, "entered", "b"),
+        }
+
+    def test_false__of_members__keeps_the_field_at_false(self) -> None:
+        self.say(["a", "b"], True)
+        self.say(["b"], False)
+        assert traits(self.redis, APP) == {"a": {TRAIT: "true"}, "b": {TRAIT: "false"}}
+        assert members(self.redis, APP) == {COHORT: {"a"}}
+        told = transitions(self.redis, APP)
+        assert [t for t in told if t.user == "b"] == [
+            Transition(COHORT, "entered", "b"),
+            Transition(COHORT, "left", "b"),
+        ]
+
+    def test_false__of_users_never_in__sets_the_field_and_tells_nobody(self) -> None:
+        self.say(["a"], False)
+        assert traits(self.redis, APP) == {"a": {TRAIT: "false"}}
+        assert members(self.redis, APP) == {}
+        assert transitions(self.redis, APP) == []
+
+    @pytest.mark.parametrize("member", [True, False])
+    def test_repeat__any_number_of_times__changes_nothing(self, member: bool) -> None:
+        self.say(["a", "b"], True)
+        self.say(["a"], member)
+        before = contents(self.redis)
+        for _ in range(3):
+            self.say(["a"], member)
+        assert contents(self.redis) == before
+
+    def test_back_and_forth__each_transition__is_told_once(self) -> None:
+        for member in (True, False, True, False):
+            self.say(["a"], member)
+        assert [t.change for t in transitions(self.redis, APP)] == [
+            "entered",
+            "left",
+            "entered",
+            "left",
+        ]
+
+    def test_user_ids__of_every_kind__are_kept_as_they_are(self) -> None:
+        ids = [
+            "a@b.c",
+            "a/b",
+            "a b",
+            "é",
+            "🎉",
+            "a{b}",
+            "*",
+            "a:b",
+            "'\"\\",
+            "line\nbreak",
+            "x" * 1024,
+        ]
+        self.say(ids, True)
+        assert set(traits(self.redis, APP)) == set(ids)
+        assert members(self.redis, APP) == {COHORT: set(ids)}
+        assert {t.user for t in transitions(self.redis, APP)} == set(ids)
+
+    def test_many_users__more_than_one_call_takes__all_arrive(self) -> None:
+        ids = payloads.user_ids(2500)
+        self.say(ids, True)
+        assert members(self.redis, APP) == {COHORT: set(ids)}
+        assert len(transitions(self.redis, APP)) == 2500

@@ -1,0 +1,156 @@
+"""Deleting cohorts, erasing users, and what the registry tells."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import redis
+
+from app.background import Background
+from app.cohorts import Cohort, MembershipChange, Status
+from app.settings import Settings
+from app.store import Applied, Store, connect
+from tests.integration.state import Transition, members, traits, transitions
+
+APP = "shop"
+ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
+USERS = [f"u{n}" for n in range(20)]
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
+    return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
+
+
+def say(store: Store, trait: str, member: bool, *users: str, way: str = "test") -> Applied:
+    change = MembershipChange(Cohort.from_trait(trait), member, list(users))
+    return store.apply(APP, [change], way=way)
+
+
+class TestRegistry:
+    def test_record__of_a_cohort__tells_its_history(self, store: Store) -> None:
+        before = time.time_ns() // 1_000_000
+        say(store, ONE, True, *USERS, way="identify")
+        say(store, ONE, False, *USERS[:5], way="list")
+        say(store, ONE, True, *USERS, way="list")
+        record = store.registry.find(APP, "1")
+        assert record is not None
+        assert (record.id, record.trait, record.status) == ("1", ONE, Status.ACTIVE)
+        assert (record.members, record.entered, record.left) == (20, 25, 5)
+        assert set(record.ways) == {"identify", "list"}
+        assert before <= record.first_ms <= record.last_ms <= time.time_ns() // 1_000_000
+        assert record.ways["identify"] <= record.ways["list"]
+
+    def test_find__never_received__is_none(self, store: Store) -> None:
+        assert store.registry.find(APP, "1") is None
+        assert store.registry.trait(APP, "1") is None
+
+    def test_page__of_many__goes_on_where_the_last_ended(self, store: Store) -> None:
+        changes = [
+            MembershipChange(Cohort.from_trait(f"n: {n:04}"), True, [f"u{n % 7}"])
+            for n in range(250)
+        ]
+        store.apply(APP, changes, way="test")
+        pages, after = [], ""
+        while page := store.registry.page(APP, after=after, limit=100):
+            pages.append([record.id for record in page])
+            after = page[-1].id
+        assert [len(page) for page in pages] == [100, 100, 50]
+        assert [i for page in pages for i in page] == [f"{n:04}" for n in range(250)]
+        assert len(list(store.registry.all(APP))) == 250
+
+
+class TestDelete:
+    def test_delete__takes_out_fields_and_memberships_and_nothing_else(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *USERS)
+        say(store, ONE, False, *USERS[:5])
+        say(store, TWO, True, *USERS[:2])
+        assert sum(store.lifecycle.delete(APP, "1")) == 20
+        assert traits(redis_client, APP) == {u: {TWO: "true"} for u in USERS[:2]}
+        assert members(redis_client, APP) == {"2": set(USERS[:2])}
+        assert store.registry.find(APP, "1") is None
+        assert redis_client.keys("*cohort:1:*") == []
+        assert store.lifecycle.jobs() == []
+        left = [t.user for t in transitions(redis_client, APP) if t[:2] == ("1", "left")]
+        assert sorted(left) == sorted(USERS)
+
+    def test_delete__in_the_background__resumes_and_ends(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *[f"user-{n}" for n in range(900)])
+        assert store.lifecycle.begin_delete(APP, "1")
+        for job in store.lifecycle.jobs():
+            store.lifecycle.step(job)
+        assert store.registry.find(APP, "1").status == Status.DELETING
+        Background(store).work()
+        Background(store).work()
+        assert redis_client.keys("*user:*") == []
+        assert store.registry.find(APP, "1") is None
+
+    def test_push__while_it_drains__is_refused_and_starts_afresh_afterwards(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *USERS)
+        store.lifecycle.begin_delete(APP, "1")
+        assert say(store, ONE, True, "new").refused == {"1"}
+        assert not store.register_cohort(APP, Cohort.from_trait(ONE), way="list")
+        Background(store).work()
+        Background(store).work()
+        assert say(store, ONE, True, "new").changed == 1
+        record = store.registry.find(APP, "1")
+        assert (record.members, record.entered, record.left) == (1, 1, 0)
+        assert traits(redis_client, APP) == {"new": {ONE: "true"}}
+
+    def test_delete__of_a_cohort_being_renamed__takes_out_both_names(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *USERS)
+        say(store, "[Amplitude] uno: 1", True, *USERS[:3])
+        assert sum(store.lifecycle.delete(APP, "1")) == 20
+        assert traits(redis_client, APP) == {}
+
+    def test_delete__never_received__does_nothing(self, store: Store) -> None:
+        assert list(store.lifecycle.delete(APP, "1")) == []
+        assert not store.lifecycle.begin_delete(APP, "1")
+
+
+class TestErase:
+    def test_erase__takes_out_hash_memberships_and_stream_entries(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *USERS)
+        say(store, TWO, True, "u1")
+        say(store, "no id", False, "u1")
+        erased = store.lifecycle.erase(APP, "u1")
+        assert (erased.traits, erased.stream_entries_removed) == (3, 1)
+        assert erased.stream_entries_kept == 1
+        assert set(traits(redis_client, APP)) == set(USERS) - {"u1"}
+        assert "u1" not in members(redis_client, APP)["1"]
+        assert Transition("2", "entered", "u1") not in transitions(redis_client, APP)
+        for key in redis_client.scan_iter(match="*", _type="zset"):
+            assert redis_client.zscore(key, "u1") is None
+        record = store.registry.find(APP, "1")
+        assert (record.members, record.entered - record.left) == (19, 19)
+
+    def test_erased__later_sync__takes_the_user_in_again(self, store: Store) -> None:
+        say(store, ONE, True, "u1")
+        store.lifecycle.erase(APP, "u1")
+        assert say(store, ONE, True, "u1").changed == 1
+
+    def test_suppressed__later_sync__skips_the_user_and_says_so(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, "u1")
+        store.lifecycle.erase(APP, "u1", suppress=True)
+        applied = say(store, ONE, True, "u1", "u2")
+        assert (applied.changed, applied.suppressed) == (1, {"u1"})
+        assert set(traits(redis_client, APP)) == {"u2"}
+        assert store.lifecycle.unsuppress(APP, "u1")
+        assert not store.lifecycle.unsuppress(APP, "u1")
+        assert say(store, ONE, True, "u1").changed == 1
+
+    def test_erase__of_a_user_never_heard_of__does_nothing(self, store: Store) -> None:
+        assert store.lifecycle.erase(APP, "nobody") == (0, 0, 0)

@@ -1,0 +1,127 @@
+"""Lists, as Amplitude's list-based integration calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from simulator import payloads
+from tests.integration.conftest import APP, caller
+from tests.integration.state import members, traits
+
+TRAIT = payloads.trait_name("Power users", "abc")
+
+
+def create(client: FlaskClient, name: str = TRAIT):
+    return client.post("/lists", json=payloads.list_create(name))
+
+
+def test_create__reply__carries_the_id_in_every_known_place(client: FlaskClient) -> None:
+    reply = create(client)
+    assert (reply.status_code, reply.json) == (
+        200,
+        {"list_id": "abc", "listId": "abc", "response": {"list_id": "abc", "listId": "abc"}},
+    )
+
+
+def test_create__again_and_by_four_at_once__is_the_same_list(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(store_partitions=2)
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: create(caller(app)).json["listId"], range(20)))
+    assert set(replies) == {"abc"}
+    store = app.extensions["store"]
+    assert [record.id for record in store.registry.page(APP)] == ["abc"]
+    assert store.registry.find(APP, "abc").earlier_names == {}
+
+
+def test_create__name_without_id__gives_an_id_that_works(client: FlaskClient) -> None:
+    list_id = create(client, "VIPs / 100%").json["listId"]
+    assert client.post(f"/lists/{list_id}/add", json={"userIds": ["u"]}).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["userIds", "user_ids"])
+def test_users__under_either_key__enter_and_leave(
+    client: FlaskClient, redis_client: redis.Redis, key: str
+) -> None:
+    create(client)
+    assert client.post("/lists/abc/add", json={key: ["a", "b"]}).json == {
+        "accepted": 2,
+        "changed": 2,
+        "rejected": 0,
+        "errors": [],
+    }
+    client.post("/lists/abc/remove/", json={key: ["b"]})
+    assert traits(redis_client, APP) == {"a": {TRAIT: "true"}, "b": {TRAIT: "false"}}
+    assert members(redis_client, APP) == {"abc": {"a"}}
+
+
+@pytest.mark.parametrize("call", ["add", "remove"])
+def test_unknown_list__is_404(client: FlaskClient, call: str) -> None:
+    reply = client.post(f"/lists/nobody/{call}", json={"userIds": ["a"]})
+    assert (reply.status_code, reply.json["reason"]) == (404, "unknown_cohort")
+
+
+def test_empty_user_ids__change_nothing(client: FlaskClient, redis_client: redis.Redis) -> None:
+    create(client)
+    reply = client.post("/lists/abc/add", json={"userIds": []})
+    assert (reply.status_code, reply.json["accepted"]) == (200, 0)
+    assert traits(redis_client, APP) == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({}, "userIds"),
+        ({"userIds": "a"}, "userIds"),
+        ({"userIds": ["a", 7]}, "userIds.1"),
+        ({"user_ids": ["a", ""]}, "user_ids.1"),
+        ({"userIds": None}, "userIds"),
+        ({"userIds": ["a"], "context": 1}, "context"),
+    ],
+)
+def test_add__malformed__names_the_place(client: FlaskClient, body: dict, place: str) -> None:
+    create(client)
+    reply = client.post("/lists/abc/add", json=body)
+    assert reply.status_code == 400
+    assert [error["place"] for error in reply.json["errors"]] == [place]
+
+
+@pytest.mark.parametrize("name", [None, "", 7, "x" * 513])
+def test_create__bad_name__is_400(client: FlaskClient, name: object) -> None:
+    reply = client.post("/lists", json={"name": name})
+    assert (reply.status_code, reply.json["errors"][0]["place"]) == (400, "name")
+
+
+@pytest.mark.parametrize("path", ["/lists/$listId/remove", "/lists/nobody/remove"])
+def test_identify_body__at_remove__is_taken_as_what_it_is(
+    client: FlaskClient, redis_client: redis.Redis, path: str
+) -> None:
+    assert client.post(path, json=payloads.identify("a", TRAIT, True)).status_code == 200
+    assert client.post(path, json=payloads.batch(["b"], TRAIT, True)).status_code == 200
+    assert members(redis_client, APP) == {"abc": {"a", "b"}}
+
+
+def test_cohort_known_from_identify__is_a_list_too(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    client.post(payloads.COHORT_PATH, json=payloads.identify("a", TRAIT, True))
+    assert client.post("/lists/abc/add", json={"userIds": ["b"]}).json["changed"] == 1
+    assert members(redis_client, APP) == {"abc": {"a", "b"}}
+
+
+def test_list__created_under_a_new_name__is_renamed(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    create(client)
+    client.post("/lists/abc/add", json={"userIds": ["a"]})
+    renamed = payloads.trait_name("Other", "abc")
+    create(client, renamed)
+    client.post("/lists/abc/add", json={"userIds": ["b"]})
+    assert traits(redis_client, APP)["b"] == {renamed: "true"}

@@ -1,0 +1,146 @@
+"""A cohort that arrives under a new name."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import redis
+
+from app.background import Background
+from app.cohorts import Cohort, MembershipChange, Status
+from app.settings import Settings
+from app.store import Store, connect
+from tests.integration.state import members, traits, transitions
+
+APP = "shop"
+OLD, NEW = "[Amplitude] old: 1", "[Amplitude] new: 1"
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
+    client = connect(Settings(redis_url=store_url))
+    return Store(client, partitions=request.param)
+
+
+def say(store: Store, trait: str, member: bool, *users: str, at_ms: int | None = None) -> int:
+    change = MembershipChange(Cohort.from_trait(trait), member, list(users), at_ms)
+    return store.apply(APP, [change], way="test").changed
+
+
+USERS = [f"u{n}" for n in range(12)]
+
+
+def test_new_name__touched_users__get_the_new_field_and_lose_the_old_at_once(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, OLD, True, *USERS)
+    say(store, OLD, False, *USERS[:3])
+    # one who enters again, one who stays out, one who stays in, one who leaves, a new one
+    say(store, NEW, True, "u0", "u3", "new")
+    say(store, NEW, False, "u1", "u4")
+    found = traits(redis_client, APP)
+    assert {u: found[u] for u in ("u0", "u1", "u3", "u4", "new")} == {
+        "u0": {NEW: "true"},
+        "u1": {NEW: "false"},
+        "u3": {NEW: "true"},
+        "u4": {NEW: "false"},
+        "new": {NEW: "true"},
+    }
+
+
+def test_new_name__readers_by_cohort_id__never_notice(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, OLD, True, *USERS)
+    before = members(redis_client, APP)
+    told = transitions(redis_client, APP)
+    say(store, NEW, True, *USERS)
+    Background(store).work()
+    assert members(redis_client, APP) == before
+    assert transitions(redis_client, APP) == told
+
+
+def test_move__of_the_rest__leaves_no_old_field(store: Store, redis_client: redis.Redis) -> None:
+    say(store, OLD, True, *USERS)
+    say(store, OLD, False, *USERS[:4])
+    say(store, NEW, True, *USERS[8:])
+    # every partition learns the new name when it is next spoken to
+    store.register_cohort(APP, Cohort.from_trait(NEW), way="test")
+    Background(store).work()
+    assert traits(redis_client, APP) == {
+        u: {NEW: "false" if u in USERS[:4] else "true"} for u in USERS
+    }
+    assert store.lifecycle.jobs() == []
+    record = store.registry.find(APP, "1")
+    assert record is not None
+    assert (record.trait, record.status, list(record.earlier_names)) == (NEW, Status.ACTIVE, [OLD])
+
+
+def test_move__partitions_that_saw_only_the_old_name__follow(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, OLD, True, *USERS)
+    say(store, NEW, True, "u0")
+    Background(store).work()
+    assert traits(redis_client, APP) == {u: {NEW: "true"} for u in USERS}
+
+
+def test_move__stopped_and_begun_again__completes(store: Store, redis_client: redis.Redis) -> None:
+    users = [f"user-{n}" for n in range(3000)]
+    for start in range(0, 3000, 1000):
+        say(store, OLD, True, *users[start : start + 1000])
+    store.register_cohort(APP, Cohort.from_trait(NEW), way="test")
+    for job in store.lifecycle.jobs():
+        store.lifecycle.step(job)  # one step only, then the process is gone
+    moved = sum(NEW in fields for fields in traits(redis_client, APP).values())
+    assert 0 < moved < 3000
+    assert store.registry.find(APP, "1").status == Status.RENAMING
+    Background(store).work()
+    assert set(map(tuple, traits(redis_client, APP).values())) == {(NEW,)}
+
+
+def test_old_name__in_a_late_retry__does_not_undo_the_rename(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, OLD, True, "u0")
+    say(store, NEW, True, "u0")
+    say(store, OLD, False, "u0")
+    assert traits(redis_client, APP) == {"u0": {NEW: "false"}}
+    assert store.registry.trait(APP, "1") == NEW
+
+
+def test_old_name__in_an_older_statement__does_not_undo_the_rename(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    now = time.time_ns() // 1_000_000
+    say(store, NEW, True, "u0", at_ms=now - 1000)
+    say(store, OLD, True, "u0", at_ms=now - 2000)
+    assert traits(redis_client, APP) == {"u0": {NEW: "true"}}
+    assert store.registry.trait(APP, "1") == NEW
+
+
+def test_three_names__one_after_the_other__end_at_the_last(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    third = "[Amplitude] third: 1"
+    say(store, OLD, True, *USERS)
+    say(store, NEW, True, *USERS[:6])
+    say(store, third, True, *USERS[:3])
+    Background(store).work()
+    assert traits(redis_client, APP) == {u: {third: "true"} for u in USERS}
+    assert set(store.registry.find(APP, "1").earlier_names) <= {OLD, NEW}
+
+
+def test_lease__held_by_another_process__leaves_the_job_to_it(
+    store: Store, store_url: str, redis_client: redis.Redis
+) -> None:
+    other = Store(connect(Settings(redis_url=store_url)), partitions=store.keys.partitions)
+    say(store, OLD, True, *USERS)
+    say(store, NEW, True, "u0")
+    (job,) = other.lifecycle.jobs()
+    assert other.lifecycle.lease(job)
+    assert other.lifecycle.lease(job)
+    assert not store.lifecycle.lease(job)
+    Background(store).work()
+    assert store.lifecycle.jobs() == [job]
