@@ -1,0 +1,139 @@
+"""Counts and latencies of a run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .wire import Reply
+
+
+def percentile(sorted_values: Sequence[float], share: float) -> float | None:
+    """Return the smallest value that at least `share` of them don't exceed (nearest rank); None of none."""
+    if not sorted_values:
+        return None
+    rank = -(-len(sorted_values) * round(share * 1000) // 1000)
+    return sorted_values[max(rank, 1) - 1]
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds from sending to the whole answer, of the attempts that were not tampered with."""
+
+    count: int
+    p50: float | None
+    p99: float | None
+    longest: float | None
+    over_1s: int
+    over_2s: int
+
+
+@dataclass
+class Stats:
+    """What has been sent and answered so far; safe to use from many threads."""
+
+    requests: int = 0
+    """HTTP requests that were sent, retries and duplicates included."""
+    retries: int = 0
+    gave_up: int = 0
+    """Requests that were not delivered: retries used up, or refused with a status that isn't retried."""
+    users_sent: int = 0
+    """Users in all requests that were sent, retries and duplicates included."""
+    users_delivered: int = 0
+    """Users in requests that the receiver has acknowledged, each request counted once."""
+    users_rejected: int = 0
+    """Users that the receiver said it did not take: 404, or `rejected` in its reply."""
+    statuses: Counter[int] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    last_problem: str = ""
+    started: float = field(default_factory=time.perf_counter)
+    ended: float | None = None
+    _latencies: array[float] = field(default_factory=lambda: array("d"), repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def attempted(self, users: int, retry: bool, reply: Reply, fault: str | None) -> None:
+        """Note one HTTP request and what came back."""
+        with self._lock:
+            self.requests += 1
+            self.retries += retry
+            self.users_sent += users
+            if fault:
+                self.faults[fault] += 1
+            if reply.status is not None:
+                self.statuses[reply.status] += 1
+                if fault is None:
+                    self._latencies.append(reply.seconds)
+                if not reply.ok:
+                    self.last_problem = f"{reply.status} {short(reply.body)}".strip()
+            elif reply.error and not fault:
+                self.errors[reply.error] += 1
+                self.last_problem = str(reply)
+
+    def count(self, **amounts: int) -> None:
+        """Add to the named counters."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
+
+    def fault(self, kind: str) -> None:
+        """Count a misbehaviour that isn't an attempt's own."""
+        with self._lock:
+            self.faults[kind] += 1
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.ended = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far."""
+        return (self.ended or time.perf_counter()) - self.started
+
+    def latencies(self, last: int | None = None) -> Latencies:
+        """Return the latencies of all answers, or of the `last` ones."""
+        with self._lock:
+            values = sorted(self._latencies if last is None else self._latencies[-last:])
+        return Latencies(
+            count=len(values),
+            p50=percentile(values, 0.5),
+            p99=percentile(values, 0.99),
+            longest=values[-1] if values else None,
+            over_1s=sum(value > 1 for value in values),
+            over_2s=sum(value > 2 for value in values),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON types; times in seconds."""
+        latencies = self.latencies()
+        with self._lock:
+            return {
+                "seconds": round(self.seconds, 3),
+                "requests": self.requests,
+                "retries": self.retries,
+                "gave_up": self.gave_up,
+                "statuses": {str(code): count for code, count in sorted(self.statuses.items())},
+                "errors": dict(sorted(self.errors.items())),
+                "faults": dict(sorted(self.faults.items())),
+                "users_sent": self.users_sent,
+                "users_delivered": self.users_delivered,
+                "users_rejected": self.users_rejected,
+                "users_per_second": round(self.users_delivered / max(self.seconds, 1e-9)),
+                "latency_p50": latencies.p50,
+                "latency_p99": latencies.p99,
+                "latency_max": latencies.longest,
+                "answers_over_1s": latencies.over_1s,
+                "answers_over_2s": latencies.over_2s,
+            }
+
+
+def short(body: bytes, limit: int = 200) -> str:
+    """Return the beginning of an answer's body on one printable line."""
+    text = " ".join(body[: limit * 4].decode("utf-8", "replace").split())
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
