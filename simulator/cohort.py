@@ -45,9 +45,9 @@ def json_text(text: str) -> str:
 class Cohort:
     """Users, membership and its changes.
 
-    `ids` is everybody who can ever be in the cohort; users are known by their index in it. The first `size`
-    of them are the cohort of the first sync. With each further sync, `churn` × `size` members leave and as
-    many others enter, among them people who were in before.
+    `ids` is everybody who can ever be in the cohort; users are known by their index in it. The
+    first `size` of them are the cohort of the first sync. With each further sync, `churn` × `size`
+    members leave and as many others enter, among them people who were in before.
     """
 
     def __init__(
@@ -90,9 +90,10 @@ class Cohort:
     def advance(self) -> tuple[Sequence[int], Sequence[int]]:
         """Let time pass until the next sync and return what it has to say: (entered, left).
 
-        Until a sync has succeeded (`succeeded`), that is everybody who is in, and nobody left. Afterwards it
-        is the difference from the last successful sync, as Amplitude does it: somebody who came and went
-        since then is not mentioned, whatever a failed sync has said about them.
+        Until a sync has succeeded (`succeeded`), that is everybody who is in, and nobody left.
+        Afterwards it is the difference from the last successful sync, as Amplitude does it:
+        somebody who came and went since then is not mentioned, whatever a failed sync has said
+        about them.
         """
         if self._started:
             self._move()

@@ -1,6 +1,7 @@
 """Request bodies as bytes, put together from parts that were encoded once.
 
-A body of a thousand identifies takes one `str.join`. That it says the same as `payloads` is held by a test.
+A body of a thousand identifies takes one `str.join`. That it says the same as `payloads` is held by
+a test.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 
 Several cohorts at once are several `CohortSync`, each in a thread of its own; they may share users.
 
-What is known of the sender (Amplitude's documentation) and what is assumed is listed in `docs/simulator.md`.
+What is known of the sender (Amplitude's documentation) and what is assumed is listed in
+`docs/simulator.md`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def retry_wait(retry: int) -> float:
 
 @dataclass(slots=True)
 class Request:
-    """One call to the receiver, sent until it is answered or given up. `users` are indexes into the cohort's ids."""
+    """One call to the receiver, sent until it is answered or given up. `users` are indexes into
+    the cohort's ids.
+    """
 
     sync: int
     number: int
@@ -74,7 +77,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One HTTP request as `on_attempt` gets it. `number` is 0 for the first; `fault` is what was done to it."""
+    """One HTTP request as `on_attempt` gets it. `number` is 0 for the first; `fault` is what was
+    done to it.
+    """
 
     sync: int
     request: int
@@ -104,7 +109,9 @@ class SyncResult:
 
     @property
     def succeeded(self) -> bool:
-        """Whether Amplitude would call this sync successful: the next one sends the difference from it."""
+        """Whether Amplitude would call this sync successful: the next one sends the difference
+        from it.
+        """
         return not (self.failed_requests or self.unauthorised or self.interrupted)
 
 
@@ -115,11 +122,12 @@ class CohortSync:
     - `batch_size`: users a request (`single` ignores it); `threads`: requests at a time;
     - `retries`: how often a request is sent again, after 1, 2, 4, … 128 seconds times `time_scale`;
     - `path`: replaces the document's path (for lists: what `/lists` is);
-    - `settle`: for calls that carry no time, how long (seconds, not scaled) to wait before the next sync after an
-      attempt that was left without an answer, so that the receiver can't still be applying it;
+    - `settle`: for calls that carry no time, how long (seconds, not scaled) to wait before the next
+      sync after an attempt that was left without an answer, so that the receiver can't still be
+      applying it;
     - `stop`: when set, nothing more is sent and the calls return early;
-    - `on_plan(sync, entered, left)` before and `on_attempt(Attempt)` after sending, from the sending threads; what
-      they raise ends the sync and is raised by it.
+    - `on_plan(sync, entered, left)` before and `on_attempt(Attempt)` after sending, from the
+      sending threads; what they raise ends the sync and is raised by it.
     """
 
     def __init__(
@@ -150,7 +158,9 @@ class CohortSync:
         self.stats = Stats()
         self.stop = stop or threading.Event()
         self.list_ids: set[str] = set()
-        """Every list id that the receiver has answered with; more than one is a mistake of the receiver."""
+        """Every list id that the receiver has answered with; more than one is a mistake of the
+        receiver.
+        """
         self._batch_size = 1 if mode == "single" else batch_size
         self._retries = retries
         self._time_scale = time_scale
@@ -194,7 +204,8 @@ class CohortSync:
         return len(self._late)
 
     def run(self, syncs: int, every: float = 0.0) -> list[SyncResult]:
-        """Run that many syncs, `every` seconds (times `time_scale`) apart, and send what was held back.
+        """Run that many syncs, `every` seconds (times `time_scale`) apart, and send what was held
+        back.
 
         Ends early when `stop` is set or the receiver refuses the key.
         """
@@ -211,7 +222,9 @@ class CohortSync:
         return results
 
     def sync(self) -> SyncResult:
-        """Let the cohort change and send what Amplitude would: everybody at first, later the difference."""
+        """Let the cohort change and send what Amplitude would: everybody at first, later the
+        difference.
+        """
         self._sync += 1
         started = time.perf_counter()
         entered, left = self.cohort.advance()
@@ -224,8 +237,8 @@ class CohortSync:
             self._next_computed_time()
             self._send(self._mixed(self._misbehaving(self._plan(entered, left)), late), result)
         else:
-            # The others must not cross a newer statement about the same user: which of the two the receiver
-            # applied last would be anybody's guess.
+            # The others must not cross a newer statement about the same user: which of the two the
+            # receiver applied last would be anybody's guess.
             self._wait_until_settled()
             if self.mode == "list" and self._list_path is None:
                 self._create_list(result)
@@ -262,7 +275,9 @@ class CohortSync:
         self.stats.end()
 
     def _next_computed_time(self) -> None:
-        """Take the time of this sync in whole seconds: later than the last sync's, never in the future."""
+        """Take the time of this sync in whole seconds: later than the last sync's, never in the
+        future.
+        """
         computed = max(self._computed_time + 1, int(self._clock()))
         while (ahead := computed - self._clock()) > 0 and not self.stop.wait(min(ahead, 0.1)):
             pass
@@ -463,7 +478,8 @@ class CohortSync:
 
     def _refused(self, request: Request, reply: Reply, queue: _Queue, result: SyncResult) -> None:
         if reply.status == 404 and request.kind in ("identify", "batch"):
-            # "404: Invalid User ID": these users don't exist there. The rest of the sync isn't lost for it.
+            # "404: Invalid User ID": these users don't exist there. The rest of the sync isn't lost
+            # for it.
             self.stats.count(users_rejected=len(request.users))
         else:
             self._gave_up(result, f"{request.kind} refused: {reply.status} {short(reply.body)}")
@@ -549,8 +565,8 @@ def is_retried(reply: Reply, fault: str | None = None) -> bool:
 def list_id(answer: Any) -> str | None:
     """Return the list's id from the answer to a list creation, or None.
 
-    The document doesn't say where it is. Looked at: `list_id`, `listId`, `id`, at the top level and inside
-    `response`; the first two are known from receivers in production.
+    The document doesn't say where it is. Looked at: `list_id`, `listId`, `id`, at the top level and
+    inside `response`; the first two are known from receivers in production.
     """
     if not isinstance(answer, dict):
         return None

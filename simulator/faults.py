@@ -1,4 +1,6 @@
-"""Misbehaviour on purpose: what a network and a sender under load do to a receiver, drawn from a seed."""
+"""Misbehaviour on purpose: what a network and a sender under load do to a receiver, drawn from a
+seed.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,13 @@ class Misbehaviour:
     """How often each kind happens, as a share of the requests (0 to 1).
 
     - `duplicate`: the request is sent twice, at the same time where a thread is free;
-    - `reorder`: the request is held back behind up to 16 later ones of the same sync (a webhook also behind the
-      next sync, since it carries its time);
+    - `reorder`: the request is held back behind up to 16 later ones of the same sync (a webhook
+      also behind the next sync, since it carries its time);
     - `drop_reply`: the receiver applies and answers, the sender never hears and sends again;
     - `cut`: the connection is reset half way through the body, then the request is sent again;
     - `slow`: the body takes `slow_seconds`;
-    - `late`: the sender doesn't hear (or the body is cut), and its retry arrives only after the next sync.
+    - `late`: the sender doesn't hear (or the body is cut), and its retry arrives only after the
+      next sync.
     """
 
     duplicate: float = 0.0
@@ -41,7 +44,8 @@ class Misbehaviour:
     def on_attempt(self, seed: str, retries_left: int) -> Fault | None:
         """Draw what happens to one attempt; the same for the same seed.
 
-        The last two attempts are left alone, so that misbehaviour alone never makes a request fail for good.
+        The last two attempts are left alone, so that misbehaviour alone never makes a request fail
+        for good.
         """
         if not (self.drop_reply or self.cut or self.slow) or retries_left < 2:
             return None
@@ -59,7 +63,9 @@ KINDS = tuple(field.name for field in fields(Misbehaviour) if field.name != "slo
 
 
 def parse(text: str) -> Misbehaviour:
-    """Read `all`, `all=0.1` or `late=0.02,drop-reply=0.1,…`; raises `ValueError` that says what is wrong."""
+    """Read `all`, `all=0.1` or `late=0.02,drop-reply=0.1,…`; raises `ValueError` that says what is
+    wrong.
+    """
     rates: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, share = part.partition("=")

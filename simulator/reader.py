@@ -1,7 +1,8 @@
 """Readers: how the simulator looks at what a receiver has stored.
 
-A reader is optional; without one only the wire is checked. The one reader there is looks into Redis or Valkey,
-laid out as Cohort Receiver does: one hash for each user, its fields the trait names, its values `true` or `false`.
+A reader is optional; without one only the wire is checked. The one reader there is looks into Redis
+or Valkey, laid out as Cohort Receiver does: one hash for each user, its fields the trait names, its
+values `true` or `false`.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ class Reader(Protocol):
     def traits(self, user_ids: Sequence[str]) -> list[Traits]:
         """Return each user's traits, in the order asked for; an empty dict for an unknown user.
 
-        A value that is neither true nor false is given as the string that was found. Raises `ReaderError`.
+        A value that is neither true nor false is given as the string that was found. Raises
+        `ReaderError`.
         """
         ...
 
 
 class RedisReader:
-    """Reads `{prefix}:{{tag}}:user:{user id}` hashes, where the tag is the app, or with several partitions
-    `app:crc32(user id) mod partitions`.
+    """Reads `{prefix}:{{tag}}:user:{user id}` hashes, where the tag is the app, or with several
+    partitions `app:crc32(user id) mod partitions`.
 
     `url` is `redis://`, `rediss://` or `unix://`, as redis-py takes it.
     """

@@ -1,7 +1,9 @@
-"""A sink: answers 200 to every request as cheaply as Python can, to measure how fast the simulator sends.
+"""A sink: answers 200 to every request as cheaply as Python can, to measure how fast the simulator
+sends.
 
-It is no receiver: it looks at nothing but the length of the body. Run alone (`python -m simulator.sink`) it
-prints its port, serves until its standard input ends, then prints `{"requests", "bytes"}`.
+It is no receiver: it looks at nothing but the length of the body. Run alone (`python -m
+simulator.sink`) it prints its port, serves until its standard input ends, then prints `{"requests",
+"bytes"}`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ _ANSWER = (
 
 
 class Sink(asyncio.Protocol):
-    """One connection; `requests` and `bytes` count for all of them."""
+    """One connection; `requests` and `received` (bytes of body) count for all of them."""
 
     requests = 0
-    bytes = 0
+    received = 0
 
     def __init__(self) -> None:
         self._head = b""
@@ -46,7 +48,7 @@ class Sink(asyncio.Protocol):
                 length = _LENGTH.search(self._head, 0, end + 2)
                 self._left = int(length[1]) if length else 0
                 Sink.requests += 1
-                Sink.bytes += self._left
+                Sink.received += self._left
                 data, self._head = self._head[end + 4 :], b""
             if not self._left:
                 self._transport.write(_ANSWER)
@@ -59,7 +61,7 @@ async def serve() -> None:
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.buffer.read)
     server.close()
-    print(json.dumps({"requests": Sink.requests, "bytes": Sink.bytes}))
+    print(json.dumps({"requests": Sink.requests, "bytes": Sink.received}))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from .wire import Reply
 
 
 def percentile(sorted_values: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that at least `share` of them don't exceed (nearest rank); None of none."""
+    """Return the smallest value that at least `share` of them don't exceed (nearest rank); None of
+    none.
+    """
     if not sorted_values:
         return None
     rank = -(-len(sorted_values) * round(share * 1000) // 1000)
@@ -41,7 +43,9 @@ class Stats:
     """HTTP requests that were sent, retries and duplicates included."""
     retries: int = 0
     gave_up: int = 0
-    """Requests that were not delivered: retries used up, or refused with a status that isn't retried."""
+    """Requests that were not delivered: retries used up, or refused with a status that isn't
+    retried.
+    """
     users_sent: int = 0
     """Users in all requests that were sent, retries and duplicates included."""
     users_delivered: int = 0

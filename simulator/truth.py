@@ -2,16 +2,17 @@
 
 The rules, for one cohort:
 
-- A statement that the receiver has acknowledged (2xx) holds from then on, until one of a higher *order* is
-  acknowledged. For calls that carry a time (webhooks) the order is that time, and the receiver must go by it,
-  whatever the order of arrival. For calls that carry none (identify, batch, lists) it is the order of arrival:
-  the simulator never has two conflicting ones about a user under way at once, so it knows that order.
-- A statement without an answer (timeout, lost connection) or answered with a 5xx may hold or not. That ends
-  when a statement of the same or a higher order is acknowledged, normally its own retry.
+- A statement that the receiver has acknowledged (2xx) holds from then on, until one of a higher
+  *order* is acknowledged. For calls that carry a time (webhooks) the order is that time, and the
+  receiver must go by it, whatever the order of arrival. For calls that carry none (identify, batch,
+  lists) it is the order of arrival: the simulator never has two conflicting ones about a user under
+  way at once, so it knows that order.
+- A statement without an answer (timeout, lost connection) or answered with a 5xx may hold or not.
+  That ends when a statement of the same or a higher order is acknowledged, normally its own retry.
 - A statement refused with a 4xx, or cut off half way, must have left no trace.
 
-So a late retry without a time that arrives after a newer sync wins, in the receiver and here: nothing in the
-call says that it is old.
+So a late retry without a time that arrives after a newer sync wins, in the receiver and here:
+nothing in the call says that it is old.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Truth:
         self._lock = threading.Lock()
 
     def assume(self, values: Iterable[Value | str]) -> None:
-        """Take `values` (one for each of `ids`) as what the receiver holds before anything is sent."""
+        """Take `values` (one for each of `ids`) as what the receiver holds before anything is
+        sent.
+        """
         for user, value in enumerate(values):
             self._value[user] = _TRUE if value is True else _FALSE if value is False else _ABSENT
 

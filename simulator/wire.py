@@ -1,7 +1,7 @@
 """One HTTP connection to a receiver, kept alive, that can also be made to misbehave.
 
-`http.client` is used directly: measured against a sink on the same two cores, it leaves several times the
-headroom that the simulator needs, and it lets a body be cut or slowed down half way.
+`http.client` is used directly: measured against a sink on the same two cores, it leaves several
+times the headroom that the simulator needs, and it lets a body be cut or slowed down half way.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class BadUrl(ValueError):
 class Target:
     """A receiver: where it is and what it is told about who calls.
 
-    `url` is the base address (`https://host[:port][/prefix]`). `timeout` is in seconds and holds for
-    connecting and for each wait for an answer.
+    `url` is the base address (`https://host[:port][/prefix]`). `timeout` is in seconds and holds
+    for connecting and for each wait for an answer.
     """
 
     url: str
@@ -73,8 +73,8 @@ class Target:
 class Reply:
     """What came back: either a `status` and a `body`, or an `error` (one of this module's words).
 
-    `seconds` runs from the last byte of the request to the last one of the answer when the body was slowed
-    down on purpose, and else from the start of the call (a new connection included).
+    `seconds` runs from the last byte of the request to the last one of the answer when the body was
+    slowed down on purpose, and else from the start of the call (a new connection included).
     """
 
     status: int | None
@@ -130,7 +130,9 @@ class Wire:
     def post(
         self, path: str, body: bytes, headers: Mapping[str, str] | None = None, method: str = "POST"
     ) -> Reply:
-        """Send `body` to `path` and return what came back. Raises nothing for what a network can do."""
+        """Send `body` to `path` and return what came back. Raises nothing for what a network can
+        do.
+        """
         return self._call(method, path, body, headers or {}, slow=0.0)
 
     def post_slowly(self, path: str, body: bytes, seconds: float) -> Reply:
@@ -200,9 +202,11 @@ class Wire:
         return Reply(None, b"", time.perf_counter() - started, kind, describe(error))
 
     def _drop_if_stale(self) -> None:
-        """Close a connection that the receiver has closed meanwhile, so that the next call opens a new one.
+        """Close a connection that the receiver has closed meanwhile, so that the next call opens a
+        new one.
 
-        Every client does this; without it the end of the receiver's keep-alive would count as a failure.
+        Every client does this; without it the end of the receiver's keep-alive would count as a
+        failure.
         """
         sock = self._conn.sock
         if sock is None:
