@@ -398,7 +398,7 @@ class CohortSync:
         try:
             while (request := queue.take()) is not None:
                 self._attempt(connection, queue, request, result)
-        except BaseException as error:  # raised again by the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
             queue.fail(error)
 
     def _attempt(
@@ -416,6 +416,8 @@ class CohortSync:
         number = request.attempts
         request.attempts += 1
         self._note_truth(request, reply)
+        if request.kind == "create" and reply.ok:
+            self._note_list_id(reply, result)
         self.stats.attempted(len(request.users), number > 0, reply, fault)
         if self._on_attempt:
             users = len(request.users)
@@ -446,7 +448,8 @@ class CohortSync:
     def _draw_fault(self, request: Request) -> Fault | None:
         if not self._misbehaviour or request.duplicate:
             return None
-        seed = f"{self._seed} {self.cohort.cohort_id} {request.sync} {request.number} {request.attempts}"
+        of_request = f"{self.cohort.cohort_id} {request.sync} {request.number}"
+        seed = f"{self._seed} {of_request} {request.attempts}"
         if request.late:
             return "drop-reply" if random.Random(seed).random() < 0.5 else "cut"
         return self._misbehaviour.on_attempt(seed, self._retries - request.attempts)
@@ -463,14 +466,20 @@ class CohortSync:
         if reply.error in (wire.TIMEOUT, wire.CLOSED) or reply.status in (502, 504):
             self._settled_at = max(self._settled_at, time.monotonic() + self._settle)
 
-    def _delivered(self, request: Request, reply: Reply, result: SyncResult) -> None:
-        if request.kind == "create":
-            found = list_id(reply.json())
-            if found is None:
-                self._gave_up(result, f"no list id in the answer {short(reply.body)!r}")
-                return
-            self.list_ids.add(found)
+    def _note_list_id(self, reply: Reply, result: SyncResult) -> None:
+        found = list_id(reply.json())
+        if found is None:
+            return
+        self.list_ids.add(found)
+        if self._list_path is None:
             self._list_path = f"{self._path}/{quote(found, safe='')}"
+        elif len(self.list_ids) > 1:
+            self._gave_up(result, f"more than one list was made: {sorted(self.list_ids)}")
+
+    def _delivered(self, request: Request, reply: Reply, result: SyncResult) -> None:
+        if request.kind == "create" and self._list_path is None:
+            self._gave_up(result, f"no list id in the answer {short(reply.body)!r}")
+            return
         turned_away = rejected(reply)
         self.stats.count(
             users_delivered=len(request.users) - turned_away, users_rejected=turned_away

@@ -78,7 +78,7 @@ class Truth:
         return values | {member for _, member in self._open.get(user, ())}
 
     def expected(self) -> list[Value]:
-        """Return the expected value of each user, where `uncertain_users` is 0 the only right one."""
+        """Return each user's expected value: with no `uncertain_users`, the only right one."""
         return [_VALUES[value] for value in self._value]
 
     @property
@@ -120,7 +120,7 @@ class Comparison:
 
 
 def compare(truth: Truth, reader: Reader, examples: int = 20, chunk: int = 5_000) -> Comparison:
-    """Read every user of the cohort and compare; at most `examples` differences are kept in full."""
+    """Read every user of the cohort and compare; keep at most `examples` differences in full."""
     result = Comparison()
     for start in range(0, len(truth.ids), chunk):
         found = reader.traits(truth.ids[start : start + chunk])

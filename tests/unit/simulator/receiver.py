@@ -1,0 +1,401 @@
+"""A receiver to try the simulator on: all of the protocol, in memory, over real sockets.
+
+It stands for *somebody's* receiver, right by default. Each name in `FLAWS` makes it wrong in one
+way that receivers are wrong in, so that the checks can be seen to fail.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+from urllib.parse import unquote
+
+from simulator import payloads
+from simulator.reader import Traits
+
+KEY = "test-key"
+APP = "test-app"
+INVALID_USER = "nobody"
+
+FLAWS = {
+    "accepts-any-key": "a wrong or missing key is let in",
+    "open-webhook": "the webhook needs no key",
+    "no-basic": "the key as Basic's user name is refused",
+    "no-header-key": "the api_key header is not looked at",
+    "no-bearer": "a Bearer token is refused",
+    "refusal-is-403": "a wrong key is answered 403",
+    "created-201": "success is answered 201",
+    "strict-fields": "unknown fields are refused",
+    "needs-context": "a body without context is refused",
+    "needs-prefix": "a trait without [Amplitude] is refused",
+    "first-colon": "the trait's name is cut at its first colon",
+    "mangles-names": "characters outside ASCII are lost from trait names",
+    "lowercases-ids": "user ids are changed",
+    "false-deletes": "a user who leaves loses the field",
+    "ignores-false": "a user who leaves stays",
+    "conflict-on-repeat": "the same request is refused the second time",
+    "truthy-values": "values that are no booleans are taken for true",
+    "no-validation": "anything that is JSON is answered 200",
+    "crash-on-bad-json": "invalid JSON is a 500",
+    "crash-on-deep": "deep nesting is a 500",
+    "drops-bad-items": "a batch's bad items are dropped without a word",
+    "half-batch": "the good part of a refused batch is kept",
+    "loses-batch-tail": "of a batch only 1,000 users are kept",
+    "small-limit": "batches over 1,000 users are refused",
+    "one-cohort": "a user's other cohorts are forgotten",
+    "second-list": "a repeated list creation makes a second list",
+    "racing-lists": "two simultaneous list creations make two lists",
+    "no-list-id": "list creation doesn't say the id",
+    "list-id-elsewhere": "list creation says the id where nobody looks",
+    "unknown-list-ok": "an unknown list is answered 200",
+    "empty-add-refused": "an add without users is refused",
+    "no-user-ids": "user_ids is not understood",
+    "no-document-url": "an identify at the list's remove URL is refused",
+    "webhook-strings-only": "numeric ids in a webhook are refused",
+    "webhook-as-it-comes": "a webhook's time is ignored",
+    "applies-half-bodies": "a cut body's users are written all the same",
+    "one-at-a-time": "requests are handled one after the other, body included",
+    "slow": "every batch takes 2.3 s",
+    "invalid-user-ok": "an unknown user is answered 200",
+    "never-throttles": "there is no limit",
+    "throttles-with-503": "too many requests are answered 503",
+    "acknowledges-and-forgets": "every tenth batch is answered and lost",
+}
+
+
+class Answer(Exception):
+    """Ends a request with a status."""
+
+    def __init__(self, status: int, body: dict[str, Any] | None = None) -> None:
+        self.status = status
+        self.body = body or {"reason": "invalid"}
+
+
+class Receiver:
+    """A running receiver, with a free loopback port; also the reader of its own state.
+
+    `fail_first` answers that many requests with `fail_status` before it applies anything;
+    `throttle` allows so many requests a second.
+    """
+
+    def __init__(
+        self,
+        *flaws: str,
+        fail_first: int = 0,
+        fail_status: int = 503,
+        throttle: int | None = None,
+        delay: float = 0.0,
+        require_key: bool = True,
+    ) -> None:
+        unknown = set(flaws) - set(FLAWS)
+        assert not unknown, unknown
+        self.flaws = set(flaws)
+        self.users: dict[str, dict[str, bool]] = {}
+        self.lists: dict[str, str] = {}
+        self.bodies: list[tuple[str, Any]] = []
+        self.statuses: Counter[int] = Counter()
+        self.fail_first = fail_first
+        self.fail_status = fail_status
+        self.throttle = throttle
+        self.delay = delay
+        self.require_key = require_key
+        self._names: dict[str, str] = {}
+        self._times: dict[tuple[str, str], float] = {}
+        self._window: tuple[int, int] = (0, 0)
+        self._seen: set[bytes] = set()
+        self._batches = 0
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.receiver = self
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def traits(self, user_ids: Sequence[str]) -> list[Traits]:
+        with self._lock:
+            return [dict(self.users.get(user_id, {})) for user_id in user_ids]
+
+    # One request
+
+    def handle(
+        self, path: str, headers: Any, raw: bytes, whole: bool
+    ) -> tuple[int, dict[str, Any]]:
+        if not whole and "applies-half-bodies" not in self.flaws:
+            return 400, {}
+        try:
+            self._check_key(path, headers)
+            self._check_rate()
+            if not whole:
+                raw = raw[: raw.rfind(b"},{")] + b"}]}"
+            with self._lock:
+                if self.fail_first > 0:
+                    self.fail_first -= 1
+                    raise Answer(self.fail_status, {"reason": "told to fail"})
+            body = self._decode(raw)
+            if "conflict-on-repeat" in self.flaws:
+                if raw in self._seen:
+                    raise Answer(409)
+                self._seen.add(raw)
+            time.sleep(self.delay)
+            return 201 if "created-201" in self.flaws else 200, self._apply(path, body)
+        except Answer as answer:
+            if "no-validation" in self.flaws and answer.status == 400:
+                return 200, {}
+            return answer.status, answer.body
+
+    def _check_key(self, path: str, headers: Any) -> None:
+        if not self.require_key or "accepts-any-key" in self.flaws:
+            return
+        if "open-webhook" in self.flaws and path == payloads.WEBHOOK_PATH:
+            return
+        kind, _, token = headers.get("Authorization", "").partition(" ")
+        key = None
+        if kind == "Basic" and "no-basic" not in self.flaws:
+            key = base64.b64decode(token).decode().partition(":")[0]
+        elif kind == "Bearer" and "no-bearer" not in self.flaws:
+            key = token
+        elif "api_key" in headers and "no-header-key" not in self.flaws:
+            key = headers["api_key"] if headers.get("app_id", APP) == APP else None
+        if key != KEY:
+            raise Answer(403 if "refusal-is-403" in self.flaws else 401, {"reason": "unauthorised"})
+
+    def _check_rate(self) -> None:
+        if self.throttle is None or "never-throttles" in self.flaws:
+            return
+        with self._lock:
+            second, count = self._window
+            now = int(time.monotonic())
+            count = count + 1 if second == now else 1
+            self._window = (now, count)
+        if count > self.throttle:
+            raise Answer(503 if "throttles-with-503" in self.flaws else 429, {"reason": "limit"})
+
+    def _decode(self, raw: bytes) -> Any:
+        try:
+            body = json.loads(raw.decode("utf-8"), parse_constant=_refuse)
+            json.dumps(body, ensure_ascii=False).encode("utf-8")  # no lone surrogates
+        except RecursionError:
+            raise Answer(500 if "crash-on-deep" in self.flaws else 400) from None
+        except ValueError:
+            raise Answer(500 if "crash-on-bad-json" in self.flaws else 400) from None
+        return body
+
+    def _apply(self, path: str, body: Any) -> dict[str, Any]:
+        need(isinstance(body, dict))
+        need("context" not in body or isinstance(body["context"], dict))
+        parts = path.rstrip("/").split("/")
+        if path.rstrip("/") == payloads.LISTS_PATH:
+            return self._create_list(body)
+        if len(parts) == 4 and parts[1] == "lists" and parts[3] in ("add", "remove"):
+            if parts[3] == "remove" and ("batch" in body or "traits" in body):
+                need("no-document-url" not in self.flaws)
+                return self._identify(body)
+            return self._list_users(unquote(parts[2]), parts[3] == "add", body)
+        if path.rstrip("/") == payloads.COHORT_PATH:
+            return self._identify(body)
+        if path.rstrip("/") == payloads.WEBHOOK_PATH:
+            return self._webhook(body)
+        raise Answer(404, {"reason": "no such place"})
+
+    def _identify(self, body: dict[str, Any]) -> dict[str, Any]:
+        if "batch" not in body:
+            return self._write(*[(*item, None) for item in self._items(body)])
+        items = body["batch"]
+        need(isinstance(items, list) and items)
+        need(not ("small-limit" in self.flaws and len(items) > 1000))
+        if "slow" in self.flaws:
+            time.sleep(2.3)
+        if "loses-batch-tail" in self.flaws:
+            items = items[:1000]
+        self._batches += 1
+        if "acknowledges-and-forgets" in self.flaws and self._batches % 10 == 0:
+            return {}
+        statements: list[tuple[str, str, bool, float | None]] = []
+        for item in items:
+            try:
+                statements += [(*found, None) for found in self._items(item)]
+            except Answer:
+                if "half-batch" in self.flaws:
+                    self._write(*statements)
+                if "drops-bad-items" not in self.flaws:
+                    raise
+        return self._write(*statements)
+
+    def _items(self, item: Any) -> list[tuple[str, str, bool]]:
+        need(isinstance(item, dict) and item.get("type", "identify") == "identify")
+        need("context" in item or "needs-context" not in self.flaws)
+        need(
+            item.keys() <= {"type", "traits", "userId", "context"}
+            or "strict-fields" not in self.flaws
+        )
+        user, traits = item.get("userId"), item.get("traits")
+        need(isinstance(user, str) and user and "\0" not in user)
+        need(isinstance(traits, dict) and traits)
+        if user == INVALID_USER and "invalid-user-ok" not in self.flaws:
+            raise Answer(404, {"reason": "invalid user id"})
+        found = []
+        for trait, value in traits.items():
+            need(isinstance(value, bool) or "truthy-values" in self.flaws)
+            need(trait.startswith("[Amplitude]") or "needs-prefix" not in self.flaws)
+            found.append((user, trait, bool(value)))
+        return found
+
+    def _create_list(self, body: dict[str, Any]) -> dict[str, Any]:
+        name: Any = body.get("name")
+        need(isinstance(name, str) and name)
+        known = self._names.get(name)
+        if "racing-lists" in self.flaws:
+            time.sleep(0.05)
+        with self._lock:
+            if "racing-lists" not in self.flaws:
+                known = self._names.get(name)
+            if known is None or "second-list" in self.flaws:
+                known = f"list {len(self.lists) + 1}/ü"
+                self.lists[known] = name
+                self._names[name] = known
+        if "no-list-id" in self.flaws:
+            return {}
+        if "list-id-elsewhere" in self.flaws:
+            return {"created": {"identifier": known}}
+        return {"list_id": known, "listId": known}
+
+    def _list_users(self, list_id: str, member: bool, body: dict[str, Any]) -> dict[str, Any]:
+        trait = self.lists.get(list_id)
+        if trait is None:
+            if "unknown-list-ok" in self.flaws:
+                return {}
+            raise Answer(404, {"reason": "no such list"})
+        users: Any = body.get("userIds")
+        if users is None and "no-user-ids" not in self.flaws:
+            users = body.get("user_ids")
+        need(isinstance(users, list) and all(isinstance(user, str) and user for user in users))
+        need(users or "empty-add-refused" not in self.flaws)
+        return self._write(*[(user, trait, member, None) for user in users])
+
+    def _webhook(self, body: dict[str, Any]) -> dict[str, Any]:
+        name: Any = body.get("cohort_name")
+        cohort: Any = body.get("cohort_id")
+        member: Any = body.get("in_cohort")
+        users: Any = body.get("users")
+        computed: Any = body.get("computed_time")
+        need(isinstance(name, str) and isinstance(cohort, str) and isinstance(member, bool))
+        need(isinstance(users, list) and isinstance(computed, str) and computed.isdigit())
+        ids: list[Any] = [user.get("user_id") if isinstance(user, dict) else None for user in users]
+        if "webhook-strings-only" not in self.flaws:
+            ids = [str(i) if isinstance(i, int) and not isinstance(i, bool) else i for i in ids]
+        need(all(isinstance(user, str) and user for user in ids))
+        when = -math.inf if "webhook-as-it-comes" in self.flaws else float(computed)
+        trait = payloads.trait_name(name, cohort)
+        return self._write(*[(user, trait, member, when) for user in ids])
+
+    def _write(self, *statements: tuple[str, str, bool, float | None]) -> dict[str, Any]:
+        with self._lock:
+            for user, trait, member, when in statements:
+                if "first-colon" in self.flaws:
+                    trait = trait.partition(":")[0]
+                if "mangles-names" in self.flaws:
+                    trait = trait.encode("ascii", "ignore").decode()
+                if "lowercases-ids" in self.flaws:
+                    user = user.lower()
+                known = self._times.get((user, trait), -math.inf)
+                if when is not None and when < known:
+                    continue
+                self._times[user, trait] = time.time() if when is None else when
+                traits = self.users.setdefault(user, {})
+                if "one-cohort" in self.flaws and trait not in traits:
+                    traits.clear()
+                if member or "ignores-false" not in self.flaws:
+                    traits[trait] = member
+                if not member and "false-deletes" in self.flaws:
+                    del traits[trait]
+        return {"accepted": len(statements), "rejected": 0}
+
+
+def need(condition: object) -> None:
+    if not condition:
+        raise Answer(400)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    receiver: Receiver
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # connections that were cut on purpose
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+    server: _Server
+
+    def do_POST(self) -> None:
+        receiver = self.server.receiver
+        if "one-at-a-time" in receiver.flaws:
+            with receiver._turn:
+                self._answer(receiver)
+        else:
+            self._answer(receiver)
+
+    def _answer(self, receiver: Receiver) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        raw = b""
+        try:
+            while len(raw) < length and (piece := self.rfile.read1(length - len(raw))):
+                raw += piece
+        except OSError:
+            pass
+        whole = len(raw) == length
+        status, body = receiver.handle(self.path, self.headers, raw, whole)
+        receiver.statuses[status] += whole
+        if not whole:
+            self.close_connection = True
+            return
+        receiver.bodies.append((self.path, raw))
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        self.wfile.flush()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

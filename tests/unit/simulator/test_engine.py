@@ -1,0 +1,386 @@
+"""The engine sends what Amplitude sends, and its truth is what a right receiver holds."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from simulator import payloads
+from simulator.cohort import Cohort
+from simulator.engine import (
+    MODES,
+    Attempt,
+    CohortSync,
+    Mode,
+    is_retried,
+    list_id,
+    retry_wait,
+)
+from simulator.faults import Misbehaviour, parse
+from simulator.truth import compare
+from simulator.wire import Reply, Target
+from tests.unit.simulator.receiver import KEY, Receiver, free_port
+
+
+class Clock:
+    """A clock that is a second later at each look, so that webhooks need not wait for it."""
+
+    def __init__(self) -> None:
+        self._now = time.time() - 10_000
+        self._lock = threading.Lock()
+
+    def __call__(self) -> float:
+        with self._lock:
+            self._now += 1
+            return self._now
+
+
+def engine(
+    receiver: Receiver, mode: Mode = "property", size: int = 250, **options: Any
+) -> CohortSync:
+    options.setdefault("batch_size", 20)
+    options.setdefault("time_scale", 0.001)
+    options.setdefault("settle", 0.05)
+    cohort = Cohort.synthetic("Power: users", "a1b2", size, churn=options.pop("churn", 0.2))
+    target = Target(receiver.url, options.pop("key", KEY), timeout=options.pop("timeout", 10.0))
+    return CohortSync(target, cohort, mode=mode, clock=Clock(), **options)
+
+
+def sent(receiver: Receiver) -> list[tuple[str, Any]]:
+    return [(path, json.loads(body)) for path, body in receiver.bodies]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_run__right_receiver__ends_in_the_truth(mode: Mode) -> None:
+    with Receiver() as receiver, engine(receiver, mode) as sync:
+        results = sync.run(4)
+        assert [result.succeeded for result in results] == [True] * 4
+        assert [(result.entered, result.left) for result in results] == [
+            (250, 0), (50, 50), (50, 50), (50, 50)
+        ]  # fmt: skip
+        comparison = compare(sync.truth, receiver)
+        assert comparison.ok
+        assert comparison.checked == 350
+        assert sync.truth.members() == 250
+        assert sync.truth.uncertain_users == 0
+        assert sync.stats.users_delivered == 250 + 3 * 100
+        assert receiver.statuses == {200: sync.stats.requests}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_run__every_misbehaviour__ends_in_the_truth(mode: Mode, seed: int) -> None:
+    faults = Misbehaviour(0.2, 0.3, 0.2, 0.2, 0.02, 0.2, slow_seconds=0.05)
+    with (
+        Receiver() as receiver,
+        engine(receiver, mode, misbehaviour=faults, seed=seed, batch_size=10) as sync,
+    ):
+        results = sync.run(5)
+        assert all(result.succeeded for result in results)
+        assert sync.late_requests == 0
+        assert set(sync.stats.faults) >= {"duplicate", "reorder", "drop-reply", "cut", "late"}
+        comparison = compare(sync.truth, receiver)
+        assert comparison.ok, comparison.examples
+        assert comparison.uncertain == 0
+
+
+@pytest.mark.parametrize("mode", ["property", "webhook"])
+def test_run__same_seed__sends_the_same_requests(mode: Mode) -> None:
+    def once() -> list[bytes]:
+        with (
+            Receiver() as receiver,
+            engine(receiver, mode, misbehaviour=parse("all=0.2,slow=0"), seed=7) as sync,
+        ):
+            sync.run(4)
+            bodies = [body for _, body in receiver.bodies]
+        if mode == "webhook":  # the time is the clock's
+            bodies = [json.dumps(json.loads(b) | {"computed_time": ""}).encode() for b in bodies]
+        return sorted(bodies)
+
+    assert once() == once()
+
+
+@pytest.mark.parametrize(
+    ("mode", "turned"), [("property", True), ("list", True), ("webhook", False)]
+)
+def test_run__late_retries__turn_users_back_only_where_no_time_is_carried(
+    mode: Mode, turned: bool
+) -> None:
+    with (
+        Receiver() as receiver,
+        engine(receiver, mode, churn=0.5, misbehaviour=Misbehaviour(late=0.5), seed=3) as sync,
+    ):
+        sync.run(4)
+        truth = sync.truth.expected()
+        amplitude = set(sync.cohort.members)
+        assert any((truth[user] is True) != (user in amplitude) for user in range(350)) is turned
+        assert compare(sync.truth, receiver).ok
+
+
+def test_run__receiver_ignores_the_time__differs_from_the_truth() -> None:
+    with (
+        Receiver("webhook-as-it-comes") as receiver,
+        engine(receiver, "webhook", churn=0.5, misbehaviour=Misbehaviour(late=0.5)) as sync,
+    ):
+        sync.run(4)
+        comparison = compare(sync.truth, receiver, examples=3)
+        assert comparison.wrong > 3
+        assert len(comparison.examples) == 3
+        assert ": expected " in str(comparison.examples[0])
+
+
+@pytest.mark.parametrize("flaw", [None, "applies-half-bodies"])
+def test_sync__cut_bodies__must_leave_no_trace(flaw: str | None) -> None:
+    with (
+        Receiver(*filter(None, [flaw])) as receiver,
+        engine(receiver, misbehaviour=Misbehaviour(late=1)) as sync,
+    ):
+        assert sync.sync().late_requests == 13  # their retries are still to come
+        assert compare(sync.truth, receiver).ok is (flaw is None)
+
+
+def test_sync__first__posts_the_documents_batches() -> None:
+    with Receiver() as receiver, engine(receiver, size=45, threads=1) as sync:
+        sync.sync()
+        ids = sync.cohort.ids
+        assert sent(receiver) == [
+            (payloads.COHORT_PATH, payloads.batch(ids[0:20], sync.cohort.trait, True)),
+            (payloads.COHORT_PATH, payloads.batch(ids[20:40], sync.cohort.trait, True)),
+            (payloads.COHORT_PATH, payloads.batch(ids[40:45], sync.cohort.trait, True)),
+        ]
+
+
+def test_sync__single__posts_one_identify_a_request() -> None:
+    with Receiver() as receiver, engine(receiver, "single", size=3, threads=1) as sync:
+        sync.sync()
+        assert sent(receiver) == [
+            (payloads.COHORT_PATH, payloads.identify(user, sync.cohort.trait, True))
+            for user in sync.cohort.ids[:3]
+        ]
+
+
+def test_sync__list__creates_the_list_once_then_adds_and_removes() -> None:
+    with Receiver() as receiver, engine(receiver, "list", size=10, threads=1) as sync:
+        sync.run(2)
+        calls = sent(receiver)
+        assert calls[0] == ("/lists", payloads.list_create(sync.cohort.trait))
+        assert [path.rpartition("/")[2] for path, _ in calls] == ["lists", "add", "add", "remove"]
+        assert calls[1] == (
+            "/lists/list%201%2F%C3%BC/add",
+            payloads.list_users(sync.cohort.ids[:10]),
+        )
+        assert len(calls[2][1]["userIds"]) == len(calls[3][1]["userIds"]) == 2
+
+
+def test_sync__webhook__has_rising_times_and_an_id_of_its_own() -> None:
+    with Receiver() as receiver, engine(receiver, "webhook", size=40, threads=1) as sync:
+        sync.run(2)
+        bodies = [body for _, body in sent(receiver)]
+        first = bodies[0]
+        assert first == payloads.webhook(
+            "Power: users",
+            "a1b2",
+            sync.cohort.ids[:20],
+            True,
+            computed_time=first["computed_time"],
+            message_id=first["message_id"],
+        )
+        assert len({body["message_id"] for body in bodies}) == len(bodies) == 4
+        assert [body["in_cohort"] for body in bodies] == [True, True, True, False]
+        assert int(bodies[2]["computed_time"]) > int(first["computed_time"])
+        assert int(bodies[2]["computed_time"]) <= time.time()
+
+
+def test_sync__path_given__replaces_the_documents() -> None:
+    with Receiver() as receiver, engine(receiver, size=1, path="/elsewhere/") as sync:
+        result = sync.sync()
+        assert {path for path, _ in receiver.bodies} == {"/elsewhere"}
+        assert result.succeeded  # 404 means: no such user
+        assert sync.stats.users_rejected == 1
+        assert sync.stats.users_delivered == 0
+
+
+def test_retry_wait__eight_retries__from_one_second_to_over_two_minutes() -> None:
+    assert [retry_wait(number) for number in range(8)] == [1, 2, 4, 8, 16, 32, 64, 128]
+
+
+@pytest.mark.parametrize(
+    ("status", "again"),
+    [(None, True), (429, True), (500, True), (503, True), (400, False), (401, False), (404, False)],
+)
+def test_is_retried__status__as_amplitude_does(status: int | None, again: bool) -> None:
+    assert is_retried(Reply(status, b"", 0.1)) is again
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_sync__receiver_fails_at_first__retries_until_delivered(status: int) -> None:
+    with Receiver(fail_first=8, fail_status=status) as receiver, engine(receiver, size=20) as sync:
+        assert sync.sync().succeeded
+        assert sync.stats.retries == 8
+        assert sync.stats.statuses == {status: 8, 200: 1}
+        assert compare(sync.truth, receiver).ok
+
+
+def test_sync__retries_used_up__fails_and_the_next_sync_is_full_again() -> None:
+    attempts: list[Attempt] = []
+    with (
+        Receiver(fail_first=9) as receiver,
+        engine(receiver, size=20, churn=0, on_attempt=attempts.append) as sync,
+    ):
+        first = sync.sync()
+        assert not first.succeeded
+        assert first.failed_requests == 1
+        assert "still failing after 8 retries" in first.problems[0]
+        assert [attempt.number for attempt in attempts] == list(range(9))
+        assert sync.truth.uncertain_users == 20  # a 503 may have been half applied
+        second = sync.sync()
+        assert second.succeeded
+        assert (second.entered, second.left) == (20, 0)
+        assert sync.truth.uncertain_users == 0
+        assert compare(sync.truth, receiver).ok
+
+
+def test_sync__refused_with_400__is_not_retried() -> None:
+    with (
+        Receiver("needs-prefix", "small-limit") as receiver,
+        engine(receiver, size=1001, batch_size=1001) as sync,
+    ):
+        result = sync.sync()
+        assert not result.succeeded
+        assert sync.stats.requests == 1
+        assert sync.stats.gave_up == 1
+        assert compare(sync.truth, receiver).ok
+
+
+def test_sync__wrong_key__stops_at_once() -> None:
+    with Receiver() as receiver, engine(receiver, key="wrong", size=2000, threads=2) as sync:
+        assert sync.run(3)[-1].unauthorised
+        assert sync.stats.requests <= 2
+
+
+def test_sync__nothing_listens__gives_up_and_nothing_is_expected() -> None:
+    cohort = Cohort.synthetic("n", "1", 10)
+    target = Target(f"http://127.0.0.1:{free_port()}", KEY)
+    with CohortSync(target, cohort, time_scale=0.0001) as sync:
+        result = sync.sync()
+        assert result.failed_requests == 1
+        assert sync.stats.errors == {"refused": 9}
+        assert sync.truth.uncertain_users == 0
+        assert set(sync.truth.expected()) == {None}
+
+
+def test_sync__no_answer_in_time__is_sent_again_and_settles_before_the_next() -> None:
+    with (
+        Receiver(delay=0.3) as receiver,
+        engine(receiver, size=20, churn=0, timeout=0.1, settle=0.4, retries=1) as sync,
+    ):
+        assert not sync.sync().succeeded
+        assert sync.stats.errors == {"timeout": 2}
+        assert sync.truth.uncertain_users == 20
+        assert {frozenset(sync.truth.possible(user)) for user in range(20)} == {
+            frozenset({None, True})
+        }
+        started = time.monotonic()
+        sync.sync()
+        assert time.monotonic() - started >= 0.3
+        assert compare(sync.truth, receiver).ok
+
+
+def test_sync__second_list_made__is_noticed() -> None:
+    faults = Misbehaviour(drop_reply=1)
+    with (
+        Receiver("second-list") as receiver,
+        engine(receiver, "list", size=5, misbehaviour=faults, retries=3) as sync,
+    ):
+        result = sync.sync()
+        assert len(sync.list_ids) > 1
+        assert "more than one list" in result.problems[0]
+
+
+def test_sync__no_list_id_answered__fails_with_the_answer() -> None:
+    with Receiver("no-list-id") as receiver, engine(receiver, "list", size=5) as sync:
+        result = sync.sync()
+        assert not result.succeeded
+        assert "no list id" in result.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ({"list_id": "a"}, "a"),
+        ({"listId": 7}, "7"),
+        ({"response": {"listId": "b"}}, "b"),
+        ({"id": "c"}, "c"),
+        ({"list_id": ""}, None),
+        ({"list_id": True}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_list_id__places__are_found(answer: Any, found: str | None) -> None:
+    assert list_id(answer) == found
+
+
+def test_sync__stop_set_while_waiting_for_a_retry__returns_soon() -> None:
+    stop = threading.Event()
+    with (
+        Receiver(fail_first=100) as receiver,
+        engine(
+            receiver, size=20, time_scale=100, stop=stop, on_attempt=lambda _: stop.set()
+        ) as sync,
+    ):
+        started = time.monotonic()
+        result = sync.run(3)[-1]
+        assert result.interrupted
+        assert time.monotonic() - started < 5
+        assert sync.stats.requests == 1
+
+
+def test_sync__callback_raises__ends_and_raises() -> None:
+    def fail(_: Attempt) -> None:
+        raise RuntimeError("from the callback")
+
+    with Receiver() as receiver, engine(receiver, on_attempt=fail) as sync:
+        with pytest.raises(RuntimeError, match="from the callback"):
+            sync.sync()
+
+
+def test_sync__users_rejected_in_the_reply__are_uncertain_and_counted() -> None:
+    with Receiver() as receiver, engine(receiver, size=20) as sync:
+        original = receiver._write
+
+        def write(*statements: Any) -> dict[str, Any]:
+            return original(*statements[:15]) | {"rejected": 5}
+
+        receiver._write = write  # type: ignore[method-assign]
+        sync.sync()
+        assert sync.stats.users_rejected == 5
+        assert sync.stats.users_delivered == 15
+        assert sync.truth.uncertain_users == 20
+
+
+def test_run__two_cohorts_at_once_on_the_same_users__end_in_both_truths() -> None:
+    with Receiver() as receiver:
+        syncs = [
+            CohortSync(
+                Target(receiver.url, KEY),
+                Cohort.synthetic(f"cohort {number}", str(number), 200, churn=0.3, seed=0),
+                batch_size=20,
+                time_scale=0.001,
+                misbehaviour=parse("all=0.2,slow=0"),
+                seed=number,
+            )
+            for number in range(3)
+        ]
+        threads = [threading.Thread(target=sync.run, args=(3,)) for sync in syncs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for sync in syncs:
+            sync.close()
+            assert compare(sync.truth, receiver).ok
