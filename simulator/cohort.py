@@ -46,8 +46,8 @@ class Cohort:
     """Users, membership and its changes.
 
     `ids` is everybody who can ever be in the cohort; users are known by their index in it. The
-    first `size` of them are the cohort of the first sync. With each further sync, `churn` × `size`
-    members leave and as many others enter, among them people who were in before.
+    first `size` of them are the cohort of the first sync. With each further sync, `churn` times
+    `size` members leave and as many others enter, among them people who were in before.
     """
 
     def __init__(

@@ -1,0 +1,81 @@
+"""The document's mock payloads as `curl` commands to paste."""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from . import payloads
+from .wire import WEBHOOK_USER_AGENT, Target
+
+
+def commands(
+    target: Target,
+    *,
+    cohort_name: str = "cohort name",
+    cohort_id: str = "123",
+    user_id: str = "test.user@email.com",
+    paths: tuple[str, str, str] = (
+        payloads.COHORT_PATH,
+        payloads.LISTS_PATH,
+        payloads.WEBHOOK_PATH,
+    ),
+) -> Iterator[tuple[str, str]]:
+    """Yield each call as (what it is, command). `paths` are those of identify, lists and webhook.
+
+    The first is the document's own test request, letter by letter but for address and key.
+    """
+    identify_path, lists_path, webhook_path = paths
+    trait = payloads.trait_name(cohort_name, cohort_id)
+    users = [user_id, f"other.{user_id}"]
+    test = {"traits": {f"{cohort_name}:{cohort_id}": True}, "type": "identify", "userId": user_id}
+    with_headers = replace(target, auth="headers", app_id=target.app_id or "TEST_APP_ID")
+    yield "the document's test request", curl(with_headers, identify_path, test)
+    for member, verb in ((True, "enters"), (False, "leaves")):
+        body = payloads.identify(user_id, trait, member)
+        yield f"single update: a user {verb}", curl(target, identify_path, body)
+    for member, verb in ((True, "enter"), (False, "leave")):
+        body = payloads.batch(users, trait, member)
+        yield f"batch update: two users {verb}", curl(target, identify_path, body)
+    body = payloads.list_create(trait)
+    yield "list creation; set LIST_ID to the answer's", curl(target, lists_path, body)
+    for call, what in (("add", "users enter the list"), ("remove", "users leave the list")):
+        path = f"{lists_path}/$LIST_ID/{call}"
+        yield what, curl(target, path, payloads.list_users(users))
+    for member, verb in ((True, "enter"), (False, "leave")):
+        body = payloads.webhook(
+            cohort_name,
+            cohort_id,
+            users,
+            member,
+            computed_time=int(time.time()),
+            message_id=payloads.message_id(random.Random(), member),
+        )
+        yield f"cohort webhook: users {verb}", curl(target, webhook_path, body, WEBHOOK_USER_AGENT)
+
+
+def curl(target: Target, path: str, body: object, user_agent: str | None = None) -> str:
+    """Return one call as a `curl` command for a POSIX shell; `$LIST_ID` in `path` is left to it."""
+    url = target.url.rstrip("/") + path
+    words = ["curl", "--request", "POST", _quoted(url)]
+    if target.key is not None:
+        if target.auth == "basic":
+            words += ["--user", shlex.quote(f"{target.key}:")]
+        else:
+            for name, value in target.headers().items():
+                if name in ("Authorization", "api_key", "app_id"):
+                    words += ["--header", shlex.quote(f"{name}: {value}")]
+    if user_agent:
+        words += ["--user-agent", shlex.quote(user_agent)]
+    words += ["--header", shlex.quote("Content-Type: application/json")]
+    words += ["--data-raw", shlex.quote(json.dumps(body, ensure_ascii=False, indent=2))]
+    return " ".join(words)
+
+
+def _quoted(url: str) -> str:
+    before, variable, after = url.partition("$LIST_ID")
+    return f'{shlex.quote(before)}"$LIST_ID"{shlex.quote(after)}' if variable else shlex.quote(url)
