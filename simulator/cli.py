@@ -18,6 +18,9 @@ import click
 from rich.console import Console
 
 from . import exits, faults, mock, payloads
+from .certify import Options, Unauthorised, certify, report
+from .certify.checks import CHECKS
+from .certify.runner import WAYS, chosen
 from .cohort import BadIds, Cohort, read_ids
 from .engine import MODES, WEBHOOK_TIMEOUT, CohortSync, SyncResult
 from .exits import Exit
@@ -50,6 +53,26 @@ def _target_options(function: Function) -> Function:
                 help="Basic with the key as user name, the headers api_key and app_id, "
                 "a Bearer token, or nothing.",
             ),
+            click.option(
+                "--header", multiple=True, metavar="'NAME: VALUE'", help="A header to send as well."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _path_options(function: Function) -> Function:
+    for option in reversed(
+        (
+            click.option(
+                "--path",
+                default=payloads.COHORT_PATH,
+                show_default=True,
+                help="Where identify and batch go.",
+            ),
+            click.option("--lists-path", default=payloads.LISTS_PATH, show_default=True),
+            click.option("--webhook-path", default=payloads.WEBHOOK_PATH, show_default=True),
         )
     ):
         function = option(function)
@@ -168,6 +191,7 @@ def sync(
     key: str | None,
     app_id: str | None,
     auth: Any,
+    header: tuple[str, ...],
     mode: Any,
     users: int | None,
     ids: Path | None,
@@ -205,7 +229,7 @@ def sync(
     else:
         group = Cohort(name, cohort_id, user_ids, churn=churn, seed=seed)
     wait = timeout or (WEBHOOK_TIMEOUT if mode == "webhook" else TIMEOUT)
-    target = _reachable(Target(url, key, app_id, auth, timeout=wait))
+    target = _reachable(Target(url, key, app_id, auth, wait, _headers(header)))
     reader = _reader(reader_url, key_prefix, app, partitions)
     console = Console(stderr=True)
     progress = SyncProgress(console)
@@ -220,7 +244,9 @@ def sync(
         seed=seed,
         misbehaviour=misbehaviour,
         path=path,
-        on_plan=progress.planned,
+        on_plan=lambda number, entered, left: progress.planned(
+            number, entered + left, engine.stats.users_done
+        ),
     )
     with engine:
         try:
@@ -348,6 +374,16 @@ def _cohort(text: str | None, seed: int) -> tuple[str, str]:
     return name, cohort_id.strip()
 
 
+def _headers(given: tuple[str, ...]) -> dict[str, str]:
+    headers = {}
+    for text in given:
+        name, colon, value = text.partition(":")
+        if not colon or not name.strip():
+            raise click.UsageError(f"--header {text!r} must be 'NAME: VALUE'")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
 def _reachable(target: Target) -> Target:
     try:
         Wire(target)
@@ -378,20 +414,123 @@ def _end(code: Exit, message: str) -> NoReturn:
     sys.exit(code)
 
 
+@main.command("certify", epilog=exits.HELP)
+@_target_options
+@click.option(
+    "--modes",
+    default=",".join(WAYS),
+    show_default=True,
+    help="The ways in that the receiver has.",
+)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only these checks, as list.*")
+@click.option("--skip", multiple=True, metavar="PATTERN", help="All checks but these.")
+@click.option("--list", "list_only", is_flag=True, help="Say what the checks are and stop.")
+@click.option("--invalid-user", metavar="ID", help="A user id that must be answered 404.")
+@click.option(
+    "--throttle",
+    type=click.IntRange(1),
+    help="How many quick requests are sure to be throttled (429).",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=TIMEOUT, show_default=True
+)
+@_path_options
+@click.option("--seed", type=int, help="Makes a run repeatable. [default: drawn, and printed]")
+@_reader_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Also write the report as a page, with a chart of the latencies.",
+)
+def certify_command(
+    url: str,
+    key: str | None,
+    app_id: str | None,
+    auth: Any,
+    header: tuple[str, ...],
+    modes: str,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    list_only: bool,
+    invalid_user: str | None,
+    throttle: int | None,
+    timeout: float,
+    path: str,
+    lists_path: str,
+    webhook_path: str,
+    seed: int | None,
+    reader_url: str | None,
+    key_prefix: str,
+    app: str,
+    partitions: int,
+    as_json: bool,
+    html_file: Path | None,
+) -> None:
+    """Check what a receiver must do, by Amplitude's document, and report.
+
+    It writes users and cohorts of its own to the receiver: certify a staging one.
+    """
+    ways = [mode.strip() for mode in modes.split(",")]
+    if unknown := set(ways) - set(WAYS):
+        raise click.UsageError(
+            f"--modes: {', '.join(sorted(unknown))} is none of {', '.join(WAYS)}"
+        )
+    options = Options(
+        target=Target(url, key, app_id, auth, timeout, _headers(header)),
+        path=path,
+        lists_path=lists_path,
+        webhook_path=webhook_path,
+        ways=[way for way in WAYS if way in ways],
+        only=only,
+        skip=skip,
+        invalid_user=invalid_user,
+        throttle=throttle,
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+    )
+    selected = chosen(CHECKS, options)
+    if not selected:
+        raise click.UsageError("No check is left by --modes, --only and --skip.")
+    if list_only:
+        for one in selected:
+            click.echo(f"{one.name} ({one.level}; {one.source}): {one.says}")
+        return
+    _reachable(options.target)
+    reader = _reader(reader_url, key_prefix, app, partitions)
+    try:
+        outcome = certify(
+            options,
+            CHECKS,
+            reader,
+            on_outcome=None if as_json else lambda one: click.echo(report.line(one)),
+        )
+    except Unauthorised as error:
+        _end(Exit.UNAUTHORISED, f"The receiver refuses the key: {error}")
+    except ReaderError as error:
+        raise click.UsageError(f"--reader: {error}") from None
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+    if html_file:
+        html_file.write_text(report.html(outcome), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(report.as_dict(outcome), indent=2, ensure_ascii=False))
+    else:
+        click.echo(f"\n{report.verdict(outcome)} Repeatable with --seed {options.seed}")
+    sys.exit(Exit.OK if outcome.certified else Exit.FAILED)
+
+
 @main.command("mock")
 @_target_options
 @click.option("--cohort", metavar="NAME:ID", default="cohort name:123", show_default=True)
 @click.option("--user", default="test.user@email.com", show_default=True)
-@click.option(
-    "--path", default=payloads.COHORT_PATH, show_default=True, help="Of identify and batch."
-)
-@click.option("--lists-path", default=payloads.LISTS_PATH, show_default=True)
-@click.option("--webhook-path", default=payloads.WEBHOOK_PATH, show_default=True)
+@_path_options
 def mock_command(
     url: str,
     key: str | None,
     app_id: str | None,
     auth: Any,
+    header: tuple[str, ...],
     cohort: str,
     user: str,
     path: str,
@@ -399,7 +538,7 @@ def mock_command(
     webhook_path: str,
 ) -> None:
     """Print the document's mock payloads as curl commands for the receiver at URL."""
-    target = Target(url, key or "TEST_API_KEY", app_id, auth)
+    target = Target(url, key or "TEST_API_KEY", app_id, auth, extra_headers=_headers(header))
     try:
         Wire(target)
     except BadUrl as error:

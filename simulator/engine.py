@@ -105,7 +105,7 @@ class SyncResult:
     unauthorised: bool = False
     interrupted: bool = False
     problems: list[str] = field(default_factory=list)
-    """The first few reasons why requests failed."""
+    """Why requests failed, with one example of each reason."""
 
     @property
     def succeeded(self) -> bool:
@@ -442,7 +442,9 @@ class CohortSync:
         elif number < self._retries:
             queue.again(request, retry_wait(number) * self._time_scale)
         else:
-            self._gave_up(result, f"{request.kind} still failing after {number} retries: {reply}")
+            self._gave_up(
+                result, f"{request.kind} still failing after {number} retries", str(reply)
+            )
             queue.done()
 
     def _draw_fault(self, request: Request) -> Fault | None:
@@ -474,11 +476,11 @@ class CohortSync:
         if self._list_path is None:
             self._list_path = f"{self._path}/{quote(found, safe='')}"
         elif len(self.list_ids) > 1:
-            self._gave_up(result, f"more than one list was made: {sorted(self.list_ids)}")
+            self._gave_up(result, "more than one list was made", str(sorted(self.list_ids)))
 
     def _delivered(self, request: Request, reply: Reply, result: SyncResult) -> None:
         if request.kind == "create" and self._list_path is None:
-            self._gave_up(result, f"no list id in the answer {short(reply.body)!r}")
+            self._gave_up(result, "no list id in the answer", short(reply.body))
             return
         turned_away = rejected(reply)
         self.stats.count(
@@ -491,18 +493,20 @@ class CohortSync:
             # for it.
             self.stats.count(users_rejected=len(request.users))
         else:
-            self._gave_up(result, f"{request.kind} refused: {reply.status} {short(reply.body)}")
+            what = f"{request.kind} refused with {reply.status}"
+            self._gave_up(result, what, short(reply.body))
         if reply.status == 401 and not self.stats.users_delivered:
             result.unauthorised = True
             queue.abort()
         queue.done()
 
-    def _gave_up(self, result: SyncResult, problem: str) -> None:
+    def _gave_up(self, result: SyncResult, what: str, detail: str) -> None:
         self.stats.count(gave_up=1)
         with self._lock:
             result.failed_requests += 1
-            if len(result.problems) < 10 and problem not in result.problems:
-                result.problems.append(problem)
+            # One example of each: answers differ in request ids and times.
+            if not any(known.startswith(what) for known in result.problems):
+                result.problems.append(f"{what}: {detail}")
 
 
 class _Queue:

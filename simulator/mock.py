@@ -62,16 +62,15 @@ def curl(target: Target, path: str, body: object, user_agent: str | None = None)
     """Return one call as a `curl` command for a POSIX shell; `$LIST_ID` in `path` is left to it."""
     url = target.url.rstrip("/") + path
     words = ["curl", "--request", "POST", _quoted(url)]
-    if target.key is not None:
-        if target.auth == "basic":
-            words += ["--user", shlex.quote(f"{target.key}:")]
-        else:
-            for name, value in target.headers().items():
-                if name in ("Authorization", "api_key", "app_id"):
-                    words += ["--header", shlex.quote(f"{name}: {value}")]
+    headers = target.headers()
+    del headers["User-Agent"]  # curl has one of its own
+    if target.key is not None and target.auth == "basic":
+        words += ["--user", shlex.quote(f"{target.key}:")]
+        del headers["Authorization"]
     if user_agent:
         words += ["--user-agent", shlex.quote(user_agent)]
-    words += ["--header", shlex.quote("Content-Type: application/json")]
+    for name, value in headers.items():
+        words += ["--header", shlex.quote(f"{name}: {value}")]
     words += ["--data-raw", shlex.quote(json.dumps(body, ensure_ascii=False, indent=2))]
     return " ".join(words)
 

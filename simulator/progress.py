@@ -20,15 +20,15 @@ from .truth import Comparison
 class SyncProgress:
     """A bar for each sync: users, users a second, retries, latency of the last answers.
 
-    `planned` is a sync's `on_plan`; `update` is to be called now and then from one thread.
+    `planned` is to be called when a sync begins, `update` now and then, from one thread.
     """
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} users"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} users"),
             TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[retries]}"),
             TextColumn("{task.fields[latency]}"),
@@ -36,10 +36,9 @@ class SyncProgress:
             console=console,
             transient=False,
         )
-        self._plan: tuple[int, int] | None = None
+        self._plans: list[tuple[int, int, int]] = []
         self._task: TaskID | None = None
         self._shown = -1
-        self._before = 0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -53,38 +52,34 @@ class SyncProgress:
     ) -> None:
         self._progress.stop()
 
-    def planned(self, number: int, entered: int, left: int) -> None:
-        """Note that a sync begins."""
-        self._plan = (number, entered + left)
+    def planned(self, number: int, users: int, done_before: int) -> None:
+        """Note that a sync begins, with so many users, after so many of earlier syncs."""
+        self._plans.append((number, users, done_before))
 
     def update(self, stats: Stats) -> None:
         """Show how far it is."""
-        if self._plan is None:
-            return
-        number, total = self._plan
-        done = stats.users_delivered + stats.users_rejected
-        if number != self._shown:
+        while self._shown + 1 < len(self._plans):
+            self._shown += 1
+            number, users, before = self._plans[self._shown]
             if self._task is not None:
-                self._progress.update(self._task, completed=done - self._before, problem="")
-            self._shown, self._before = number, done
+                done = before - self._plans[self._shown - 1][2]
+                self._progress.update(self._task, completed=done, problem="")
             self._task = self._progress.add_task(
-                f"sync {number + 1}",
-                total=total,
-                speed="",
-                retries="",
-                latency="",
-                problem="",
+                f"sync {number + 1}", total=users, speed="", retries="", latency="", problem=""
             )
-        assert self._task is not None
+        if self._task is None:
+            return
+        _, users, before = self._plans[self._shown]
+        done = stats.users_done - before
         last = stats.latencies(last=1000)
         task = self._progress.tasks[self._task]
         self._progress.update(
             self._task,
-            completed=done - self._before,
+            completed=done,
             speed=f"{task.speed or 0:,.0f}/s",
             retries=f"{stats.retries:,} retries",
             latency=f"p99 {milliseconds(last.p99)}",
-            problem=stats.last_problem[:60] if done - self._before < total else "",
+            problem=stats.last_problem[:40] if done < users else "",
         )
 
 

@@ -95,6 +95,11 @@ class Stats:
         self.ended = time.perf_counter()
 
     @property
+    def users_done(self) -> int:
+        """Users that nothing more is to be sent about: delivered, or not taken."""
+        return self.users_delivered + self.users_rejected
+
+    @property
     def seconds(self) -> float:
         """Wall time of the run so far."""
         return (self.ended or time.perf_counter()) - self.started

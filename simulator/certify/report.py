@@ -1,0 +1,233 @@
+"""The report of a certification: as text, as JSON, and as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from ..stats import percentile
+from .runner import WAYS, Outcome, Report, Sample, Verdict
+
+_MARKS: dict[Verdict, str] = {"passed": "ok", "failed": "FAIL", "skipped": "skip"}
+
+
+def line(outcome: Outcome) -> str:
+    """Return one check's outcome as text; a failure says what the source has about it."""
+    check = outcome.check
+    should = " (should)" if check.level == "should" else ""
+    text = f"{_MARKS[outcome.verdict]:<5}{check.name}{should}"
+    if outcome.detail:
+        text += f": {outcome.detail}"
+    if outcome.verdict == "failed":
+        text += f"\n     {check.source}: {check.says}"
+    return text
+
+
+def verdict(report: Report) -> str:
+    """Return the outcome in a sentence or two."""
+    counts, must, should = report.counts(), report.failed("must"), report.failed("should")
+    numbers = ", ".join(f"{counts[name]} {name}" for name in _MARKS)
+    if must:
+        text = f"NOT CERTIFIED: {len(must)} of what a receiver must do fails ({numbers})."
+    elif not report.certified:
+        text = f"NOT CERTIFIED: nothing that a receiver must do was checked ({numbers})."
+    else:
+        text = f"CERTIFIED ({numbers})."
+    if should:
+        text += f" {len(should)} of what it should do fails."
+    if not report.compared:
+        text += " The state behind it was not compared: no reader was given."
+    return text
+
+
+def latencies(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Return count, p50, p99 and maximum (seconds) for each way in and size of request."""
+    rows = []
+    for way in WAYS:
+        for users in sorted({sample.users for sample in samples if sample.way == way}):
+            values = sorted(s.seconds for s in samples if (s.way, s.users) == (way, users))
+            rows.append(
+                {
+                    "way": way,
+                    "users": users,
+                    "requests": len(values),
+                    "p50": percentile(values, 0.5),
+                    "p99": percentile(values, 0.99),
+                    "max": values[-1],
+                    "over_1s": sum(value > 1 for value in values),
+                    "over_2s": sum(value > 2 for value in values),
+                }
+            )
+    return rows
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """Return the report as plain JSON types; times in seconds."""
+    return {
+        "url": report.url,
+        "started": datetime.fromtimestamp(report.started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(report.seconds, 3),
+        "seed": report.seed,
+        "certified": report.certified,
+        "state_compared": report.compared,
+        "counts": {name: report.counts()[name] for name in _MARKS},
+        "checks": [
+            {
+                "name": outcome.check.name,
+                "level": outcome.check.level,
+                "verdict": outcome.verdict,
+                "detail": outcome.detail,
+                "says": outcome.check.says,
+                "source": outcome.check.source,
+                "seconds": round(outcome.seconds, 3),
+            }
+            for outcome in report.outcomes
+        ],
+        "latencies": latencies(report.samples),
+    }
+
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --property: #3b82f6; --list: #d97706;
+  --webhook: #10a37f; --failed: #dc2626; --passed: #16a34a; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto;
+  padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
+  border-bottom: 1px solid var(--line); }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.failed { color: var(--failed); font-weight: 600; }
+.passed { color: var(--passed); }
+.skipped, small { opacity: .7; }
+code { overflow-wrap: anywhere; }
+svg { width: 100%; height: auto; }
+svg text { font-size: 12px; fill: currentColor; }
+"""
+
+
+def html(report: Report) -> str:
+    """Return the report as one self-contained page with a chart of the latencies."""
+    title = f"{'Certified' if report.certified else 'Not certified'}: {report.url}"
+    when = datetime.fromtimestamp(report.started, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    kind = "passed" if report.certified else "failed"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>Amplitude cohort receiver</h1>
+<p><code>{escape(report.url)}</code>, {when}, {report.seconds:.1f} s, seed {report.seed}</p>
+<p class="{kind}">{escape(verdict(report))}</p>
+<h2>Latency</h2>
+{_chart(report.samples)}
+{_latency_table(report.samples)}
+<h2>Checks</h2>
+<table>
+<tr><th>Check</th><th>Level</th><th>Outcome</th><th>What it is about</th></tr>
+{"".join(map(_check_row, report.outcomes))}</table>
+</body>
+</html>
+"""
+
+
+def _check_row(outcome: Outcome) -> str:
+    check = outcome.check
+    detail = f"<br><small>{escape(outcome.detail)}</small>" if outcome.detail else ""
+    return (
+        f"<tr><td><code>{escape(check.name)}</code></td><td>{check.level}</td>"
+        f'<td><span class="{outcome.verdict}">{outcome.verdict}</span>{detail}</td>'
+        f"<td>{escape(check.says)} <small>({check.source})</small></td></tr>\n"
+    )
+
+
+def _latency_table(samples: Sequence[Sample]) -> str:
+    rows = "".join(
+        f"<tr><td>{row['way']}</td>"
+        + "".join(
+            f'<td class="number">{value}</td>'
+            for value in (
+                f"{row['users']:,}",
+                f"{row['requests']:,}",
+                f"{row['p50'] * 1000:,.1f}",
+                f"{row['p99'] * 1000:,.1f}",
+                f"{row['max'] * 1000:,.1f}",
+                row["over_1s"],
+                row["over_2s"],
+            )
+        )
+        + "</tr>\n"
+        for row in latencies(samples)
+    )
+    return (
+        "<table>\n<tr><th>Way in</th><th>Users a request</th><th>Answers</th><th>p50, ms</th>"
+        "<th>p99, ms</th><th>longest, ms</th><th>over 1 s</th><th>over 2 s</th></tr>\n"
+        f"{rows}</table>"
+    )
+
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 320, 56, 30
+
+
+def _chart(samples: Sequence[Sample]) -> str:
+    """Return an SVG with a dot for each 200: across, users a request; up, the time; both
+    logarithmic.
+    """
+    if not samples:
+        return "<p>No request was answered 200.</p>"
+    low = min(-3, math.floor(math.log10(max(min(s.seconds for s in samples), 1e-6))))
+    high = max(1, math.ceil(math.log10(max(s.seconds for s in samples))))
+    wide = max(4.2, math.log10(max(s.users for s in samples)) + 0.2)
+
+    def x(users: float) -> float:
+        return _LEFT + (math.log10(users) + 0.2) / (wide + 0.2) * (_WIDTH - _LEFT - 10)
+
+    def y(seconds: float) -> float:
+        share = (math.log10(max(seconds, 10.0**low)) - low) / (high - low)
+        return (_HEIGHT - _BOTTOM) - share * (_HEIGHT - _BOTTOM - 24)
+
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        'aria-label="Time to the answer by users a request">'
+    ]
+    for power in range(low, high + 1):
+        at, label = y(10.0**power), f"{10.0**power:g} s"
+        parts.append(_line(_LEFT, at, _WIDTH, at, "var(--line)"))
+        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
+    for seconds in (1.0, 2.0):
+        at = y(seconds)
+        parts.append(_line(_LEFT, at, _WIDTH, at, "var(--failed)", dashed=True))
+        parts.append(
+            f'<text x="{_WIDTH - 4}" y="{at - 4:.1f}" text-anchor="end">{seconds:g} s</text>'
+        )
+    for users in (1, 10, 100, 1_000, 10_000):
+        parts.append(
+            f'<text x="{x(users):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{users:,}</text>'
+        )
+    for number, sample in enumerate(samples):
+        # Side by side, so that a thousand equal sizes don't hide each other.
+        at = x(sample.users) + (number * 7 % 41) - 20
+        tip = f"{sample.check}: {sample.users:,} users, {sample.seconds * 1000:,.1f} ms"
+        parts.append(
+            f'<circle cx="{at:.1f}" cy="{y(sample.seconds):.1f}" r="3" fill-opacity=".6" '
+            f'fill="var(--{sample.way})"><title>{escape(tip)}</title></circle>'
+        )
+    for place, way in enumerate(WAYS):
+        at = _LEFT + 10 + place * 90
+        parts.append(f'<circle cx="{at}" cy="10" r="4" fill="var(--{way})"/>')
+        parts.append(f'<text x="{at + 9}" y="14">{way}</text>')
+    parts.append("</svg>")
+    return "\n".join(parts)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, dashed: bool = False) -> str:
+    dash = ' stroke-dasharray="4 4"' if dashed else ""
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{dash}/>'
+    )
