@@ -277,18 +277,20 @@ def _run(engine: CohortSync, progress: SyncProgress, syncs: int, every: float) -
             results.extend(engine.run(syncs, every))
         except Exception as error:  # noqa: BLE001 - raised again below
             failure.append(error)
+        finally:
+            done.set()
 
-    worker = threading.Thread(target=work, daemon=True)
+    # An event, since Ctrl-C in the middle of Thread.join() can make a running thread look ended.
+    done = threading.Event()
     with progress:
-        worker.start()
+        threading.Thread(target=work, daemon=True).start()
         try:
-            while worker.is_alive():
-                worker.join(0.1)
+            while not done.wait(0.1):
                 progress.update(engine.stats)
         except KeyboardInterrupt:
             engine.stop.set()
             with contextlib.suppress(KeyboardInterrupt):  # twice: don't wait for answers either
-                worker.join(engine.target.timeout)
+                done.wait(engine.target.timeout)
         progress.update(engine.stats)
     if failure:
         raise failure[0]

@@ -331,9 +331,11 @@ def property_deadline(c: Context) -> str:
 
 
 def deadline(c: Context, call: Callable[[Sequence[str]], Reply], seconds: float) -> str:
-    slowest = max(need(call(c.users(1_000)), 200).seconds for _ in range(5))
-    if slowest > seconds:
-        raise Failed(f"the slowest of 5 batches of 1,000 users took {slowest:.2f} s")
+    slowest = 0.0
+    for _ in range(5):
+        slowest = max(slowest, need(call(c.users(1_000)), 200).seconds)
+        if slowest > seconds:
+            raise Failed(f"a batch of 1,000 users took {slowest:.2f} s")
     return f"slowest of 5 batches of 1,000 users: {slowest:.3f} s"
 
 
@@ -890,7 +892,7 @@ def network_slow(c: Context) -> str:
     def slow(user: str) -> None:
         with c.wire() as wire:
             body = to_json(payloads.identify(user, trait, True))
-            ended.append(wire.post_slowly(c.options.path, body, 2.0))
+            ended.append(wire.post_slowly(c.options.path, body, 1.2))
 
     threads = [threading.Thread(target=slow, args=(user,), daemon=True) for user in users]
     for thread in threads:
@@ -901,7 +903,7 @@ def network_slow(c: Context) -> str:
         thread.join()
     for each in ended:
         need(each, 200, what="a slow body")
-    if reply.seconds > 1:
+    if reply.seconds > 0.5:
         raise Failed(f"the quick request took {reply.seconds:.2f} s")
     c.holds(trait, dict.fromkeys([*users, *quick], True))
     return f"the quick request took {reply.seconds:.3f} s"
@@ -920,12 +922,17 @@ def sync_property(c: Context) -> str:
     return whole_sync(c, "property", c.options.path)
 
 
-@check("sync.list", "list", "The same, as lists.")
+@check("sync.list", "list", "The same by list creation, add and remove.")
 def sync_list(c: Context) -> str:
     return whole_sync(c, "list", c.options.lists_path)
 
 
-@check("sync.webhook", "webhook", "The same, as webhooks.", source="known")
+@check(
+    "sync.webhook",
+    "webhook",
+    "The same by Cohort Webhooks, where the late retries must not win.",
+    source="known",
+)
 def sync_webhook(c: Context) -> str:
     return whole_sync(c, "webhook", c.options.webhook_path)
 

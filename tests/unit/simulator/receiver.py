@@ -49,12 +49,16 @@ FLAWS = {
     "drops-bad-items": "a batch's bad items are dropped without a word",
     "half-batch": "the good part of a refused batch is kept",
     "loses-batch-tail": "of a batch only 1,000 users are kept",
-    "small-limit": "batches over 1,000 users are refused",
+    "small-limit": "over 500 users a request are refused",
+    "refuses-parallel": "a second request at the same time is answered 503",
+    "exact-content-type": "a charset in the content type is refused",
     "one-cohort": "a user's other cohorts are forgotten",
     "second-list": "a repeated list creation makes a second list",
     "racing-lists": "two simultaneous list creations make two lists",
     "no-list-id": "list creation doesn't say the id",
     "list-id-elsewhere": "list creation says the id where nobody looks",
+    "creation-empties": "a repeated list creation empties the list",
+    "lists-apart": "a list's trait is its id, not its name",
     "unknown-list-ok": "an unknown list is answered 200",
     "empty-add-refused": "an add without users is refused",
     "no-user-ids": "user_ids is not understood",
@@ -63,11 +67,12 @@ FLAWS = {
     "webhook-as-it-comes": "a webhook's time is ignored",
     "applies-half-bodies": "a cut body's users are written all the same",
     "one-at-a-time": "requests are handled one after the other, body included",
-    "slow": "every batch takes 2.3 s",
+    "slow": "1,000 users take 2.05 s",
+    "rather-slow": "1,000 users take 1.05 s",
     "invalid-user-ok": "an unknown user is answered 200",
     "never-throttles": "there is no limit",
     "throttles-with-503": "too many requests are answered 503",
-    "acknowledges-and-forgets": "every tenth batch is answered and lost",
+    "acknowledges-and-forgets": "every tenth request is answered and lost",
 }
 
 
@@ -111,7 +116,8 @@ class Receiver:
         self._times: dict[tuple[str, str], float] = {}
         self._window: tuple[int, int] = (0, 0)
         self._seen: set[bytes] = set()
-        self._batches = 0
+        self._writes = 0
+        self._busy = 0
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -142,6 +148,21 @@ class Receiver:
     def handle(
         self, path: str, headers: Any, raw: bytes, whole: bool
     ) -> tuple[int, dict[str, Any]]:
+        if "refuses-parallel" not in self.flaws:
+            return self._handle(path, headers, raw, whole)
+        with self._lock:
+            self._busy += 1
+            alone = self._busy == 1
+        try:
+            time.sleep(0.02)
+            return self._handle(path, headers, raw, whole) if alone else (503, {})
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _handle(
+        self, path: str, headers: Any, raw: bytes, whole: bool
+    ) -> tuple[int, dict[str, Any]]:
         if not whole and "applies-half-bodies" not in self.flaws:
             return 400, {}
         try:
@@ -153,6 +174,10 @@ class Receiver:
                 if self.fail_first > 0:
                     self.fail_first -= 1
                     raise Answer(self.fail_status, {"reason": "told to fail"})
+            need(
+                headers["Content-Type"] == "application/json"
+                or "exact-content-type" not in self.flaws
+            )
             body = self._decode(raw)
             if "conflict-on-repeat" in self.flaws:
                 if raw in self._seen:
@@ -224,14 +249,8 @@ class Receiver:
             return self._write(*[(*item, None) for item in self._items(body)])
         items = body["batch"]
         need(isinstance(items, list) and items)
-        need(not ("small-limit" in self.flaws and len(items) > 1000))
-        if "slow" in self.flaws:
-            time.sleep(2.3)
         if "loses-batch-tail" in self.flaws:
             items = items[:1000]
-        self._batches += 1
-        if "acknowledges-and-forgets" in self.flaws and self._batches % 10 == 0:
-            return {}
         statements: list[tuple[str, str, bool, float | None]] = []
         for item in items:
             try:
@@ -273,8 +292,11 @@ class Receiver:
                 known = self._names.get(name)
             if known is None or "second-list" in self.flaws:
                 known = f"list {len(self.lists) + 1}/ü"
-                self.lists[known] = name
+                self.lists[known] = known if "lists-apart" in self.flaws else name
                 self._names[name] = known
+            elif "creation-empties" in self.flaws:
+                for traits in self.users.values():
+                    traits.pop(name, None)
         if "no-list-id" in self.flaws:
             return {}
         if "list-id-elsewhere" in self.flaws:
@@ -302,6 +324,8 @@ class Receiver:
         computed: Any = body.get("computed_time")
         need(isinstance(name, str) and isinstance(cohort, str) and isinstance(member, bool))
         need(isinstance(users, list) and isinstance(computed, str) and computed.isdigit())
+        plain = {"cohort_name", "cohort_id", "in_cohort", "computed_time", "message_id", "users"}
+        need(body.keys() <= plain or "strict-fields" not in self.flaws)
         ids: list[Any] = [user.get("user_id") if isinstance(user, dict) else None for user in users]
         if "webhook-strings-only" not in self.flaws:
             ids = [str(i) if isinstance(i, int) and not isinstance(i, bool) else i for i in ids]
@@ -311,7 +335,13 @@ class Receiver:
         return self._write(*[(user, trait, member, when) for user in ids])
 
     def _write(self, *statements: tuple[str, str, bool, float | None]) -> dict[str, Any]:
+        need(len(statements) <= 500 or "small-limit" not in self.flaws)
+        if len(statements) == 1000:
+            time.sleep(2.05 if "slow" in self.flaws else 1.05 if "rather-slow" in self.flaws else 0)
         with self._lock:
+            self._writes += 1
+            if "acknowledges-and-forgets" in self.flaws and self._writes % 10 == 0:
+                return {}
             for user, trait, member, when in statements:
                 if "first-colon" in self.flaws:
                     trait = trait.partition(":")[0]

@@ -77,7 +77,14 @@ def test_run__every_misbehaviour__ends_in_the_truth(mode: Mode, seed: int) -> No
     faults = Misbehaviour(0.2, 0.3, 0.2, 0.2, 0.02, 0.2, slow_seconds=0.05)
     with (
         Receiver() as receiver,
-        engine(receiver, mode, misbehaviour=faults, seed=seed, batch_size=10) as sync,
+        engine(
+            receiver,
+            mode,
+            size=60 if mode == "single" else 250,
+            misbehaviour=faults,
+            seed=seed,
+            batch_size=10,
+        ) as sync,
     ):
         results = sync.run(5)
         assert all(result.succeeded for result in results)
@@ -246,7 +253,7 @@ def test_sync__retries_used_up__fails_and_the_next_sync_is_full_again() -> None:
 
 def test_sync__refused_with_400__is_not_retried() -> None:
     with (
-        Receiver("needs-prefix", "small-limit") as receiver,
+        Receiver("small-limit") as receiver,
         engine(receiver, size=1001, batch_size=1001) as sync,
     ):
         result = sync.sync()
@@ -344,9 +351,12 @@ def test_sync__callback_raises__ends_and_raises() -> None:
     def fail(_: Attempt) -> None:
         raise RuntimeError("from the callback")
 
-    with Receiver() as receiver, engine(receiver, on_attempt=fail) as sync:
-        with pytest.raises(RuntimeError, match="from the callback"):
-            sync.sync()
+    with (
+        Receiver() as receiver,
+        engine(receiver, on_attempt=fail) as sync,
+        pytest.raises(RuntimeError, match="from the callback"),
+    ):
+        sync.sync()
 
 
 def test_sync__users_rejected_in_the_reply__are_uncertain_and_counted() -> None:

@@ -1,0 +1,241 @@
+"""A right receiver is certified; each way of being wrong is found by the checks that are there for
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from simulator.certify import Options, Report, Unauthorised, certify, report
+from simulator.certify.checks import CHECKS
+from simulator.certify.runner import Sample
+from simulator.wire import Auth, Target
+from tests.unit.simulator.receiver import APP, FLAWS, INVALID_USER, KEY, Receiver
+
+NAMES = [check.name for check in CHECKS]
+
+# Each flaw, and the checks that find it.
+FOUND_BY: dict[str, tuple[str, ...]] = {
+    "accepts-any-key": ("credentials.missing", "credentials.wrong", "credentials.lists"),
+    "open-webhook": ("credentials.webhook",),
+    "no-basic": ("credentials.basic",),
+    "no-header-key": ("credentials.headers",),
+    "no-bearer": ("credentials.bearer",),
+    "refusal-is-403": ("credentials.missing", "credentials.wrong"),
+    "created-201": ("property.single", "list.create", "webhook.repeat"),
+    "strict-fields": ("property.unknown-fields", "webhook.user-properties"),
+    "needs-context": ("property.no-context", "credentials.headers"),
+    "needs-prefix": ("property.spellings", "credentials.headers"),
+    "first-colon": ("property.names", "list.names"),
+    "mangles-names": ("property.names", "property.charset", "list.names"),
+    "lowercases-ids": ("property.user-ids",),
+    "false-deletes": ("property.single", "property.two-cohorts", "list.repeat"),
+    "ignores-false": ("property.batch", "property.leave-first", "list.add-and-remove"),
+    "conflict-on-repeat": ("property.repeat", "list.repeat", "webhook.repeat"),
+    "truthy-values": ("invalid.values",),
+    "no-validation": ("invalid.json", "invalid.shape", "list.invalid", "webhook.invalid"),
+    "crash-on-bad-json": ("invalid.json", "invalid.never-500", "webhook.broken-template"),
+    "crash-on-deep": ("invalid.never-500",),
+    "drops-bad-items": ("invalid.no-silent-drop",),
+    "half-batch": ("invalid.writes-nothing",),
+    "loses-batch-tail": ("property.10000-users",),
+    "small-limit": ("property.1000-users", "list.1000-users", "webhook.1000-users"),
+    "refuses-parallel": ("property.four-at-once", "property.same-at-once", "list.four-at-once"),
+    "exact-content-type": ("property.charset",),
+    "one-cohort": ("property.two-cohorts",),
+    "second-list": ("list.create-again",),
+    "racing-lists": ("list.create-at-once",),
+    "no-list-id": ("list.create",),
+    "list-id-elsewhere": ("list.create",),
+    "creation-empties": ("list.create-keeps-members",),
+    "lists-apart": ("ways.same-cohort",),
+    "unknown-list-ok": ("list.unknown",),
+    "empty-add-refused": ("list.no-users",),
+    "no-user-ids": ("list.user_ids",),
+    "no-document-url": ("property.document-url",),
+    "webhook-strings-only": ("webhook.numeric-ids",),
+    "webhook-as-it-comes": ("webhook.late",),
+    "applies-half-bodies": ("network.cut-body",),
+    "one-at-a-time": ("network.slow-body",),
+    "slow": ("property.within-2s", "webhook.within-2s"),
+    "rather-slow": ("webhook.within-1s",),
+    "invalid-user-ok": ("status.404",),
+    "never-throttles": ("status.429",),
+    "throttles-with-503": ("status.429",),
+    "acknowledges-and-forgets": ("sync.property", "sync.list", "sync.webhook"),
+    "ignores-false ": ("webhook.enter-and-exit",),
+}
+
+
+def run(
+    receiver: Receiver,
+    only: Sequence[str] = (),
+    *,
+    skip: Sequence[str] = (),
+    auth: Auth = "basic",
+    read: bool = True,
+    **options: Any,
+) -> Report:
+    return certify(
+        Options(
+            Target(receiver.url, KEY, APP, auth, timeout=10),
+            only=only,
+            skip=skip,
+            invalid_user=INVALID_USER,
+            **options,
+        ),
+        CHECKS,
+        receiver if read else None,
+    )
+
+
+def outcomes(found: Report) -> dict[str, str]:
+    return {outcome.check.name: outcome.verdict for outcome in found.outcomes}
+
+
+def test_certify__right_receiver__passes_every_check() -> None:
+    with Receiver() as receiver:
+        found = run(receiver, skip=("network.slow-body", "sync.webhook"))
+        wrong = [report.line(o) for o in found.outcomes if o.verdict != "passed"]
+        assert wrong == ["skip " + wrong[0][5:]]
+        assert wrong[0].startswith("skip status.429: needs --throttle")
+        assert found.certified
+        assert receiver.statuses.keys() == {200, 400, 401, 404}
+
+
+def test_certify__right_receiver_without_a_reader__passes_and_says_what_was_not_compared() -> None:
+    with Receiver() as receiver:
+        found = run(receiver, skip=("network.slow-body", "sync.webhook"), read=False)
+        assert [name for name, verdict in outcomes(found).items() if verdict == "skipped"] == [
+            "invalid.writes-nothing",
+            "ways.same-cohort",
+            "status.429",
+        ]
+        assert found.certified
+        assert "not compared" in report.verdict(found)
+
+
+def test_certify__slow_bodies_and_webhook_sync__pass_on_a_right_receiver() -> None:
+    with Receiver() as receiver:
+        found = run(receiver, ("network.slow-body", "sync.webhook"))
+        assert set(outcomes(found).values()) == {"passed"}
+
+
+@pytest.mark.parametrize("flaw", FOUND_BY)
+def test_certify__flawed_receiver__is_found_by_the_checks_for_it(flaw: str) -> None:
+    throttle = 20 if "throttle" in flaw else None
+    with Receiver(flaw.strip(), throttle=throttle) as receiver:
+        auth: Auth = "bearer" if flaw == "no-basic" else "basic"
+        burst = None if throttle is None else 100
+        found = run(receiver, FOUND_BY[flaw], auth=auth, throttle=burst)
+        failed = {name for name, verdict in outcomes(found).items() if verdict == "failed"}
+        expected = set(FOUND_BY[flaw])
+        if flaw == "acknowledges-and-forgets":
+            assert failed  # which of them depends on what was tenth
+        else:
+            assert failed == expected
+        if any(check.level == "must" for check in CHECKS if check.name in failed):
+            assert not found.certified
+
+
+def test_found_by__all_checks_and_flaws__are_there() -> None:
+    assert {name for names in FOUND_BY.values() for name in names} == set(NAMES)
+    assert {flaw.strip() for flaw in FOUND_BY} == set(FLAWS)
+    assert len(NAMES) == len(set(NAMES))
+
+
+def test_certify__throttling_receiver__is_given_time_and_passes() -> None:
+    with Receiver(throttle=30) as receiver:
+        found = run(receiver, ["status.429"], throttle=100)
+        assert outcomes(found) == {"status.429": "passed"}
+        assert receiver.statuses[429] > 0
+
+
+def test_certify__wrong_key__is_no_verdict_on_the_receiver() -> None:
+    with Receiver() as receiver, pytest.raises(Unauthorised, match="401"):
+        certify(Options(Target(receiver.url, "wrong")), CHECKS)
+
+
+@pytest.mark.parametrize("way", ["property", "list", "webhook"])
+def test_certify__one_way_in__makes_only_its_checks(way: Any) -> None:
+    with Receiver() as receiver:
+        found = run(receiver, skip=("network.*", "sync.*", "*within*"), ways=[way])
+        assert found.certified
+        assert {o.check.way for o in found.outcomes} == {way}
+        assert {sample.way for sample in found.samples} == {way}
+
+
+def test_certify__nothing_that_must_be_was_checked__is_not_certified() -> None:
+    with Receiver() as receiver:
+        found = run(receiver, ["list.unknown"])
+        assert not found.certified
+        assert "nothing that a receiver must do" in report.verdict(found)
+
+
+def test_checks__names__begin_with_their_group_and_say_their_source() -> None:
+    for check in CHECKS:
+        assert re.fullmatch(r"[a-z]+\.[a-z0-9_-]+", check.name)
+        assert check.says.endswith((".", "”", "”."))
+
+
+class _Page(HTMLParser):
+    """Collects what a page holds, and what it would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset")]
+
+
+def test_html__hostile_answers__are_escaped_and_nothing_is_loaded() -> None:
+    with Receiver() as receiver:
+        original = receiver._handle
+        receiver._handle = lambda *a: (  # type: ignore[method-assign]
+            original(*a) if len(receiver.bodies) == 0 else (418, {"x": "<script>alert(1)</script>"})
+        )
+        found = run(receiver, ["property.single", "property.batch"])
+    found.samples.append(Sample("<b>", "list", 1000, 0.01))
+    text = report.html(found)
+    page = _Page()
+    page.feed(text)
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert page.loads == []
+    assert page.tags.count("circle") == len(found.samples) + 3
+    assert "Not certified" in text
+    assert "418" in text
+
+
+def test_html__no_answer_at_all__still_is_a_page() -> None:
+    found = Report("http://h", 1, False, 0.0)
+    assert "No request was answered 200" in report.html(found)
+
+
+def test_as_dict__report__is_json_with_latencies_by_way_and_size() -> None:
+    with Receiver() as receiver:
+        found = run(receiver, ["property.1000-users", "webhook.late"])
+    data = json.loads(json.dumps(report.as_dict(found)))
+    assert data["certified"] is True
+    assert data["counts"] == {"passed": 2, "failed": 0, "skipped": 0}
+    assert [check["name"] for check in data["checks"]] == ["property.1000-users", "webhook.late"]
+    rows = {(row["way"], row["users"]): row for row in data["latencies"]}
+    assert rows["property", 1000]["requests"] == 1
+    assert 0 < rows["webhook", 1]["p50"] <= rows["webhook", 1]["p99"] <= rows["webhook", 1]["max"]
+
+
+def test_line__failure__says_what_the_source_has_about_it() -> None:
+    with Receiver("first-colon") as receiver:
+        found = run(receiver, ["property.names"])
+    text = report.line(found.outcomes[0])
+    assert text.startswith("FAIL property.names: user")
+    assert "known: Cohort names may hold colons" in text

@@ -1,0 +1,235 @@
+"""The command line: what it prints and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from simulator import payloads
+from simulator.cli import main
+from simulator.exits import Exit
+from tests.unit.simulator.receiver import KEY, Receiver, free_port
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+def test_sync__table__tells_what_was_done() -> None:
+    with Receiver() as receiver:
+        result = call("sync", receiver.url, "--key", KEY, "--users", "2500", "--syncs", "2")
+        assert result.exit_code == Exit.OK, result.output
+        rows = {tuple(line.split()) for line in result.output.splitlines()}
+        assert ("users", "delivered", "2,750") in rows  # 5% left and as many entered
+        assert ("requests", "5") in rows
+        assert ("answers", "200:", "5") in rows
+        assert "Repeatable with --seed" in result.output
+        assert sum(trait for user in receiver.users.values() for trait in user.values()) == 2500
+
+
+def test_sync__json__is_one_object() -> None:
+    with Receiver() as receiver:
+        result = call(
+            *("sync", receiver.url, "--key", KEY, "--users", "30", "--batch-size", "7"),
+            *("--mode", "list", "--cohort", "Power: users:a1", "--seed", "5", "--json"),
+        )
+        found = json.loads(result.stdout)
+        assert found["outcome"] == "ok"
+        assert found["cohort"]["trait"] == "[Amplitude] Power: users: a1"
+        assert found["requests"] == 6
+        assert found["users_delivered"] == 30
+        assert found["list_ids"] == ["list 1/ü"]
+        assert len(found["syncs"]) == 1
+
+
+def test_sync__ids_from_a_file__are_sent(tmp_path: Path) -> None:
+    ids = tmp_path / "ids"
+    ids.write_text("alice\nbob\n")
+    with Receiver() as receiver:
+        result = call("sync", receiver.url, "--key", KEY, "--ids", str(ids), "--cohort", "n:1")
+        assert result.exit_code == Exit.OK
+        assert receiver.users == {user: {"[Amplitude] n: 1": True} for user in ("alice", "bob")}
+
+
+def test_sync__misbehaviour__is_counted() -> None:
+    with Receiver() as receiver:
+        result = call(
+            *("sync", receiver.url, "--key", KEY, "--users", "1000", "--batch-size", "10"),
+            *("--misbehave", "duplicate=0.5,drop-reply=0.2", "--time-scale", "0.001"),
+            *("--seed", "1", "--json"),
+        )
+        found = json.loads(result.stdout)
+        assert found["faults"]["duplicate"] > 20
+        assert found["faults"]["drop-reply"] == found["retries"] > 5
+        assert found["users_delivered"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--users", "5", "--ids", __file__], "exclude"),
+        (["--misbehave", "nonsense"], "none of"),
+        (["--cohort", "noid:"], "NAME:ID"),
+        (["--header", "x"], "NAME: VALUE"),
+        (["--reader", "ftp://x"], "--reader"),
+        (["--reader", f"redis://user:secret@127.0.0.1:{free_port()}"], "--reader"),
+    ],
+)
+def test_sync__wrong_command_line__says_what_is_wrong(words: list[str], said: str) -> None:
+    with Receiver() as receiver:
+        result = call("sync", receiver.url, *words)
+    assert result.exit_code == Exit.USAGE
+    assert said in result.output
+    assert "secret" not in result.output
+
+
+def test_sync__wrong_address__is_a_usage_error() -> None:
+    assert call("sync", "localhost:80").exit_code == Exit.USAGE
+
+
+def test_sync__nothing_listens__says_so_at_once() -> None:
+    result = call("sync", f"http://127.0.0.1:{free_port()}")
+    assert result.exit_code == Exit.UNREACHABLE
+    assert "Nothing answers" in result.output
+
+
+def test_sync__wrong_key__has_its_own_exit_code() -> None:
+    with Receiver() as receiver:
+        assert call("sync", receiver.url, "--key", "wrong").exit_code == Exit.UNAUTHORISED
+
+
+def test_sync__requests_given_up__fail() -> None:
+    with Receiver("small-limit") as receiver:
+        result = call("sync", receiver.url, "--key", KEY)
+        assert result.exit_code == Exit.FAILED
+        assert "refused with 400" in result.output
+
+
+def test_sync__interrupted__prints_the_table_and_exits_130() -> None:
+    with Receiver(delay=0.05) as receiver:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "simulator", "sync", receiver.url, "--key", KEY),
+                *("--users", "100000", "--batch-size", "10"),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        deadline = time.monotonic() + 20
+        while not receiver.users and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert "users delivered" in output
+        assert "0 of 1" in output
+
+
+def test_mock__commands__are_understood_by_a_shell_and_the_receiver() -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    with Receiver() as receiver:
+        result = call("mock", receiver.url + "/", "--key", KEY, "--app-id", "test-app")
+        assert result.exit_code == 0
+        assert result.output.count("curl --request POST") == 10
+        script = result.output.replace("curl ", "curl --silent --show-error --fail-with-body ")
+        run = subprocess.run(
+            ["sh", "-e"],
+            input=script,
+            env={**os.environ, "LIST_ID": "list%201%2F%C3%BC"},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr + run.stdout
+        assert receiver.statuses == {200: 10}
+        paths = [path for path, _ in receiver.bodies]
+        assert paths[:5] == [payloads.COHORT_PATH] * 5
+        assert paths[5:] == [
+            "/lists",
+            "/lists/list%201%2F%C3%BC/add",
+            "/lists/list%201%2F%C3%BC/remove",
+            *[payloads.WEBHOOK_PATH] * 2,
+        ]
+        assert json.loads(receiver.bodies[0][1]) == {
+            "traits": {"cohort name:123": True},
+            "type": "identify",
+            "userId": "test.user@email.com",
+        }
+
+
+def test_mock__quotes_in_the_names__survive_the_shell() -> None:
+    result = call(
+        "mock", "http://h", "--key", "it's", "--cohort", "a'b\"c$(d):1", "--auth", "bearer"
+    )
+    single = result.output.split("\n\n")[1].partition("\n")[2]
+    words = shlex.split(single)
+    assert words[:4] == ["curl", "--request", "POST", f"http://h{payloads.COHORT_PATH}"]
+    assert "Authorization: Bearer it's" in words
+    assert json.loads(words[-1])["traits"] == {"[Amplitude] a'b\"c$(d): 1": True}
+
+
+def test_certify__right_receiver__exits_0_and_writes_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    with Receiver() as receiver:
+        result = call(
+            *("certify", receiver.url, "--key", KEY, "--app-id", "test-app"),
+            *("--skip", "network.*", "--skip", "sync.*", "--html", str(page)),
+        )
+    assert result.exit_code == Exit.OK, result.output
+    assert "CERTIFIED (" in result.output
+    assert "<svg" in page.read_text()
+
+
+def test_certify__flawed_receiver__exits_1_with_json() -> None:
+    with Receiver("second-list") as receiver:
+        result = call(
+            *("certify", receiver.url, "--key", KEY, "--json"),
+            *("--modes", "list", "--only", "list.create*"),
+        )
+    assert result.exit_code == Exit.FAILED
+    found = json.loads(result.stdout)
+    assert found["certified"] is False
+    assert found["counts"]["failed"] == 2
+
+
+def test_certify__wrong_key_or_no_check__ends_as_said() -> None:
+    with Receiver() as receiver:
+        assert call("certify", receiver.url).exit_code == Exit.UNAUTHORISED
+        assert call("certify", receiver.url, "--only", "x").exit_code == Exit.USAGE
+        assert call("certify", receiver.url, "--modes", "x").exit_code == Exit.USAGE
+
+
+def test_certify__list__says_the_checks_and_sends_nothing() -> None:
+    result = call("certify", "http://127.0.0.1:1", "--list", "--modes", "webhook")
+    assert result.exit_code == 0
+    assert result.output.startswith("credentials.webhook (must; document): ")
+
+
+def test_bench_sink__small_run__sends_what_it_says() -> None:
+    result = call("bench-sink", "--users", "3000", "--batch-size", "100")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["modes"]["property"]["requests"] == 30
+    assert found["modes"]["list"]["requests"] == 31
+    assert found["sink"]["requests"] == 30 + 31 + 30 + 3000
+    assert found["sink"]["bytes"] > 1_000_000
+
+
+def test_help__every_exit_code__is_documented() -> None:
+    output = call("sync", "--help").output
+    for code in Exit:
+        assert f" {code.value}  " in output

@@ -1,0 +1,312 @@
+"""The parts under the engine: cohort, encoder, truth, misbehaviour, statistics, wire."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator import payloads, wire
+from simulator.cohort import BadIds, Cohort, read_ids
+from simulator.encode import Encoder
+from simulator.faults import KINDS, Misbehaviour, parse
+from simulator.reader import Value
+from simulator.stats import Stats, percentile, short
+from simulator.truth import Truth
+from simulator.wire import BadUrl, Reply, Target, Wire
+from tests.unit.simulator.receiver import APP, KEY, Receiver, free_port
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+# Cohort
+
+
+def test_advance__first__is_everybody_then_the_difference() -> None:
+    cohort = Cohort.synthetic("n", "1", 100, churn=0.1)
+    assert cohort.advance() == (list(range(100)), [])
+    cohort.succeeded()
+    members = set(range(100))
+    for _ in range(10):
+        entered, left = cohort.advance()
+        assert len(entered) == len(left) == 10
+        assert set(left) <= members
+        assert not set(entered) & members
+        members = members - set(left) | set(entered)
+        assert set(cohort.members) == members
+        cohort.succeeded()
+
+
+def test_advance__after_a_failed_sync__is_the_difference_from_the_last_successful_one() -> None:
+    cohort = Cohort.synthetic("n", "1", 100, churn=0.5)
+    cohort.advance()
+    cohort.succeeded()
+    cohort.advance()  # fails
+    entered, left = cohort.advance()
+    assert set(left) == set(range(100)) - set(cohort.members)
+    assert set(entered) == set(cohort.members) - set(range(100))
+
+
+def test_advance__until_a_sync_succeeds__is_full() -> None:
+    cohort = Cohort.synthetic("n", "1", 100, churn=0.5)
+    cohort.advance()
+    entered, left = cohort.advance()
+    assert sorted(entered) == sorted(cohort.members)
+    assert left == []
+
+
+def test_advance__all_ids_in__users_leave_and_come_back() -> None:
+    cohort = Cohort("n", "1", list("abcdefghij"), churn=0.2)
+    cohort.advance()
+    cohort.succeeded()
+    entered, left = cohort.advance()
+    assert (len(entered), len(left)) == (0, 2)
+    cohort.succeeded()
+    again, _ = cohort.advance()
+    assert set(again) == set(left)
+
+
+def test_read_ids__file__is_read_without_empty_lines_and_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "ids"
+    path.write_bytes("a\r\nb c\n\nünï\na\n".encode())
+    assert read_ids(path) == ["a", "b c", "ünï"]
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"a\n\xff\n", "line 2"), (b"\n\n", "no user id")])
+def test_read_ids__unusable__says_where(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "ids"
+    path.write_bytes(content)
+    with pytest.raises(BadIds, match=said):
+        read_ids(path)
+
+
+# Encoder
+
+
+@given(st.lists(TEXT, min_size=1, unique=True), TEXT, TEXT, st.booleans())
+def test_encoder__any_names__says_the_same_as_payloads(
+    ids: list[str], name: str, cohort_id: str, member: bool
+) -> None:
+    cohort = Cohort(name, cohort_id, ids)
+    encoder, users = Encoder(cohort), range(len(ids))
+    trait = payloads.trait_name(name, cohort_id)
+    assert json.loads(encoder.batch(users, member)) == payloads.batch(ids, trait, member)
+    assert json.loads(encoder.identify(0, member)) == payloads.identify(ids[0], trait, member)
+    assert json.loads(encoder.list_users(users)) == payloads.list_users(ids)
+    assert json.loads(encoder.list_create()) == payloads.list_create(trait)
+    assert json.loads(encoder.webhook(users, member, 17, "m")) == payloads.webhook(
+        name, cohort_id, ids, member, computed_time=17, message_id="m"
+    )
+
+
+# Truth
+
+
+def test_truth__acknowledged_statements__highest_order_wins_whatever_comes_last() -> None:
+    truth = Truth("t", ["a", "b"])
+    truth.acknowledged([0], False, order=20)
+    truth.acknowledged([0, 1], True, order=10)
+    assert truth.expected() == [False, True]
+    truth.acknowledged([0], True, order=20)
+    assert truth.expected() == [True, True]
+
+
+def test_truth__unanswered_statement__is_open_until_one_of_its_order_is_acknowledged() -> None:
+    truth = Truth("t", ["a"])
+    truth.uncertain([0], True, order=5)
+    truth.acknowledged([0], False, order=4)
+    assert truth.possible(0) == {True, False}
+    assert truth.uncertain_users == 1
+    truth.acknowledged([0], True, order=5)
+    assert truth.possible(0) == {True}
+    truth.uncertain([0], False, order=4)  # too old to count at the receiver
+    assert truth.possible(0) == {True}
+
+
+def test_truth__assumed__is_what_was_there_before() -> None:
+    truth = Truth("t", ["a", "b", "c"])
+    truth.assume([True, None, False])
+    assert truth.expected() == [True, None, False]
+    assert truth.members() == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.booleans(), st.sampled_from(["lost", "acked", "unknown"]))
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_truth__any_history_of_timed_statements__holds_what_a_right_receiver_holds(
+    history: list[tuple[int, bool, str]], random: object
+) -> None:
+    truth = Truth("t", ["a"])
+    time, held = -1, None  # a receiver that goes by the time; at one time only one value is said
+    value: Value
+    for order, _, fate in history:
+        value = order % 2 == 0
+        applied = fate == "acked" or (fate == "unknown" and random.random() < 0.5)  # type: ignore[attr-defined]
+        if applied and order >= time:
+            time, held = order, value
+        if fate == "acked":
+            truth.acknowledged([0], value, order)
+        elif fate == "unknown":
+            truth.uncertain([0], value, order)
+        assert held in truth.possible(0)
+    if all(fate != "unknown" for _, _, fate in history):
+        assert truth.possible(0) == {held}
+
+
+# Misbehaviour
+
+
+def test_parse__all_and_single_kinds__single_ones_win() -> None:
+    assert parse("all") == Misbehaviour(*[0.05] * 6)
+    assert parse("late=0.5, all=0.1") == Misbehaviour(0.1, 0.1, 0.1, 0.1, 0.1, late=0.5)
+    assert parse("drop-reply,slow-seconds=0.1") == Misbehaviour(drop_reply=0.05, slow_seconds=0.1)
+    assert not parse("")
+    assert all(Misbehaviour(**{kind: 0.1}) for kind in KINDS)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "late=x", "late=2", "late=-1", "slow-seconds", "=1"])
+def test_parse__wrong__is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"none of|not a number|between 0 and 1"):
+        parse(text)
+
+
+def test_on_attempt__last_two_attempts__are_left_alone() -> None:
+    faults = Misbehaviour(drop_reply=1)
+    assert [faults.on_attempt("s", left) for left in (3, 2, 1, 0)] == [
+        "drop-reply",
+        "drop-reply",
+        None,
+        None,
+    ]
+
+
+# Statistics
+
+
+def test_percentile__nearest_rank() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert [percentile(values, share) for share in (0.0, 0.5, 0.99, 1.0)] == [1, 50, 99, 100]
+    assert percentile([7.0], 0.99) == 7
+    assert percentile([], 0.5) is None
+
+
+def test_stats__attempts__are_counted_and_tampered_ones_not_timed() -> None:
+    stats = Stats()
+    stats.attempted(10, False, Reply(200, b"", 1.5), None)
+    stats.attempted(10, True, Reply(200, b"", 9.0), "slow")
+    stats.attempted(10, True, Reply(503, b"bu\x00sy", 2.5), None)
+    stats.attempted(10, True, Reply(None, b"", 0.1, wire.TIMEOUT, "t"), None)
+    stats.attempted(10, True, Reply(None, b"", 0.1, wire.CUT, ""), "cut")
+    found = stats.as_dict()
+    assert found["requests"] == 5
+    assert found["retries"] == 4
+    assert found["users_sent"] == 50
+    assert found["statuses"] == {"200": 2, "503": 1}
+    assert found["errors"] == {"timeout": 1}
+    assert found["faults"] == {"cut": 1, "slow": 1}
+    assert (found["latency_p50"], found["latency_max"]) == (1.5, 2.5)
+    assert (found["answers_over_1s"], found["answers_over_2s"]) == (2, 1)
+
+
+def test_short__long_or_unprintable__is_one_short_line() -> None:
+    assert short(b"a\n\x1b[31m b") == "a ?[31m b"
+    assert len(short(b"x" * 5000)) == 200
+
+
+# Wire
+
+
+@pytest.mark.parametrize("auth", ["basic", "headers", "bearer"])
+def test_post__every_kind_of_credentials__is_let_in(auth: wire.Auth) -> None:
+    with Receiver() as receiver:
+        connection = Wire(Target(receiver.url, KEY, APP, auth))
+        body = json.dumps(payloads.identify("a", "n:1", True)).encode()
+        assert connection.post(payloads.COHORT_PATH, body).status == 200
+        connection.close()
+        assert receiver.traits(["a"]) == [{"n:1": True}]
+
+
+def test_headers__extra__are_sent_besides() -> None:
+    target = Target("http://h", "k", extra_headers={"X-A": "b"})
+    assert target.headers()["X-A"] == "b"
+    assert target.headers()["Authorization"] == "Basic azo="
+    assert "Authorization" not in Target("http://h", "k", auth="none").headers()
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://h", "http://", "http://h:x", "http://h?a"]
+)
+def test_wire__unusable_address__says_so(url: str) -> None:
+    with pytest.raises(BadUrl):
+        Wire(Target(url))
+
+
+def test_post__nothing_listens__was_not_sent() -> None:
+    reply = Wire(Target(f"http://127.0.0.1:{free_port()}")).post("/", b"{}")
+    assert (reply.status, reply.error, reply.ok) == (None, wire.REFUSED, False)
+    assert "refused" in reply.detail
+
+
+def test_post__server_closes_without_an_answer__may_have_been_applied() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while b"{}" not in connection.recv(65536):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        reply = Wire(Target(f"http://127.0.0.1:{server.getsockname()[1]}")).post("/", b"{}")
+        thread.join()
+    assert reply.error == wire.CLOSED
+
+
+def test_post__no_answer_in_time__may_have_been_applied() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = Target(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.1)
+        assert Wire(target).post("/", b"{}").error == wire.TIMEOUT
+
+
+def test_post__keep_alive_ended_by_the_server__opens_a_new_connection() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = threading.Event()
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    while b"{}" not in connection.recv(65536):
+                        pass
+                    connection.sendall(answer)
+                closed.set()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        connection = Wire(Target(f"http://127.0.0.1:{server.getsockname()[1]}"))
+        assert connection.post("/", b"{}").status == 200
+        assert closed.wait(5)
+        assert connection.post("/", b"{}").status == 200
+        connection.close()
+        thread.join()
+
+
+def test_post_half__batch__is_never_applied_and_the_wire_works_on() -> None:
+    with Receiver() as receiver:
+        connection = Wire(Target(receiver.url, KEY))
+        body = json.dumps(payloads.batch(payloads.user_ids(100), "n:1", True)).encode()
+        assert connection.post_half(payloads.COHORT_PATH, body).error == wire.CUT
+        assert connection.post_slowly(payloads.COHORT_PATH, body, 0.1).status == 200
+        connection.close()
+        assert len(receiver.users) == 100
+        assert receiver.statuses[200] == 1
