@@ -226,6 +226,7 @@ class CohortSync:
         difference.
         """
         self._sync += 1
+        self.stats.begin()
         started = time.perf_counter()
         entered, left = self.cohort.advance()
         result = SyncResult(self._sync, len(entered), len(left))
@@ -254,6 +255,7 @@ class CohortSync:
 
     def drain(self) -> SyncResult:
         """Send the late retries that are still held back, and nothing else."""
+        self.stats.begin()
         started = time.perf_counter()
         late = self._take_late()
         result = SyncResult(self._sync, 0, 0)

@@ -56,7 +56,7 @@ class Stats:
     errors: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     last_problem: str = ""
-    started: float = field(default_factory=time.perf_counter)
+    started: float | None = None
     ended: float | None = None
     _latencies: array[float] = field(default_factory=lambda: array("d"), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -90,6 +90,12 @@ class Stats:
         with self._lock:
             self.faults[kind] += 1
 
+    def begin(self) -> None:
+        """Start the clock, or let it run on."""
+        if self.started is None:
+            self.started = time.perf_counter()
+        self.ended = None
+
     def end(self) -> None:
         """Stop the clock."""
         self.ended = time.perf_counter()
@@ -101,7 +107,9 @@ class Stats:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run so far."""
+        """Wall time from the first sync's beginning to now, or to the last one's end."""
+        if self.started is None:
+            return 0.0
         return (self.ended or time.perf_counter()) - self.started
 
     def latencies(self, last: int | None = None) -> Latencies:

@@ -172,7 +172,7 @@ def _latency_table(samples: Sequence[Sample]) -> str:
     )
 
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 320, 56, 30
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 330, 68, 46
 
 
 def _chart(samples: Sequence[Sample]) -> str:
@@ -208,7 +208,7 @@ def _chart(samples: Sequence[Sample]) -> str:
         )
     for users in (1, 10, 100, 1_000, 10_000):
         parts.append(
-            f'<text x="{x(users):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{users:,}</text>'
+            f'<text x="{x(users):.1f}" y="{_HEIGHT - 26}" text-anchor="middle">{users:,}</text>'
         )
     for number, sample in enumerate(samples):
         # Side by side, so that a thousand equal sizes don't hide each other.
@@ -222,6 +222,9 @@ def _chart(samples: Sequence[Sample]) -> str:
         at = _LEFT + 10 + place * 90
         parts.append(f'<circle cx="{at}" cy="10" r="4" fill="var(--{way})"/>')
         parts.append(f'<text x="{at + 9}" y="14">{way}</text>')
+    parts.append(
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">users a request</text>'
+    )
     parts.append("</svg>")
     return "\n".join(parts)
 
