@@ -955,7 +955,7 @@ def whole_sync(c: Context, mode: SyncMode, path: str) -> str:
         results = sync.run(4)
         problems = [problem for result in results for problem in result.problems]
         if problems:
-            raise Failed("; ".join(problems))
+            raise Failed(problems[0])
         if sync.stats.users_rejected:
             raise Failed(f"{sync.stats.users_rejected} users were not taken")
         told = f"{sync.stats.requests} requests, {sync.stats.retries} of them retries"
