@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -86,6 +87,46 @@ class Service:
         return code
 
 
+class SlowRequest:
+    """A request whose body arrives in two parts, with all the time in between."""
+
+    def __init__(self, service: Service, body: bytes, key: str = KEY, **headers: str) -> None:
+        address = service.url.removeprefix("http://").split(":")
+        self._socket = socket.create_connection((address[0], int(address[1])), DEADLINE)
+        sent = {
+            "Host": "localhost",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            # The service answers this as soon as it works on the request.
+            "Expect": "100-continue",
+            **urllib3.make_headers(basic_auth=f"{key}:"),
+            **headers,
+        }
+        lines = [f"POST {COHORT_PATH} HTTP/1.1", *(f"{k}: {v}" for k, v in sent.items())]
+        self._socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        self._rest = body
+
+    def __enter__(self) -> SlowRequest:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+
+    def begin(self) -> None:
+        """Wait until the service works on the request; then send half of the body."""
+        started = self._socket.recv(4096)
+        assert started.startswith(b"HTTP/1.1 100 "), started
+        half = len(self._rest) // 2
+        self._socket.sendall(self._rest[:half])
+        self._rest = self._rest[half:]
+
+    def finish(self) -> bytes:
+        """Send the rest. Returns the reply as it came."""
+        self._socket.sendall(self._rest)
+        return b"".join(iter(lambda: self._socket.recv(65536), b""))
+
+
 def wait_until(condition: Any, seconds: float = DEADLINE) -> None:
     """Poll until ``condition()`` holds; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
@@ -114,7 +155,13 @@ def running(
         **env,
     }
     process = subprocess.Popen(
-        command, cwd=cwd, env=clean, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=cwd,
+        env=clean,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     service = Service(process)
     try:
