@@ -15,8 +15,10 @@ from pathlib import Path
 from app.embedded.errors import CannotRun
 from app.settings import KEY
 
-# How long the guard of an earlier run may take to end what that run has left behind.
+# How long what a killed run has left behind may take to end. Its guard sees to that; if that one
+# was killed too, the store is asked directly.
 LEFTOVERS_SECONDS = 15.0
+ASK_STORE_AFTER_SECONDS = 2.0
 
 
 class DataDir:
@@ -89,19 +91,18 @@ class DataDir:
             The descriptor that holds the claim, to be passed on.
         """
         descriptor = _open_lock(self.path / "processes.lock")
+        began = time.monotonic()
         asked = False
-        deadline = time.monotonic() + LEFTOVERS_SECONDS
         while not _lock(descriptor):
-            left = deadline - time.monotonic()
-            if left < 0:
+            waited = time.monotonic() - began
+            if waited > LEFTOVERS_SECONDS:
                 os.close(descriptor)
                 raise CannotRun(
                     f"Processes of an earlier run still use {self.path}, and don't end. End them "
                     "first, or set DATA_DIR to another folder."
                 )
-            if left < LEFTOVERS_SECONDS / 4 and not asked:
-                # Its guard is gone too, or it would have ended the store by now.
-                asked = True
+            if waited > ASK_STORE_AFTER_SECONDS and not asked:
+                asked = True  # once is enough for a store that listens at all
                 await asyncio.to_thread(shut_down, self.socket.resolve())
             await asyncio.sleep(0.05)
         return descriptor

@@ -194,6 +194,7 @@ def test_run__killed_itself_under_load__next_run_finds_every_answered_write(data
         urls.append(first.url)
         with Load(lambda: urls[-1], ingest_key(data_dir)) as load:
             wait_until(lambda: len(load.answered) > 2000)
+            first.http.clear()
             first.process.kill()
             with make_run(data_dir) as second:
                 urls.append(second.url)
