@@ -194,7 +194,7 @@ def test_run__killed_itself_under_load__next_run_finds_every_answered_write(data
         urls.append(first.url)
         with Load(lambda: urls[-1], ingest_key(data_dir)) as load:
             wait_until(lambda: len(load.answered) > 2000)
-            first.http.clear()
+            first.hang_up()
             first.process.kill()
             with make_run(data_dir) as second:
                 urls.append(second.url)
@@ -226,7 +226,7 @@ def test_run__killed_with_its_guard__next_run_ends_what_is_left(data_dir: Path) 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_run__told_to_stop__ends_all_processes(data_dir: Path, number: signal.Signals) -> None:
     with make_run(data_dir) as service:
-        service.http.clear()
+        service.hang_up()
         began = time.monotonic()
         os.killpg(service.process.pid, number)  # as a terminal does: to the whole group
         assert service.process.wait(DEADLINE) == 0
@@ -241,7 +241,7 @@ def test_run__ctrl_c_while_a_request_arrives__answers_it(data_dir: Path) -> None
     body = json.dumps(IDENTIFY).encode()
     with make_run(data_dir) as service, SlowRequest(service, body, ingest_key(data_dir)) as request:
         request.begin()
-        service.http.clear()
+        service.hang_up()
         os.killpg(service.process.pid, signal.SIGINT)
         wait_until(lambda: "Handling signal: term" in service.output())
         assert request.finish().startswith(b"HTTP/1.1 200 ")
@@ -351,7 +351,7 @@ def test_make_run__as_printed_in_the_readme__starts(data_dir: Path) -> None:
     with running(env, ("make", "run")) as service:
         wait_until(lambda: "redis-cli " in service.output())
         assert send(service, data_dir) == 200
-        service.http.clear()
+        service.hang_up()
         os.killpg(service.process.pid, signal.SIGINT)
         service.process.wait(DEADLINE)
         assert nothing_runs(data_dir)

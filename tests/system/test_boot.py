@@ -1,0 +1,83 @@
+"""What the service does when it is started with settings that it can't work with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.service import DEADLINE, GUNICORN, KEY, ROOT, running
+
+GOOD = {"REDIS_URL": "redis://127.0.0.1:1/0", "API_KEYS": KEY}
+
+
+def boot(**env: str) -> tuple[int, list[str]]:
+    """Start gunicorn as the Procfile does. Returns the exit code and all lines printed."""
+    result = subprocess.run(
+        GUNICORN,
+        cwd=ROOT,
+        env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": "0", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    return result.returncode, result.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        (
+            {"API_KEYS": KEY},
+            "cohort-receiver: REDIS_URL: not set. Set it to the address of a Redis or Valkey "
+            "server, for example redis://localhost:6379/0; or use `make run`, which brings its "
+            "own store.",
+        ),
+        (
+            {"REDIS_URL": GOOD["REDIS_URL"]},
+            "cohort-receiver: API_KEYS: no key is set, so nobody could send anything. Set it to "
+            "app_id:key, with a long random key.",
+        ),
+        (
+            {**GOOD, "REDIS_URL": "http://127.0.0.1"},
+            "cohort-receiver: REDIS_URL: must begin with redis://, rediss:// or unix://",
+        ),
+        ({**GOOD, "STORE_PARTITIONS": "two"}, "cohort-receiver: STORE_PARTITIONS: Not a valid i"),
+        ({**GOOD, "REDIS_TLS_VERIFY": "no"}, "cohort-receiver: REDIS_TLS_VERIFY: Not a valid bool"),
+        ({**GOOD, "USER_POLICY": "closed"}, "cohort-receiver: USER_POLICY: Must be one of: open,"),
+    ],
+    ids=["no REDIS_URL", "no key", "no store address", "no number", "no flag", "no choice"],
+)
+def test_boot__setting_missing_or_wrong__says_so_in_one_line(
+    env: dict[str, str], line: str
+) -> None:
+    code, lines = boot(**env)
+    assert code == 1
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(line)
+
+
+def test_boot__several_settings_wrong__says_each_in_its_line() -> None:
+    code, lines = boot(**GOOD, PORT="-1", STORE_PARTITIONS="0", RATE_LIMIT="fast")
+    assert code == 1
+    assert [line.split(": ")[1] for line in lines] == ["PORT", "RATE_LIMIT", "STORE_PARTITIONS"]
+
+
+def test_boot__bad_entry_among_keys__is_named_and_not_shown() -> None:
+    code, lines = boot(**{**GOOD, "API_KEYS": "shop:a-secret,bad app:another-secret"})
+    assert (code, len(lines)) == (1, 1)
+    assert "API_KEYS: entry 2" in lines[0]
+    assert "secret" not in lines[0]
+
+
+def test_boot__store_not_there__is_alive_and_not_ready() -> None:
+    with running(GOOD) as service:
+        assert service.request("GET", "/healthz").status == 200
+        reply = service.request("GET", "/readyz")
+        assert (reply.status, reply.json()["reason"]) == (503, "store_unreachable")
+        assert "Retry-After" in reply.headers

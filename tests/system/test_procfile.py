@@ -1,0 +1,96 @@
+"""The Procfile's web line, started as Heroku and its like do, and used over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.system.service import APP, DEADLINE, KEY, Service, running
+
+HONCHO = (
+    *(str(Path(sys.executable).with_name("honcho")), "start"),
+    *("--env", os.devnull, "--no-prefix", "web"),
+)
+USER = "someone.in.particular@example.com"
+
+
+@pytest.fixture
+def web(store_url: str) -> Iterator[Service]:
+    env = {"REDIS_URL": store_url, "WEB_CONCURRENCY": "3", "RATE_LIMIT": "off"}
+    with running(env, HONCHO) as service:
+        yield service
+
+
+def identify(member: bool = True) -> dict[str, object]:
+    return {"type": "identify", "userId": USER, "traits": {"Buyers:b1": member}}
+
+
+def test_web_line__used_over_http__writes_to_the_store(
+    web: Service, redis_client: redis.Redis
+) -> None:
+    reply = web.post(identify())
+    assert (reply.status, reply.json()["changed"]) == (200, 1)
+    assert redis_client.hgetall(f"cohorts:{{{APP}}}:user:{USER}") == {"Buyers:b1": "true"}
+
+
+def test_web_line__web_concurrency__starts_that_many_workers(web: Service) -> None:
+    started = [e for e in web.events() if e["event"].startswith("Booting worker")]
+    assert len(started) == 3
+
+
+def test_web_line__log__is_one_json_event_a_request_with_its_id(web: Service) -> None:
+    sent_id = "3f6c-1/attempt=2"
+    before = len(web.lines)
+    replies = [
+        web.post(identify(), **{"X-Request-ID": sent_id}),
+        web.post(identify()),
+        web.post(b"{", **{"X-Request-ID": "not an id\t"}),
+        web.post(identify(), Authorization="Bearer wrong-key-of-somebody"),
+    ]
+    web.stop()
+
+    ids = [reply.headers["X-Request-ID"] for reply in replies]
+    assert ids[0] == sent_id
+    assert len(set(ids)) == 4
+    lines = [line for line in web.lines[before:] if line.startswith("{")]
+    events = {e["request_id"]: e for e in map(json.loads, lines) if e["event"] == "request"}
+    assert list(events) == ids  # one event each, in order
+    assert [events[i]["status"] for i in ids] == [200, 200, 400, 401]
+    assert [events[i].get("reason") for i in ids] == [
+        None,
+        None,
+        "invalid_json",
+        "invalid_credentials",
+    ]
+    assert {e["path"] for e in events.values()} == {"/api/v1/integration/amplitude/cohort"}
+    assert all({"timestamp", "level", "method", "ms"} <= e.keys() for e in events.values())
+
+
+def test_web_line__log__never_holds_a_key_nor_a_user_id(web: Service) -> None:
+    web.post(identify())
+    web.post(identify(), api_key=KEY, app_id=APP)
+    web.post(identify(), Authorization="Bearer wrong-key-of-somebody")
+    web.post({"type": "identify", "userId": USER, "traits": {"Buyers:b1": "yes"}})
+    web.post(json.dumps(identify()).encode()[:-5])
+    web.request("POST", f"/no/such/path/{USER}?api_key={KEY}", identify())
+    web.stop()
+    requests = [e for e in web.events() if e["event"] == "request"]
+    assert len(requests) >= 6
+    for secret in (KEY, "wrong-key-of-somebody", USER):
+        assert secret not in web.output()
+
+
+def test_web_line__told_to_stop__ends_in_order(web: Service) -> None:
+    web.hang_up()
+    os.killpg(web.process.pid, signal.SIGTERM)
+    web.process.wait(DEADLINE)
+    web.stop()
+    assert "Shutting down: Master" in [e["event"] for e in web.events()]
+    assert "Traceback" not in web.output()

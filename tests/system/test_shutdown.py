@@ -1,0 +1,81 @@
+"""SIGTERM: what is in flight is finished and answered, and then the service ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import redis
+
+from tests.system.load import USERS_PER_BATCH, Load, check_complete
+from tests.system.service import APP, DEADLINE, KEY, SlowRequest, running, wait_until
+
+BATCH = {
+    "batch": [
+        {"type": "identify", "userId": f"user-{i}", "traits": {"Buyers:b1": True}}
+        for i in range(1000)
+    ]
+}
+
+
+def test_sigterm__request_in_flight__is_answered_and_written(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    with (
+        running({"REDIS_URL": store_url}) as service,
+        SlowRequest(service, json.dumps(BATCH).encode()) as request,
+    ):
+        request.begin()
+        service.hang_up()
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Handling signal: term" in service.output())
+
+        reply = request.finish()
+        code = service.process.wait(DEADLINE)
+        took = time.monotonic() - began
+
+    assert reply.startswith(b"HTTP/1.1 200 "), reply[:300]
+    assert b'"changed":1000' in reply
+    assert code == 0
+    assert took < 10
+    assert redis_client.zcard(f"cohorts:{{{APP}}}:cohort:b1:members") == 1000
+
+
+def test_sigterm__body_that_never_ends__does_not_hold_up_the_end(store_url: str) -> None:
+    with (
+        running({"REDIS_URL": store_url}) as service,
+        SlowRequest(service, json.dumps(BATCH).encode()) as request,
+    ):
+        request.begin()
+        service.hang_up()
+        began = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(DEADLINE) == 0
+        assert time.monotonic() - began < 10
+
+
+def test_sigterm__under_load__loses_no_answered_write(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    env = {"REDIS_URL": store_url, "RATE_LIMIT": "off"}
+    urls: list[str] = []
+    with running(env) as first:
+        urls.append(first.url)
+        with Load(lambda: urls[-1], KEY) as load:
+            wait_until(lambda: len(load.answered) > 2000)
+            began = time.monotonic()
+            assert first.stop() == 0
+            assert time.monotonic() - began < 10
+            with running(env) as second:
+                urls.append(second.url)
+                reached = len(load.answered) + 2000
+                wait_until(lambda: len(load.answered) > reached)
+                load.finish()
+    # A connection that waits to be accepted when the socket is closed is reset by the system. But
+    # whatever the service has worked on, its sender has got the answer.
+    worked_on = [e for s in (first, second) for e in s.events() if e.get("method") == "POST"]
+    assert {e["status"] for e in worked_on} == {200}
+    assert len(worked_on) * USERS_PER_BATCH == len(load.answered)
+    check_complete(redis_client, APP, load.answered)
