@@ -38,7 +38,8 @@ class Guide:
     embedded: bool
 
     def text(self) -> str:
-        lines = ["", f"Cohort Receiver listens on {self.url}", "Stop it with Ctrl-C.", ""]
+        lines = ["", f"Cohort Receiver listens on {self.url}", "Stop it with Ctrl-C."]
+        lines += [""] * bool(self.made_keys)
         for scope, key in self.made_keys.items():
             lines.append(f"{scope} key: {key} (kept in {_short(self.data.key_file(scope))})")
         lines += ["", "Send a cohort change, as in Amplitude's document:", "", *self._curl(), ""]
@@ -72,8 +73,8 @@ class Guide:
 
     def _python(self) -> str:
         if self.embedded:
-            socket = _short(self.data.socket.resolve())
-            client = f'redis.Redis(unix_socket_path="{socket}", decode_responses=True)'
+            socket = json.dumps(_short(self.data.socket.resolve()))
+            client = f"redis.Redis(unix_socket_path={socket}, decode_responses=True)"
             imports = "redis"
         else:
             client = 'redis.Redis.from_url(os.environ["REDIS_URL"], decode_responses=True)'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -81,3 +82,15 @@ def test_boot__store_not_there__is_alive_and_not_ready() -> None:
         reply = service.request("GET", "/readyz")
         assert (reply.status, reply.json()["reason"]) == (503, "store_unreachable")
         assert "Retry-After" in reply.headers
+
+
+def test_boot__environment_of_app_json__starts() -> None:
+    manifest = json.loads((ROOT / "app.json").read_text())
+    env = {
+        # what Heroku makes for `"generator": "secret"`
+        name: "5f" * 32 + str(number) if "generator" in declared else declared["value"]
+        for number, (name, declared) in enumerate(manifest["env"].items())
+    }
+    with running({**env, "REDIS_URL": "rediss://:password@127.0.0.1:1"}) as service:
+        headers = {"Authorization": f"Bearer {env['API_KEYS']}"}
+        assert service.post({}, **headers).status == 503  # the key is good; there is no store

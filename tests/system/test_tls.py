@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
@@ -23,13 +24,17 @@ class TlsProxy:
 
     Args:
         socket_path: where to.
-        names: what the certificate is good for. Its issuer is known to no one.
+        names: what the certificate is good for.
+
+    Attributes:
+        authority: who has issued the certificate; known to no system.
     """
 
     def __init__(self, socket_path: str, *names: str) -> None:
         self._socket_path = socket_path
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        trustme.CA().issue_cert(*names).configure_cert(self._context)
+        self.authority = trustme.CA()
+        self.authority.issue_cert(*names).configure_cert(self._context)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"rediss://:@127.0.0.1:{self._listener.getsockname()[1]}/0"
         self.refused: list[str] = []  # handshakes that failed, and why
@@ -107,3 +112,17 @@ def test_tls__self_signed_and_to_be_verified__is_refused(
         assert proxy.connected == 0
         assert proxy.refused
     assert redis_client.keys() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("127.0.0.1", 200), ("store.example", 503)], ids=["its own", "another's"]
+)
+def test_tls__own_authority__accepts_its_certificate_for_the_right_name_only(
+    store_url: str, redis_client: redis.Redis, tmp_path: Path, name: str, status: int
+) -> None:
+    with tls_store(store_url, name) as proxy:
+        proxy.authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+        env = {"REDIS_URL": proxy.url, "SSL_CERT_FILE": str(tmp_path / "authority.pem")}
+        with running(env) as service:
+            assert service.post(IDENTIFY).status == status
+    assert redis_client.exists(f"cohorts:{{{APP}}}:user:ann") == (status == 200)
