@@ -93,4 +93,6 @@ def test_boot__environment_of_app_json__starts() -> None:
     }
     with running({**env, "REDIS_URL": "rediss://:password@127.0.0.1:1"}) as service:
         headers = {"Authorization": f"Bearer {env['API_KEYS']}"}
-        assert service.post({}, **headers).status == 503  # the key is good; there is no store
+        body = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
+        reply = service.post(body, **headers)
+        assert (reply.status, reply.json()["reason"]) == (503, "store_unreachable")

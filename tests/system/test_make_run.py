@@ -96,6 +96,18 @@ def service_pid(service: Service) -> int:
     return int(found[1])
 
 
+def guard_pid(service: Service) -> int:
+    listed = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    )
+    (found,) = [
+        int(line.split()[0])
+        for line in listed.stdout.splitlines()
+        if line.split()[1] == str(service.process.pid) and "guard.py" in line
+    ]
+    return found
+
+
 def nothing_runs(data_dir: Path) -> bool:
     """Whether all processes of a run have ended: each holds this lock for as long as it lives."""
     with open(data_dir / "processes.lock") as file:
@@ -209,12 +221,7 @@ def test_run__killed_with_its_guard__next_run_ends_what_is_left(data_dir: Path) 
     with make_run(data_dir) as first:
         assert send(first, data_dir) == 200
         left_behind = store_pid(data_dir)
-        # The guard is the one child that was started before the store.
-        children = Path(f"/proc/{first.process.pid}/task/{first.process.pid}/children")
-        if not children.exists():
-            pytest.skip("this system does not list a process's children")
-        guard = min(map(int, children.read_text().split()))
-        master = service_pid(first)
+        guard, master = guard_pid(first), service_pid(first)
         os.kill(guard, signal.SIGKILL)
         first.process.kill()
         os.kill(master, signal.SIGKILL)  # its workers end by themselves
@@ -341,6 +348,30 @@ def test_run__data_that_is_no_data__says_so_in_one_line(data_dir: Path) -> None:
     assert (code, len(lines)) == (1, 1)
     assert lines[0].startswith("cohort-receiver: The store did not start (exit code 1): ")
     assert manifest.read_text() == "not a manifest\n"
+
+
+def test_run__store_can_not_be_started_again__ends_with_one_line(data_dir: Path) -> None:
+    with make_run(data_dir) as service:
+        pid = store_pid(data_dir)
+        (data_dir / "store" / "appendonlydir" / "appendonly.aof.manifest").write_text("damaged\n")
+        os.kill(pid, signal.SIGKILL)
+        assert service.process.wait(DEADLINE) == 1
+        assert nothing_runs(data_dir)
+        service.stop()
+        assert service.lines[-1].startswith(
+            "cohort-receiver: The store did not start (exit code 1)"
+        )
+        assert "Traceback" not in service.output()
+
+
+def test_run__guard_killed__goes_on_and_stops_in_order(data_dir: Path) -> None:
+    with make_run(data_dir) as service:
+        os.kill(guard_pid(service), signal.SIGKILL)
+        os.kill(store_pid(data_dir), signal.SIGKILL)
+        wait_until(lambda: "The store is back" in service.output())
+        assert send(service, data_dir) == 200
+        assert service.stop() == 0
+        assert nothing_runs(data_dir)
 
 
 def test_make_run__as_printed_in_the_readme__starts(data_dir: Path) -> None:
