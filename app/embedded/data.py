@@ -77,7 +77,9 @@ class DataDir:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return descriptor
 
-    async def claim_store(self, shut_down: Callable[[Path], None]) -> int:
+    async def claim_store(
+        self, shut_down: Callable[[Path], None], say: Callable[[str], None]
+    ) -> int:
         """Wait until all processes of earlier runs have ended. Raises CannotRun.
 
         The store and the service inherit this second claim, so that it ends with the last of
@@ -86,6 +88,7 @@ class DataDir:
 
         Args:
             shut_down: asks a store that still listens on a socket to end.
+            say: prints one line.
 
         Returns:
             The descriptor that holds the claim, to be passed on.
@@ -103,6 +106,7 @@ class DataDir:
                 )
             if waited > ASK_STORE_AFTER_SECONDS and not asked:
                 asked = True  # once is enough for a store that listens at all
+                say("Processes of an earlier run are still ending. Waiting for them.")
                 await asyncio.to_thread(shut_down, self.socket.resolve())
             await asyncio.sleep(0.05)
         return descriptor

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"  # a key that was on a screen is not for the network
 BACKLOG = 2048
 # A little more than what gunicorn gives the requests in flight.
-SERVICE_STOP_SECONDS = 9.0
+SERVICE_STOP_SECONDS = 8.8
 READY_TIMEOUT_SECONDS = 10.0
 READY_PAUSE_SECONDS = 2.0
 
@@ -72,7 +72,7 @@ async def _run(environ: Mapping[str, str]) -> None:
             stack.callback(os.close, data.claim())
         listener = stack.enter_context(_listen(settings.port))
         if not settings.redis_url:
-            claims.append(await data.claim_store(shut_down))
+            claims.append(await data.claim_store(shut_down, say))
             stack.callback(os.close, claims[0])
         guard = Guard(claims)
         stack.callback(guard.dismiss)
