@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from app.web import cohort, events, health, lists
+from app.web import cohort, events, health, lists, webhook
 
 __all__ = ["events", "init_app"]
 
@@ -12,3 +12,4 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(health.blueprint)
     app.register_blueprint(cohort.blueprint)
     app.register_blueprint(lists.blueprint)
+    app.register_blueprint(webhook.blueprint)

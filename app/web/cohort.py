@@ -11,7 +11,7 @@ from app.cohorts import Identify
 from app.settings import Settings
 from app.web import ingest
 from app.web.body import load, read_json
-from app.web.schemas import IdentifySchema, batch_schema
+from app.web.schemas import BatchSchema, IdentifySchema, limited
 
 blueprint = Blueprint("cohort", __name__)
 
@@ -29,6 +29,6 @@ def receive(body: dict[str, Any]) -> Response:
     """Apply a body that is either one identify or a batch, and say what happened."""
     if "batch" in body:
         settings: Settings = current_app.extensions["settings"]
-        calls: list[Identify] = load(batch_schema(settings.max_batch_users), body)["batch"]
+        calls: list[Identify] = load(limited(BatchSchema, settings.max_batch_users), body)["batch"]
         return ingest.apply(calls, way="identify")
     return ingest.apply([load(_IDENTIFY, body)], way="identify", place="userId")

@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.store import Store
 from app.web import cohort, ingest
 from app.web.body import load, read_json
-from app.web.schemas import ListSchema, list_users_schema
+from app.web.schemas import ListSchema, ListUsersSchema, limited
 
 blueprint = Blueprint("lists", __name__)
 
@@ -62,7 +62,7 @@ def remove_from_list(list_id: str) -> Response:
 
 def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
     settings: Settings = current_app.extensions["settings"]
-    key, user_ids = load(list_users_schema(settings.max_batch_users), body)
+    key, user_ids = load(limited(ListUsersSchema, settings.max_batch_users), body)
     store: Store = current_app.extensions["store"]
     trait = store.registry.trait(g.caller.app_id, list_id)
     if trait is None:

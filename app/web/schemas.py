@@ -1,14 +1,15 @@
 """What the bodies of identify and batch calls must look like.
 
-Marshmallow is the one validator. The common case, thousands of well-formed items in one batch, is
-accepted by one pass of :class:`Identifies`; whatever it does not accept goes to the ordinary item
+Marshmallow is the one validator. The common case, thousands of well-formed items in one body, is
+accepted by one pass of :class:`Items`; whatever it does not accept goes to the ordinary item
 schema, for its verdict and its words.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
 
@@ -19,6 +20,8 @@ from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 MAX_ITEM_ERRORS = 50
 
 _ANY_USER_ID_FITS = MAX_USER_ID_BYTES // 4  # characters; UTF-8 takes at most 4 bytes for one
+
+Item = TypeVar("Item")
 
 
 class UserId(fields.Field[str]):
@@ -60,12 +63,14 @@ class JsonObject(fields.Field[dict[str, Any]]):
         return value
 
 
-class _Base(Schema):
+class Base(Schema):
+    """What all bodies and items have in common."""
+
     class Meta:
         unknown = EXCLUDE  # senders add fields
 
 
-class IdentifySchema(_Base):
+class IdentifySchema(Base):
     """One identify call. Loads to an Identify."""
 
     type = fields.String(
@@ -77,42 +82,66 @@ class IdentifySchema(_Base):
 
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> Identify:
-        return Identify(data["user_id"], data["traits"])
+        return Identify(data["user_id"], data["traits"], data.get("at_ms"))
 
 
-class Identifies(fields.Field[list[Identify]]):
-    """A list of identify calls, of at most ``max_users`` where that is set.
+class Items(fields.Field[list[Item]]):
+    """A list of items that each stand for one user, of at most ``max_users`` where that is set.
 
-    Well-formed items are accepted here, in one loop; a property test holds that this loop and the
-    item schema agree.
+    Well-formed items are accepted by ``accept``, in one loop; a property test of each use holds
+    that it agrees with the item schema.
+
+    Args:
+        accept: the item that decoded JSON is, or None where the item schema must look at it. Its
+            second argument is the same set for all items of a list, to remember names in.
+        load: the item schema's verdict: the item, or a ValidationError.
     """
-
-    item_schema = IdentifySchema()
 
     max_users: int | None = None
 
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[Identify]:
+    def __init__(
+        self,
+        accept: Callable[[Any, set[str]], Item | None],
+        load: Callable[[Any], Item],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._accept = accept
+        self._load = load
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[Item]:
         if not isinstance(value, list):
             raise ValidationError("Must be a list.")
         if self.max_users is not None and len(value) > self.max_users:
             raise ValidationError(f"Must hold at most {self.max_users} users.")
-        identifies: list[Identify] = []
+        accept, good_names = self._accept, set[str]()
+        items: list[Item] = []
         errors: dict[int, Any] = {}
-        good_names: set[str] = set()
-        for place, item in enumerate(value):
-            identify = accept(item, good_names)
-            if identify is None:
+        for place, given in enumerate(value):
+            item = accept(given, good_names)
+            if item is None:
                 try:
-                    identify = self.item_schema.load(item)
+                    item = self._load(given)
                 except ValidationError as error:
                     errors[place] = error.messages
                     if len(errors) >= MAX_ITEM_ERRORS:
                         break
                     continue
-            identifies.append(identify)
+            items.append(item)
         if errors:
             raise ValidationError(errors)
-        return identifies
+        return items
+
+
+def accept_user_id(value: Any, seen: set[str]) -> str | None:
+    """The user id that ``value`` is, or None where :class:`UserId` must look at it."""
+    try:
+        if "\0" in value or not 0 < len(value) <= _ANY_USER_ID_FITS:
+            return None
+        value.encode()
+    except (TypeError, AttributeError, UnicodeEncodeError):
+        return None
+    return cast(str, value)
 
 
 def accept(item: Any, good_names: set[str]) -> Identify | None:
@@ -141,32 +170,11 @@ def accept(item: Any, good_names: set[str]) -> Identify | None:
     return Identify(user_id, traits)
 
 
-class BatchSchema(_Base):
+class BatchSchema(Base):
     """``{"batch": [identify, …]}``. Loads to ``{"batch": [Identify, …]}``."""
 
-    batch = Identifies(required=True)
+    batch = Items(accept, IdentifySchema().load, required=True)
     context = JsonObject()
-
-
-class UserIds(fields.Field[list[str]]):
-    """A list of user ids, of at most ``max_users`` where that is set."""
-
-    max_users: int | None = None
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[str]:
-        if not isinstance(value, list):
-            raise ValidationError("Must be a list.")
-        if self.max_users is not None and len(value) > self.max_users:
-            raise ValidationError(f"Must hold at most {self.max_users} users.")
-        errors: dict[int, list[str]] = {}
-        for place, user_id in enumerate(value):
-            if problem := text_problem(user_id, MAX_USER_ID_BYTES):
-                errors[place] = [problem]
-                if len(errors) >= MAX_ITEM_ERRORS:
-                    break
-        if errors:
-            raise ValidationError(errors)
-        return value
 
 
 class TraitName(fields.Field[str]):
@@ -178,18 +186,18 @@ class TraitName(fields.Field[str]):
         return str(value)
 
 
-class ListSchema(_Base):
+class ListSchema(Base):
     """``{"name"}``: the creation of a list. The name is a trait name."""
 
     name = TraitName(required=True)
     context = JsonObject()
 
 
-class ListUsersSchema(_Base):
+class ListUsersSchema(Base):
     """``{"userIds": […]}``, or ``user_ids``. Loads to the key that was sent and the ids."""
 
-    user_ids = UserIds(data_key="userIds")
-    user_ids_too = UserIds(data_key="user_ids")
+    user_ids = Items(accept_user_id, UserId().deserialize, data_key="userIds")
+    user_ids_too = Items(accept_user_id, UserId().deserialize, data_key="user_ids")
     context = JsonObject()
 
     @post_load
@@ -202,17 +210,10 @@ class ListUsersSchema(_Base):
 
 
 @cache
-def list_users_schema(max_users: int) -> ListUsersSchema:
-    """The schema of at most ``max_users`` users of a list."""
-    schema = ListUsersSchema()
-    for name in ("user_ids", "user_ids_too"):
-        cast(UserIds, schema.fields[name]).max_users = max_users
-    return schema
-
-
-@cache
-def batch_schema(max_users: int) -> BatchSchema:
-    """The schema of a batch of at most ``max_users``."""
-    schema = BatchSchema()
-    cast(Identifies, schema.fields["batch"]).max_users = max_users
-    return schema
+def limited(schema: type[Schema], max_users: int) -> Schema:
+    """A schema whose lists of items hold at most ``max_users``."""
+    made = schema()
+    for field in made.fields.values():
+        if isinstance(field, Items):
+            field.max_users = max_users
+    return made

@@ -1,0 +1,5 @@
+"""Tests of the service in this process, on a real store."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.integration.contract")

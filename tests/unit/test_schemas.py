@@ -11,7 +11,7 @@ from marshmallow import ValidationError
 
 from app.cohorts import Identify
 from app.web.body import places
-from app.web.schemas import IdentifySchema, accept, batch_schema
+from app.web.schemas import BatchSchema, IdentifySchema, accept, limited
 
 SCHEMA = IdentifySchema()
 
@@ -75,10 +75,10 @@ def test_batch__of_any_items__is_judged_as_the_item_schema_judges_each(batch: li
     refused = {place for place, judged in enumerate(verdicts) if judged is None}
     if refused:
         with pytest.raises(ValidationError) as caught:
-            batch_schema(10).load({"batch": batch})
+            limited(BatchSchema, 10).load({"batch": batch})
         assert set(caught.value.messages["batch"]) == refused
     else:
-        assert batch_schema(10).load({"batch": batch})["batch"] == verdicts
+        assert limited(BatchSchema, 10).load({"batch": batch})["batch"] == verdicts
 
 
 @given(
@@ -111,17 +111,17 @@ def test_fast_pass__ordinary_items__need_no_second_look(user: str, said: dict[st
 )
 def test_batch__one_bad_item__is_named_by_its_place(item: Any, place: str) -> None:
     with pytest.raises(ValidationError) as caught:
-        batch_schema(10).load({"batch": [GOOD, GOOD, item, GOOD]})
+        limited(BatchSchema, 10).load({"batch": [GOOD, GOOD, item, GOOD]})
     assert [row["place"] for row in places(caught.value.messages)] == [place]
 
 
 def test_batch__every_item_bad__stops_looking_at_fifty() -> None:
     with pytest.raises(ValidationError) as caught:
-        batch_schema(1000).load({"batch": [{**GOOD, "userId": ""}] * 1000})
+        limited(BatchSchema, 1000).load({"batch": [{**GOOD, "userId": ""}] * 1000})
     assert len(places(caught.value.messages)) == 50
 
 
 def test_batch__more_users_than_the_limit__is_refused() -> None:
-    assert len(batch_schema(3).load({"batch": [GOOD] * 3})["batch"]) == 3
+    assert len(limited(BatchSchema, 3).load({"batch": [GOOD] * 3})["batch"]) == 3
     with pytest.raises(ValidationError, match="at most 3 users"):
-        batch_schema(3).load({"batch": [GOOD] * 4})
+        limited(BatchSchema, 3).load({"batch": [GOOD] * 4})

@@ -1,0 +1,139 @@
+"""What the body of a Cohort Webhook must look like.
+
+Amplitude fills in a template that its customer may edit, so what is a number there may arrive as
+a string and the other way round. Source: Amplitude's page "Cohort Webhooks".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+from marshmallow import ValidationError, fields, post_load
+
+from app.cohorts import Identify
+from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
+from app.web.schemas import Base, Items, accept_user_id
+
+MAX_MESSAGE_ID_BYTES = 256
+
+_TRAIT = "[Amplitude] {}: {}"
+_NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
+# Seconds pass this in the year 5138; milliseconds have been beyond it since 1973.
+_LEAST_MS = 10**11
+_LATEST_MS = 10**14
+
+
+class Webhook(NamedTuple):
+    """One message: what it says about each user, and its id, or "" where it has none."""
+
+    identifies: list[Identify]
+    message_id: str
+
+
+class Id(fields.Field[str]):
+    """An id of 1 to ``max_bytes`` bytes of UTF-8, as a string or a whole number."""
+
+    def __init__(self, max_bytes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._max_bytes = max_bytes
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if type(value) is int:
+            return str(value)
+        if not isinstance(value, str):
+            raise ValidationError("Must be a string or a whole number.")
+        if problem := text_problem(value, self._max_bytes):
+            raise ValidationError(problem)
+        return value
+
+
+class Name(fields.Field[str]):
+    """A cohort's name: any text that can be stored, also none."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if value != "" and (problem := text_problem(value, MAX_TRAIT_BYTES)):
+            raise ValidationError(problem)
+        return str(value)
+
+
+class MessageId(fields.Field[str]):
+    """A message's id: a string of at most 256 bytes; "" where it has none."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if value != "" and (problem := text_problem(value, MAX_MESSAGE_ID_BYTES)):
+            raise ValidationError(problem)
+        return str(value)
+
+
+class InCohort(fields.Field[bool]):
+    """true or false, also as a string."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        if value in ("true", "false"):
+            return bool(value == "true")
+        raise ValidationError("Must be true or false.")
+
+
+class EpochTime(fields.Field[int | None]):
+    """Seconds since the epoch, as a number or a string, to ms; None where it is empty.
+
+    A number of at least 1e11 is taken as milliseconds.
+    """
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int | None:
+        if value == "":
+            return None
+        number = math.nan
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            number = float(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = value
+        if not 0 < number < _LATEST_MS:
+            raise ValidationError("Must be seconds (or milliseconds) since 1970, UTC.")
+        return round(number if number >= _LEAST_MS else number * 1000)
+
+
+class UserSchema(Base):
+    """``{"user_id", …}``. Loads to the user id."""
+
+    user_id = Id(MAX_USER_ID_BYTES, required=True)
+
+    @post_load
+    def make(self, data: dict[str, Any], **kwargs: Any) -> str:
+        return str(data["user_id"])
+
+
+def accept_user(item: Any, seen: set[str]) -> str | None:
+    """The user id that ``item`` holds, or None where the item schema must look at it."""
+    try:
+        return accept_user_id(item["user_id"], seen)
+    except (KeyError, TypeError):
+        return None
+
+
+class WebhookSchema(Base):
+    """The default body of a Cohort Webhook. Loads to a Webhook."""
+
+    cohort_name = Name(required=True)
+    cohort_id = Id(MAX_TRAIT_BYTES, required=True)
+    in_cohort = InCohort(required=True)
+    computed_time = EpochTime(allow_none=True)
+    message_id = MessageId(allow_none=True)
+    users = Items(accept_user, UserSchema().load, required=True)
+
+    @post_load
+    def make(self, data: dict[str, Any], **kwargs: Any) -> Webhook:
+        # The name under which the property-based calls would send the same cohort.
+        trait = _TRAIT.format(data["cohort_name"], data["cohort_id"])
+        if problem := text_problem(trait, MAX_TRAIT_BYTES):
+            raise ValidationError(f"With the id, as a trait name: {problem}", "cohort_name")
+        traits = {trait: data["in_cohort"]}
+        at_ms = data.get("computed_time")
+        return Webhook(
+            [Identify(user_id, traits, at_ms) for user_id in data["users"]],
+            data.get("message_id") or "",
+        )
