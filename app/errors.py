@@ -64,6 +64,12 @@ class InvalidPayload(Problem):
     status, reason = 400, "invalid_payload"
 
 
+class UnsupportedType(Problem):
+    """Only identify calls are taken; this one says nothing about cohorts."""
+
+    status, reason = 400, "unsupported_type"
+
+
 class MissingCredentials(Problem):
     """No key was sent."""
 
@@ -151,8 +157,8 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(Exception, _render_unexpected)
 
 
-def render(problem: Problem) -> Response:
-    """The reply for a problem."""
+def render(problem: Problem, **members: Any) -> Response:
+    """The reply for a problem, with further members where a protocol wants them."""
     g.event["reason"] = problem.reason
     document: dict[str, Any] = {
         "type": "about:blank",
@@ -161,6 +167,7 @@ def render(problem: Problem) -> Response:
         "reason": problem.reason,
         "detail": problem.detail or (problem.__doc__ or "").strip(),
         "request_id": g.event["request_id"],
+        **members,
     }
     if problem.errors is not None:
         document["errors"] = problem.errors

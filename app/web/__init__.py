@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from app.web import cohort, events, health, lists, webhook
+from app.web import cohort, events, health, lists, segment, webhook
 
 __all__ = ["events", "init_app"]
 
@@ -13,3 +13,4 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(cohort.blueprint)
     app.register_blueprint(lists.blueprint)
     app.register_blueprint(webhook.blueprint)
+    app.register_blueprint(segment.blueprint)

@@ -15,13 +15,21 @@ from app.web.body import MAX_ERRORS
 
 
 def apply(
-    calls: Sequence[Identify], *, way: str, place: str = "batch.{}.userId", message_id: str = ""
+    calls: Sequence[Identify],
+    *,
+    way: str,
+    place: str = "batch.{}.userId",
+    numbers: Sequence[int] | None = None,
+    left_out: Sequence[tuple[str, type[Problem]]] = (),
+    message_id: str = "",
 ) -> Response:
     """Apply identify calls and say what happened, once the store has acknowledged it.
 
     Args:
         way: how they came in.
-        place: where in the body the user of the n-th call stands.
+        place: where in the body the user of a call stands, with the call's number for ``{}``.
+        numbers: of the calls, where others stood between them; else 0, 1, 2 …
+        left_out: the places of these others, and why.
         message_id: the sender's id of the whole message, where it has one.
 
     Raises:
@@ -39,23 +47,26 @@ def apply(
         message_id=message_id,
         known_only=settings.user_policy == "known",
     )
-    rejected = list(_rejected(calls, applied))
+    refused = list(_refused(calls, applied))
+    rejected = [*left_out]
+    for n, problem in refused:
+        rejected.append((place.format(numbers[n] if numbers else n), problem))
     counts = {
-        "accepted": len(calls) - len(rejected),
+        "accepted": len(calls) - len(refused),
         "changed": applied.changed,
         "rejected": len(rejected),
     }
     g.event.update(counts, repeated=applied.repeated)
-    if rejected and not counts["accepted"] and rejected[0][1] is not SuppressedUser:
-        raise rejected[0][1]
+    if refused and not counts["accepted"] and refused[0][1] is not SuppressedUser:
+        raise refused[0][1]
     errors = [
-        {"place": place.format(n), "reason": problem.reason, "message": problem.__doc__}
-        for n, problem in rejected[:MAX_ERRORS]
+        {"place": where, "reason": problem.reason, "message": problem.__doc__}
+        for where, problem in rejected[:MAX_ERRORS]
     ]
     return Response(dumps({**counts, "errors": errors}), mimetype="application/json")
 
 
-def _rejected(calls: Sequence[Identify], applied: Applied) -> Iterator[tuple[int, type[Problem]]]:
+def _refused(calls: Sequence[Identify], applied: Applied) -> Iterator[tuple[int, type[Problem]]]:
     """The calls that were left out, and why."""
     if not (applied.unknown or applied.suppressed or applied.refused):
         return

@@ -16,6 +16,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, val
 from app.cohorts import Identify
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 
+MAX_MESSAGE_ID_BYTES = 256
 # Errors after which a batch is not looked at any further.
 MAX_ITEM_ERRORS = 50
 
@@ -52,6 +53,15 @@ class Traits(fields.Field[dict[str, bool]]):
         if errors:
             raise ValidationError(errors)
         return value
+
+
+class MessageId(fields.Field[str]):
+    """A message's id: a string of at most 256 bytes; "" where it has none."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if value != "" and (problem := text_problem(value, MAX_MESSAGE_ID_BYTES)):
+            raise ValidationError(problem)
+        return str(value)
 
 
 class JsonObject(fields.Field[dict[str, Any]]):

@@ -14,9 +14,7 @@ from marshmallow import ValidationError, fields, post_load
 
 from app.cohorts import Identify
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
-from app.web.schemas import Base, Items, accept_user_id
-
-MAX_MESSAGE_ID_BYTES = 256
+from app.web.schemas import Base, Items, MessageId, accept_user_id
 
 _TRAIT = "[Amplitude] {}: {}"
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
@@ -54,15 +52,6 @@ class Name(fields.Field[str]):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if value != "" and (problem := text_problem(value, MAX_TRAIT_BYTES)):
-            raise ValidationError(problem)
-        return str(value)
-
-
-class MessageId(fields.Field[str]):
-    """A message's id: a string of at most 256 bytes; "" where it has none."""
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if value != "" and (problem := text_problem(value, MAX_MESSAGE_ID_BYTES)):
             raise ValidationError(problem)
         return str(value)
 
