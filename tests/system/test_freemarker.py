@@ -1,0 +1,168 @@
+"""The template of docs/amplitude-setup.md, filled in by the real FreeMarker, is what we take."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import redis
+
+from simulator.payloads import WEBHOOK_PATH
+from tests.system.service import APP, DEADLINE, ROOT, Service
+
+PAGE = ROOT / "docs" / "amplitude-setup.md"
+RENDER = Path(__file__).with_name("Render.java")
+JAR = Path(os.environ.get("FREEMARKER_JAR", "/usr/share/java/freemarker.jar"))
+
+NAMES = [
+    "Power users",
+    "",
+    " ",
+    '"quoted", "twice"',
+    "it's",
+    "back\\slash \\n \\u0041 \\",
+    "line\nbreak\r\nand\ttab",
+    "a: b: c:",
+    "<b>",
+    "</script><!-- x --> ]]> & &amp;",
+    "${x} #{y} <#if x> ${input.cohort_id} [=z]",
+    "🎉 👩‍👩‍👧 naïve 日本語 \U0010ffff",
+    "line\u2028and\u2029paragraph \x7f\x85\xa0\ufeff\ufffe",
+    "".join(map(chr, range(1, 32))),
+    "1,000.5",
+    "true",
+    "x" * 492,
+    "é" * 246,
+]
+USER_IDS = ["a@example.com", 'o"brien', "back\\slash", "</a>", "${y}", "12345", "🎉", "a\nb\u2028"]
+
+
+class Message(NamedTuple):
+    """What Amplitude fills in."""
+
+    name: str
+    member: bool
+    user_ids: Sequence[str] = USER_IDS
+    cohort_id: str = "abc123"
+    message_id: str = '9baaa88f-9d46-4ee5-a946-be0c6aea0046::enter::0 "x"'
+
+
+Render = Callable[..., list[bytes]]
+
+
+def template() -> str:
+    """The one fenced block of the page that is marked as a template."""
+    (found,) = re.findall(r"^```freemarker\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    return found
+
+
+@pytest.fixture(scope="session")
+def render() -> Render:
+    """Fill in the page's template, by the real engine. In CI it must be there."""
+    missing = missing_engine()
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{missing}, which CI must have")
+    if missing:
+        pytest.skip(f"{missing}; Debian has it in libfreemarker-java and default-jdk-headless")
+
+    def run(messages: Sequence[Message], ftl: str | None = None) -> list[bytes]:
+        now = str(int(time.time()))
+        rows = [[ftl or template()]]
+        for name, member, user_ids, cohort_id, message_id in messages:
+            rows.append([name, cohort_id, str(member).lower(), now, message_id, *user_ids])
+        lines = [",".join(b64encode(field.encode()).decode() for field in row) for row in rows]
+        done = subprocess.run(
+            ["java", "-cp", str(JAR), str(RENDER)],
+            input="\n".join(lines),
+            capture_output=True,
+            text=True,
+            timeout=2 * DEADLINE,
+        )
+        assert done.returncode == 0, done.stderr
+        return [b64decode(line) for line in done.stdout.split()]
+
+    return run
+
+
+def missing_engine() -> str:
+    """What of it isn't there, in a few words."""
+    if not JAR.exists():
+        return f"FreeMarker ({JAR}) is missing"
+    if not shutil.which("java"):
+        return "java is missing"
+    modules = subprocess.run(["java", "--list-modules"], capture_output=True, text=True)
+    return "" if "jdk.compiler" in modules.stdout else "java's compiler is missing"
+
+
+def stored(client: redis.Redis) -> dict[str, dict[str, str]]:
+    prefix = f"cohorts:{{{APP}}}:user:"
+    return {
+        key.removeprefix(prefix): client.hgetall(key)
+        for key in client.scan_iter(match=prefix + "*", count=10_000)
+    }
+
+
+def test_template__with_any_name__sets_the_trait_of_that_name(
+    render: Render, service: Service, redis_client: redis.Redis
+) -> None:
+    messages = [Message(name, member) for name in NAMES for member in (True, False)]
+    for (name, member, *_), body in zip(messages, render(messages), strict=True):
+        redis_client.flushall()
+        reply = service.post(body, WEBHOOK_PATH)
+        assert (reply.status, reply.json()["accepted"]) == (200, len(USER_IDS)), (name, body)
+        trait = f"[Amplitude] {name}: abc123"
+        assert stored(redis_client) == {user: {trait: str(member).lower()} for user in USER_IDS}
+
+
+def test_template__with_user_ids_of_every_character__keeps_them(
+    render: Render, service: Service, redis_client: redis.Redis
+) -> None:
+    """All of the basic plane, and some of the others; NUL and lone surrogates are no user ids."""
+    points = [*range(1, 0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 1009)]
+    user_ids = ["".join(map(chr, points[i : i + 200])) for i in range(0, len(points), 200)]
+    (body,) = render([Message("n", True, user_ids)])
+    reply = service.post(body, WEBHOOK_PATH)
+    assert (reply.status, reply.json()["changed"]) == (200, len(user_ids))
+    assert set(stored(redis_client)) == set(user_ids)
+
+
+def test_template__of_one_user_or_none__is_valid(render: Render, service: Service) -> None:
+    for count, body in enumerate(render([Message("n", True, USER_IDS[:n]) for n in (0, 1)])):
+        reply = service.post(body, WEBHOOK_PATH)
+        assert (reply.status, reply.json()["accepted"]) == (200, count)
+
+
+def test_template__without_its_escapes__breaks_on_a_quote(
+    render: Render, service: Service, redis_client: redis.Redis
+) -> None:
+    """As Amplitude's default does; so the escapes are what the other tests are about."""
+    ftl = template().replace("?json_string", "")
+    plain, quoted = render([Message("n", True, ["u"], "1", "m"), Message('"n"', True)], ftl)
+    assert service.post(plain, WEBHOOK_PATH).json()["changed"] == 1
+    reply = service.post(quoted, WEBHOOK_PATH)
+    assert (reply.status, reply.json()["reason"]) == (400, "invalid_json")
+
+
+def test_template__passes_on_time_and_message_id(render: Render, service: Service) -> None:
+    (body,) = render([Message("n", True, message_id="1::enter::0")])
+    assert abs(int(json.loads(body)["computed_time"]) - time.time()) < 60
+    assert json.loads(body)["message_id"] == "1::enter::0"
+    assert [service.post(body, WEBHOOK_PATH).json()["changed"] for _ in range(2)] == [8, 0]
+
+
+def test_template__with_a_name_that_is_too_long__is_refused_with_its_place(
+    render: Render, service: Service, redis_client: redis.Redis
+) -> None:
+    (body,) = render([Message("x" * 600, True)])
+    reply = service.post(body, WEBHOOK_PATH)
+    assert (reply.status, [e["place"] for e in reply.json()["errors"]]) == (400, ["cohort_name"])
+    assert stored(redis_client) == {}
