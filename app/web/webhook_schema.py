@@ -99,9 +99,10 @@ class UserSchema(Base):
 def accept_user(item: Any, seen: set[str]) -> str | None:
     """The user id that ``item`` holds, or None where the item schema must look at it."""
     try:
-        return accept_user_id(item["user_id"], seen)
+        user_id = item["user_id"]
     except (KeyError, TypeError):
         return None
+    return str(user_id) if type(user_id) is int else accept_user_id(user_id, seen)
 
 
 class WebhookSchema(Base):

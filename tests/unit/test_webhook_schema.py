@@ -88,6 +88,7 @@ def test_users__of_any_kind__are_judged_as_the_item_schema_judges_each(items: li
 @given(st.text(min_size=1, max_size=256).filter(lambda text: "\0" not in text))
 def test_fast_pass__ordinary_users__need_no_second_look(user_id: str) -> None:
     assert accept_user({"user_id": user_id, "user_properties": {}}, set()) == user_id
+    assert accept_user({"user_id": 7}, set()) == "7"
 
 
 @given(
