@@ -227,5 +227,8 @@ while position <= #ARGV do
 end
 
 if changes > 0 then call('XTRIM', stream, 'MINID', '~', number(now - max_age)) end
-if message ~= '' then call('SET', message_key, 1, 'PX', HORIZON) end
+-- A message that left somebody out is looked at again when it is repeated: the reply tells who.
+if message ~= '' and #unknown + #suppressed + #conflicts + #refused == 0 then
+  call('SET', message_key, 1, 'PX', HORIZON)
+end
 return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused}

@@ -1,0 +1,49 @@
+"""A message's id is recorded only where all of the message was applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from simulator import payloads
+from tests.integration.conftest import APP, caller
+from tests.integration.state import members
+
+BODY = payloads.webhook("n", "1", ["a", "b"], True, computed_time="1692206763", message_id="m")
+
+
+def post(http: FlaskClient) -> tuple[int, dict]:
+    reply = http.post(payloads.WEBHOOK_PATH, json=BODY)
+    return reply.status_code, reply.json
+
+
+def test_message__refused_for_unknown_users__is_applied_once_they_are_registered(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(user_policy="known")
+    http, store = caller(app), app.extensions["store"]
+    assert post(http)[0] == 404
+    assert post(http)[0] == 404, "a retry must not hear that it was accepted"
+    store.register_users(APP, ["a"])
+    for changed in (1, 0):
+        status, reply = post(http)
+        assert (status, reply["accepted"], reply["rejected"]) == (200, 1, 1)
+        assert reply["changed"] == changed
+    store.register_users(APP, ["b"])
+    assert post(http)[1]["changed"] == 1
+    assert members(redis_client, APP) == {"1": {"a", "b"}}
+    assert post(http)[1] == {"accepted": 2, "changed": 0, "rejected": 0, "errors": []}
+
+
+def test_message__that_met_a_key_of_another_type__is_503_until_it_is_gone(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    redis_client.set(f"cohorts:{{{APP}}}:user:b", "someone else's")
+    assert post(client)[0] == 503
+    assert post(client)[0] == 503
+    redis_client.delete(f"cohorts:{{{APP}}}:user:b")
+    assert post(client)[0] == 200
+    assert members(redis_client, APP) == {"1": {"a", "b"}}
