@@ -107,6 +107,11 @@ local function emit(cohort, change, at, users)
     'cohort', cohort, 'change', change, 'at', number(at), 'users', cjson.encode(users))
 end
 
+local function newest(set)
+  local last = call('ZRANGE', set, 0, 0, 'REV', 'WITHSCORES')
+  return last[2] and tonumber(last[2]) or -math.huge
+end
+
 local function apply(cohort, trait, value, said, users)
   local at = said and math.min(said, now) or now
   local prefix = base .. 'cohort:' .. cohort
@@ -123,8 +128,11 @@ local function apply(cohort, trait, value, said, users)
   if #users == 0 then return end
 
   local since = call('ZMSCORE', members, unpack(users))
-  local left_at = said and call('ZMSCORE', left, unpack(users))
-  local seen_at = said and call('ZMSCORE', seen, unpack(users))
+  -- Calls arrive nearly in order: most carry a time that nothing about the cohort is newer than.
+  local in_order = not said
+    or (at >= newest(members) and at >= newest(left) and at >= newest(seen))
+  local left_at = not in_order and call('ZMSCORE', left, unpack(users))
+  local seen_at = not in_order and call('ZMSCORE', seen, unpack(users))
   local function stale(i)
     return (since[i] and at < tonumber(since[i])) or (left_at[i] and at < tonumber(left_at[i]))
       or (seen_at[i] and at < tonumber(seen_at[i]))
@@ -139,7 +147,7 @@ local function apply(cohort, trait, value, said, users)
   for i = 1, #users do
     local user = users[i]
     local member = since[i]
-    if said and stale(i) then
+    if not in_order and stale(i) then
       -- a newer statement about this user has been applied
     elseif value == 'true' and member then
       remember(user)
