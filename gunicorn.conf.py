@@ -2,6 +2,8 @@
 
 import sys
 
+from gunicorn.glogging import Logger
+
 from app.logs import stdlib_config
 from app.settings import BadSettings, Settings
 
@@ -28,14 +30,24 @@ forwarded_allow_ips = "*"
 secure_scheme_headers = {}
 
 # Also the time that a request's headers may take to arrive.
-control_socket_disable = True
 keepalive = 5
 # Requests in flight finish; the process is gone within 10 s of SIGTERM.
 graceful_timeout = 8
 timeout = 60
 
+control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
 logconfig_dict = stdlib_config(settings.log_level)
+
+
+class QuietLogger(Logger):
+    """Leaves out the access log, which would be made for every request: the service logs them."""
+
+    def access(self, *args, **kwargs):
+        pass
+
+
+logger_class = QuietLogger
 
 
 def post_worker_init(worker):

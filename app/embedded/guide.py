@@ -54,6 +54,10 @@ class Guide:
             "",
             f"  {self._redis_cli()}",
             "",
+            "Or play Amplitude, in a second terminal, with a hundred thousand users:",
+            "",
+            *self._simulator(),
+            "",
         ]
         return "\n".join(lines)
 
@@ -66,10 +70,24 @@ class Guide:
             f"    {self.url}{COHORT_PATH}",
         ]
 
+    def _simulator(self) -> list[str]:
+        key = self.made_keys.get("ingest", "YOUR_KEY")
+        store = f"unix://{self.data.socket.resolve()}" if self.embedded else '"$REDIS_URL"'
+        return [
+            f"  {shlex.quote(_short(Path(sys.executable)))} -m simulator sync {self.url} \\",
+            f"    --key {shlex.quote(key)} --users 100000 \\",
+            f"    --reader {store} --app {self._app_id()} \\",
+            f"    --key-prefix {self.settings.key_prefix} "
+            f"--partitions {self.settings.store_partitions}",
+        ]
+
+    def _app_id(self) -> str:
+        """The app of the key that sends: the user's first, or the one that was made."""
+        return (self.settings.api_keys or self.settings.admin_api_keys)[0].app_id
+
     def _user_key(self) -> str:
-        settings = self.settings
-        app_id = (settings.api_keys or settings.admin_api_keys)[0].app_id
-        return Keys(settings.key_prefix, settings.store_partitions).user(app_id, USER_ID)
+        keys = Keys(self.settings.key_prefix, self.settings.store_partitions)
+        return keys.user(self._app_id(), USER_ID)
 
     def _python(self) -> str:
         if self.embedded:

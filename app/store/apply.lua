@@ -92,14 +92,20 @@ local function resolve(state, cohort, trait, at, said)
   return trait, earlier
 end
 
--- Run one command on a user's hash; nil where the key is of another type.
-local function on_hash(user, command, ...)
-  local reply = attempt(command, base .. 'user:' .. user, ...)
-  if type(reply) == 'table' and reply.err then
-    conflicts[#conflicts + 1] = user
-    return nil
-  end
-  return reply
+-- The reply of a command on a user's hash; nil where the key is of another type.
+local function checked(user, reply)
+  if type(reply) == 'number' then return reply end
+  conflicts[#conflicts + 1] = user
+  return nil
+end
+
+local user_key = base .. 'user:'
+local function set(user, trait, value)
+  return checked(user, attempt('HSET', user_key .. user, trait, value))
+end
+
+local function remove(user, traits)
+  return checked(user, attempt('HDEL', user_key .. user, unpack(traits))) or 0
 end
 
 local function emit(cohort, change, at, users)
@@ -139,8 +145,9 @@ local function apply(cohort, trait, value, said, users)
   end
 
   local moved, scored = {}, {}
+  local when = number(at) -- once: a number that is passed on is written out each time
   local function remember(user)
-    scored[#scored + 1] = at
+    scored[#scored + 1] = when
     scored[#scored + 1] = user
   end
 
@@ -151,22 +158,22 @@ local function apply(cohort, trait, value, said, users)
       -- a newer statement about this user has been applied
     elseif value == 'true' and member then
       remember(user)
-      if earlier and (on_hash(user, 'HDEL', unpack(earlier)) or 0) > 0 then
-        on_hash(user, 'HSET', trait, 'true')
+      if earlier and remove(user, earlier) > 0 then
+        set(user, trait, 'true')
         note_change(user)
       end
     elseif value == 'true' or member then
-      if on_hash(user, 'HSET', trait, value) then
-        if earlier then on_hash(user, 'HDEL', unpack(earlier)) end
+      if set(user, trait, value) then
+        if earlier then remove(user, earlier) end
         moved[#moved + 1] = user
         if value == 'false' then remember(user) end
         note_change(user)
       end
     else
       -- Told to be out, and is not in: make sure that the field says so.
-      local added = on_hash(user, 'HSETNX', trait, 'false')
+      local added = checked(user, attempt('HSETNX', user_key .. user, trait, 'false'))
       if added then
-        local removed = earlier and on_hash(user, 'HDEL', unpack(earlier)) or 0
+        local removed = earlier and remove(user, earlier) or 0
         if added + removed > 0 then note_change(user) end
         remember(user)
       end
@@ -177,7 +184,7 @@ local function apply(cohort, trait, value, said, users)
     if #moved > 0 then
       local entries = {}
       for i = 1, #moved do
-        entries[2 * i - 1] = at
+        entries[2 * i - 1] = when
         entries[2 * i] = moved[i]
       end
       call('ZADD', members, unpack(entries))

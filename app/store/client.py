@@ -9,19 +9,19 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.settings import Settings
+from app.store.pool import make_pool
 
 
 def connect(settings: Settings) -> redis.Redis:
     """A client for the store of ``settings``. Connects on first use.
 
-    The pool is bounded: hosted stores allow few connections, and whoever finds none free waits
-    in turn, at most ``STORE_TIMEOUT_SECONDS``.
+    Hosted stores allow few connections, so whoever finds none free waits in turn.
     """
     assert settings.redis_url, "checked at boot"
     options: dict[str, object] = {}
     if settings.redis_url.startswith("rediss://") and not settings.redis_tls_verify:
         options = {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
-    pool = redis.BlockingConnectionPool.from_url(
+    pool = make_pool(
         settings.redis_url,
         max_connections=settings.store_connections,
         timeout=settings.store_timeout_seconds,

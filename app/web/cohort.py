@@ -11,7 +11,7 @@ from app.cohorts import Identify
 from app.settings import Settings
 from app.web import ingest
 from app.web.body import load, read_json
-from app.web.schemas import BatchSchema, IdentifySchema, limited
+from app.web.schemas import BatchSchema, IdentifySchema, accept, limited
 
 blueprint = Blueprint("cohort", __name__)
 
@@ -31,4 +31,5 @@ def receive(body: dict[str, Any]) -> Response:
         settings: Settings = current_app.extensions["settings"]
         calls: list[Identify] = load(limited(BatchSchema, settings.max_batch_users), body)["batch"]
         return ingest.apply(calls, way="identify")
-    return ingest.apply([load(_IDENTIFY, body)], way="identify", place="userId")
+    call = accept(body, set()) or load(_IDENTIFY, body)
+    return ingest.apply([call], way="identify", place="userId")

@@ -148,7 +148,8 @@ def accept_user_id(value: Any, seen: set[str]) -> str | None:
     try:
         if "\0" in value or not 0 < len(value) <= _ANY_USER_ID_FITS:
             return None
-        value.encode()
+        if not value.isascii():
+            value.encode()
     except (TypeError, AttributeError, UnicodeEncodeError):
         return None
     return cast(str, value)
@@ -167,7 +168,8 @@ def accept(item: Any, good_names: set[str]) -> Identify | None:
             return None
         if "\0" in user_id or not 0 < len(user_id) <= _ANY_USER_ID_FITS or not traits:
             return None
-        user_id.encode()
+        if not user_id.isascii():
+            user_id.encode()
         for name, member in traits.items():
             if member is not True and member is not False:
                 return None
