@@ -1,0 +1,60 @@
+"""Background work in the web workers of a real service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import redis
+
+from simulator import payloads
+from tests.system.service import APP, Service, running, wait_until
+
+OLD, NEW = "[Amplitude] Old name: c1", "[Amplitude] New name: c1"
+
+
+def send(service: Service, users: list[str], trait: str, member: bool = True) -> None:
+    for start in range(0, len(users), 5000):
+        part = users[start : start + 5000]
+        assert service.post(payloads.batch(part, trait, member)).status == 200
+
+
+def fields(client: redis.Redis, users: list[str]) -> set[str]:
+    """The trait names of all these users."""
+    pipeline = client.pipeline(transaction=False)
+    for user in users:
+        pipeline.hkeys(f"cohorts:{{{APP}}}:user:{user}")
+    return {name for names in pipeline.execute() for name in names}
+
+
+def test_rename__of_many_members__ends_without_a_process_of_its_own(
+    service: Service, redis_client: redis.Redis
+) -> None:
+    users = payloads.user_ids(3000)
+    send(service, users, OLD)
+    send(service, users[:10], OLD, member=False)
+    send(service, users[-1:], NEW)
+    wait_until(lambda: fields(redis_client, users) == {NEW})
+
+
+def test_rename__worker_killed_in_the_middle__is_completed_by_another(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    users = payloads.user_ids(20_000)
+    jobs = f"cohorts:{{{APP}}}:jobs"
+    with running({"REDIS_URL": store_url, "WEB_CONCURRENCY": "1"}) as service:
+        send(service, users, OLD)
+        send(service, users[:1], NEW)
+        wait_until(lambda: NEW in fields(redis_client, users[1:]))
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(service.process.pid)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert redis_client.scard(jobs) == 1
+        for pid in listed.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        wait_until(lambda: redis_client.scard(jobs) == 0, 60)
+    assert fields(redis_client, users) == {NEW}
