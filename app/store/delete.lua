@@ -1,14 +1,16 @@
 #!lua
--- Delete a cohort from one partition: begin, take some of its users out, finish.
+-- Delete a cohort from one partition: mark it, take some of its users out, finish.
 --
 -- KEYS[1]  the partition's change stream; its name gives the other keys
--- ARGV[1]  'begin', 'step' or 'finish'
+-- ARGV[1]  'begin', 'mark', 'unmark', 'step' or 'finish'
 -- ARGV[2]  cohort id
--- ARGV[3]  step: users to take out at most
+-- ARGV[3]  begin, mark, unmark: the deletion, a random name; step: users to take out at most
 -- ARGV[4]  step: change stream, entries to keep
 --
--- begin   marks the cohort; from then on pushes for it are refused. Returns 1, or 0 if it is
---         not known here.
+-- begin   from now on pushes for the cohort are refused, also where it was not known: another
+--         partition knows it. Returns the deletion that is going on, this one or an earlier one.
+-- mark    the same, for the deletion that is going on in the first partition.
+-- unmark  undoes a mark that came too late: its deletion was finished before.
 -- step    removes trait and membership of some users; the members among them leave. Returns how
 --         many it found; 0 when there are no more.
 -- finish  forgets the cohort. Only when no partition has users left: what comes then starts it
@@ -22,16 +24,25 @@ local members, left, seen, state =
   prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':state'
 local call, attempt = redis.call, redis.pcall
 
-if action == 'begin' then
-  if call('EXISTS', state) == 0 then return 0 end
-  call('HSET', state, 'deleting', 1)
+if action == 'begin' or action == 'mark' then
+  call(action == 'begin' and 'HSETNX' or 'HSET', state, 'deleting', ARGV[3])
   call('SADD', base .. 'jobs', cohort)
-  return 1
+  return call('HGET', state, 'deleting')
 end
 
-if call('HEXISTS', state, 'deleting') == 0 then return 0 end
+local deletion, drained = unpack(call('HMGET', state, 'deleting', 'drained'))
+if not deletion then return 0 end
+
+if action == 'unmark' then
+  if deletion == ARGV[3] and not drained then
+    call('HDEL', state, 'deleting')
+    if call('HEXISTS', state, 'moving') == 0 then call('SREM', base .. 'jobs', cohort) end
+  end
+  return 0
+end
 
 if action == 'finish' then
+  if not drained then return 0 end
   call('UNLINK', members, left, seen, state)
   call('ZREM', base .. 'cohorts', cohort)
   call('SREM', base .. 'jobs', cohort)

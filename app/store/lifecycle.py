@@ -95,30 +95,52 @@ class Lifecycle:
                     keys=[self._stream(job)], args=[job.cohort_id, USERS_PER_STEP]
                 )
                 return None if done else int(looked_at)
+            first, *others = self._all_partitions(job)
+            # The first partition is the first to be marked and the first to be finished: what it
+            # says of a deletion holds for all.
+            going_on = deleting if job == first else self._deletion(first)
             if not drained:
-                taken_out = self._delete_call("step", job)
+                if going_on != deleting:
+                    self._delete_call("unmark", job, deleting)
+                    return None
+                taken_out = int(self._delete_call("step", job, USERS_PER_STEP))
                 if taken_out:
                     return taken_out
+            if going_on:
+                # Whoever began it may have been stopped before all were marked.
+                for other in others:
+                    self._delete_call("mark", other, going_on)
             # A partition that is empty waits for the others, so that none starts afresh early.
-            if all(
-                self._is_drained(job._replace(partition=p)) for p in range(self._keys.partitions)
-            ):
-                for partition in range(self._keys.partitions):
-                    self._delete_call("finish", job._replace(partition=partition))
+            if all(self._is_drained(place) for place in (first, *others)):
+                for place in (first, *others):
+                    self._delete_call("finish", place)
             return None
 
     def begin_delete(self, app_id: str, cohort_id: str) -> bool:
         """Mark a cohort for deletion: pushes are refused from now on. False if it's not known."""
         with translated():
-            jobs = [Job(app_id, p, cohort_id) for p in range(self._keys.partitions)]
-            return sum(self._delete_call("begin", job) for job in jobs) > 0
+            first, *others = places = self._all_partitions(Job(app_id, 0, cohort_id))
+            if not any(self._client.exists(self._keys.cohort(*job, "state")) for job in places):
+                return False
+            going_on = self._delete_call("begin", first, secrets.token_hex(8))
+            for other in others:
+                self._delete_call("mark", other, going_on)
+            return True
+
+    def remaining(self, app_id: str, cohort_id: str) -> int:
+        """Users of a cohort whom a deletion still has to take out, whoever works on it."""
+        places = self._all_partitions(Job(app_id, 0, cohort_id))
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for place in places:
+                pipeline.zcard(self._keys.cohort(*place, "members"))
+                pipeline.zcard(self._keys.cohort(*place, "left"))
+            return sum(pipeline.execute())
 
     def delete(self, app_id: str, cohort_id: str) -> Iterator[int]:
         """Delete a cohort here and now; yields the number of users of each step."""
         if not self.begin_delete(app_id, cohort_id):
             return
-        jobs = [Job(app_id, p, cohort_id) for p in range(self._keys.partitions)]
-        for job in jobs:
+        for job in self._all_partitions(Job(app_id, 0, cohort_id)):
             while (looked_at := self.step(job)) is not None:
                 yield looked_at
 
@@ -169,9 +191,15 @@ class Lifecycle:
     def _stream(self, job: Job) -> str:
         return self._keys.changes(job.app_id, job.partition)
 
-    def _delete_call(self, action: str, job: Job) -> int:
-        args: list[str | int] = [action, job.cohort_id, USERS_PER_STEP, self._max_entries]
-        return int(self._delete(keys=[self._stream(job)], args=args))
+    def _delete_call(self, action: str, job: Job, value: str | bytes | int = "") -> Any:
+        args: list[str | bytes | int] = [action, job.cohort_id, value, self._max_entries]
+        return self._delete(keys=[self._stream(job)], args=args)
+
+    def _all_partitions(self, job: Job) -> list[Job]:
+        return [job._replace(partition=p) for p in range(self._keys.partitions)]
+
+    def _deletion(self, job: Job) -> Any:
+        return self._client.hget(self._keys.cohort(*job, "state"), "deleting")
 
     def _is_drained(self, job: Job) -> bool:
         deleting, drained = self._client.hmget(

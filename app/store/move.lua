@@ -14,7 +14,10 @@ local prefix = base .. 'cohort:' .. cohort
 local state = prefix .. ':state'
 local call, attempt = redis.call, redis.pcall
 
-local trait, names, moving = unpack(call('HMGET', state, 'trait', 'names', 'moving'))
+local trait, names, moving, deleting =
+  unpack(call('HMGET', state, 'trait', 'names', 'moving', 'deleting'))
+-- Marked for deletion a moment ago: the job is another one now.
+if deleting then return {1, 0} end
 if not moving then
   call('SREM', base .. 'jobs', cohort)
   return {1, 0}

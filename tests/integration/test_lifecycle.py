@@ -11,6 +11,7 @@ from app.background import Background
 from app.cohorts import Cohort, MembershipChange, Status
 from app.settings import Settings
 from app.store import Applied, Store, connect
+from app.store.lifecycle import Job
 from tests.integration.state import Transition, members, traits, transitions
 
 APP = "shop"
@@ -103,6 +104,59 @@ class TestDelete:
         record = store.registry.find(APP, "1")
         assert (record.members, record.entered, record.left) == (1, 1, 0)
         assert traits(redis_client, APP) == {"new": {ONE: "true"}}
+
+    def test_push__to_a_partition_that_did_not_know_it__is_refused_too(
+        self, store_url: str, redis_client: redis.Redis
+    ) -> None:
+        store = Store(connect(Settings(redis_url=store_url)), partitions=3)
+        say(store, ONE, True, "u0")
+        store.lifecycle.begin_delete(APP, "1")
+        refused = [say(store, ONE, True, user).refused for user in USERS]
+        assert refused == [{"1"}] * len(USERS)
+        Background(store).work()
+        Background(store).work()
+        assert redis_client.keys("*:cohort:1:state") == redis_client.keys("*:jobs") == []
+        assert say(store, ONE, True, *USERS).changed == 20
+
+    def test_delete__stopped_before_all_partitions_were_marked__is_finished_in_all(
+        self, store_url: str, redis_client: redis.Redis
+    ) -> None:
+        store = Store(connect(Settings(redis_url=store_url)), partitions=3)
+        say(store, ONE, True, *USERS)
+        store.lifecycle.begin_delete(APP, "1")
+        for partition in (1, 2):
+            redis_client.hdel(f"cohorts:{{{APP}:{partition}}}:cohort:1:state", "deleting")
+            redis_client.delete(f"cohorts:{{{APP}:{partition}}}:jobs")
+        for _ in range(3):
+            Background(store).work()
+        assert redis_client.keys("*user:*") == []
+        assert store.registry.find(APP, "1") is None
+        assert store.lifecycle.jobs() == []
+
+    def test_delete__mark_that_comes_after_the_end__takes_out_nobody(
+        self, store_url: str, redis_client: redis.Redis
+    ) -> None:
+        store = Store(connect(Settings(redis_url=store_url)), partitions=3)
+        say(store, ONE, True, *USERS)
+        # a process that read that a deletion goes on, and was held up until it had ended
+        for partition in (1, 2):
+            base = f"cohorts:{{{APP}:{partition}}}:"
+            redis_client.hset(f"{base}cohort:1:state", "deleting", "an earlier one")
+            redis_client.sadd(f"{base}jobs", "1")
+        Background(store).work()
+        assert store.registry.find(APP, "1").members == 20
+        assert store.registry.find(APP, "1").status == Status.ACTIVE
+        assert store.lifecycle.jobs() == []
+
+    def test_delete__begun_while_another_process_ends_a_rename__keeps_its_job(
+        self, store_url: str, redis_client: redis.Redis
+    ) -> None:
+        store = Store(connect(Settings(redis_url=store_url)))
+        say(store, ONE, True, *USERS)
+        store.lifecycle.begin_delete(APP, "1")
+        # what the other process does, which saw no deletion a moment before
+        store.lifecycle._move(keys=[store.keys.changes(APP, 0)], args=["1", 200])
+        assert store.lifecycle.jobs() == [Job(APP, 0, "1")]
 
     def test_delete__of_a_cohort_being_renamed__takes_out_both_names(
         self, store: Store, redis_client: redis.Redis
