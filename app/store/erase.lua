@@ -4,17 +4,32 @@
 -- KEYS[1]  the partition's change stream; its name gives the other keys
 -- ARGV[1]  user id
 -- ARGV[2]  'suppress' to refuse the user from now on, else ''
--- ARGV[3]  number of fields that the user's hash had when the cohorts were looked up
--- ARGV[4..]  ids of the cohorts that its fields stand for
+-- ARGV[3..]  pairs: a field of the user's hash, id of the cohort that it stands for
 --
--- Returns 1, or 0 if the hash has changed since: look the cohorts up again.
+-- Returns the id of the stream's last entry ('0-0' where it has none): the user may be in entries
+-- up to it. Returns '' if the hash has other fields by now: look them up again.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local user, hash = ARGV[1], base .. 'user:' .. ARGV[1]
 local call = redis.call
 
-if call('HLEN', hash) ~= tonumber(ARGV[3]) then return 0 end
-for i = 4, #ARGV do
+if call('HLEN', hash) ~= (#ARGV - 2) / 2 then return '' end
+for i = 3, #ARGV, 2 do
+  if call('HEXISTS', hash, ARGV[i]) == 0 then return '' end
+end
+
+local last = '0-0'
+if call('EXISTS', KEYS[1]) == 1 then
+  local info = call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last = info[i + 1] end
+  end
+  -- Whoever replays the stream must know that up to here a user may be missing, or may have left
+  -- without an entry. It does not say who.
+  call('HSET', base .. 'erased', 'until', last)
+end
+
+for i = 4, #ARGV, 2 do
   local prefix = base .. 'cohort:' .. ARGV[i]
   if call('ZREM', prefix .. ':members', user) == 1 then
     call('HINCRBY', prefix .. ':state', 'left', 1)
@@ -25,4 +40,4 @@ end
 call('DEL', hash)
 call('SREM', base .. 'registered', user)
 if ARGV[2] == 'suppress' then call('SADD', base .. 'suppressed', user) end
-return 1
+return last

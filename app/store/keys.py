@@ -57,6 +57,13 @@ class Keys:
         """Set of the users who were erased for good. Private."""
         return f"{self.base(app_id, partition)}suppressed"
 
+    def erased(self, app_id: str, partition: int) -> str:
+        """Hash: up to which entry of the stream users were erased, and how many entries. Private.
+
+        Names nobody.
+        """
+        return f"{self.base(app_id, partition)}erased"
+
     def layout(self) -> str:
         """The number of partitions that the data was written with. Private."""
         return f"{self.prefix}:layout"

@@ -150,20 +150,20 @@ class Lifecycle:
         Args:
             suppress: refuse the user in later syncs.
         """
-        partition = self._keys.partition(user_id)
-        stream = self._keys.changes(app_id, partition)
+        place = app_id, self._keys.partition(user_id)
+        stream = self._keys.changes(*place)
         with translated():
             for _ in range(100):
-                traits: list[Any] = self._client.hkeys(self._keys.user(app_id, user_id))
-                ids = {Cohort.from_trait(trait.decode()).id for trait in traits}
-                args: list[str | int] = [user_id, "suppress" if suppress else "", len(traits)]
-                args += sorted(ids)
-                if self._erase(keys=[stream], args=args):
+                found: Any = self._client.hkeys(self._keys.user(app_id, user_id))
+                args: list[str | bytes] = [user_id, "suppress" if suppress else ""]
+                for trait in found:
+                    args += (trait, Cohort.from_trait(trait.decode()).id)
+                if last := self._erase(keys=[stream], args=args):
                     break
             else:
                 raise StoreError("The user's traits kept changing.")
-            removed, kept = self._erase_from(stream, user_id)
-        return Erased(len(traits), removed, kept)
+            removed, kept = self._erase_from(place, user_id, last.decode())
+        return Erased(len(found), removed, kept)
 
     def unsuppress(self, app_id: str, user_id: str) -> bool:
         """Take a user in again. False if the user was not suppressed."""
@@ -171,13 +171,18 @@ class Lifecycle:
         with translated():
             return bool(self._client.srem(key, user_id))
 
-    def _erase_from(self, stream: str, user_id: str) -> tuple[int, int]:
+    def _erase_from(self, place: tuple[str, int], user_id: str, last: str) -> tuple[int, int]:
+        """Remove the entries up to ``last`` that are about this user alone.
+
+        What came later is about a user who was taken in again, and stays.
+        """
+        stream = self._keys.changes(*place)
         removed = kept = 0
         start = "-"
         while True:
-            entries: Any = self._client.xrange(stream, start, "+", count=_ENTRIES_PER_READ)
+            entries: Any = self._client.xrange(stream, start, last, count=_ENTRIES_PER_READ)
             if not entries:
-                return removed, kept
+                break
             for entry_id, entry in entries:
                 users = orjson.loads(entry[b"users"])
                 if user_id not in users:
@@ -187,6 +192,10 @@ class Lifecycle:
                 else:
                     kept += 1
             start = f"({entries[-1][0].decode()}"
+        if removed:
+            # Told apart from entries that left by age, which end what a replay can prove.
+            self._client.hincrby(self._keys.erased(*place), "entries", removed)
+        return removed, kept
 
     def _stream(self, job: Job) -> str:
         return self._keys.changes(job.app_id, job.partition)

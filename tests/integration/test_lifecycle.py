@@ -194,6 +194,28 @@ class TestErase:
         store.lifecycle.erase(APP, "u1")
         assert say(store, ONE, True, "u1").changed == 1
 
+    def test_erase__of_a_user_with_other_traits_by_now__looks_again(
+        self, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        say(store, ONE, True, "u1")
+        key = store.keys.user(APP, "u1")
+        seen: list[list[bytes]] = []
+        hkeys = store.lifecycle._client.hkeys
+
+        def meanwhile(name: str) -> list[bytes]:
+            found = hkeys(name)
+            if not seen:  # one trait goes and another comes, so that their number stays the same
+                sum(store.lifecycle.delete(APP, "1"))
+                say(store, TWO, True, "u1")
+            seen.append(found)
+            return found
+
+        monkeypatch.setattr(store.lifecycle._client, "hkeys", meanwhile)
+        store.lifecycle.erase(APP, "u1")
+        assert seen == [[ONE.encode()], [TWO.encode()]]
+        assert redis_client.exists(key) == 0
+        assert members(redis_client, APP) == {}
+
     def test_suppressed__later_sync__skips_the_user_and_says_so(
         self, store: Store, redis_client: redis.Redis
     ) -> None:
