@@ -2,7 +2,8 @@
 
 from app.store.client import connect
 from app.store.errors import StoreError
+from app.store.findings import MEANINGS, Report
 from app.store.rates import Rates
-from app.store.store import Applied, Store
+from app.store.store import Applied, Store, UserRecord
 
-__all__ = ["Applied", "Rates", "Store", "StoreError", "connect"]
+__all__ = ["MEANINGS", "Applied", "Rates", "Report", "Store", "StoreError", "UserRecord", "connect"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
+from redis.client import Pipeline
 
 from app.cohorts import Cohort, MembershipChange
+from app.store.check import Checker
 from app.store.errors import StoreMisconfigured, translated
 from app.store.keys import Keys
 from app.store.lifecycle import Lifecycle
@@ -43,6 +45,20 @@ class Applied:
     repeated: bool = False
 
 
+class UserRecord(NamedTuple):
+    """What is known about a user.
+
+    Attributes:
+        traits: by name; none for a user who was never heard of.
+        registered: let in under ``USER_POLICY=known``.
+        suppressed: erased for good.
+    """
+
+    traits: dict[str, bool]
+    registered: bool
+    suppressed: bool
+
+
 class Store:
     """All that the service asks of Redis, or Valkey. Raises StoreError where it can't be had."""
 
@@ -61,6 +77,7 @@ class Store:
         self._apply = client.register_script((files("app.store") / "apply.lua").read_text())
         self.registry = Registry(client, self.keys)
         self.lifecycle = Lifecycle(client, self.keys, changes_max_entries)
+        self.checker = Checker(client, self.keys)
         self._checked: set[str | None] = set()
 
     def apply(
@@ -209,16 +226,43 @@ class Store:
             found: dict[Any, Any] = self._client.hgetall(self.keys.user(app_id, user_id))
         return {name.decode(): value == b"true" for name, value in found.items()}
 
+    def user(self, app_id: str, user_id: str) -> UserRecord:
+        """All that is known about a user, at one moment."""
+        partition = self.keys.partition(user_id)
+        with translated(), self._client.pipeline() as pipeline:
+            pipeline.hgetall(self.keys.user(app_id, user_id))
+            pipeline.sismember(self.keys.registered(app_id, partition), user_id)
+            pipeline.sismember(self.keys.suppressed(app_id, partition), user_id)
+            found, registered, suppressed = pipeline.execute()
+        traits = {name.decode(): value == b"true" for name, value in found.items()}
+        return UserRecord(traits, bool(registered), bool(suppressed))
+
     def register_users(self, app_id: str, user_ids: Iterable[str]) -> int:
         """Let users in under ``USER_POLICY=known``. Returns how many were new."""
-        added = 0
+        return self._for_registered(app_id, user_ids, Pipeline.sadd)
+
+    def unregister_users(self, app_id: str, user_ids: Iterable[str]) -> int:
+        """Let users in no longer; their traits stay. Returns how many were registered."""
+        return self._for_registered(app_id, user_ids, Pipeline.srem)
+
+    def _for_registered(
+        self, app_id: str, user_ids: Iterable[str], command: Callable[..., Any]
+    ) -> int:
         with translated():
             self._check_layout(app_id)
-            for partition, users in self._by_partition(list(user_ids)):
-                for start in range(0, len(users), STATEMENTS_PER_CALL):
-                    part = users[start : start + STATEMENTS_PER_CALL]
-                    added += self._client.sadd(self.keys.registered(app_id, partition), *part)
-        return added
+            with self._client.pipeline(transaction=False) as pipeline:
+                for partition, users in self._by_partition(list(user_ids)):
+                    key = self.keys.registered(app_id, partition)
+                    for start in range(0, len(users), STATEMENTS_PER_CALL):
+                        part = users[start : start + STATEMENTS_PER_CALL]
+                        command(pipeline, key, *part)
+                return sum(pipeline.execute())
+
+    def apps(self) -> list[str]:
+        """The ids of all apps that anything was stored for."""
+        with translated():
+            known: set[Any] = self._client.smembers(self.keys.apps())
+        return sorted(app_id.decode() for app_id in known)
 
     def check(self) -> float:
         """Ask the store whether it works as set up. Returns the seconds that it took."""
