@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ STATEMENTS_PER_CALL = 1000
 # What a further cohort in one call costs, counted in users.
 _GROUP_COST = 8
 
+_LAYOUT_CHECK_SECONDS = 1.0
 _MS_PER_HOUR = 3600 * 1000
 
 
@@ -78,7 +80,7 @@ class Store:
         self.registry = Registry(client, self.keys)
         self.lifecycle = Lifecycle(client, self.keys, changes_max_entries)
         self.checker = Checker(client, self.keys)
-        self._checked: set[str | None] = set()
+        self._checked: dict[str | None, float] = {}
 
     def apply(
         self,
@@ -206,9 +208,11 @@ class Store:
     def _check_layout(self, app_id: str | None = None) -> None:
         """Refuse to work on data that was written with another number of partitions.
 
-        Also makes ``app_id`` known to the background work of all processes.
+        Also makes ``app_id`` known to the background work of all processes. Again every second:
+        a store that lost its data must not stay without either.
         """
-        if app_id in self._checked:
+        now = time.monotonic()
+        if now - self._checked.get(app_id, -math.inf) < _LAYOUT_CHECK_SECONDS:
             return
         partitions = self.keys.partitions
         found = self._client.set(self.keys.layout(), partitions, nx=True, get=True)
@@ -218,7 +222,7 @@ class Store:
             )
         if app_id is not None:
             self._client.sadd(self.keys.apps(), app_id)
-        self._checked.add(app_id)
+        self._checked[app_id] = now
 
     def traits(self, app_id: str, user_id: str) -> dict[str, bool]:
         """A user's traits by name; none for a user who was never heard of."""

@@ -171,6 +171,18 @@ class TestDelete:
         assert not store.lifecycle.begin_delete(APP, "1")
 
 
+def test_store__that_lost_its_data__is_made_complete_again(
+    store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(store, ONE, True, *USERS)
+    redis_client.flushall()
+    monkeypatch.setattr("app.store.store._LAYOUT_CHECK_SECONDS", 0)
+    say(store, ONE, True, *USERS)
+    assert store.apps() == [APP]
+    assert store.lifecycle.begin_delete(APP, "1")
+    assert store.lifecycle.jobs()
+
+
 class TestErase:
     def test_erase__takes_out_hash_memberships_and_stream_entries(
         self, store: Store, redis_client: redis.Redis
