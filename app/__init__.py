@@ -21,7 +21,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from flask import Flask
     from werkzeug.middleware.proxy_fix import ProxyFix
 
-    from app import auth, errors, logs, web
+    from app import auth, cli, errors, logs, web
     from app.background import Background
     from app.store import Rates, Store, connect
 
@@ -52,4 +52,5 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.init_app(app)
     auth.init_app(app, settings, rates)
     web.init_app(app)
+    cli.init_app(app)
     return app

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -23,6 +26,17 @@ def configure(level: str) -> None:
         logger_factory=structlog.BytesLoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+@contextmanager
+def on_stderr() -> Iterator[None]:
+    """Send log lines to standard error meanwhile: standard output is for something else."""
+    before = structlog.get_config()
+    structlog.configure(logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def stdlib_config(level: str) -> dict[str, Any]:

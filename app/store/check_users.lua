@@ -30,8 +30,7 @@ local function names_of(state)
   return names
 end
 
--- What the hash says under these names: nil where it agrees, '' where it says nothing, else the
--- name and value that disagree.
+-- In what the hash disagrees with what is expected under these names; nil where it agrees.
 local function disagreement(hash, names, expected)
   local values = attempt('HMGET', hash, unpack(names))
   if values.err then return nil end -- reported by the walk of the fields
@@ -42,7 +41,7 @@ local function disagreement(hash, names, expected)
       if values[i] ~= expected then return names[i] .. ' is ' .. values[i] end
     end
   end
-  if expected and not present then return '' end
+  if expected and not present then return 'no field' end
 end
 
 local function check_membership(hash, names, since, left_at)
@@ -82,7 +81,7 @@ while position <= #ARGV do
   local users = {}
   for i = 1, count do users[i] = ARGV[first + stride * (i - 1)] end
   local since = call('ZMSCORE', prefix .. ':members', unpack(users))
-  local left_at = call('ZMSCORE', prefix .. ':left', unpack(users))
+  local left_at = walk == 'members' and {} or call('ZMSCORE', prefix .. ':left', unpack(users))
   for i = 1, count do
     place = place + 1
     local hash = base .. 'user:' .. users[i]

@@ -156,4 +156,10 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""
-        return {"ok": self.ok, **asdict(self), "repaired": dict(+self.repaired)}
+        counts = {
+            name: {str(problem): count for problem, count in counter.items() if count}
+            for name, counter in (("found", self.found), ("repaired", self.repaired))
+        }
+        findings = [asdict(finding) for finding in self.findings]
+        streams = [asdict(proof) for proof in self.streams]
+        return {"ok": self.ok, **vars(self), **counts, "findings": findings, "streams": streams}

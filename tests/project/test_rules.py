@@ -10,6 +10,8 @@ import pytest
 
 from app import create_app
 from app.auth import ADMIN, INGEST, PUBLIC, READ
+from app.cli import GROUPS
+from app.cli.reference import reference as commands
 from app.settings import ApiKey, Settings, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,11 +27,13 @@ MAY_IMPORT = {
     "settings": set(),
     "logs": set(),
     "background": {"store"},
+    "cli": {"cli", "store", "cohorts", "settings", "logs"},
 }
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},
     "store": {"flask", "marshmallow", "gevent"},
     "web": {"redis", "limits"},
+    "cli": {"redis", "limits", "gevent"},
     "auth": {"redis"},
     "errors": {"redis"},
 }
@@ -84,6 +88,14 @@ def test_routes__every_one__has_a_scope_and_few_are_public() -> None:
 def test_settings__every_one__is_in_the_reference() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert reference() in page, "docs/configuration.md is not up to date: run `make docs`"
+
+
+def test_commands__every_one__is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert page.endswith(commands()), "docs/cli.md is not up to date: run `make docs`"
+    for group in GROUPS:
+        for name in group.commands:
+            assert f"### {group.name} {name}\n" in page
 
 
 def test_requirements__every_line__is_pinned_with_a_hash() -> None:

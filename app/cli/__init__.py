@@ -1,0 +1,15 @@
+"""The operator's commands: ``flask --app wsgi cohorts …``, ``users …``, ``store …``."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from app.cli import cohorts, store, users
+
+GROUPS = (cohorts.cohorts, users.users, store.store)
+
+
+def init_app(app: Flask) -> None:
+    """Register every group of commands."""
+    for group in GROUPS:
+        app.cli.add_command(group)

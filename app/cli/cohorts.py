@@ -1,0 +1,142 @@
+"""``flask --app wsgi cohorts …``"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import click
+import orjson
+
+from app.cli.group import (
+    EXIT_CODES,
+    Group,
+    app_id_option,
+    json_option,
+    one_app,
+    print_json,
+    progress,
+    shown,
+    table,
+    the_store,
+    when,
+)
+from app.cohorts import CohortRecord, Status
+from app.store import Store
+
+_HEADERS = ("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "WAYS", "STATUS")
+
+cohorts = Group("cohorts", help="Look at cohorts, and delete them.", epilog=EXIT_CODES)
+
+
+@cohorts.command("list", epilog=EXIT_CODES)
+@app_id_option()
+@json_option
+def list_cohorts(app_id: str | None, as_json: bool) -> None:
+    """List all cohorts in the order of their ids.
+
+    FIRST and LAST are when something about the cohort was first and last received, in UTC. WAYS are
+    the ways in that it arrived by. ENTERED and LEFT count transitions since then.
+    """
+    store = the_store()
+    pages = _pages(store, one_app(store, app_id))
+    if as_json:
+        _print_array(record for page in pages for record in page)
+    else:
+        table(_HEADERS, ([_row(record) for record in page] for page in pages))
+
+
+@cohorts.command("show", epilog=EXIT_CODES)
+@click.argument("cohort_id", metavar="ID")
+@app_id_option()
+@json_option
+def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
+    """Show one cohort: names, counts, ways in."""
+    store = the_store()
+    record = _find(store, one_app(store, app_id), cohort_id)
+    if as_json:
+        print_json(asdict(record))
+        return
+    for name, value in (
+        ("id", record.id),
+        ("name", record.trait),
+        *(("earlier name", f"{n} (until {when(ms)})") for n, ms in record.earlier_names.items()),
+        ("members", record.members),
+        ("entered", record.entered),
+        ("left", record.left),
+        ("first received", when(record.first_ms)),
+        ("last received", when(record.last_ms)),
+        *(("way in", f"{way} (last {when(ms)})") for way, ms in record.ways.items()),
+        ("status", record.status),
+    ):
+        click.echo(f"{name + ':':16}{shown(value)}")
+
+
+@cohorts.command("delete", epilog=EXIT_CODES)
+@click.argument("cohort_id", metavar="ID")
+@app_id_option()
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
+    """Delete a cohort: its trait and memberships are taken from all users.
+
+    Pushes for it are refused meanwhile; what comes afterwards starts it afresh. A deletion that was
+    stopped goes on when it is called again, and the web processes go on with it by themselves.
+    """
+    store = the_store()
+    app_id = one_app(store, app_id)
+    record = _find(store, app_id, cohort_id)
+    total = store.lifecycle.remaining(app_id, cohort_id)
+    if record.status == Status.DELETING:
+        click.echo(f"Its deletion was begun before and goes on: {total} users are left.", err=True)
+    elif not yes:
+        click.confirm(
+            f"Delete the cohort {shown(record.trait)} with {record.members} members?",
+            abort=True,
+            err=True,
+        )
+    with progress(total, "Deleting") as advance:
+        left = total
+        for _ in store.lifecycle.delete(app_id, cohort_id):
+            # Counted anew: the web processes work on it too.
+            now_left = store.lifecycle.remaining(app_id, cohort_id)
+            advance(left - now_left)
+            left = now_left
+        advance(left)
+    click.echo(f"Deleted the cohort {shown(cohort_id)}: {total} users had its trait.")
+
+
+def _find(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
+    record = store.registry.find(app_id, cohort_id)
+    if record is None:
+        raise click.ClickException(f"There is no cohort with the id {shown(cohort_id)}.")
+    return record
+
+
+def _pages(store: Store, app_id: str) -> Iterator[list[CohortRecord]]:
+    after = ""
+    while page := store.registry.page(app_id, after=after):
+        yield page
+        after = page[-1].id
+
+
+def _row(record: CohortRecord) -> tuple[object, ...]:
+    return (
+        record.id,
+        record.trait,
+        record.members,
+        record.entered,
+        record.left,
+        when(record.first_ms),
+        when(record.last_ms),
+        ",".join(sorted(record.ways)),
+        record.status,
+    )
+
+
+def _print_array(records: Iterator[CohortRecord]) -> None:
+    """A JSON array with one cohort a line, written as it is read."""
+    before = b"["
+    for record in records:
+        click.echo(before + b"\n" + orjson.dumps(record), nl=False)
+        before = b","
+    click.echo(b"[]" if before == b"[" else b"\n]")

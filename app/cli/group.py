@@ -1,0 +1,129 @@
+"""What all commands share: errors, the app that they are about, output and progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+import orjson
+from flask import current_app
+from flask.cli import AppGroup
+
+from app import logs
+from app.settings import APP_ID
+from app.store import Store, StoreError
+
+EXIT_CODES = "Exit codes: 0 fine, 1 something was found or failed, 2 wrong usage."
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Group(AppGroup):
+    """Commands that work on the store. An error of the store ends them with one line, and 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with logs.on_stderr():
+                return super().invoke(ctx)
+        except StoreError as error:
+            raise click.ClickException(f"{error} ({error.reason})") from None
+
+
+def app_id_option(without: str = "the only one that there is") -> Callable[[Command], Command]:
+    """The option ``--app-id``; the command gets it as given, for :func:`one_app`.
+
+    Args:
+        without: what the command is about where it is not given.
+    """
+    return click.option(
+        "--app-id",
+        metavar="APP",
+        callback=_check_app_id,
+        help=f"The app whose data it is about. Without it, {without}.",
+    )
+
+
+def json_option(command: Command) -> Command:
+    """The option ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def _check_app_id(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not APP_ID.fullmatch(value):
+        raise click.BadParameter(f"must match {APP_ID.pattern}")
+    return value
+
+
+def the_store() -> Store:
+    """The store, once it has been seen to answer and to be laid out as the settings say."""
+    store: Store = current_app.extensions["store"]
+    store.check()
+    return store
+
+
+def one_app(store: Store, given: str | None, *, may_be_new: bool = False) -> str:
+    """The app that a command is about.
+
+    Raises:
+        click.UsageError: it can't be told, or is not known; names those that are.
+    """
+    known = store.apps()
+    if given is None and len(known) == 1:
+        return known[0]
+    if given is not None and (may_be_new or given in known):
+        return given
+    there = f"There are: {', '.join(known)}." if known else "Nothing is stored yet."
+    if given is None:
+        raise click.UsageError(f"Say which app with --app-id. {there}")
+    raise click.UsageError(f"The app {given} is not known. {there}")
+
+
+@contextmanager
+def progress(length: int | None, label: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, where that is a terminal. Gives a function to advance it.
+
+    Args:
+        length: steps in all; None where that is not known, which shows no bar.
+    """
+    hidden = not length or not sys.stderr.isatty()
+    with click.progressbar(length=length or 0, label=label, file=sys.stderr, hidden=hidden) as bar:
+        yield bar.update
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+
+def table(headers: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -> None:
+    """Print rows in columns, a page at a time; the columns grow where a page needs it."""
+    widths = [len(header) for header in headers]
+    waiting: list[Sequence[object]] = [headers]
+    for page in pages:
+        rows = [*waiting, *page]
+        waiting = []
+        cells = [[shown(value) for value in row] for row in rows]
+        widths = [max(w, *(len(row[i]) for row in cells)) for i, w in enumerate(widths)]
+        for original, row in zip(rows, cells, strict=True):
+            aligned = (
+                cell.rjust(width) if isinstance(value, int) else cell.ljust(width)
+                for value, cell, width in zip(original, row, widths, strict=True)
+            )
+            click.echo("  ".join(aligned).rstrip())
+
+
+def shown(value: object) -> str:
+    """A value for people. Control characters that came over the wire don't reach the terminal."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def when(ms: int) -> str:
+    """A time in ms since the epoch, as UTC to the second."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,28 @@
+"""The part of docs/cli.md that is made from the commands themselves."""
+
+from __future__ import annotations
+
+import click
+
+from app.cli import GROUPS
+from app.store import MEANINGS
+
+
+def reference() -> str:
+    """Every command's help, and everything that a check can find, as Markdown."""
+    parts = []
+    root = click.Context(click.Group("flask"), info_name="flask --app wsgi", terminal_width=88)
+    for group in GROUPS:
+        parts.append(f"## {group.name}\n\n{group.help}\n")
+        above = click.Context(group, parent=root, info_name=group.name, terminal_width=88)
+        for name in group.list_commands(above):
+            command = group.get_command(above, name)
+            assert command is not None
+            context = click.Context(command, parent=above, info_name=name, terminal_width=88)
+            text = command.get_help(context)
+            parts.append(f"### {group.name} {name}\n\n```\n{text}\n```\n")
+    parts.append("## What a check can find\n")
+    rows = ["| finding | means | repaired |", "|---|---|---|"]
+    for problem, meaning in MEANINGS.items():
+        rows.append(f"| `{problem}` | {meaning} | {'yes' if meaning.repairable else 'no'} |")
+    return "\n".join([*parts, *rows]) + "\n"

@@ -1,0 +1,406 @@
+"""The commands, in this process and on a real store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import Result
+from flask import Flask
+
+from app.background import Background
+from app.cohorts import Cohort, MembershipChange
+from app.store import Store
+from tests.integration.state import members, traits
+
+APP = "shop"
+ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
+USERS = [f"u{n}" for n in range(20)]
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def flask_app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
+    return make_app(store_partitions=request.param)
+
+
+@pytest.fixture
+def store(flask_app: Flask) -> Store:
+    """A store with two cohorts of one app."""
+    store: Store = flask_app.extensions["store"]
+    say(store, ONE, True, *USERS)
+    say(store, ONE, False, *USERS[:5])
+    say(store, TWO, True, *USERS[:2])
+    return store
+
+
+@pytest.fixture
+def run(flask_app: Flask) -> Run:
+    """Run a command, given as words."""
+    runner = flask_app.test_cli_runner()
+
+    def run(*words: str, input: str | bytes | None = None) -> Result:
+        result = runner.invoke(args=words, input=input)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def say(store: Store, trait: str, member: bool, *users: str, app: str = APP) -> None:
+    change = MembershipChange(Cohort.from_trait(trait), member, list(users))
+    store.apply(app, [change], way="identify")
+
+
+class TestApp:
+    def test_app_id__where_there_is_one__may_be_left_out(self, store: Store, run: Run) -> None:
+        assert run("cohorts", "show", "1").exit_code == 0
+        assert run("cohorts", "show", "1", "--app-id", APP).exit_code == 0
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("cohorts", "list"),
+            ("cohorts", "show", "1"),
+            ("cohorts", "delete", "1", "--yes"),
+            ("users", "register", "-"),
+            ("users", "unregister", "-"),
+            ("users", "erase", "u1", "--yes"),
+            ("users", "unsuppress", "u1"),
+            ("users", "show", "u1"),
+        ],
+    )
+    def test_app_id__left_out_where_there_are_two__is_wrong_usage_and_names_them(
+        self, words: tuple[str, ...], store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, "u1", app="staging")
+        before = members(redis_client, APP)
+        result = run(*words, input="")
+        assert result.exit_code == 2
+        assert "There are: shop, staging." in result.stderr
+        assert result.stdout == ""
+        assert members(redis_client, APP) == before
+
+    def test_app_id__unknown_or_not_an_app_id__is_wrong_usage(self, store: Store, run: Run) -> None:
+        result = run("cohorts", "list", "--app-id", "shpo")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "The app shpo is not known. There are: shop." in result.stderr
+        assert run("users", "register", "-", "--app-id", "a/b", input="u1").exit_code == 2
+
+    def test_app_id__on_an_empty_store__says_so(self, run: Run) -> None:
+        result = run("cohorts", "list")
+        assert result.exit_code == 2
+        assert "Nothing is stored yet." in result.stderr
+
+    def test_commands__about_one_app__leave_the_others_alone(
+        self, store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *USERS, app="staging")
+        assert run("cohorts", "delete", "1", "--app-id", APP, "--yes").exit_code == 0
+        assert run("users", "erase", "u1", "--app-id", APP, "--yes").exit_code == 0
+        assert members(redis_client, "staging") == {"1": set(USERS)}
+        assert set(traits(redis_client, "staging")) == set(USERS)
+
+
+class TestCohorts:
+    def test_list__prints_a_line_for_each_cohort(self, store: Store, run: Run) -> None:
+        result = run("cohorts", "list")
+        head, one, two = result.stdout.splitlines()
+        assert head.split() == [
+            *("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "WAYS", "STATUS")
+        ]
+        assert one.split()[:6] == ["1", "[Amplitude]", "one:", "1", "15", "20"]
+        assert one.split()[-2:] == ["identify", "active"]
+        assert two.startswith("2   [Amplitude] two: 2        2        2     0  20")
+        assert result.stderr == ""
+
+    def test_list__as_json__has_every_cohort(self, store: Store, run: Run) -> None:
+        changes = [
+            MembershipChange(Cohort.from_trait(f"n: c{n:04}"), True, ["u1"]) for n in range(1100)
+        ]
+        store.apply(APP, changes, way="list")
+        found = json.loads(run("cohorts", "list", "--json").stdout)
+        assert len(found) == 1102
+        assert found[0]["id"] == "1"
+        assert (found[0]["members"], found[0]["entered"], found[0]["left"]) == (15, 20, 5)
+        assert found[-1]["trait"] == "n: c1099"
+        assert len(run("cohorts", "list").stdout.splitlines()) == 1103
+
+    def test_list__as_json__of_an_app_without_cohorts__is_an_empty_array(self, run: Run) -> None:
+        run("users", "register", "-", "--app-id", "fresh", input="u1")
+        assert json.loads(run("cohorts", "list", "--json").stdout) == []
+
+    def test_list__of_a_name_with_control_characters__shows_them_escaped(
+        self, store: Store, run: Run
+    ) -> None:
+        say(store, "\x1b[2Jevil\nname: 3", True, "u1")
+        result = run("cohorts", "list")
+        assert "\x1b" not in result.stdout
+        assert r"\x1b[2Jevil\nname: 3" in result.stdout
+        assert len(result.stdout.splitlines()) == 4
+
+    def test_show__tells_all(self, store: Store, run: Run) -> None:
+        say(store, "[Amplitude] uno: 1", True, "u3")
+        lines = run("cohorts", "show", "1").stdout
+        assert "name:           [Amplitude] uno: 1\n" in lines
+        assert "earlier name:   [Amplitude] one: 1 (until 20" in lines
+        assert "members:        16\n" in lines
+        assert "status:         renaming\n" in lines
+        shown = json.loads(run("cohorts", "show", "1", "--json").stdout)
+        assert (shown["id"], shown["status"]) == ("1", "renaming")
+        assert list(shown["earlier_names"]) == [ONE]
+
+    @pytest.mark.parametrize("command", ["show", "delete"])
+    def test_cohort__unknown__fails_with_one_line(
+        self, command: str, store: Store, run: Run
+    ) -> None:
+        result = run("cohorts", command, "nope")
+        assert result.exit_code == 1
+        assert result.stderr == "Error: There is no cohort with the id nope.\n"
+
+    def test_delete__confirmed__takes_the_cohort_from_all_users(
+        self, store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        result = run("cohorts", "delete", "1", input="y\n")
+        assert result.exit_code == 0
+        assert result.stdout == "Deleted the cohort 1: 20 users had its trait.\n"
+        assert "Delete the cohort [Amplitude] one: 1 with 15 members?" in result.stderr
+        assert traits(redis_client, APP) == {u: {TWO: "true"} for u in USERS[:2]}
+        assert store.registry.find(APP, "1") is None
+
+    def test_delete__not_confirmed__changes_nothing(self, store: Store, run: Run) -> None:
+        for answer in ("n\n", ""):
+            result = run("cohorts", "delete", "1", input=answer)
+            assert result.exit_code == 1
+            assert "Aborted!" in result.stderr
+        assert store.registry.find(APP, "1").members == 15
+
+    def test_delete__begun_before__goes_on_without_asking(self, store: Store, run: Run) -> None:
+        users = [f"user-{n}" for n in range(900)]
+        say(store, ONE, True, *users)
+        store.lifecycle.begin_delete(APP, "1")
+        for job in store.lifecycle.jobs():
+            store.lifecycle.step(job)
+        left = store.lifecycle.remaining(APP, "1")
+        assert 0 < left < 920
+        result = run("cohorts", "delete", "1")
+        assert result.exit_code == 0
+        assert f"{left} users are left" in result.stderr
+        assert store.registry.find(APP, "1") is None
+        assert store.lifecycle.jobs() == []
+
+    def test_delete__while_the_background_works_on_it_too__counts_right(
+        self, store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        say(store, ONE, True, *[f"user-{n}" for n in range(2000)])
+        steps: list[int] = []
+        step = store.lifecycle.step
+
+        def both(job: object) -> int | None:
+            for other in store.lifecycle.jobs():
+                step(other)
+            return step(job)
+
+        monkeypatch.setattr(store.lifecycle, "step", both)
+        monkeypatch.setattr("app.cli.cohorts.progress", _recording(steps))
+        assert run("cohorts", "delete", "1", "--yes").exit_code == 0
+        assert sum(steps) == 2020
+        assert min(steps) >= 0
+        assert store.registry.find(APP, "1") is None
+
+
+def _recording(steps: list[int]) -> Callable[..., AbstractContextManager[object]]:
+    @contextmanager
+    def progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
+        yield steps.append
+        assert sum(steps) == length
+
+    return progress
+
+
+class TestRegister:
+    def test_register__a_file__lets_its_users_in(
+        self, store: Store, run: Run, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "ids"
+        file.write_bytes("\ufeffa b\r\n\n  \nbé@x/y\n🎉\na b\nlast".encode())
+        result = run("users", "register", str(file))
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout == "5 ids read, 4 registered, 0 invalid.\n"
+        for user in ("a b", "bé@x/y", "🎉", "last"):
+            assert store.user(APP, user).registered
+        result = run("users", "register", str(file))
+        assert result.stdout == "5 ids read, 0 registered, 0 invalid.\n"
+
+    def test_register__some_lines_are_no_ids__registers_the_others_and_ends_with_1(
+        self, store: Store, run: Run
+    ) -> None:
+        lines = [b"good", b"x" * 1025, b"\xff\xfe", b"nul\0", b"\xed\xa0\x80", b"x" * 1024, b"end"]
+        result = run("users", "register", "-", input=b"\n".join(lines))
+        assert result.exit_code == 1
+        assert result.stdout == "3 ids read, 3 registered, 4 invalid.\n"
+        assert result.stderr.splitlines() == [
+            "line 2: Must be at most 1024 bytes of UTF-8.",
+            "line 3: Must be valid UTF-8.",
+            "line 4: Must not contain NUL.",
+            "line 5: Must be valid UTF-8.",
+        ]
+        assert store.user(APP, "end").registered
+
+    def test_register__many_bad_lines__tells_the_first_and_counts_the_rest(
+        self, store: Store, run: Run
+    ) -> None:
+        result = run("users", "register", "-", input=b"\xff\n" * 50)
+        assert result.stderr.count("line ") == 20
+        assert result.stderr.endswith("… and 30 more invalid lines.\n")
+
+    def test_register__more_than_one_chunk__registers_them_all(
+        self, store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        result = run("users", "register", "-", input="\n".join(f"id-{n}" for n in range(25_000)))
+        assert result.stdout == "25000 ids read, 25000 registered, 0 invalid.\n"
+        assert sum(redis_client.scard(k) for k in redis_client.keys("*:registered")) == 25_000
+
+    def test_register__an_app_that_has_sent_nothing_yet__is_taken(self, run: Run) -> None:
+        assert run("users", "register", "-", "--app-id", "fresh", input="u1").exit_code == 0
+        assert '"registered": true' in run("users", "show", "u1", "--json").stdout
+
+    def test_register__no_such_file__is_wrong_usage(self, store: Store, run: Run) -> None:
+        assert run("users", "register", "/no/such/file", "--app-id", "a").exit_code == 2
+
+    def test_unregister__takes_the_registration_and_nothing_else(
+        self, store: Store, run: Run
+    ) -> None:
+        run("users", "register", "-", input="u1\nu2")
+        result = run("users", "unregister", "-", input="u1\nnobody")
+        assert result.stdout == "2 ids read, 1 unregistered, 0 invalid.\n"
+        assert store.user(APP, "u1") == ({ONE: False, TWO: True}, False, False)
+        assert store.user(APP, "u2").registered
+
+
+class TestUsers:
+    def test_show__tells_traits_registration_and_suppression(self, store: Store, run: Run) -> None:
+        run("users", "register", "-", input="u1")
+        assert run("users", "show", "u1").stdout.splitlines() == [
+            f"false {ONE}",
+            f"true  {TWO}",
+            "The user is registered.",
+        ]
+        shown = json.loads(run("users", "show", "u1", "--json").stdout)
+        assert shown == {
+            "traits": {ONE: False, TWO: True},
+            "registered": True,
+            "suppressed": False,
+        }
+
+    def test_show__of_nobody__ends_with_1(self, store: Store, run: Run) -> None:
+        result = run("users", "show", "nobody")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == "Error: Nothing is known about this user.\n"
+
+    def test_erase__confirmed__erases(
+        self, store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        result = run("users", "erase", "u1", input="y\n")
+        assert result.exit_code == 0
+        assert result.stdout.startswith("Erased: 2 traits; 0 stream entries removed, ")
+        assert "u1" not in traits(redis_client, APP)
+
+    def test_erase__not_confirmed__changes_nothing(self, store: Store, run: Run) -> None:
+        assert run("users", "erase", "u1", input="n\n").exit_code == 1
+        assert store.user(APP, "u1").traits
+
+    def test_suppress__and_unsuppress__keep_the_user_out_and_let_in_again(
+        self, store: Store, run: Run
+    ) -> None:
+        result = run("users", "erase", "u1", "--suppress", "--yes")
+        assert result.stdout.endswith("Later syncs skip the user.\n")
+        say(store, TWO, True, "u1")
+        assert store.user(APP, "u1") == ({}, False, True)
+        assert "erased for good" in run("users", "show", "u1").stdout
+        assert run("users", "unsuppress", "u1").stdout.startswith("Later syncs take")
+        assert run("users", "unsuppress", "u1").stdout == "The user was not suppressed.\n"
+        say(store, TWO, True, "u1")
+        assert store.user(APP, "u1").traits == {TWO: True}
+
+    @pytest.mark.parametrize("command", ["erase", "unsuppress", "show"])
+    def test_id__that_is_none__is_wrong_usage(self, command: str, store: Store, run: Run) -> None:
+        result = run("users", command, "x" * 1025)
+        assert result.exit_code == 2
+        assert "at most 1024 bytes" in result.stderr
+
+
+class TestCheck:
+    def test_check__of_a_good_store__says_what_was_proved_and_ends_with_0(
+        self, store: Store, run: Run
+    ) -> None:
+        result = run("store", "check")
+        assert result.exit_code == 0
+        assert result.stdout.startswith("Checked shop: 2 cohorts, 22 memberships, 20 users with 22")
+        assert result.stdout.endswith("Nothing is wrong.\n")
+
+    def test_check__of_a_broken_store__tells_and_repairs(
+        self, store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        redis_client.hdel(store.keys.user(APP, "u10"), ONE)
+        redis_client.hset(store.keys.user(APP, "u11"), "plan", "pro")
+        found = run("store", "check")
+        assert found.exit_code == 1
+        assert "cohort 1; user u10; no field\n" in found.stdout
+        assert "1 foreign_field: a hash has a field that is no trait" in found.stdout
+        report = json.loads(run("store", "check", "--repair", "--json").stdout)
+        assert report["ok"] is False
+        assert report["found"] == {"member_without_trait": 1, "foreign_field": 1}
+        assert report["repaired"] == {"member_without_trait": 1}
+        assert [f["user_id"] for f in report["findings"]] == ["u10", "u11"]
+        again = run("store", "check", "--json")
+        assert again.exit_code == 1
+        assert json.loads(again.stdout)["found"] == {"foreign_field": 1}
+
+    def test_check__without_app_id__checks_every_app(
+        self, store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, "u1", app="staging")
+        redis_client.hdel(store.keys.user("staging", "u1"), ONE)
+        assert json.loads(run("store", "check", "--json").stdout)["app_ids"] == [APP, "staging"]
+        assert run("store", "check", "--app-id", APP).exit_code == 0
+        assert run("store", "check", "--app-id", "staging").exit_code == 1
+
+    def test_check__of_an_empty_store__finds_nothing(self, run: Run) -> None:
+        assert run("store", "check").exit_code == 0
+
+
+class TestStore:
+    def test_store__that_can_not_be_had__is_one_line_and_1(
+        self, make_app: Callable[..., Flask], run: Run
+    ) -> None:
+        runner = make_app(redis_url="redis://127.0.0.1:1").test_cli_runner()
+        for words in (["cohorts", "list"], ["store", "check"], ["users", "register", "-"]):
+            result = runner.invoke(args=words, input="u1")
+            assert result.exit_code == 1
+            assert result.output == "Error: No connection, or it broke. (store_unreachable)\n"
+
+    def test_store__written_with_another_number_of_partitions__is_refused(
+        self, make_app: Callable[..., Flask], store: Store
+    ) -> None:
+        runner = make_app(store_partitions=7).test_cli_runner()
+        result = runner.invoke(args=["store", "check", "--repair"])
+        assert result.exit_code == 1
+        assert "STORE_PARTITIONS is 7, but the stored data has" in result.output
+
+    def test_commands__with_work_waiting__leave_it_to_the_web_processes(
+        self, store: Store, run: Run
+    ) -> None:
+        store.lifecycle.begin_delete(APP, "1")
+        run("cohorts", "list")
+        run("store", "check")
+        assert store.lifecycle.jobs()
+        Background(store).work()
+        Background(store).work()
+        assert not store.lifecycle.jobs()

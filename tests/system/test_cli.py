@@ -1,0 +1,178 @@
+"""The commands as an operator types them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import redis
+
+from simulator import payloads
+from tests.system.service import APP, DEADLINE, KEY, ROOT, Service, wait_until
+
+FLASK = (str(Path(sys.executable).with_name("flask")), "--app", "wsgi")
+TRAIT = "[Amplitude] Power users: abc123"
+
+
+def environment(store_url: str | None) -> dict[str, str]:
+    """What a command finds around it: the settings, and nothing of flask's own."""
+    settings = {"REDIS_URL": store_url} if store_url else {}
+    return {"PATH": os.environ.get("PATH", ""), "API_KEYS": f"{APP}:{KEY}", **settings}
+
+
+def flask(
+    store_url: str | None, *words: str, input: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*FLASK, *words],
+        cwd=ROOT,
+        env=environment(store_url),
+        input=input,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE,
+    )
+
+
+@pytest.fixture(autouse=True)
+def known_app(service: Service, redis_client: redis.Redis) -> None:
+    """Wait until the running service has seen that its store is empty since the last test."""
+
+    def is_known() -> bool:
+        assert service.post({"name": "n: first"}, "/lists").status == 200
+        return bool(redis_client.sismember("cohorts:apps", APP))
+
+    wait_until(is_known)
+    redis_client.delete(*redis_client.scan_iter(match="*:{*"))
+
+
+def on_a_terminal(store_url: str, words: Sequence[str]) -> str:
+    """Run a command with standard error on a terminal; returns what it showed there."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*FLASK, *words],
+        cwd=ROOT,
+        env=environment(store_url) | {"TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:
+        pass  # how Linux tells that the other side is closed
+    finally:
+        os.close(ours)
+    assert process.wait(DEADLINE) == 0, shown
+    return shown.decode()
+
+
+def test_commands__on_what_the_service_received__work_from_first_to_last(
+    service: Service, store_url: str, redis_client: redis.Redis
+) -> None:
+    ids = payloads.user_ids(1000)
+    assert service.post(payloads.batch(ids, TRAIT, True)).status == 200
+
+    listed = flask(store_url, "cohorts", "list", "--json")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    (cohort,) = json.loads(listed.stdout)
+    assert (cohort["id"], cohort["members"], cohort["status"]) == ("abc123", 1000, "active")
+
+    checked = flask(store_url, "store", "check", "--json")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert json.loads(checked.stdout)["streams"][0]["agreeing"] == 1000
+
+    erased = flask(store_url, "users", "erase", ids[0], "--suppress", "--yes")
+    assert (erased.returncode, erased.stderr) == (0, "")
+    reply = service.post(payloads.batch(ids[:2], TRAIT, True)).json()
+    assert [error["reason"] for error in reply["errors"]] == ["suppressed_user"]
+    assert flask(store_url, "users", "unsuppress", ids[0]).returncode == 0
+
+    deleted = flask(store_url, "cohorts", "delete", "abc123", "--yes")
+    assert (deleted.returncode, deleted.stderr) == (0, "")
+    assert redis_client.keys("*:user:*") == redis_client.keys("*:members") == []
+    assert flask(store_url, "cohorts", "show", "abc123").returncode == 1
+    assert flask(store_url, "store", "check").returncode == 0
+
+
+def test_register__of_twenty_thousand_from_a_file_and_a_pipe__lets_them_in(
+    store_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    ids = "".join(f"user-{n:08}@example.com\n" for n in range(20_000))
+    (tmp_path / "ids").write_text(ids)
+    words = ("users", "register", "--app-id", APP)
+    first = flask(store_url, *words, str(tmp_path / "ids"))
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout == "20000 ids read, 20000 registered, 0 invalid.\n"
+    again = flask(store_url, *words, "-", input=ids)
+    assert again.stdout == "20000 ids read, 0 registered, 0 invalid.\n"
+    assert redis_client.scard(f"cohorts:{{{APP}}}:registered") == 20_000
+
+
+def test_progress__on_a_terminal__is_shown(
+    service: Service, store_url: str, tmp_path: Path
+) -> None:
+    ids = payloads.user_ids(1000)
+    service.post(payloads.batch(ids, TRAIT, True))
+    (tmp_path / "ids").write_text("\n".join(ids))
+    for words in (
+        ("users", "register", str(tmp_path / "ids")),
+        ("store", "check"),
+        ("cohorts", "delete", "abc123", "--yes"),
+    ):
+        assert "100%" in on_a_terminal(store_url, words), words
+
+
+@pytest.mark.parametrize("words", [("cohorts", "list"), ("store", "check")])
+def test_command__store_not_there__is_one_line_without_traceback(words: tuple[str, ...]) -> None:
+    run = flask("redis://user:secret@127.0.0.1:1", *words)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr == "Error: No connection, or it broke. (store_unreachable)\n"
+
+
+def test_command__settings_missing__says_which(store_url: str) -> None:
+    run = flask(None, "cohorts", "list")
+    assert run.returncode == 1
+    assert run.stderr.startswith("cohort-receiver: REDIS_URL: not set.")
+    assert "Traceback" not in run.stderr
+
+
+def test_command__wrong_usage__is_2(store_url: str) -> None:
+    assert flask(store_url, "cohorts", "list", "--app-id", "unknown").returncode == 2
+    assert flask(store_url, "cohorts", "show").returncode == 2
+    assert flask(store_url, "cohorts", "list", "--nonsense").returncode == 2
+
+
+def test_help__of_every_command__tells_the_exit_codes(store_url: str) -> None:
+    assert "Exit codes: 0 fine, 1" in flask(store_url, "store", "check", "--help").stdout
+
+
+def test_deletion__stopped_in_the_middle__goes_on_when_run_again(
+    store_url: str, redis_client: redis.Redis, service: Service
+) -> None:
+    for part in range(5):
+        ids = [f"user-{part}-{n}" for n in range(10_000)]
+        assert service.post(payloads.batch(ids, TRAIT, True)).status == 200
+    members = f"cohorts:{{{APP}}}:cohort:abc123:members"
+    with subprocess.Popen(
+        [*FLASK, "cohorts", "delete", "abc123", "--yes"], cwd=ROOT, env=environment(store_url)
+    ) as process:
+        wait_until(lambda: redis_client.zcard(members) < 50_000)
+        process.kill()
+    assert 0 < redis_client.zcard(members) < 50_000
+    # the web processes may be faster: then there is nothing left to delete
+    run = flask(store_url, "cohorts", "delete", "abc123", "--yes")
+    assert run.returncode == 0 or "There is no cohort" in run.stderr
+    assert redis_client.keys("*:user:*") == []
+    assert flask(store_url, "store", "check").returncode == 0
