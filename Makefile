@@ -28,6 +28,9 @@ run: install ## start the service on its own store, and say how to try it
 test: install ## run the tests
 	$(BIN)/pytest -n 2
 
+chaos: install ## sync under faults for some minutes, and prove that nothing is lost
+	$(BIN)/python -m tests.chaos
+
 lint: .venv/installed-dev ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +51,4 @@ requirements: .venv/installed-dev ## update the pinned requirements to the newes
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test lint types docs requirements
+.PHONY: help install run test chaos lint types docs requirements

@@ -21,7 +21,7 @@ from simulator.truth import compare
 from simulator.wire import Target
 from tests.system.service import APP, KEY, ROOT, Service
 
-WAYS: tuple[Mode, ...] = ("property", "single", "list")
+WAYS: tuple[Mode, ...] = ("property", "single", "list", "webhook")
 
 
 @pytest.mark.parametrize("mode", WAYS)
@@ -50,7 +50,7 @@ def test_sync__with_every_misbehaviour__leaves_the_truth_in_the_store(
 def test_certify__this_service__is_certified(service: Service, store_url: str) -> None:
     options = Options(
         Target(service.url, KEY, APP),
-        ways=["property", "list"],
+        ways=["property", "list", "webhook"],
         skip=["*within*", "network.slow-body"],  # by the clock, on a machine with other work
     )
     found = certify(options, CHECKS, RedisReader(store_url, app=APP))

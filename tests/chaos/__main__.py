@@ -1,0 +1,38 @@
+"""``python -m tests.chaos``: run, print the figures, write them to docs/reliability.md.
+
+Exit code 0 when nothing was lost, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.chaos.report import as_markdown
+from tests.chaos.run import run
+from tests.system.service import ROOT
+
+MARK = "<!-- figures: written by `make chaos` -->\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--seconds", type=float, default=100, help="of faults, for each run")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--partitions", type=int, nargs="*", default=[1, 3], help="a run for each")
+    parser.add_argument("--no-report", action="store_true", help="leave docs/ alone")
+    options = parser.parse_args()
+    outcomes = []
+    for partitions in options.partitions:
+        print(f"{options.seconds:g} s of faults, {partitions} partition(s) …", flush=True)
+        outcomes.append(run(options.seconds, options.seed, partitions=partitions))
+    figures = as_markdown(outcomes)
+    print(figures)
+    if not options.no_report:
+        page = ROOT / "docs" / "reliability.md"
+        page.write_text(page.read_text().split(MARK)[0] + MARK + "\n" + figures)
+    return any(outcome.wrong for outcome in outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What is done to the service and its store while the simulator syncs."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import redis
+
+from tests.chaos.processes import ServiceProcess, StoreProcess
+from tests.chaos.proxy import Proxy
+
+
+class Faults:
+    """Makes one fault after another, drawn from a seed, until told to stop. All are undone."""
+
+    def __init__(
+        self, service: ServiceProcess, store: StoreProcess, proxy: Proxy, seed: int
+    ) -> None:
+        self.done: Counter[str] = Counter()
+        self._service, self._store, self._proxy = service, store, proxy
+        self._drawn = random.Random(seed)
+        self._stop = threading.Event()
+        self.kinds: dict[str, Callable[[], None]] = {
+            "worker killed (-9)": self._kill_worker,
+            "master killed (-9) and service started again": self._kill_master,
+            "service restarted, as a deployment does": self._deploy,
+            "store killed (-9) and started again": self._kill_store,
+            "store paused for seconds": self._pause_store,
+            "store's memory full": self._fill_memory,
+            "connections to the store broken": self._break_connections,
+            "connections to the store refused": self._refuse_connections,
+        }
+
+    def run(self, seconds: float) -> None:
+        """Go on for about so long; each kind at least once."""
+        timer = threading.Timer(seconds, self._stop.set)
+        timer.start()
+        names = list(self.kinds)
+        self._drawn.shuffle(names)
+        try:
+            while names or not self._stop.is_set():
+                name = names.pop() if names else self._drawn.choice(list(self.kinds))
+                self._rest(0.3, 1.5)
+                self.kinds[name]()
+                self.done[name] += 1
+        finally:
+            timer.cancel()
+
+    def _rest(self, least: float, most: float) -> None:
+        # Waiting is what this does: the load goes on meanwhile.
+        threading.Event().wait(self._drawn.uniform(least, most))
+
+    def _kill_worker(self) -> None:
+        if workers := self._service.workers():
+            os.kill(self._drawn.choice(workers), signal.SIGKILL)
+
+    def _kill_master(self) -> None:
+        self._service.kill_master()
+        self._service.start()
+
+    def _deploy(self) -> None:
+        code = self._service.stop()
+        assert code == 0, f"the service ended with {code} when told to stop"
+        self._service.start()
+
+    def _kill_store(self) -> None:
+        self._store.kill()
+        self._rest(0.1, 1.0)
+        self._store.start()
+
+    def _pause_store(self) -> None:
+        self._store.signal(signal.SIGSTOP)
+        self._rest(0.5, 3.0)
+        self._store.signal(signal.SIGCONT)
+
+    def _fill_memory(self) -> None:
+        with redis.Redis.from_url(self._store.url) as client:
+            client.config_set("maxmemory", "1")
+            self._rest(0.3, 1.5)
+            client.config_set("maxmemory", "0")
+
+    def _break_connections(self) -> None:
+        self._proxy.break_all()
+
+    def _refuse_connections(self) -> None:
+        self._proxy.refuse(True)
+        self._rest(0.3, 1.5)
+        self._proxy.refuse(False)

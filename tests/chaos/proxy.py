@@ -1,0 +1,99 @@
+"""A TCP proxy on loopback, between the service and its store, that can break connections."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+
+
+class Proxy:
+    """Passes bytes both ways, until told to break or refuse. One thread; stops with `close`."""
+
+    def __init__(self, backend: tuple[str, int]) -> None:
+        self._backend = backend
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._break = threading.Event()
+        self._refuse = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def break_all(self) -> None:
+        """Reset every open connection, also those with a command under way."""
+        self._break.set()
+
+    def refuse(self, refuse: bool) -> None:
+        """Take no new connections, or take them again; those that are open are broken."""
+        if refuse:
+            self._refuse.set()
+            self._break.set()
+        else:
+            self._refuse.clear()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if self._break.is_set():
+                self._break.clear()
+                for end in list(self._pairs):
+                    self._drop(end)
+            for key, _ in self._selector.select(timeout=0.02):
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj in self._pairs:
+                    self._pass_on(key.fileobj)  # type: ignore[arg-type]
+        for end in list(self._pairs):
+            self._drop(end)
+        self._selector.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        try:
+            if self._refuse.is_set():
+                raise ConnectionRefusedError
+            backend = socket.create_connection(self._backend, timeout=1)
+        except OSError:
+            _reset(client)
+            return
+        for one, other in ((client, backend), (backend, client)):
+            one.settimeout(10)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._pairs[one] = other
+            self._selector.register(one, selectors.EVENT_READ)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        try:
+            data = source.recv(1 << 18)
+            if data:
+                self._pairs[source].sendall(data)
+                return
+        except OSError:
+            pass
+        self._drop(source)
+
+    def _drop(self, end: socket.socket) -> None:
+        other = self._pairs.pop(end, None)
+        if other is None:
+            return
+        self._pairs.pop(other, None)
+        for one in (end, other):
+            self._selector.unregister(one)
+            _reset(one)
+
+
+def _reset(end: socket.socket) -> None:
+    """Close with a reset, as a connection that breaks does."""
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    end.close()

@@ -1,0 +1,258 @@
+"""One run: cohorts are synced while faults happen; then everything is compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+import urllib3
+
+from simulator import payloads
+from simulator.cohort import Cohort
+from simulator.engine import Attempt, CohortSync, Mode
+from simulator.faults import Misbehaviour
+from simulator.reader import RedisReader
+from simulator.truth import compare
+from simulator.wire import Target
+from tests.chaos.faults import Faults
+from tests.chaos.processes import ServiceProcess, StoreProcess
+from tests.chaos.proxy import Proxy
+from tests.system.service import ROOT
+
+APP, KEY = "chaos", "the-key-of-the-chaos-run"
+MISBEHAVIOUR = Misbehaviour(
+    duplicate=0.05, reorder=0.05, drop_reply=0.05, cut=0.05, slow=0.02, late=0.02, slow_seconds=0.5
+)
+STORE_TIMEOUT = 2.0
+AFTER_ALL = 2**62
+
+# Name, way in, users, users a request. Small requests make many chances for something to go wrong.
+COHORTS: tuple[tuple[str, Mode, int, int], ...] = (
+    ("property", "property", 20_000, 200),
+    ("large batches", "property", 30_000, 5000),
+    ("single", "single", 300, 1),
+    ("list", "list", 20_000, 200),
+    ("webhook", "webhook", 20_000, 200),
+)
+
+
+@dataclass
+class Outcome:
+    """What happened, and what was found at the end. `wrong` says why the run has failed."""
+
+    seconds: float = 0.0
+    partitions: int = 1
+    faults: Counter[str] = field(default_factory=Counter)
+    misbehaviour: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
+    unanswered: int = 0
+    requests: int = 0
+    retries: int = 0
+    syncs: int = 0
+    users_checked: int = 0
+    users_wrong: int = 0
+    users_uncertain: int = 0
+    transitions: int = 0
+    repeated_transitions: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def run(seconds: float, seed: int, *, partitions: int = 1, share: float = 1.0) -> Outcome:
+    """Sync under faults for about `seconds`, and then until all is delivered; then compare.
+
+    `share` makes the cohorts smaller.
+    """
+    outcome = Outcome(partitions=partitions)
+    started = time.monotonic()
+    with _stage(partitions) as (service, store, proxy, folder):
+        with ExitStack() as stack:
+            syncs = [
+                stack.enter_context(_sync(service.url, n, seed, share, outcome))
+                for n in range(len(COHORTS))
+            ]
+            faults = Faults(service, store, proxy, seed)
+            over = threading.Event()
+            with ThreadPoolExecutor(len(syncs)) as pool:
+                counts = [pool.submit(_go_on, sync, over) for sync in syncs]
+                try:
+                    faults.run(seconds)
+                finally:
+                    over.set()
+            outcome.syncs = sum(count.result() for count in counts)
+            outcome.faults = faults.done
+            _calm_down(syncs, outcome)
+            _compare_users(syncs, store, partitions, outcome)
+            for sync in syncs:
+                stats = sync.stats
+                outcome.requests += stats.requests
+                outcome.retries += stats.retries
+                outcome.misbehaviour.update(stats.faults)
+        _compare_stream(store, outcome)
+        _check_store(store, partitions, outcome)
+        log = (folder / "service.log").read_text()
+        if outcome.statuses[500] or '"unexpected error"' in log:
+            outcome.wrong.append(f"{outcome.statuses[500]} answers were a 500")
+        outcome.seconds = time.monotonic() - started
+        if outcome.wrong:
+            kept = Path(tempfile.mkdtemp(prefix="chaos-log-")) / "service.log"
+            kept.write_text(log)
+            outcome.wrong.append(f"the service's log is in {kept}")
+    return outcome
+
+
+@contextmanager
+def _stage(partitions: int) -> Iterator[tuple[ServiceProcess, StoreProcess, Proxy, Path]]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        store = StoreProcess(folder)
+        stack.callback(store.stop)
+        store.start()
+        proxy = Proxy(("127.0.0.1", store.port))
+        stack.callback(proxy.close)
+        service = ServiceProcess(
+            {
+                "REDIS_URL": f"redis://127.0.0.1:{proxy.port}",
+                "API_KEYS": f"{APP}:{KEY}",
+                "STORE_PARTITIONS": str(partitions),
+                "STORE_TIMEOUT_SECONDS": str(STORE_TIMEOUT),
+                "RATE_LIMIT": "100000/second",
+            },
+            folder / "service.log",
+        )
+        service.start()
+        stack.callback(service.stop)
+        yield service, store, proxy, folder
+
+
+def _sync(url: str, number: int, seed: int, share: float, outcome: Outcome) -> CohortSync:
+    name, mode, users, batch_size = COHORTS[number]
+    lock = threading.Lock()
+
+    def note(attempt: Attempt) -> None:
+        with lock:
+            if attempt.reply.status is None:
+                outcome.unanswered += 1
+            else:
+                outcome.statuses[attempt.reply.status] += 1
+
+    # All cohorts are of the same users, so that their hashes are shared.
+    cohort = Cohort.synthetic(name, f"c{number}", int(users * share), churn=0.2, seed=seed)
+    return CohortSync(
+        Target(url, KEY, timeout=10.0),
+        cohort,
+        mode=mode,
+        batch_size=batch_size,
+        time_scale=0.02,
+        seed=seed + number,
+        misbehaviour=MISBEHAVIOUR,
+        settle=STORE_TIMEOUT + 1,
+        on_attempt=note,
+    )
+
+
+def _go_on(sync: CohortSync, over: threading.Event) -> int:
+    done = 0
+    while not over.is_set():
+        sync.sync()
+        done += 1
+    return done
+
+
+def _calm_down(syncs: list[CohortSync], outcome: Outcome) -> None:
+    """Without faults, deliver what could not be delivered: two more syncs, of all."""
+    for sync in syncs:
+        for _ in range(2):
+            for _ in range(20):
+                if sync.sync().succeeded:
+                    break
+            else:
+                outcome.wrong.append(f"{sync.cohort.name}: no sync succeeds after the faults")
+        sync.drain()
+        _say_again(sync)
+
+
+def _say_again(sync: CohortSync) -> None:
+    """Say of users in a request that was given up what shall hold of them.
+
+    Whether the receiver applied that request nobody knows, and a difference that comes later need
+    not name them.
+    """
+    truth, http = sync.truth, urllib3.PoolManager(retries=False, timeout=10)
+    unsure = [user for user in range(len(truth.ids)) if len(truth.possible(user)) > 1]
+    for start in range(0, len(unsure), 1000):
+        part = unsure[start : start + 1000]
+        body = payloads.batch([truth.ids[user] for user in part], sync.cohort.trait, True)
+        url = f"{sync.target.url}{payloads.COHORT_PATH}"
+        reply = http.request("POST", url, json=body, headers={"api_key": KEY})
+        assert reply.status == 200, reply.data
+        truth.acknowledged(part, True, AFTER_ALL)
+    http.clear()
+
+
+def _compare_users(
+    syncs: list[CohortSync], store: StoreProcess, partitions: int, outcome: Outcome
+) -> None:
+    reader = RedisReader(store.url, app=APP, partitions=partitions)
+    for sync in syncs:
+        compared = compare(sync.truth, reader)
+        outcome.users_checked += compared.checked
+        outcome.users_wrong += compared.wrong
+        outcome.users_uncertain += compared.uncertain
+        if compared.uncertain:
+            outcome.wrong.append(
+                f"{sync.cohort.name}: of {compared.uncertain} users nobody can tell what is right"
+            )
+        if compared.wrong:
+            outcome.wrong.append(
+                f"{sync.cohort.name}: {compared.wrong} users are wrong: {compared.examples[:3]}"
+            )
+
+
+def _compare_stream(store: StoreProcess, outcome: Outcome) -> None:
+    """Each user must enter and leave in turns, and have entered last exactly if it is a member."""
+    last: dict[tuple[str, str], str] = {}
+    with redis.Redis.from_url(store.url, decode_responses=True) as client:
+        for stream in client.scan_iter(match="cohorts:*:changes", count=10_000):
+            for _, entry in client.xrange(stream):
+                for user in json.loads(entry["users"]):
+                    key = entry["cohort"], user
+                    outcome.transitions += 1
+                    if last.get(key, "left") == entry["change"]:
+                        outcome.repeated_transitions += 1
+                    last[key] = entry["change"]
+        entered = {key for key, change in last.items() if change == "entered"}
+        members = {
+            (key.split(":cohort:")[1].removesuffix(":members"), user)
+            for key in client.scan_iter(match="cohorts:*:members", count=10_000)
+            for user in client.zrange(key, 0, -1)
+        }
+    if outcome.repeated_transitions:
+        outcome.wrong.append(f"{outcome.repeated_transitions} transitions are told twice")
+    if entered != members:
+        outcome.wrong.append(f"stream and members differ about {len(entered ^ members)} users")
+
+
+def _check_store(store: StoreProcess, partitions: int, outcome: Outcome) -> None:
+    """Let the project's own checker look at the store."""
+    env = {
+        "PATH": os.environ.get("PATH", ""),
+        "REDIS_URL": store.url,
+        "API_KEYS": f"{APP}:{KEY}",
+        "STORE_PARTITIONS": str(partitions),
+    }
+    command = [str(Path(sys.executable).with_name("flask")), "--app", "wsgi", "store", "check"]
+    checked = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if checked.returncode:
+        outcome.wrong.append(f"the checker has found: {checked.stdout} {checked.stderr}")
