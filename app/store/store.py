@@ -103,7 +103,7 @@ class Store:
         Raises:
             StoreError: a part of the changes may have been applied; a repeat completes them.
         """
-        applied = Applied(repeated=bool(message_id))
+        applied = Applied()
         # Only with several cohorts can one user be changed by more than one call or group.
         one_cohort = len({change.cohort.id for change in changes}) <= 1
         options = (
@@ -114,6 +114,7 @@ class Store:
         )
         changed_users: set[bytes] = set()
         conflicts = 0
+        repeats: list[bool] = []
         with translated():
             self._check_layout(app_id)
             for number, (partition, groups) in enumerate(self._calls(changes)):
@@ -126,7 +127,7 @@ class Store:
                     applied.changed += changed
                 else:
                     changed_users.update(changed)
-                applied.repeated = applied.repeated and bool(repeated)
+                repeats.append(bool(repeated))
                 applied.unknown.update(map(bytes.decode, unknown))
                 applied.suppressed.update(map(bytes.decode, suppressed))
                 applied.refused.update(map(bytes.decode, refused))
@@ -137,6 +138,7 @@ class Store:
                 "writes under this prefix."
             )
         applied.changed += len(changed_users)
+        applied.repeated = bool(repeats) and all(repeats)
         return applied
 
     def register_cohort(self, app_id: str, cohort: Cohort, *, way: str) -> bool:

@@ -16,7 +16,6 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, val
 from app.cohorts import Identify
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 
-MAX_MESSAGE_ID_BYTES = 256
 # Errors after which a batch is not looked at any further.
 MAX_ITEM_ERRORS = 50
 
@@ -25,13 +24,25 @@ _ANY_USER_ID_FITS = MAX_USER_ID_BYTES // 4  # characters; UTF-8 takes at most 4 
 Item = TypeVar("Item")
 
 
-class UserId(fields.Field[str]):
-    """A user id: a string of 1 to 1,024 bytes of UTF-8, without NUL."""
+class Text(fields.Field[str]):
+    """A string of 1 to ``max_bytes`` bytes of UTF-8, without NUL; where ``empty``, also none."""
+
+    def __init__(self, max_bytes: int, *, empty: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._max_bytes = max_bytes
+        self._empty = empty
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if problem := text_problem(value, MAX_USER_ID_BYTES):
+        if not (self._empty and value == "") and (problem := text_problem(value, self._max_bytes)):
             raise ValidationError(problem)
         return str(value)
+
+
+class UserId(Text):
+    """A user id: a string of 1 to 1,024 bytes of UTF-8, without NUL."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(MAX_USER_ID_BYTES, **kwargs)
 
 
 class Traits(fields.Field[dict[str, bool]]):
@@ -53,15 +64,6 @@ class Traits(fields.Field[dict[str, bool]]):
         if errors:
             raise ValidationError(errors)
         return value
-
-
-class MessageId(fields.Field[str]):
-    """A message's id: a string of at most 256 bytes; "" where it has none."""
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if value != "" and (problem := text_problem(value, MAX_MESSAGE_ID_BYTES)):
-            raise ValidationError(problem)
-        return str(value)
 
 
 class JsonObject(fields.Field[dict[str, Any]]):
@@ -189,19 +191,10 @@ class BatchSchema(Base):
     context = JsonObject()
 
 
-class TraitName(fields.Field[str]):
-    """A trait name: a string of 1 to 512 bytes of UTF-8, without NUL."""
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if problem := text_problem(value, MAX_TRAIT_BYTES):
-            raise ValidationError(problem)
-        return str(value)
-
-
 class ListSchema(Base):
     """``{"name"}``: the creation of a list. The name is a trait name."""
 
-    name = TraitName(required=True)
+    name = Text(MAX_TRAIT_BYTES, required=True)
     context = JsonObject()
 
 

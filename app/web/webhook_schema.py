@@ -14,8 +14,9 @@ from marshmallow import ValidationError, fields, post_load
 
 from app.cohorts import Identify
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
-from app.web.schemas import Base, Items, MessageId, accept_user_id
+from app.web.schemas import Base, Items, Text, accept_user_id
 
+MAX_MESSAGE_ID_BYTES = 256
 _TRAIT = "[Amplitude] {}: {}"
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 # Seconds pass this in the year 5138; milliseconds have been beyond it since 1973.
@@ -30,30 +31,15 @@ class Webhook(NamedTuple):
     message_id: str
 
 
-class Id(fields.Field[str]):
-    """An id of 1 to ``max_bytes`` bytes of UTF-8, as a string or a whole number."""
-
-    def __init__(self, max_bytes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._max_bytes = max_bytes
+class Id(Text):
+    """An id, as a string or a whole number."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if type(value) is int:
             return str(value)
         if not isinstance(value, str):
             raise ValidationError("Must be a string or a whole number.")
-        if problem := text_problem(value, self._max_bytes):
-            raise ValidationError(problem)
-        return value
-
-
-class Name(fields.Field[str]):
-    """A cohort's name: any text that can be stored, also none."""
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if value != "" and (problem := text_problem(value, MAX_TRAIT_BYTES)):
-            raise ValidationError(problem)
-        return str(value)
+        return super()._deserialize(value, attr, data, **kwargs)
 
 
 class InCohort(fields.Field[bool]):
@@ -108,11 +94,11 @@ def accept_user(item: Any, seen: set[str]) -> str | None:
 class WebhookSchema(Base):
     """The default body of a Cohort Webhook. Loads to a Webhook."""
 
-    cohort_name = Name(required=True)
+    cohort_name = Text(MAX_TRAIT_BYTES, empty=True, required=True)
     cohort_id = Id(MAX_TRAIT_BYTES, required=True)
     in_cohort = InCohort(required=True)
     computed_time = EpochTime(allow_none=True)
-    message_id = MessageId(allow_none=True)
+    message_id = Text(MAX_MESSAGE_ID_BYTES, empty=True, allow_none=True)
     users = Items(accept_user, UserSchema().load, required=True)
 
     @post_load
