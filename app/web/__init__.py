@@ -2,15 +2,18 @@
 
 from flask import Flask
 
-from app.web import cohort, events, health, lists, segment, webhook
+from app.web import admin, cohort, events, health, lists, segment, webhook
+from app.web.path import Rest
 
 __all__ = ["events", "init_app"]
 
 
 def init_app(app: Flask) -> None:
     """Register every blueprint."""
+    app.url_map.converters["rest"] = Rest
     app.register_blueprint(health.blueprint)
     app.register_blueprint(cohort.blueprint)
     app.register_blueprint(lists.blueprint)
     app.register_blueprint(webhook.blueprint)
     app.register_blueprint(segment.blueprint)
+    app.register_blueprint(admin.blueprint)

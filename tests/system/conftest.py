@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from tests.conftest import running_store
-from tests.system.service import Service, running
+from tests.system.service import ADMIN_KEY, APP, Service, running
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,8 @@ def store_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def service(store_url: str) -> Iterator[Service]:
     """The service on this test process's store."""
-    with running({"REDIS_URL": store_url, "RATE_LIMIT": "off"}) as service:
+    env = {"REDIS_URL": store_url, "RATE_LIMIT": "off", "ADMIN_API_KEYS": f"{APP}:{ADMIN_KEY}"}
+    with running(env) as service:
         yield service
 
 

@@ -20,6 +20,7 @@ import urllib3
 ROOT = Path(__file__).resolve().parents[2]
 GUNICORN = (str(Path(sys.executable).with_name("gunicorn")), "wsgi:app")
 KEY = "TEST_API_KEY"
+ADMIN_KEY = "TEST_ADMIN_KEY"
 APP = "TEST_APP_ID"
 COHORT_PATH = "/api/v1/integration/amplitude/cohort"
 DEADLINE = 30.0

@@ -1,0 +1,71 @@
+"""An operator's calls: delete a cohort, erase users, register them."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, current_app, g, request
+from orjson import dumps
+
+from app.auth import ADMIN, requires
+from app.errors import InvalidPayload, UnknownCohort
+from app.settings import Settings
+from app.store import Store
+from app.web import path
+from app.web.body import load, read_json
+from app.web.schemas import ListUsersSchema, limited
+
+blueprint = Blueprint("admin", __name__, url_prefix="/api/v1")
+
+
+@blueprint.delete("/cohorts/<rest:cohort_id>")
+@requires(ADMIN)
+def delete_cohort(cohort_id: str) -> Response:
+    """Begin to delete a cohort. The background work takes it from all users."""
+    cohort_id = path.cohort_id()
+    g.event["cohorts"] = [cohort_id]
+    if not _store().lifecycle.begin_delete(g.caller.app_id, cohort_id):
+        raise UnknownCohort()
+    return _reply({"cohort_id": cohort_id, "status": "deleting"}, 202)
+
+
+@blueprint.delete("/users/<rest:user_id>")
+@requires(ADMIN)
+def erase_user(user_id: str) -> Response:
+    """Erase a user, known or not; with ``?suppress=true`` for good."""
+    user_id, suppress = path.user_id(), _suppress()
+    erased = _store().lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
+    return _reply({**erased._asdict(), "suppressed": suppress})
+
+
+@blueprint.delete("/suppressions/<rest:user_id>")
+@requires(ADMIN)
+def unsuppress_user(user_id: str) -> Response:
+    """Take a user in again who was erased for good."""
+    return _reply({"removed": _store().lifecycle.unsuppress(g.caller.app_id, path.user_id())})
+
+
+@blueprint.post("/users")
+@requires(ADMIN)
+def register_users() -> Response:
+    """Let users in under ``USER_POLICY=known``. Counts those who were new."""
+    settings: Settings = current_app.extensions["settings"]
+    _, user_ids = load(limited(ListUsersSchema, settings.max_batch_users), read_json())
+    return _reply({"registered": _store().register_users(g.caller.app_id, user_ids)})
+
+
+def _suppress() -> bool:
+    sent = request.args.get("suppress", "false")
+    if sent not in ("true", "false"):
+        error = {"place": "suppress", "message": "Must be true or false."}
+        raise InvalidPayload("Nothing was changed.", errors=[error])
+    return sent == "true"
+
+
+def _store() -> Store:
+    """The store, once it is seen to be laid out as the settings say: else ids aren't found."""
+    store: Store = current_app.extensions["store"]
+    store.check()
+    return store
+
+
+def _reply(document: dict[str, object], status: int = 200) -> Response:
+    return Response(dumps(document), status, mimetype="application/json")
