@@ -6,8 +6,11 @@ Each test breaks the store with a plain client, as another program or an operato
 from __future__ import annotations
 
 import json
+import random
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -398,6 +401,73 @@ def test_check__in_the_middle_of_a_rename_and_a_deletion__finds_nothing(
         steps += 1
         assert check(store).findings == []
     assert steps > 4
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_check__while_everything_goes_on_at_once__raises_no_alarm(
+    partitions: int, store_url: str, redis_client: redis.Redis
+) -> None:
+    def connected(most_entries: int = 100_000) -> Store:
+        client = connect(Settings(redis_url=store_url))
+        return Store(client, partitions=partitions, changes_max_entries=most_entries)
+
+    ends = time.monotonic() + 4
+    users = [f"u{n}" for n in range(40)]
+    names = [ONE, "[Amplitude] uno: 1", TWO, "no id"]
+
+    def send(number: int) -> None:
+        store, chance = connected(), random.Random(number)
+        while time.monotonic() < ends:
+            some = chance.sample(users, chance.randint(1, 20))
+            for _ in range(chance.randint(1, 2)):
+                say(store, chance.choice(names), chance.random() < 0.5, *some)
+            if chance.random() < 0.01:
+                store.lifecycle.erase(APP, chance.choice(users))
+
+    def look_after() -> None:
+        store, chance = connected(), random.Random(0)
+        while time.monotonic() < ends:
+            Background(store).work()
+            if chance.random() < 0.1:
+                store.lifecycle.begin_delete(APP, "2")
+
+    checks = 0
+    with ThreadPoolExecutor(4) as pool:
+        running = [*(pool.submit(send, number) for number in range(3)), pool.submit(look_after)]
+        store = connected()
+        while time.monotonic() < ends:
+            assert check(store).findings == []
+            checks += 1
+        for future in running:
+            future.result()
+    report = check(store)
+    assert report.findings == []
+    assert checks > 5
+    assert sum(proof.transitions for proof in report.streams) > 1000
+    assert sum(proof.agreeing for proof in report.streams) > 40
+
+
+def test_check__of_a_stream_that_is_trimmed_meanwhile__raises_no_alarm(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    client = connect(Settings(redis_url=store_url))
+    store = Store(client, changes_max_entries=1)
+    ends = time.monotonic() + 2
+
+    def send() -> None:
+        while time.monotonic() < ends:
+            for member in (True, False):
+                for user in USERS:
+                    say(store, ONE, member, user)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(send)
+        while time.monotonic() < ends:
+            assert check(store).findings == []
+        running.result()
+    report = check(store)
+    assert report.findings == []
+    assert not report.streams[0].whole
 
 
 def test_check__of_several_apps__keeps_them_apart(store: Store, hand: Hand) -> None:

@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import redis
 
 from simulator import payloads
-from tests.system.service import APP, DEADLINE, KEY, ROOT, Service, wait_until
+from tests.system.command import FLASK, environment, flask, on_a_terminal
+from tests.system.service import APP, ROOT, Service, wait_until
 
-FLASK = (str(Path(sys.executable).with_name("flask")), "--app", "wsgi")
 TRAIT = "[Amplitude] Power users: abc123"
-
-
-def environment(store_url: str | None) -> dict[str, str]:
-    """What a command finds around it: the settings, and nothing of flask's own."""
-    settings = {"REDIS_URL": store_url} if store_url else {}
-    return {"PATH": os.environ.get("PATH", ""), "API_KEYS": f"{APP}:{KEY}", **settings}
-
-
-def flask(
-    store_url: str | None, *words: str, input: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*FLASK, *words],
-        cwd=ROOT,
-        env=environment(store_url),
-        input=input,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE,
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -51,30 +26,6 @@ def known_app(service: Service, redis_client: redis.Redis) -> None:
 
     wait_until(is_known)
     redis_client.delete(*redis_client.scan_iter(match="*:{*"))
-
-
-def on_a_terminal(store_url: str, words: Sequence[str]) -> str:
-    """Run a command with standard error on a terminal; returns what it showed there."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*FLASK, *words],
-        cwd=ROOT,
-        env=environment(store_url) | {"TERM": "xterm"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 65536):
-            shown += part
-    except OSError:
-        pass  # how Linux tells that the other side is closed
-    finally:
-        os.close(ours)
-    assert process.wait(DEADLINE) == 0, shown
-    return shown.decode()
 
 
 def test_commands__on_what_the_service_received__work_from_first_to_last(
