@@ -100,7 +100,7 @@ def test_adds_and_removes__of_the_same_users_at_once__leave_all_parts_in_agreeme
     found.append(check(url, settings))
 
     assert all(report["ok"] for report in found), found
-    assert len(found) > 2
+    assert len(found) >= 2
     assert answers.keys() <= {200, "ReadTimeoutError"}, answers
     assert answers[200] > 100
     last = found[-1]
