@@ -22,32 +22,46 @@ def store_program() -> str:
     return os.environ.get("TEST_STORE_SERVER") or str(get_binary_path())
 
 
+def start_store(folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start a store that listens on ``folder/socket``, and wait until it answers."""
+    command = [store_program(), "--port", "0", "--unixsocket", "socket", "--save", "", *options]
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    retry = Retry(ConstantBackoff(0.02), 500)
+    try:
+        with redis.Redis.from_url(socket_url(folder), retry=retry) as client:
+            client.ping()
+    except BaseException:
+        server.kill()
+        server.wait(30)
+        raise
+    return server
+
+
+def socket_url(folder: Path) -> str:
+    return f"unix://{folder}/socket"
+
+
+@contextmanager
+def store_folder() -> Iterator[Path]:
+    """A folder for a store's files and socket."""
+    # Not under pytest's own folders: a socket's path may have about 100 characters at most.
+    folder = Path(tempfile.mkdtemp(prefix="store-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 @contextmanager
 def running_store() -> Iterator[str]:
     """Run a store of its own; gives its address."""
-    # Not under pytest's own folders: a socket's path may have about 100 characters at most.
-    folder = Path(tempfile.mkdtemp(prefix="store-"))
-    command = [
-        store_program(),
-        "--port",
-        "0",
-        "--unixsocket",
-        "socket",
-        "--save",
-        "",
-        "--dir",
-        folder,
-    ]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    url = f"unix://{folder}/socket"
-    try:
-        with redis.Redis.from_url(url, retry=Retry(ConstantBackoff(0.02), 500)) as client:
-            client.ping()
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(folder)
+    with store_folder() as folder:
+        server = start_store(folder)
+        try:
+            yield socket_url(folder)
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
 @pytest.fixture(scope="session")

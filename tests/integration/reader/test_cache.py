@@ -1,0 +1,222 @@
+"""The reader's cache: how long, how much, and what it is good for while the store is away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import redis
+from flask import Flask
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from cohort_reader import CohortReader, Membership
+from simulator import payloads
+from tests.integration.conftest import caller
+from tests.integration.reader.conftest import COHORT, TRAIT, RestartableStore, Service
+
+
+class Clock:
+    """Tells the seconds that it was set to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def cached(reading_client: redis.Redis, service: Service, clock: Clock) -> CohortReader:
+    """A reader that keeps three answers for ten seconds."""
+    return CohortReader(
+        reading_client, app=service.app, cache_entries=3, cache_seconds=10, clock=clock
+    )
+
+
+def test_cache__within_its_time__answers_without_the_store(
+    service: Service, cached: CohortReader, clock: Clock
+) -> None:
+    service.push("in")
+    assert cached.is_member("in", COHORT)
+    assert not cached.is_member("out", COHORT)
+    assert cached.traits("in") == {TRAIT: True}
+    service.push("in", False)
+    service.push("out")
+    clock.now += 10
+    assert cached.membership("in", COHORT).age_seconds == 10
+    assert cached.is_member("in", COHORT)
+    assert not cached.is_member("out", COHORT)
+    assert cached.traits("in") == {TRAIT: True}
+    clock.now += 0.001
+    assert not cached.is_member("in", COHORT)
+    assert cached.is_member("out", COHORT)
+    assert cached.traits("in") == {TRAIT: False}
+    assert cached.membership("in", COHORT) == Membership(None)
+
+
+def test_cache__without_one__sees_every_change_at_once(
+    service: Service, reading_client: redis.Redis
+) -> None:
+    reader = CohortReader(reading_client, app=service.app)
+    for member in (True, False, True):
+        service.push("a", member)
+        assert reader.is_member("a", COHORT) is member
+        assert reader.traits("a") == {TRAIT: member}
+
+
+def test_cache__that_is_full__drops_what_was_not_used_for_longest(
+    service: Service, cached: CohortReader
+) -> None:
+    for user_id in "abc":
+        cached.is_member(user_id, COHORT)
+    cached.is_member("a", COHORT)
+    cached.is_member("d", COHORT)  # b has to go
+    service.push(["a", "b", "c", "d"])
+    assert cached.is_member_many("acd", COHORT) == {"a": False, "c": False, "d": False}
+    assert cached.is_member("b", COHORT)
+
+
+def test_cache__for_many_users__asks_only_for_those_missing(
+    service: Service, cached: CohortReader
+) -> None:
+    assert not cached.is_member("a", COHORT)
+    service.push(["a", "b"])
+    assert cached.is_member_many(["a", "b", "c"], COHORT) == {"a": False, "b": True, "c": False}
+
+
+def test_traits__that_the_caller_changes__leave_the_cache_alone(
+    service: Service, cached: CohortReader
+) -> None:
+    service.push("a")
+    cached.traits("a").clear()
+    assert cached.traits("a") == {TRAIT: True}
+
+
+def test_cache__used_by_many_threads__answers_right(
+    service: Service, reading_client: redis.Redis
+) -> None:
+    users = payloads.user_ids(60)
+    service.push(users[::2])
+    reader = CohortReader(reading_client, app=service.app, cache_entries=20, cache_seconds=60)
+    right = {user_id: number % 2 == 0 for number, user_id in enumerate(users)}
+    wrong: list[str] = []
+
+    def ask(offset: int) -> None:
+        for number in range(300):
+            user_id = users[(offset + 7 * number) % len(users)]
+            if reader.is_member(user_id, COHORT) is not right[user_id]:
+                wrong.append(user_id)
+
+    threads = [threading.Thread(target=ask, args=(offset,)) for offset in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cache_entries": 10},
+        {"cache_seconds": 10},
+        {"stale_seconds": 10},
+        {"cache_entries": -1, "cache_seconds": 1},
+        {"cache_entries": 1, "cache_seconds": -1},
+    ],
+)
+def test_arguments__that_make_no_sense__are_refused(
+    redis_client: redis.Redis, arguments: dict[str, int]
+) -> None:
+    with pytest.raises(ValueError, match="cache"):
+        CohortReader(redis_client, **arguments)
+
+
+class CountingClient(redis.Redis):
+    """Counts the commands that it was asked to send."""
+
+    commands = 0
+
+    def execute_command(self, *args: object, **options: object) -> object:
+        self.commands += 1
+        return super().execute_command(*args, **options)
+
+
+def counting_client(url: str) -> CountingClient:
+    pool = redis.ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 0))
+    return CountingClient(connection_pool=pool)
+
+
+def test_store_away__kept_answers__are_given_as_stale_up_to_the_bound(
+    restartable_store: RestartableStore, make_app: Callable[..., Flask], clock: Clock
+) -> None:
+    service = Service(caller(make_app(redis_url=restartable_store.url)), 1)
+    service.push("a")
+    client = counting_client(restartable_store.url)
+    reader = CohortReader(
+        client,
+        app=service.app,
+        cache_entries=100,
+        cache_seconds=10,
+        stale_seconds=300,
+        clock=clock,
+    )
+    entered = reader.since("a", COHORT)
+    reader.is_member("b", COHORT)
+    reader.profile("a")
+    restartable_store.kill()
+
+    clock.now += 10
+    assert reader.membership("a", COHORT) == Membership(entered, 10.0, stale=False)
+    clock.now += 1
+    assert reader.membership("a", COHORT) == Membership(entered, 11.0, stale=True)
+    assert reader.is_member_many("ab", COHORT) == {"a": True, "b": False}
+    assert reader.profile("a").stale
+    assert reader.cohorts("a") == {COHORT}
+
+    asked = client.commands
+    assert reader.membership("b", COHORT) == Membership(None, 11.0, stale=True)
+    assert client.commands == asked, "a store that is away is asked once a second only"
+
+    with pytest.raises(redis.ConnectionError):
+        reader.is_member("never asked before", COHORT)
+    with pytest.raises(redis.ConnectionError):
+        reader.is_member_many(["a", "never asked before"], COHORT)
+    clock.now += 299
+    assert reader.membership("a", COHORT).stale
+    clock.now += 1
+    with pytest.raises(redis.ConnectionError):
+        reader.is_member("a", COHORT)
+
+    restartable_store.start()
+    assert reader.membership("a", COHORT) == Membership(entered)
+
+
+def test_store_away__without_a_bound__is_the_callers_to_deal_with(
+    restartable_store: RestartableStore, make_app: Callable[..., Flask], clock: Clock
+) -> None:
+    service = Service(caller(make_app(redis_url=restartable_store.url)), 1)
+    service.push("a")
+    reader = CohortReader(
+        counting_client(restartable_store.url),
+        app=service.app,
+        cache_entries=9,
+        cache_seconds=10,
+        clock=clock,
+    )
+    assert reader.is_member("a", COHORT)
+    restartable_store.kill()
+    assert reader.is_member("a", COHORT)
+    clock.now += 11
+    for ask in (reader.is_member, reader.since):
+        with pytest.raises(redis.ConnectionError):
+            ask("a", COHORT)
+    with pytest.raises(redis.ConnectionError):
+        reader.member_count(COHORT)

@@ -1,0 +1,653 @@
+"""Following changes in a consumer group: at least once, in order, shared, after crashes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import redis
+from flask import Flask
+
+from app.settings import Settings
+from app.store import Store, connect
+from cohort_reader import Change, Follower
+from simulator import payloads
+from tests.integration.conftest import caller
+from tests.integration.reader.conftest import (
+    COHORT,
+    DEADLINE,
+    RestartableStore,
+    Service,
+    wait_until,
+)
+
+READER = Path(__file__).resolve().parents[3] / "reader"
+QUICK = {"handler_seconds": 0.2, "retry_seconds": 0.01}
+
+Make = Callable[..., Follower]
+
+
+@pytest.fixture(params=[True, False], ids=["ordered", "unordered"])
+def ordered(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def make(redis_client: redis.Redis, service: Service) -> Make:
+    """Build a follower of everything; keyword arguments are its own."""
+
+    def make(**changes: object) -> Follower:
+        options = {"group": "mail", "app": service.app, "start": "all", **changes}
+        return Follower(redis_client, **options)
+
+    return make
+
+
+class Heard:
+    """A handler that remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+
+    def __call__(self, change: Change) -> None:
+        self.changes.append(change)
+
+    def of(self, user_id: str) -> list[bool]:
+        """Whether the user entered, one change after the other."""
+        return [change.entered for change in self.changes if user_id in change.user_ids]
+
+    def users(self) -> list[str]:
+        return [user_id for change in self.changes for user_id in change.user_ids]
+
+
+def poll_until(follower: Follower, handler: Callable[[Change], object], done: object) -> None:
+    def step() -> bool:
+        follower.poll(handler)
+        return bool(done())  # type: ignore[operator]
+
+    wait_until(step)
+
+
+def pending(client: redis.Redis, service: Service, group: str = "mail") -> int:
+    return sum(
+        row["pending"]
+        for key in client.scan_iter(match=f"cohorts:{{{service.app}*:changes")
+        for row in client.xinfo_groups(key)
+        if row["name"] == group
+    )
+
+
+@contextmanager
+def following(*followers: tuple[Follower, Callable[[Change], object]]) -> Iterator[None]:
+    """Run followers in threads of their own."""
+    errors: list[BaseException] = []
+
+    def run(follower: Follower, handler: Callable[[Change], object]) -> None:
+        try:
+            follower.run(handler)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=run, args=pair) for pair in followers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for follower, _ in followers:
+            follower.stop()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert not any(thread.is_alive() for thread in threads)
+        assert not errors
+
+
+def test_changes__each__are_handed_over_once(
+    service: Service, make: Make, ordered: bool, redis_client: redis.Redis
+) -> None:
+    before = time.time_ns() // 1_000_000
+    service.push(["a", "b"])
+    service.push(["b"], False)
+    heard = Heard()
+    follower = make(ordered=ordered)
+    follower.poll(heard)
+    assert (heard.of("a"), heard.of("b")) == ([True], [True, False])
+    assert {change.cohort_id for change in heard.changes} == {COHORT}
+    assert all(before <= change.at_ms <= time.time() * 1000 for change in heard.changes)
+    assert all(change.deliveries == 1 for change in heard.changes)
+    assert follower.poll(heard) == 0
+    assert pending(redis_client, service) == 0
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("legacy", [True, False], ids=["legacy replies", "new replies"])
+@pytest.mark.parametrize("decode", [True, False], ids=["text", "bytes"])
+def test_client__however_it_gives_replies__will_do(
+    split_service: Service,
+    redis_client: redis.Redis,
+    store_url: str,
+    protocol: int,
+    legacy: bool,
+    decode: bool,
+) -> None:
+    split_service.push(["a", "é", "c"])
+    client = redis.Redis.from_url(
+        store_url, protocol=protocol, legacy_responses=legacy, decode_responses=decode
+    )
+    follower = Follower(
+        client, "mail", app=split_service.app, start="all", max_deliveries=2, **QUICK
+    )
+    heard = Heard()
+
+    def fail_for_c(change: Change) -> None:
+        heard(change)
+        if "c" in change.user_ids:
+            raise ValueError("not c")
+
+    with client:
+        poll_until(follower, fail_for_c, lambda: follower.failed())
+        (failed,) = follower.failed()
+        assert "c" in failed.change.user_ids
+        assert [(lag.waiting, lag.pending) for lag in follower.lag()] == [(0, 0)] * 3
+    assert set(heard.users()) == {"a", "é", "c"}
+
+
+def test_start__new__leaves_out_what_came_before(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    service.push(["a", "b", "c"])
+    follower = make(start="new")
+    assert follower.create_group()
+    service.push(["d"])
+    heard = Heard()
+    follower.poll(heard)
+    assert heard.users() == ["d"]
+
+
+def test_start__at_a_time__leaves_out_what_came_before(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    service.push(["a", "b", "c"])
+    seconds, microseconds = redis_client.time()
+    then = seconds * 1000 + microseconds // 1000 + 1
+    wait_until(lambda: redis_client.time()[0] * 10**6 + redis_client.time()[1] >= then * 1000)
+    service.push(["d"])
+    heard = Heard()
+    make(start=datetime.fromtimestamp(then / 1000, UTC)).poll(heard)
+    assert heard.users() == ["d"]
+
+
+def test_start__before_anything_was_received__misses_nothing(
+    redis_client: redis.Redis, make_app: Callable[..., Flask]
+) -> None:
+    follower = Follower(redis_client, "mail", app=Service.app, start="new")
+    assert follower.poll(Heard()) == 0
+    assert follower.lag() == []
+    Service(caller(make_app(store_partitions=3)), 3).push(["a", "b", "c"])
+    heard = Heard()
+    follower.poll(heard)
+    assert sorted(heard.users()) == ["a", "b", "c"]
+
+
+def test_group__that_exists__keeps_its_place(service: Service, make: Make) -> None:
+    service.push("a")
+    make().poll(Heard())
+    service.push("b")
+    for start in ("new", "all", datetime.now(UTC)):
+        assert make(start=start).create_group()
+    heard = Heard()
+    make(start="new").poll(heard)
+    assert heard.users() == ["b"]
+
+
+def test_groups__several__each_hear_everything(service: Service, make: Make) -> None:
+    service.push(["a", "b"])
+    for group in ("mail", "audit"):
+        heard = Heard()
+        make(group=group).poll(heard)
+        assert sorted(heard.users()) == ["a", "b"]
+
+
+def test_two_followers__unordered__work_at_the_same_time_and_share(
+    service: Service, make: Make
+) -> None:
+    for number in range(20):
+        service.push(f"u{number}")
+    both_at_work = threading.Barrier(2, timeout=DEADLINE)
+    heard = [Heard(), Heard()]
+
+    def handler(mine: Heard) -> Callable[[Change], None]:
+        def handle(change: Change) -> None:
+            if not mine.changes:
+                both_at_work.wait()
+            mine(change)
+
+        return handle
+
+    followers = [make(ordered=False, batch=3) for _ in heard]
+    with following(*[(f, handler(h)) for f, h in zip(followers, heard, strict=True)]):
+        wait_until(lambda: sum(len(h.changes) for h in heard) >= 20)
+    assert Counter(heard[0].users() + heard[1].users()) == Counter(f"u{n}" for n in range(20))
+
+
+def test_two_followers__ordered__share_the_partitions(
+    split_service: Service, redis_client: redis.Redis
+) -> None:
+    users = [f"u{number}" for number in range(20)]
+    for user_id in users:
+        split_service.push(user_id)
+    both_at_work = threading.Barrier(2, timeout=DEADLINE)
+    heard = [Heard(), Heard()]
+
+    def handler(mine: Heard) -> Callable[[Change], None]:
+        def handle(change: Change) -> None:
+            if not mine.changes:
+                both_at_work.wait()
+            mine(change)
+
+        return handle
+
+    followers = [Follower(redis_client, "mail", app=split_service.app, start="all") for _ in heard]
+    with following(*[(f, handler(h)) for f, h in zip(followers, heard, strict=True)]):
+        wait_until(lambda: sum(len(h.changes) for h in heard) >= 20)
+    assert Counter(heard[0].users() + heard[1].users()) == Counter(users)
+
+
+def test_two_followers__ordered__never_work_on_one_partition_at_the_same_time(
+    service: Service, make: Make
+) -> None:
+    at_work: Counter[int] = Counter()
+    most: Counter[int] = Counter()
+    lock = threading.Lock()
+    heard = Heard()
+
+    def handle(change: Change) -> None:
+        with lock:
+            at_work[change.partition] += 1
+            most[change.partition] = max(most[change.partition], at_work[change.partition])
+        heard(change)
+        time.sleep(0.002)  # time to meet
+        with lock:
+            at_work[change.partition] -= 1
+
+    with following(*[(make(batch=2), handle) for _ in range(3)]):
+        for number in range(30):
+            service.push(f"u{number}")
+        wait_until(lambda: len(heard.changes) >= 30)
+    assert set(most.values()) == {1}
+    assert Counter(heard.users()) == Counter(f"u{number}" for number in range(30))
+
+
+def test_order__of_each_user__holds_though_handlers_fail(service: Service, make: Make) -> None:
+    users = payloads.user_ids(5)
+    rounds = 8
+    heard = Heard()
+    calls = Counter[str]()
+
+    def sometimes_fail(change: Change) -> None:
+        calls["all"] += 1
+        heard(change)
+        if calls["all"] % 3 == 0:
+            raise RuntimeError("once more, please")
+
+    options = {**QUICK, "batch": 4, "max_deliveries": None}
+    with following(*[(make(**options), sometimes_fail) for _ in range(2)]):
+        for number in range(rounds):
+            for user_id in users:
+                service.push(user_id, number % 2 == 0)
+        wanted = [number % 2 == 0 for number in range(rounds)]
+
+        def seen(user_id: str) -> list[bool]:
+            return [entered for entered, _ in groupby(heard.of(user_id))]
+
+        wait_until(lambda: all(len(seen(user_id)) >= rounds for user_id in users))
+    assert {user_id: seen(user_id) for user_id in users} == dict.fromkeys(users, wanted)
+    for user_id in users:
+        versions = [c.version for c in heard.changes if user_id in c.user_ids]
+        assert versions == sorted(versions)
+
+
+def die_in_handler(store_url: str, service: Service) -> None:
+    """Run a follower in a process of its own that dies in the handler."""
+    script = Path(__file__).with_name("dying_follower.py")
+    died = subprocess.run(
+        [sys.executable, script, store_url, "mail", service.app, "0.2"],
+        env={"PYTHONPATH": str(READER)},
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert died.returncode == 9
+
+
+def test_crash__between_delivery_and_acknowledgement__hands_it_over_again_in_order(
+    service: Service, make: Make, ordered: bool, store_url: str, redis_client: redis.Redis
+) -> None:
+    service.push("a")
+    service.push("a", False)
+    service.push("a")
+    die_in_handler(store_url, service)
+    assert pending(redis_client, service) == 3
+    heard = Heard()
+    follower = make(ordered=ordered, **QUICK)
+    poll_until(follower, heard, lambda: len(heard.changes) == 3)
+    assert heard.of("a") == [True, False, True]
+    assert {change.deliveries for change in heard.changes} == {2}
+    assert pending(redis_client, service) == 0
+
+
+def test_change_that_kills_every_process__is_given_up_unhandled(
+    service: Service, make: Make, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.push("a")
+    for _ in range(2):
+        die_in_handler(store_url, service)
+    heard = Heard()
+    follower = make(max_deliveries=2, **QUICK)
+    poll_until(follower, heard, lambda: follower.failed())
+    assert heard.changes == []
+    (failed,) = follower.failed()
+    assert (failed.change.user_ids, failed.change.deliveries) == (("a",), 3)
+    assert "delivered too often" in failed.error
+    assert "is given up" in caplog.text
+
+
+def test_follower__started_again_under_its_name__goes_on_at_once(
+    service: Service, make: Make
+) -> None:
+    service.push(["a"])
+    service.push(["a"], False)
+
+    def crash(change: Change) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(consumer="one", handler_seconds=1000).poll(crash)
+    heard = Heard()
+    make(consumer="one", handler_seconds=1000).poll(heard)
+    assert heard.of("a") == [True, False]
+    # the first was begun, the second was not
+    assert [change.deliveries for change in heard.changes] == [2, 1]
+
+
+def test_failure__in_order__holds_up_its_partition_until_it_succeeds(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    for member in (True, False, True):
+        service.push("a", member)
+    heard = Heard()
+    failures = 2
+
+    def fail_at_first(change: Change) -> None:
+        heard(change)
+        if len(heard.changes) <= failures:
+            raise ValueError("not yet")
+
+    follower = make(**QUICK)
+    poll_until(follower, fail_at_first, lambda: len(heard.changes) == 5)
+    assert heard.of("a") == [True, True, True, False, True]
+    assert [change.deliveries for change in heard.changes] == [1, 2, 3, 1, 1]
+    assert pending(redis_client, service) == 0
+
+
+def test_failure__out_of_order__lets_the_others_go_on(service: Service, make: Make) -> None:
+    for user_id in ("bad", "b", "c"):
+        service.push(user_id)
+    heard = Heard()
+
+    def fail_once(change: Change) -> None:
+        heard(change)
+        if change.user_ids == ("bad",) and change.deliveries == 1:
+            raise ValueError("not yet")
+
+    follower = make(ordered=False, **QUICK)
+    poll_until(follower, fail_once, lambda: len(heard.changes) == 4)
+    assert heard.users()[-1] == "bad"
+    assert heard.changes[-1].deliveries == 2
+
+
+def test_failure__for_ever__is_given_up_and_kept(
+    service: Service, make: Make, ordered: bool, redis_client: redis.Redis
+) -> None:
+    service.push("bad")
+    service.push("bad", False)
+    service.push("good")
+    heard = Heard()
+
+    def fail(change: Change) -> None:
+        heard(change)
+        if change.user_ids == ("bad",) and change.entered:
+            raise ValueError("never")
+
+    follower = make(ordered=ordered, max_deliveries=3, **QUICK)
+    poll_until(follower, fail, lambda: follower.failed() and len(heard.changes) == 5)
+    assert Counter(heard.users()) == {"bad": 4, "good": 1}
+    (failed,) = follower.failed()
+    assert failed.change.user_ids == ("bad",)
+    assert failed.change.entered
+    assert failed.change.deliveries == 3
+    assert failed.error == "ValueError('never')"
+    assert failed.change.id == heard.changes[0].id or not ordered
+    assert pending(redis_client, service) == 0
+    follower.forget_failed(failed)
+    assert follower.failed() == []
+
+
+def test_stop__in_the_handler__leaves_the_rest_to_others(service: Service, make: Make) -> None:
+    users = [f"u{number}" for number in range(10)]
+    for user_id in users:
+        service.push(user_id)
+    heard = Heard()
+    first = make(handler_seconds=1000)
+
+    def stop(change: Change) -> None:
+        heard(change)
+        first.stop()
+
+    first.run(stop)
+    assert len(heard.changes) == 1
+    second = make(handler_seconds=1000)
+    poll_until(second, heard, lambda: len(heard.changes) == 10)
+    assert Counter(heard.users()) == Counter(users)
+    assert {change.deliveries for change in heard.changes} == {1}
+
+
+def test_batch__that_takes_longer_than_one_change_may__is_not_taken_over(
+    service: Service, make: Make, ordered: bool
+) -> None:
+    for _ in range(4):
+        service.push("a", True)
+        service.push("a", False)
+    heard, others = Heard(), Heard()
+
+    def slow(change: Change) -> None:
+        heard(change)
+        time.sleep(0.15)  # eight of these are twice the time that one may take
+
+    first = make(ordered=ordered, handler_seconds=0.6)
+    second = make(ordered=ordered, handler_seconds=0.6)
+    with following((first, slow)):
+        wait_until(lambda: heard.changes)
+        with following((second, others)):
+            wait_until(lambda: len(heard.changes) + len(others.changes) >= 8)
+    assert len(heard.changes) + len(others.changes) == 8
+    assert {change.deliveries for change in [*heard.changes, *others.changes]} == {1}
+
+
+def test_rename__of_a_cohort__tells_nobody(service: Service, make: Make) -> None:
+    service.push(["a", "b"])
+    follower = make()
+    follower.poll(Heard())
+    renamed = payloads.trait_name("Best users", COHORT)
+    service.push(["a", "b"], trait=renamed)
+    heard = Heard()
+    assert follower.poll(heard) == 0
+    service.push(["a"], False, trait=renamed)
+    follower.poll(heard)
+    assert [(c.cohort_id, c.entered, c.user_ids) for c in heard.changes] == [
+        (COHORT, False, ("a",))
+    ]
+
+
+def test_deletion__of_a_cohort__is_told_as_leaving(
+    service: Service, make: Make, store_url: str
+) -> None:
+    service.push(["a", "b"])
+    follower = make()
+    follower.poll(Heard())
+    store = Store(connect(Settings(redis_url=store_url)), partitions=service.partitions)
+    assert sum(store.lifecycle.delete(service.app, COHORT)) == 2
+    heard = Heard()
+    follower.poll(heard)
+    assert (heard.of("a"), heard.of("b")) == ([False], [False])
+
+
+def test_erasure__of_a_user_whose_change_failed__holds_nobody_up(
+    service: Service, make: Make, store_url: str, ordered: bool
+) -> None:
+    service.push("a")
+    follower = make(ordered=ordered, **QUICK)
+
+    def fail(change: Change) -> None:
+        raise ValueError
+
+    assert follower.poll(fail) == 0
+    store = Store(connect(Settings(redis_url=store_url)), partitions=service.partitions)
+    store.lifecycle.erase(service.app, "a")
+    service.push("b")
+    heard = Heard()
+    poll_until(follower, heard, lambda: heard.users() == ["b"])
+    wait_until(lambda: not sum(lag.pending for lag in follower.lag()) or follower.poll(heard))
+    assert heard.users() == ["b"]
+
+
+def test_lag__of_a_group__counts_what_is_not_done(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    follower = make()
+    follower.create_group()
+    for number in range(6):
+        service.push(f"u{number}")
+    assert sum(lag.waiting or 0 for lag in follower.lag()) == 6
+
+    def fail(change: Change) -> None:
+        raise ValueError
+
+    follower.poll(fail)
+    assert sum(lag.pending for lag in follower.lag()) == 6
+    assert not any(lag.lost for lag in follower.lag())
+
+
+def test_lag__after_unread_entries_left_the_stream__says_lost(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    service.push("a")
+    follower = make()
+    follower.poll(Heard())
+    service.push("a", False)
+    service.push("a")
+    assert not any(lag.lost for lag in follower.lag())
+    for key in redis_client.scan_iter(match="*:changes"):
+        redis_client.xtrim(key, maxlen=1, approximate=False)
+    assert sum(lag.lost for lag in follower.lag()) == 1
+
+
+def test_store__that_lost_its_data__is_followed_from_its_new_beginning(
+    service: Service,
+    make: Make,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.store.store._LAYOUT_CHECK_SECONDS", 0.0)
+    service.push(["a"])
+    follower = make(start="new")
+    follower.poll(Heard())
+    redis_client.flushall()
+    follower.poll(Heard())
+    service.push(["b"])
+    heard = Heard()
+    poll_until(follower, heard, lambda: heard.changes)
+    assert heard.users() == ["b"]
+
+
+def test_store__killed_and_started_again__is_followed_on(
+    restartable_store: RestartableStore, make_app: Callable[..., Flask], ordered: bool
+) -> None:
+    url = restartable_store.url
+    service = Service(caller(make_app(redis_url=url, store_partitions=3)), 3)
+    users = payloads.user_ids(40)
+    heard = Heard()
+    half = threading.Event()
+    go_on = threading.Event()
+
+    def handle(change: Change) -> None:
+        heard(change)
+        if len(heard.changes) == 5:
+            half.set()
+            assert go_on.wait(DEADLINE)
+
+    # Not a thousand seconds later: it knows at once what it had in hand.
+    follower = Follower(
+        redis.Redis.from_url(url),
+        "mail",
+        app=service.app,
+        start="all",
+        ordered=ordered,
+        handler_seconds=1000,
+    )
+    for user_id in users[:20]:
+        service.push(user_id)
+    with following((follower, handle)):
+        assert half.wait(DEADLINE)
+        restartable_store.kill()
+        go_on.set()
+        restartable_store.start()
+        for user_id in users[20:]:
+            service.push(user_id)
+        wait_until(lambda: set(heard.users()) == set(users))
+        wait_until(lambda: all((lag.waiting, lag.pending) == (0, 0) for lag in follower.lag()))
+    assert max(Counter(heard.users()).values()) <= 2, "the change in hand at most"
+    assert len(heard.users()) <= len(users) + 1
+
+
+def test_follower__without_the_right__says_so(
+    service: Service, store_url: str, redis_client: redis.Redis
+) -> None:
+    service.push("a")
+    redis_client.acl_setuser("nobody", enabled=True, nopass=True, keys=["*"], commands=["+get"])
+    client = redis.Redis.from_url(store_url, username="nobody", password="any")
+    try:
+        with pytest.raises(redis.exceptions.NoPermissionError), client:
+            Follower(client, "mail", app=service.app).run(Heard())
+    finally:
+        redis_client.acl_deluser("nobody")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"group": "a:b"},
+        {"group": ""},
+        {"app": "{}"},
+        {"start": "old"},
+        {"start": datetime(2026, 1, 1)},
+        {"batch": 0},
+        {"handler_seconds": 0},
+        {"retry_seconds": -1},
+        {"max_deliveries": 0},
+    ],
+)
+def test_arguments__that_make_no_sense__are_refused(
+    redis_client: redis.Redis, arguments: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match=r"must|too small"):
+        Follower(redis_client, **{"group": "mail", **arguments})
