@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,16 @@ def test_imports__of_each_part__point_one_way(part: str) -> None:
 def test_imports__of_the_simulator__never_reach_the_service() -> None:
     for path in (ROOT / "simulator").rglob("*.py"):
         assert not {n for n in imports(path) if n.split(".")[0] == "app"}, path.name
+
+
+def test_imports__of_the_reader__are_the_client_library_alone() -> None:
+    paths = list((ROOT / "reader").rglob("*.py"))
+    assert paths
+    for path in paths:
+        libraries = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
+        assert libraries <= {"redis", "cohort_reader"}, path.name
+    project = tomllib.loads((ROOT / "reader" / "pyproject.toml").read_text())["project"]
+    assert [re.match(r"[\w-]+", line)[0] for line in project["dependencies"]] == ["redis"]
 
 
 def test_system_tests__talk_over_sockets_only() -> None:

@@ -1,0 +1,72 @@
+"""A worker that keeps the members of all cohorts in a database of its own, here SQLite.
+
+    REDIS_URL=redis://localhost:6379/0 python worker.py members.sqlite
+
+Start as many as you like on the same database; each change is handled by one of them. Any of them
+may be killed at any time. SIGTERM and Ctrl-C let it finish the change in hand.
+
+What makes it right under repeats is the column ``version``: a change is applied only where it is
+newer than the one applied last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sqlite3
+import sys
+
+import redis
+
+from cohort_reader import Change, Follower
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS membership (
+    cohort_id TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    member INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    PRIMARY KEY (cohort_id, user_id)
+)
+"""
+
+APPLY = """
+INSERT INTO membership (cohort_id, user_id, member, at_ms, version) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (cohort_id, user_id) DO UPDATE
+SET member = excluded.member, at_ms = excluded.at_ms, version = excluded.version
+WHERE excluded.version > membership.version
+"""
+
+
+def apply(database: sqlite3.Connection, change: Change) -> None:
+    """Apply one change, whole or not at all; a repeat changes nothing."""
+    with database:  # one transaction
+        database.executemany(
+            APPLY,
+            [
+                (change.cohort_id, user_id, change.entered, change.at_ms, change.version)
+                for user_id in change.user_ids
+            ],
+        )
+
+
+def main(path: str) -> None:
+    """Follow changes until the process is asked to end."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    client = redis.Redis.from_url(os.environ["REDIS_URL"])
+    follower = Follower(client, "members", app=os.environ.get("COHORT_APP", "default"), start="all")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: follower.stop())
+    with contextlib.closing(sqlite3.connect(path, timeout=30)) as database:
+        with database:
+            database.execute(SCHEMA)
+        logging.info("following")
+        follower.run(lambda change: apply(database, change))
+    logging.info("stopped")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

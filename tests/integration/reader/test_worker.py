@@ -1,0 +1,115 @@
+"""The example worker, as people start it: processes of its own that are killed at work."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from simulator import payloads
+from tests.integration.reader.conftest import COHORT, DEADLINE, Service, wait_until
+
+READER = Path(__file__).resolve().parents[3] / "reader"
+
+Start = Callable[[], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "members.sqlite"
+
+
+@pytest.fixture
+def start(service: Service, store_url: str, database: Path) -> Iterator[Start]:
+    """Start a worker."""
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        env = {"PYTHONPATH": str(READER), "REDIS_URL": store_url, "COHORT_APP": service.app}
+        command = [sys.executable, str(READER / "examples" / "worker.py"), str(database)]
+        workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+        worker.wait(DEADLINE)
+        assert worker.stderr
+        worker.stderr.close()
+
+
+def members(database: Path) -> set[str]:
+    """The members that the worker has stored."""
+    query = "SELECT user_id FROM membership WHERE cohort_id = ? AND member"
+    with closing(sqlite3.connect(database, timeout=DEADLINE)) as connection:
+        try:
+            return {user_id for (user_id,) in connection.execute(query, [COHORT])}
+        except sqlite3.OperationalError:  # no table yet
+            return set()
+
+
+def pending(client: redis.Redis, service: Service) -> int:
+    return sum(
+        group["pending"] + (group["lag"] or 0)
+        for key in client.scan_iter(match=f"cohorts:{{{service.app}*:changes")
+        for group in client.xinfo_groups(key)
+    )
+
+
+def test_worker__keeps_the_members_of_a_cohort(
+    service: Service, start: Start, database: Path, redis_client: redis.Redis
+) -> None:
+    users = payloads.user_ids(1500)
+    service.push(users[:1000])
+    workers = [start(), start()]
+    service.push(users[1000:])
+    service.push(users[:200], False)
+    wait_until(lambda: members(database) == set(users[200:]))
+    wait_until(lambda: pending(redis_client, service) == 0)
+    for worker, number in zip(workers, (signal.SIGTERM, signal.SIGINT), strict=True):
+        worker.send_signal(number)
+        assert worker.wait(DEADLINE) == 0
+
+
+def test_worker__killed_at_work__is_replaced_without_a_gap(
+    service: Service, start: Start, database: Path, redis_client: redis.Redis
+) -> None:
+    users = payloads.user_ids(600)
+    for user_id in users:
+        service.push(user_id)
+    first = start()
+    wait_until(lambda: members(database))
+    first.kill()
+    first.wait(DEADLINE)
+    assert pending(redis_client, service) > 0
+    forget_who_died(redis_client, service)
+    start()
+    for user_id in users[::3]:
+        service.push(user_id, False)
+    wanted = set(users) - set(users[::3])
+    wait_until(lambda: members(database) == wanted)
+    wait_until(lambda: pending(redis_client, service) == 0)
+    assert members(database) == wanted
+
+
+def forget_who_died(client: redis.Redis, service: Service) -> None:
+    """Let the time pass, in the store, after which others take over."""
+    for key in list(client.scan_iter(match=f"cohorts:{{{service.app}*:changes")):
+        client.delete(f"{key}:members:lease")
+        for entry in client.xpending_range(key, "members", "-", "+", 10_000):
+            client.xclaim(
+                key,
+                "members",
+                entry["consumer"],
+                0,
+                [entry["message_id"]],
+                idle=10**6,
+                justid=True,
+            )
