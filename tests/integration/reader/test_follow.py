@@ -379,6 +379,45 @@ def test_follower__started_again_under_its_name__goes_on_at_once(
     assert [change.deliveries for change in heard.changes] == [2, 1]
 
 
+class LosingClient(redis.Redis):
+    """Loses the reply to a read, once, and reads again, as the library does on its own."""
+
+    def lose_a_reply(self, group: str, consumer: str, stream: str) -> None:
+        self.lost = (group, consumer, {stream: ">"}, 2)
+
+    def pipeline(self, *args: object, **options: object) -> redis.client.Pipeline:
+        lost, self.lost = getattr(self, "lost", None), None
+        if lost:
+            self.xreadgroup(*lost)
+        return super().pipeline(*args, **options)
+
+
+def test_reply__that_is_lost__costs_no_change_and_no_order(
+    make_app: Callable[..., Flask], store_url: str, ordered: bool
+) -> None:
+    service = Service(caller(make_app()), 1)
+    for number in range(5):
+        service.push("a", number % 2 == 0)
+    client = LosingClient(connection_pool=redis.ConnectionPool.from_url(store_url))
+    follower = Follower(
+        client,
+        "mail",
+        consumer="one",
+        app=service.app,
+        start="all",
+        ordered=ordered,
+        **QUICK,
+    )
+    follower.create_group()
+    client.lose_a_reply("mail", "one", f"cohorts:{{{service.app}}}:changes")
+    heard = Heard()
+    poll_until(follower, heard, lambda: len(heard.changes) == 5)
+    versions = [change.version for change in heard.changes]
+    assert len(set(versions)) == 5
+    if ordered:
+        assert versions == sorted(versions)
+
+
 def test_failure__in_order__holds_up_its_partition_until_it_succeeds(
     service: Service, make: Make, redis_client: redis.Redis
 ) -> None:
