@@ -70,6 +70,12 @@ class UnsupportedType(Problem):
     status, reason = 400, "unsupported_type"
 
 
+class InvalidParameter(Problem):
+    """The query or the path is not what this call takes."""
+
+    status, reason = 400, "invalid_parameter"
+
+
 class MissingCredentials(Problem):
     """No key was sent."""
 

@@ -147,6 +147,9 @@ class Settings:
     max_batch_users: int = _setting(
         _whole(1, 1_000_000), default=10_000, help="Most users in one request."
     )
+    max_query_users: int = _setting(
+        _whole(1, 100_000), default=1000, help="Most users that one call may ask for."
+    )
     max_body_bytes: int = _setting(
         _whole(1024, 1 << 30),
         default=8 << 20,

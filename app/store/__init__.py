@@ -4,6 +4,19 @@ from app.store.client import connect
 from app.store.errors import StoreError
 from app.store.findings import MEANINGS, Report
 from app.store.rates import Rates
+from app.store.reads import Member, Position, User
 from app.store.store import Applied, Store, UserRecord
 
-__all__ = ["MEANINGS", "Applied", "Rates", "Report", "Store", "StoreError", "UserRecord", "connect"]
+__all__ = [
+    "MEANINGS",
+    "Applied",
+    "Member",
+    "Position",
+    "Rates",
+    "Report",
+    "Store",
+    "StoreError",
+    "User",
+    "UserRecord",
+    "connect",
+]

@@ -17,6 +17,7 @@ from app.store.check import Checker
 from app.store.errors import StoreMisconfigured, translated
 from app.store.keys import Keys
 from app.store.lifecycle import Lifecycle
+from app.store.reads import Reads
 from app.store.registry import Registry
 
 # Statements that one script call applies. A thousand new users take the store about 5 ms.
@@ -80,6 +81,7 @@ class Store:
         self.registry = Registry(client, self.keys)
         self.lifecycle = Lifecycle(client, self.keys, changes_max_entries)
         self.checker = Checker(client, self.keys)
+        self.reads = Reads(client, self.keys)
         self._checked: dict[str | None, float] = {}
 
     def apply(

@@ -2,18 +2,18 @@
 
 from flask import Flask
 
-from app.web import admin, cohort, events, health, lists, segment, webhook
-from app.web.path import Rest
+from app.web import admin, cohort, events, health, lists, paths, read, segment, webhook
 
 __all__ = ["events", "init_app"]
 
 
 def init_app(app: Flask) -> None:
     """Register every blueprint."""
-    app.url_map.converters["rest"] = Rest
+    paths.init_app(app)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(cohort.blueprint)
     app.register_blueprint(lists.blueprint)
     app.register_blueprint(webhook.blueprint)
     app.register_blueprint(segment.blueprint)
     app.register_blueprint(admin.blueprint)
+    app.register_blueprint(read.blueprint)

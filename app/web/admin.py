@@ -6,21 +6,21 @@ from flask import Blueprint, Response, current_app, g, request
 from orjson import dumps
 
 from app.auth import ADMIN, requires
-from app.errors import InvalidPayload, UnknownCohort
+from app.errors import InvalidParameter, UnknownCohort
 from app.settings import Settings
 from app.store import Store
-from app.web import path
 from app.web.body import load, read_json
+from app.web.contract import cohort_in_path, user_in_path
 from app.web.schemas import ListUsersSchema, limited
 
 blueprint = Blueprint("admin", __name__, url_prefix="/api/v1")
 
 
-@blueprint.delete("/cohorts/<rest:cohort_id>")
+@blueprint.delete("/cohorts/<segment:cohort_id>")
 @requires(ADMIN)
 def delete_cohort(cohort_id: str) -> Response:
     """Begin to delete a cohort. The background work takes it from all users."""
-    cohort_id = path.cohort_id()
+    cohort_id = cohort_in_path(cohort_id)
     g.event["cohorts"] = [cohort_id]
     if not _store().lifecycle.begin_delete(g.caller.app_id, cohort_id):
         raise UnknownCohort()
@@ -31,7 +31,7 @@ def delete_cohort(cohort_id: str) -> Response:
 @requires(ADMIN)
 def erase_user(user_id: str) -> Response:
     """Erase a user, known or not; with ``?suppress=true`` for good."""
-    user_id, suppress = path.user_id(), _suppress()
+    user_id, suppress = user_in_path(user_id), _suppress()
     erased = _store().lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
     return _reply({**erased._asdict(), "suppressed": suppress})
 
@@ -40,7 +40,8 @@ def erase_user(user_id: str) -> Response:
 @requires(ADMIN)
 def unsuppress_user(user_id: str) -> Response:
     """Take a user in again who was erased for good."""
-    return _reply({"removed": _store().lifecycle.unsuppress(g.caller.app_id, path.user_id())})
+    user_id = user_in_path(user_id)
+    return _reply({"removed": _store().lifecycle.unsuppress(g.caller.app_id, user_id)})
 
 
 @blueprint.post("/users")
@@ -56,7 +57,7 @@ def _suppress() -> bool:
     sent = request.args.get("suppress", "false")
     if sent not in ("true", "false"):
         error = {"place": "suppress", "message": "Must be true or false."}
-        raise InvalidPayload("Nothing was changed.", errors=[error])
+        raise InvalidParameter("Nothing was changed.", errors=[error])
     return sent == "true"
 
 

@@ -127,7 +127,7 @@ class TestEraseUser:
         self, value: str, boss: FlaskClient, redis_client: redis.Redis
     ) -> None:
         status, problem = reply(boss.delete(f"/api/v1/users/u7?suppress={value}"))
-        assert (status, problem["reason"]) == (400, "invalid_payload")
+        assert (status, problem["reason"]) == (400, "invalid_parameter")
         assert problem["errors"] == [{"place": "suppress", "message": "Must be true or false."}]
         assert "u7" in traits(redis_client, APP)
 
@@ -144,7 +144,7 @@ class TestEraseUser:
         self, collection: str, path: str, message: str, boss: FlaskClient
     ) -> None:
         status, problem = reply(boss.delete(f"/api/v1/{collection}/{path}"))
-        assert (status, problem["reason"]) == (400, "invalid_payload")
+        assert (status, problem["reason"]) == (400, "invalid_parameter")
         assert problem["errors"] == [{"place": "user_id", "message": message}]
 
 

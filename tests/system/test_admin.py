@@ -110,7 +110,7 @@ def test_erase__path_not_all_encoded__means_the_same(
 @pytest.mark.parametrize("path", ["%FF", "a%ED%A0%80"])
 def test_erase__path_not_utf_8__is_400(path: str, service: Service) -> None:
     status, problem = delete(service, f"/api/v1/users/{path}")
-    assert (status, problem["reason"]) == (400, "invalid_payload")
+    assert (status, problem["reason"]) == (400, "invalid_parameter")
     assert problem["errors"] == [{"place": "user_id", "message": "Must be valid UTF-8."}]
 
 

@@ -1,0 +1,200 @@
+"""What applications read over HTTP: users' traits and cohorts' members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import redis
+
+from app.cohorts import Cohort
+from app.store.errors import translated
+from app.store.keys import Keys
+
+# Users that one script call is asked for, and traits after which it begins no further user: a
+# call takes the store about 2 ms.
+USERS_PER_CALL = 500
+TRAITS_PER_CALL = 2000
+# Members that one script call reads: about 2 ms of the store's time.
+MEMBERS_PER_CALL = 5000
+
+_NOT_IN, _TO_FIND_OUT = b"", b"?"
+
+
+class Membership(NamedTuple):
+    """A cohort that a user is in. ``trait`` is its name as the user's hash has it."""
+
+    cohort: Cohort
+    since_ms: int
+
+
+class User(NamedTuple):
+    """A user's traits by name, and the cohorts that the user is in, by id."""
+
+    id: str
+    traits: dict[str, bool]
+    memberships: list[Membership]
+
+
+class Member(NamedTuple):
+    """A member of a cohort."""
+
+    user_id: str
+    since_ms: int
+
+
+class Position(NamedTuple):
+    """A place in the list of a cohort's members: after this member of this partition."""
+
+    partition: int
+    since_ms: int
+    user_id: str
+
+
+class Reads:
+    """Reads for HTTP callers. Raises StoreError."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._users = client.register_script((files("app.store") / "users.lua").read_text())
+        self._members = client.register_script((files("app.store") / "members.lua").read_text())
+
+    def user(self, app_id: str, user_id: str) -> User:
+        """A user; without traits where never heard of."""
+        partition = self._keys.partition(user_id)
+        with translated():
+            rows = self._call_users(app_id, partition, [user_id])
+            return self._complete(app_id, partition, [user_id], rows)[0]
+
+    def users(self, app_id: str, user_ids: Sequence[str]) -> list[User]:
+        """Users, in the order asked for. Raises no error for those never heard of."""
+        places: dict[int, dict[str, None]] = {}
+        for user_id in user_ids:
+            places.setdefault(self._keys.partition(user_id), {})[user_id] = None
+        found: dict[str, User] = {}
+        with translated():
+            for partition, wanted in places.items():
+                for user in self._read_users(app_id, partition, list(wanted)):
+                    found[user.id] = user
+        return [found[user_id] for user_id in user_ids]
+
+    def since(self, app_id: str, cohort_id: str, user_id: str) -> int | None:
+        """Since when a user is in a cohort, in ms since the epoch; None for who is not."""
+        partition = self._keys.partition(user_id)
+        with translated():
+            key = self._keys.cohort(app_id, partition, cohort_id, "members")
+            score: Any = self._client.zscore(key, user_id)
+        return None if score is None else int(score)
+
+    def members(
+        self,
+        app_id: str,
+        cohort_id: str,
+        *,
+        after: Position | None = None,
+        since_ms: int | None = None,
+        limit: int = MEMBERS_PER_CALL,
+    ) -> tuple[list[Member], Position | None]:
+        """Up to ``limit`` members, by partition, since when, and id; and where to go on.
+
+        A member who stays for as long as somebody pages is met once. One who leaves and enters
+        again may be met twice, as of two times.
+
+        Args:
+            after: where the last call ended.
+            since_ms: only who entered at this time or later, in ms since the epoch.
+
+        Returns:
+            the members; and the place to go on from, or None at the end.
+        """
+        found: list[Member] = []
+        for partition in range(after.partition if after else 0, self._keys.partitions):
+            last = after if after and after.partition == partition else None
+            while len(found) <= limit:
+                count = min(limit + 1 - len(found), MEMBERS_PER_CALL)
+                page = self._member_page(app_id, partition, cohort_id, count, since_ms, last)
+                found += page
+                if len(page) < count:
+                    break
+                last = Position(partition, page[-1].since_ms, page[-1].user_id)
+        if len(found) <= limit:
+            return found, None
+        del found[limit:]
+        user_id, since = found[-1]
+        return found, Position(self._keys.partition(user_id), since, user_id)
+
+    def all_members(self, app_id: str, cohort_id: str) -> Iterator[list[Member]]:
+        """All members of a cohort in the order of :meth:`members`, some thousands at a time."""
+        for partition in range(self._keys.partitions):
+            last: Position | None = None
+            while page := self._member_page(
+                app_id, partition, cohort_id, MEMBERS_PER_CALL, None, last
+            ):
+                yield page
+                last = Position(partition, page[-1].since_ms, page[-1].user_id)
+
+    def _member_page(
+        self,
+        app_id: str,
+        partition: int,
+        cohort_id: str,
+        count: int,
+        since_ms: int | None,
+        last: Position | None,
+    ) -> list[Member]:
+        args: list[str | int] = [cohort_id, count, "" if since_ms is None else since_ms]
+        args += [last.since_ms, last.user_id] if last else ["", ""]
+        with translated():
+            flat: list[bytes] = self._members(
+                keys=[self._keys.changes(app_id, partition)], args=args
+            )
+        entries = iter(flat)
+        return [Member(user_id.decode(), int(since)) for user_id, since in zip(entries, entries)]  # noqa: B905
+
+    def _read_users(self, app_id: str, partition: int, user_ids: list[str]) -> Iterator[User]:
+        start = 0
+        while start < len(user_ids):
+            part = user_ids[start : start + USERS_PER_CALL]
+            rows = self._call_users(app_id, partition, part)
+            yield from self._complete(app_id, partition, part[: len(rows)], rows)
+            start += len(rows)
+
+    def _call_users(self, app_id: str, partition: int, user_ids: list[str]) -> list[list[bytes]]:
+        rows: list[list[bytes]] = self._users(
+            keys=[self._keys.changes(app_id, partition)], args=[TRAITS_PER_CALL, *user_ids]
+        )
+        return rows
+
+    def _complete(
+        self, app_id: str, partition: int, user_ids: list[str], rows: list[list[bytes]]
+    ) -> list[User]:
+        """Users from the script's rows. Asks for the cohorts that the script could not tell."""
+        users = []
+        open_ends: dict[str, list[tuple[User, Cohort]]] = {}
+        for user_id, row in zip(user_ids, rows, strict=True):
+            user = User(user_id, {}, [])
+            for i in range(0, len(row), 3):
+                cohort, since = _cohort(row[i]), row[i + 2]
+                user.traits[cohort.trait] = row[i + 1] == b"true"
+                if since == _TO_FIND_OUT:
+                    open_ends.setdefault(cohort.id, []).append((user, cohort))
+                elif since != _NOT_IN:
+                    user.memberships.append(Membership(cohort, int(since)))
+            users.append(user)
+        for cohort_id, pairs in open_ends.items():
+            key = self._keys.cohort(app_id, partition, cohort_id, "members")
+            scores: Any = self._client.zmscore(key, [user.id for user, _ in pairs])
+            for (user, cohort), score in zip(pairs, scores, strict=True):
+                if score is not None:
+                    user.memberships.append(Membership(cohort, int(score)))
+        for user in users:
+            user.memberships.sort()
+        return users
+
+
+@lru_cache(maxsize=4096)
+def _cohort(trait: bytes) -> Cohort:
+    return Cohort.from_trait(trait.decode())

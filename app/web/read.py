@@ -1,0 +1,106 @@
+"""Reading users' traits and cohorts' members."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from flask import Blueprint, Response, current_app, g
+
+from app.auth import READ, requires
+from app.errors import InvalidParameter, UnknownCohort
+from app.settings import Settings
+from app.store import Member, Store, User
+from app.web.body import load, read_json
+from app.web.contract import cohort_in_path, describes, parameters, send, user_in_path
+from app.web.read_schemas import (
+    MembershipReply,
+    MembersQuery,
+    MembersReply,
+    UserReply,
+    UsersQuery,
+    UsersReply,
+    member_cursor,
+)
+from app.web.schemas import limited
+
+blueprint = Blueprint("read", __name__, url_prefix="/api/v1")
+
+_MEMBERS_QUERY = MembersQuery()
+
+
+def store() -> Store:
+    """The store of this app."""
+    return cast(Store, current_app.extensions["store"])
+
+
+@blueprint.get("/users/<rest:user_id>")
+@requires(READ)
+@describes(InvalidParameter, reply=UserReply())
+def get_user(user_id: str) -> Response:
+    """A user's traits and cohorts. Empty for a user never heard of: that is an answer too."""
+    user = store().reads.user(g.caller.app_id, user_in_path(user_id))
+    return send(_shown_user(user), tagged=True)
+
+
+@blueprint.post("/users/query")
+@requires(READ)
+@describes(body=UsersQuery(), reply=UsersReply())
+def query_users() -> Response:
+    """Many users' traits and cohorts at once, in the order asked for."""
+    settings: Settings = current_app.extensions["settings"]
+    asked = load(limited(UsersQuery, settings.max_query_users), read_json())["user_ids"]
+    users = store().reads.users(g.caller.app_id, asked)
+    return send({"users": [_shown_user(user) for user in users]})
+
+
+@blueprint.get("/cohorts/<segment:cohort_id>/members/<rest:user_id>")
+@requires(READ)
+@describes(InvalidParameter, UnknownCohort, reply=MembershipReply())
+def get_membership(cohort_id: str, user_id: str) -> Response:
+    """Whether a user is in a cohort, and since when."""
+    cohort_id, user_id = cohort_in_path(cohort_id), user_in_path(user_id)
+    since = store().reads.since(g.caller.app_id, cohort_id, user_id)
+    if since is None:
+        _known(cohort_id)
+    told = {"userId": user_id, "cohortId": cohort_id, "member": since is not None, "since": since}
+    return send(told, tagged=True)
+
+
+@blueprint.get("/cohorts/<segment:cohort_id>/members")
+@requires(READ)
+@describes(InvalidParameter, UnknownCohort, query=_MEMBERS_QUERY, reply=MembersReply())
+def get_members(cohort_id: str) -> Response:
+    """Members of a cohort, a page at a time, by since when they are in it."""
+    asked = parameters(_MEMBERS_QUERY)
+    members, position = store().reads.members(
+        g.caller.app_id,
+        _known(cohort_in_path(cohort_id)),
+        after=asked.get("cursor"),
+        since_ms=asked["entered_since"],
+        limit=asked["limit"],
+    )
+    cursor = member_cursor(position)
+    return send({"members": list(map(_shown_member, members)), "next": cursor}, next_cursor=cursor)
+
+
+def _known(cohort_id: str) -> str:
+    """A cohort id. Raises UnknownCohort: a mistyped id must not pass for a cohort of nobody."""
+    if store().registry.trait(g.caller.app_id, cohort_id) is None:
+        raise UnknownCohort()
+    g.event["cohorts"] = [cohort_id]
+    return cohort_id
+
+
+def _shown_user(user: User) -> dict[str, Any]:
+    return {
+        "userId": user.id,
+        "traits": user.traits,
+        "cohorts": [
+            {"id": cohort.id, "trait": cohort.trait, "since": since_ms}
+            for cohort, since_ms in user.memberships
+        ],
+    }
+
+
+def _shown_member(member: Member) -> dict[str, Any]:
+    return {"userId": member.user_id, "since": member.since_ms}

@@ -1,0 +1,169 @@
+"""What reading calls take and give."""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from typing import Any
+
+import orjson
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate
+
+from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
+from app.store import Position
+from app.web.schemas import Base, Items, UserId, accept_user_id
+
+MAX_MEMBERS, DEFAULT_MEMBERS = 10_000, 1000
+
+_DIGITS = re.compile(r"[0-9]{1,16}")
+
+
+class Whole(fields.Integer):
+    """A whole number, in decimal digits only: Python's ``int`` also takes ``1_0`` and `` 1``."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
+        if not isinstance(value, str) or not _DIGITS.fullmatch(value):
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+def ms(description: str, **kwargs: Any) -> fields.Integer:
+    """A time in replies, in ms since the epoch."""
+    return fields.Integer(
+        required=True,
+        strict=True,
+        metadata={"description": f"{description}, ms since the epoch."},
+        **kwargs,
+    )
+
+
+def text(description: str, **kwargs: Any) -> fields.String:
+    """A string in replies."""
+    return fields.String(required=True, metadata={"description": description}, **kwargs)
+
+
+class Query(Schema):
+    """Parameters of a query. Those that a call doesn't know are ignored."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class Reply(Schema):
+    """A reply: all that it holds, and nothing else."""
+
+    class Meta:
+        unknown = RAISE
+
+
+class MemberCursor(fields.Field[Position]):
+    """A place in a list of members. Opaque to callers: what they get as ``next``."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Position:
+        match open_cursor(value):
+            case ["m", int(partition), int(since), str(user_id)] if (
+                0 <= partition < 1 << 14
+                and abs(since) < 1 << 53
+                and not text_problem(user_id, MAX_USER_ID_BYTES)
+            ):
+                return Position(partition, since, user_id)
+        raise ValidationError("Not a cursor of this call.")
+
+
+def member_cursor(position: Position | None) -> str | None:
+    """The cursor of a place in a list of members."""
+    return None if position is None else close_cursor(["m", *position])
+
+
+def close_cursor(parts: list[Any]) -> str:
+    """An opaque string that holds ``parts``, safe in URLs and headers."""
+    return urlsafe_b64encode(orjson.dumps(parts)).rstrip(b"=").decode()
+
+
+def open_cursor(value: str) -> Any:
+    """What :func:`close_cursor` put in; None where it did not make this."""
+    try:
+        return orjson.loads(urlsafe_b64decode(value.encode() + b"=" * (-len(value) % 4)))
+    except (UnicodeEncodeError, Base64Error, orjson.JSONDecodeError):
+        return None
+
+
+class CohortOfUser(Reply):
+    """A cohort that a user is in."""
+
+    id = text("The cohort's id.")
+    trait = text("The trait name, as the user's hash in the store has it.")
+    since = ms("Since when the user is in it")
+
+
+class UserReply(Reply):
+    """A user's traits, and the cohorts that the user is in."""
+
+    userId = text("The user's id.")
+    traits = fields.Dict(
+        keys=fields.String(),
+        values=fields.Boolean(truthy={True}, falsy={False}),
+        required=True,
+        metadata={
+            "description": "Trait names, and whether the user has the trait.",
+            "example": {"[Amplitude] Power users: abc123": True},
+        },
+    )
+    cohorts = fields.List(fields.Nested(CohortOfUser), required=True)
+
+
+class UsersQuery(Base):
+    """The users that are asked for."""
+
+    user_ids = Items(
+        accept_user_id,
+        UserId().deserialize,
+        data_key="userIds",
+        required=True,
+        metadata={"example": ["user1@example.com", "user2@example.com"]},
+    )
+
+
+class UsersReply(Reply):
+    """Users, in the order asked for."""
+
+    users = fields.List(fields.Nested(UserReply), required=True)
+
+
+class MembershipReply(Reply):
+    """Whether a user is in a cohort."""
+
+    userId = text("The user's id.")
+    cohortId = text("The cohort's id.")
+    member = fields.Boolean(required=True, truthy={True}, falsy={False})
+    since = ms("Since when the user is in it; null for who is not", allow_none=True)
+
+
+class MemberReply(Reply):
+    """A member of a cohort."""
+
+    userId = text("The user's id.")
+    since = ms("Since when the user is in the cohort")
+
+
+class MembersQuery(Query):
+    """Which members."""
+
+    cursor = MemberCursor(metadata={"description": "Where to go on: `next` of the page before."})
+    limit = Whole(
+        load_default=DEFAULT_MEMBERS,
+        validate=validate.Range(1, MAX_MEMBERS),
+        metadata={"description": "Members on a page, at most."},
+    )
+    entered_since = Whole(
+        load_default=None,
+        metadata={"description": "Only who entered then or later, ms since the epoch."},
+    )
+
+
+class MembersReply(Reply):
+    """Some members of a cohort, by since when."""
+
+    members = fields.List(fields.Nested(MemberReply), required=True)
+    next = text("The cursor of the next page; null on the last one.", allow_none=True)
