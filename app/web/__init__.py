@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from app.web import admin, cohort, events, health, lists, paths, read, segment, webhook
+from app.web import admin, cohort, events, export, health, lists, paths, read, segment, webhook
 
 __all__ = ["events", "init_app"]
 
@@ -17,3 +17,4 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(segment.blueprint)
     app.register_blueprint(admin.blueprint)
     app.register_blueprint(read.blueprint)
+    app.register_blueprint(export.blueprint)

@@ -61,7 +61,7 @@ def get_membership(cohort_id: str, user_id: str) -> Response:
     cohort_id, user_id = cohort_in_path(cohort_id), user_in_path(user_id)
     since = store().reads.since(g.caller.app_id, cohort_id, user_id)
     if since is None:
-        _known(cohort_id)
+        known_cohort(cohort_id)
     told = {"userId": user_id, "cohortId": cohort_id, "member": since is not None, "since": since}
     return send(told, tagged=True)
 
@@ -74,7 +74,7 @@ def get_members(cohort_id: str) -> Response:
     asked = parameters(_MEMBERS_QUERY)
     members, position = store().reads.members(
         g.caller.app_id,
-        _known(cohort_in_path(cohort_id)),
+        known_cohort(cohort_in_path(cohort_id)),
         after=asked.get("cursor"),
         since_ms=asked["entered_since"],
         limit=asked["limit"],
@@ -83,7 +83,7 @@ def get_members(cohort_id: str) -> Response:
     return send({"members": list(map(_shown_member, members)), "next": cursor}, next_cursor=cursor)
 
 
-def _known(cohort_id: str) -> str:
+def known_cohort(cohort_id: str) -> str:
     """A cohort id. Raises UnknownCohort: a mistyped id must not pass for a cohort of nobody."""
     if store().registry.trait(g.caller.app_id, cohort_id) is None:
         raise UnknownCohort()
