@@ -53,3 +53,5 @@ logger_class = QuietLogger
 def post_worker_init(worker):
     """Begin the background work of a worker, once it has loaded the service."""
     worker.wsgi.extensions["background"].start()
+    # Streams of changes never end by themselves: they must when the worker is told to.
+    worker.wsgi.extensions["feed"].is_open = lambda: worker.alive

@@ -118,6 +118,12 @@ class CohortBeingDeleted(Problem):
     status, reason = 404, "cohort_being_deleted"
 
 
+class CursorExpired(Problem):
+    """Changes after this cursor are gone. Read the cohorts anew, then follow from ``latest``."""
+
+    status, reason = 410, "cursor_expired"
+
+
 class BodyTimeout(Problem):
     """The body did not arrive in time."""
 
@@ -143,6 +149,18 @@ class RateLimited(Problem):
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("Too many requests.", headers={"Retry-After": str(retry_after)})
+
+
+class TooManyFollowers(Problem):
+    """This process has as many followers of the change feed as it takes."""
+
+    status, reason = 503, "too_many_followers"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"The change feed has {most} followers here already.",
+            headers={"Retry-After": str(RETRY_AFTER_STORE)},
+        )
 
 
 class StoreUnavailable(Problem):

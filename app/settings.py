@@ -184,6 +184,16 @@ class Settings:
         default=168,
         help="Age at which entries leave the change stream (roughly).",
     )
+    stream_heartbeat_seconds: float = _setting(
+        kinds.Float(validate=validate.Range(0.1, 600)),
+        default=15.0,
+        help="Longest silence on a stream of changes; must be shorter than any proxy's time-out.",
+    )
+    max_followers: int = _setting(
+        _whole(0, 900),
+        default=100,
+        help="Most streams of changes that one worker serves at a time.",
+    )
     log_level: str = _setting(
         kinds.String(validate=validate.OneOf(["debug", "info", "warning", "error"])),
         default="info",

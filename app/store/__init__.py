@@ -1,5 +1,6 @@
 """All that speaks to Redis. What each key holds is in ``docs/data-model.md``."""
 
+from app.store.changes import Change, EntryId, Place, PlaceLost
 from app.store.client import connect
 from app.store.errors import StoreError
 from app.store.findings import MEANINGS, Report
@@ -10,7 +11,11 @@ from app.store.store import Applied, Store, UserRecord
 __all__ = [
     "MEANINGS",
     "Applied",
+    "Change",
+    "EntryId",
     "Member",
+    "Place",
+    "PlaceLost",
     "Position",
     "Rates",
     "Report",

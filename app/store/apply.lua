@@ -108,9 +108,13 @@ local function remove(user, traits)
   return checked(user, attempt('HDEL', user_key .. user, unpack(traits))) or 0
 end
 
+-- Each entry names the one before it: who reads on from that one knows that none was trimmed
+-- between the two.
 local function emit(cohort, change, at, users)
-  call('XADD', stream, 'MAXLEN', '~', max_entries, '*',
-    'cohort', cohort, 'change', change, 'at', number(at), 'users', cjson.encode(users))
+  local id = call('XADD', stream, 'MAXLEN', '~', max_entries, '*',
+    'cohort', cohort, 'change', change, 'at', number(at), 'users', cjson.encode(users),
+    'previous', call('GET', stream .. ':last') or '0-0')
+  call('SET', stream .. ':last', id)
 end
 
 local function newest(set)

@@ -69,8 +69,9 @@ call('ZREM', set, unpack(users))
 if set == members then
   local clock = call('TIME')
   call('HINCRBY', state, 'left', #users)
-  call('XADD', stream, 'MAXLEN', '~', ARGV[4], '*', 'cohort', cohort, 'change', 'left',
-    'at', string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000)),
-    'users', cjson.encode(users))
+  local id = call('XADD', stream, 'MAXLEN', '~', ARGV[4], '*', 'cohort', cohort,
+    'change', 'left', 'at', string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000)),
+    'users', cjson.encode(users), 'previous', call('GET', stream .. ':last') or '0-0')
+  call('SET', stream .. ':last', id)
 end
 return #users

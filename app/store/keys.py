@@ -32,6 +32,10 @@ class Keys:
     def changes(self, app_id: str, partition: int) -> str:
         return f"{self.base(app_id, partition)}changes"
 
+    def last_change(self, app_id: str, partition: int) -> str:
+        """Id of the entry that was added last to the change stream. Private."""
+        return f"{self.changes(app_id, partition)}:last"
+
     def cohort(self, app_id: str, partition: int, cohort_id: str, part: str) -> str:
         """One part of what a partition keeps about a cohort.
 

@@ -13,6 +13,7 @@ import redis
 from redis.client import Pipeline
 
 from app.cohorts import Cohort, MembershipChange
+from app.store.changes import Changes
 from app.store.check import Checker
 from app.store.errors import StoreMisconfigured, translated
 from app.store.keys import Keys
@@ -82,6 +83,7 @@ class Store:
         self.lifecycle = Lifecycle(client, self.keys, changes_max_entries)
         self.checker = Checker(client, self.keys)
         self.reads = Reads(client, self.keys)
+        self.changes = Changes(client, self.keys)
         self._checked: dict[str | None, float] = {}
 
     def apply(

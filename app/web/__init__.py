@@ -2,7 +2,19 @@
 
 from flask import Flask
 
-from app.web import admin, cohort, events, export, health, lists, paths, read, segment, webhook
+from app.web import (
+    admin,
+    changes,
+    cohort,
+    events,
+    export,
+    health,
+    lists,
+    paths,
+    read,
+    segment,
+    webhook,
+)
 
 __all__ = ["events", "init_app"]
 
@@ -18,3 +30,4 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(admin.blueprint)
     app.register_blueprint(read.blueprint)
     app.register_blueprint(export.blueprint)
+    changes.init_app(app)

@@ -56,10 +56,15 @@ def describes(
     return mark
 
 
-def parameters(schema: Schema) -> dict[str, Any]:
-    """The query's parameters. Raises InvalidParameter with every error and its place."""
+def parameters(schema: Schema, **instead: str | None) -> dict[str, Any]:
+    """The query's parameters, or what is given ``instead`` of some.
+
+    Raises:
+        InvalidParameter: with every error and its place.
+    """
+    given = {name: value for name, value in instead.items() if value}
     try:
-        loaded: dict[str, Any] = schema.load(request.args)
+        loaded: dict[str, Any] = schema.load({**request.args, **given})
     except ValidationError as error:
         raise InvalidParameter(errors=places(error.messages)) from None
     return loaded

@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate
 
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
-from app.store import Position
+from app.store import EntryId, Place, Position
 from app.web.schemas import Base, Items, UserId, accept_user_id
 
 MAX_MEMBERS, DEFAULT_MEMBERS = 10_000, 1000
 
+MAX_CHANGES, DEFAULT_CHANGES = 1000, 100
+EARLIEST, LATEST = "earliest", "latest"
+
+_ENTRY_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 _DIGITS = re.compile(r"[0-9]{1,16}")
 
 
@@ -74,6 +79,25 @@ class MemberCursor(fields.Field[Position]):
 def member_cursor(position: Position | None) -> str | None:
     """The cursor of a place in a list of members."""
     return None if position is None else close_cursor(["m", *position])
+
+
+class FeedCursor(fields.Field[Any]):
+    """A place in the change feed: ``earliest``, ``latest`` or an opaque cursor."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Place | str:
+        if value in (EARLIEST, LATEST):
+            return str(value)
+        match open_cursor(value):
+            case ["c", *places] if all(
+                p is None or (isinstance(p, str) and _ENTRY_ID.fullmatch(p)) for p in places
+            ):
+                return tuple(None if p is None else EntryId.parse(p) for p in places)
+        raise ValidationError("Must be earliest, latest, or a cursor of this call.")
+
+
+def place_cursor(place: Iterable[EntryId | None]) -> str:
+    """The cursor of a place in the change feed."""
+    return close_cursor(["c", *(None if entry is None else str(entry) for entry in place)])
 
 
 def close_cursor(parts: list[Any]) -> str:
@@ -167,3 +191,55 @@ class MembersReply(Reply):
 
     members = fields.List(fields.Nested(MemberReply), required=True)
     next = text("The cursor of the next page; null on the last one.", allow_none=True)
+
+
+class ChangesQuery(Query):
+    """Which changes."""
+
+    cursor = FeedCursor(
+        load_default=EARLIEST,
+        metadata={
+            "description": "Where to go on: `next` of the page before; `earliest` for all that is "
+            "held, `latest` for what comes from now on."
+        },
+    )
+    limit = Whole(
+        load_default=DEFAULT_CHANGES,
+        validate=validate.Range(1, MAX_CHANGES),
+        metadata={"description": "Changes on a page, at most."},
+    )
+
+
+class StreamQuery(Query):
+    """Which changes."""
+
+    cursor = FeedCursor(
+        load_default=LATEST,
+        metadata={"description": "Where to begin; a Last-Event-ID header goes before it."},
+    )
+
+
+class ChangeReply(Reply):
+    """Users who entered or left a cohort together."""
+
+    cohortId = text("The cohort's id.")
+    change = text("What they did.", validate=validate.OneOf(["entered", "left"]))
+    at = ms("When it was so, by the sender's time or else by its arrival")
+    userIds = fields.List(
+        fields.String(),
+        required=True,
+        metadata={"description": "The users who really did; at most 1,000."},
+    )
+
+
+class ChangesReply(Reply):
+    """Some changes, and where to go on."""
+
+    changes = fields.List(fields.Nested(ChangeReply), required=True)
+    more = fields.Boolean(
+        required=True,
+        truthy={True},
+        falsy={False},
+        metadata={"description": "Whether there is more to read at once."},
+    )
+    next = text("The cursor of what follows, now or later.")
