@@ -15,7 +15,7 @@ from orjson import dumps
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
-from app.store import StoreError
+from app.store import PlaceLost, StoreError, TooManyToSort
 
 # How long a sender should wait before it tries again while the store can't be had, in seconds.
 RETRY_AFTER_STORE = 5
@@ -74,6 +74,12 @@ class InvalidParameter(Problem):
     """The query or the path is not what this call takes."""
 
     status, reason = 400, "invalid_parameter"
+
+
+class TooManyCohorts(Problem):
+    """This app has too many cohorts to sort them so. Sort by id, which has no limit."""
+
+    status, reason = 400, "too_many_cohorts"
 
 
 class MissingCredentials(Problem):
@@ -177,6 +183,8 @@ def init_app(app: Flask) -> None:
     """Render every error of ``app`` as a problem document."""
     app.register_error_handler(Problem, render)
     app.register_error_handler(StoreError, lambda error: render(StoreUnavailable(error)))
+    app.register_error_handler(PlaceLost, lambda _: render(CursorExpired()))
+    app.register_error_handler(TooManyToSort, lambda _: render(TooManyCohorts()))
     app.register_error_handler(HTTPException, _render_http)
     app.register_error_handler(Exception, _render_unexpected)
 

@@ -2,11 +2,15 @@
 
 from app.cohorts.changes import Identify, MembershipChange, membership_changes
 from app.cohorts.cohort import Cohort
-from app.cohorts.record import CohortRecord, Status
+from app.cohorts.freshness import Freshness, FreshnessState
+from app.cohorts.record import CohortRecord, CohortSummary, Status
 
 __all__ = [
     "Cohort",
     "CohortRecord",
+    "CohortSummary",
+    "Freshness",
+    "FreshnessState",
     "Identify",
     "MembershipChange",
     "Status",

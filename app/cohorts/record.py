@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
+
+from app.cohorts.freshness import Freshness
 
 
 class Status(StrEnum):
@@ -36,3 +39,13 @@ class CohortRecord:
     entered: int = 0
     left: int = 0
     status: Status = Status.ACTIVE
+
+
+class CohortSummary(NamedTuple):
+    """What a list of cohorts tells about each. ``members`` are users who are in it now."""
+
+    id: str
+    trait: str
+    status: Status
+    members: int
+    freshness: Freshness

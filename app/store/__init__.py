@@ -1,5 +1,6 @@
 """All that speaks to Redis. What each key holds is in ``docs/data-model.md``."""
 
+from app.store.catalog import SORTS, Filter, TooManyToSort
 from app.store.changes import Change, EntryId, Place, PlaceLost
 from app.store.client import connect
 from app.store.errors import StoreError
@@ -10,9 +11,11 @@ from app.store.store import Applied, Store, UserRecord
 
 __all__ = [
     "MEANINGS",
+    "SORTS",
     "Applied",
     "Change",
     "EntryId",
+    "Filter",
     "Member",
     "Place",
     "PlaceLost",
@@ -21,6 +24,7 @@ __all__ = [
     "Report",
     "Store",
     "StoreError",
+    "TooManyToSort",
     "User",
     "UserRecord",
     "connect",

@@ -43,7 +43,8 @@ end
 
 if action == 'finish' then
   if not drained then return 0 end
-  call('UNLINK', members, left, seen, state)
+  call('UNLINK', members, left, seen, state, prefix .. ':freshness')
+  call('ZREM', base .. 'due', cohort)
   call('ZREM', base .. 'cohorts', cohort)
   call('SREM', base .. 'jobs', cohort)
   return 0

@@ -19,9 +19,9 @@ class Keys:
         """The hash tag of a partition: the app id alone where there is only one."""
         return app_id if self.partitions == 1 else f"{app_id}:{partition}"
 
-    def partition(self, user_id: str) -> int:
-        """The partition that holds everything about a user."""
-        return crc32(user_id.encode()) % self.partitions
+    def partition(self, name: str) -> int:
+        """The partition that holds everything about a user; the home partition of a cohort."""
+        return crc32(name.encode()) % self.partitions
 
     def base(self, app_id: str, partition: int) -> str:
         return f"{self.prefix}:{{{self.tag(app_id, partition)}}}:"
@@ -44,6 +44,14 @@ class Keys:
         they are in, by when), ``state`` (hash: names, counts, times, work in progress).
         """
         return f"{self.base(app_id, partition)}cohort:{cohort_id}:{part}"
+
+    def freshness(self, app_id: str, cohort_id: str) -> str:
+        """How fresh a cohort is (hash), in its home partition: the one that its id gives."""
+        return self.cohort(app_id, self.partition(cohort_id), cohort_id, "freshness")
+
+    def due(self, app_id: str, partition: int) -> str:
+        """Sorted set of the cohorts at home in a partition, by when they will be late. Private."""
+        return f"{self.base(app_id, partition)}due"
 
     def cohorts(self, app_id: str, partition: int) -> str:
         """Sorted set of the ids of all cohorts. Private."""

@@ -59,8 +59,8 @@ class Registry:
             if at and trait
         }
 
-    def page(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[CohortRecord]:
-        """Up to ``limit`` cohorts in the order of their ids, from the first one after ``after``."""
+    def ids(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[str]:
+        """Up to ``limit`` ids of cohorts in their order, from the first one after ``after``."""
         start = f"({after}" if after else "-"
         with translated(), self._client.pipeline(transaction=False) as pipeline:
             for partition in range(self._keys.partitions):
@@ -68,8 +68,11 @@ class Registry:
                 pipeline.zrange(key, start, "+", bylex=True, offset=0, num=limit)
             shares: list[list[bytes]] = pipeline.execute()
         merged = dict.fromkeys(heapq.merge(*shares))
-        ids = [cohort_id.decode() for cohort_id in islice(merged, limit)]
-        return list(self._records(app_id, ids))
+        return [cohort_id.decode() for cohort_id in islice(merged, limit)]
+
+    def page(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[CohortRecord]:
+        """Up to ``limit`` cohorts in the order of their ids, from the first one after ``after``."""
+        return list(self._records(app_id, self.ids(app_id, after=after, limit=limit)))
 
     def all(self, app_id: str) -> Iterator[CohortRecord]:
         """All cohorts in the order of their ids, a page at a time."""

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import redis
 from redis.client import Pipeline
 
-from app.cohorts import Cohort, MembershipChange
+from app.cohorts import Cohort, FreshnessState, MembershipChange
+from app.store.catalog import Catalog
 from app.store.changes import Changes
 from app.store.check import Checker
 from app.store.errors import StoreMisconfigured, translated
+from app.store.freshness import FreshnessBook
 from app.store.keys import Keys
 from app.store.lifecycle import Lifecycle
 from app.store.reads import Reads
@@ -27,6 +29,9 @@ STATEMENTS_PER_CALL = 1000
 _GROUP_COST = 8
 
 _LAYOUT_CHECK_SECONDS = 1.0
+# Apps whose cohorts are counted by freshness: readiness is asked for every few seconds.
+_APPS_COUNTED = 100
+
 _MS_PER_HOUR = 3600 * 1000
 
 
@@ -84,6 +89,8 @@ class Store:
         self.checker = Checker(client, self.keys)
         self.reads = Reads(client, self.keys)
         self.changes = Changes(client, self.keys)
+        self.catalog = Catalog(client, self.keys, self.registry)
+        self.freshness = FreshnessBook(client, self.keys)
         self._checked: dict[str | None, float] = {}
 
     def apply(
@@ -109,7 +116,8 @@ class Store:
         """
         applied = Applied()
         # Only with several cohorts can one user be changed by more than one call or group.
-        one_cohort = len({change.cohort.id for change in changes}) <= 1
+        cohort_ids = {change.cohort.id for change in changes}
+        one_cohort = len(cohort_ids) <= 1
         options = (
             "known" if known_only else "open",
             "count" if one_cohort else "users",
@@ -143,6 +151,7 @@ class Store:
             )
         applied.changed += len(changed_users)
         applied.repeated = bool(repeats) and all(repeats)
+        self.freshness.received(app_id, cohort_ids - applied.refused)
         return applied
 
     def register_cohort(self, app_id: str, cohort: Cohort, *, way: str) -> bool:
@@ -157,6 +166,8 @@ class Store:
                 self._register(app_id, partition, cohort, way)
                 for partition in range(self.keys.partitions)
             ]
+            if all(taken):
+                self.freshness.known(app_id, cohort.id)
         return all(taken)
 
     def spread_name(self, app_id: str, cohort_id: str) -> None:
@@ -273,6 +284,10 @@ class Store:
         with translated():
             known: set[Any] = self._client.smembers(self.keys.apps())
         return sorted(app_id.decode() for app_id in known)
+
+    def freshness_counts(self) -> dict[FreshnessState, int]:
+        """How many cohorts are fresh, late, or never arrived; of all apps, up to a hundred."""
+        return self.freshness.counts(self.apps()[:_APPS_COUNTED])
 
     def check(self) -> float:
         """Ask the store whether it works as set up. Returns the seconds that it took."""

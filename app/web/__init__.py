@@ -6,6 +6,7 @@ from app.web import (
     admin,
     changes,
     cohort,
+    cohorts,
     events,
     export,
     health,
@@ -29,5 +30,6 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(segment.blueprint)
     app.register_blueprint(admin.blueprint)
     app.register_blueprint(read.blueprint)
+    app.register_blueprint(cohorts.blueprint)
     app.register_blueprint(export.blueprint)
     changes.init_app(app)

@@ -7,9 +7,9 @@ from typing import cast
 from flask import Blueprint, Flask, Response, current_app, g, request
 
 from app.auth import READ, requires
-from app.errors import CursorExpired, InvalidParameter, TooManyFollowers, render
+from app.errors import CursorExpired, InvalidParameter, TooManyFollowers
 from app.settings import Settings
-from app.store import Place, PlaceLost
+from app.store import Place
 from app.web.contract import describes, parameters, send
 from app.web.feed import Feed, shown
 from app.web.read import store
@@ -40,7 +40,6 @@ def init_app(app: Flask) -> None:
         heartbeat_seconds=settings.stream_heartbeat_seconds,
         max_followers=settings.max_followers,
     )
-    app.register_error_handler(PlaceLost, lambda _: render(CursorExpired()))
     app.register_blueprint(blueprint)
 
 

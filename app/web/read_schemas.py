@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate, validates_schema
 
-from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
-from app.store import EntryId, Place, Position
+from app.cohorts import FreshnessState, Status
+from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
+from app.store import SORTS, EntryId, Place, Position
 from app.web.schemas import Base, Items, UserId, accept_user_id
 
 MAX_MEMBERS, DEFAULT_MEMBERS = 10_000, 1000
@@ -20,6 +21,9 @@ MAX_MEMBERS, DEFAULT_MEMBERS = 10_000, 1000
 MAX_CHANGES, DEFAULT_CHANGES = 1000, 100
 EARLIEST, LATEST = "earliest", "latest"
 
+MAX_COHORTS, DEFAULT_COHORTS = 1000, 100
+
+_SORTS = [*SORTS, *(f"-{sort}" for sort in SORTS if sort != "id")]
 _ENTRY_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 _DIGITS = re.compile(r"[0-9]{1,16}")
 
@@ -79,6 +83,35 @@ class MemberCursor(fields.Field[Position]):
 def member_cursor(position: Position | None) -> str | None:
     """The cursor of a place in a list of members."""
     return None if position is None else close_cursor(["m", *position])
+
+
+class Seconds(fields.Integer):
+    """A whole number of seconds, from a minute to a year."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(strict=True, validate=validate.Range(60, 366 * 86400), **kwargs)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
+        if isinstance(value, (bool, str)):
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class ListCursor(fields.Field[tuple[str, Any, str]]):
+    """A place in a list of cohorts: how it is sorted, the last one's value for that, and its id."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> tuple[str, Any, str]:
+        match open_cursor(value):
+            case ["l", ("id" | "name" | "-name") as sort, str(last), str(cohort_id)]:
+                return sort, last, cohort_id
+            case ["l", str(sort), int(last), str(cohort_id)] if sort in _SORTS:
+                return sort, last, cohort_id
+        raise ValidationError("Not a cursor of this call.")
+
+
+def list_cursor(sort: str, place: tuple[Any, str] | None) -> str | None:
+    """The cursor of a place in a list of cohorts."""
+    return None if place is None else close_cursor(["l", sort, *place])
 
 
 class FeedCursor(fields.Field[Any]):
@@ -191,6 +224,114 @@ class MembersReply(Reply):
 
     members = fields.List(fields.Nested(MemberReply), required=True)
     next = text("The cursor of the next page; null on the last one.", allow_none=True)
+
+
+class CohortsQuery(Query):
+    """Which cohorts, and in which order."""
+
+    name = fields.String(
+        load_default=None,
+        validate=validate.Length(1, MAX_TRAIT_BYTES),
+        metadata={"description": "Only those with this in their trait name, in any case."},
+    )
+    status = fields.Enum(
+        Status, by_value=True, load_default=None, metadata={"description": "Only those."}
+    )
+    freshness = fields.Enum(
+        FreshnessState, by_value=True, load_default=None, metadata={"description": "Only those."}
+    )
+    sort = fields.String(
+        load_default="id",
+        validate=validate.OneOf(_SORTS),
+        metadata={"description": "What to sort by; with `-`, from the greatest on."},
+    )
+    cursor = ListCursor(
+        load_default=None,
+        metadata={"description": "Where to go on: `next` of the page before."},
+    )
+    limit = Whole(
+        load_default=DEFAULT_COHORTS,
+        validate=validate.Range(1, MAX_COHORTS),
+        metadata={"description": "Cohorts on a page, at most."},
+    )
+
+    @validates_schema
+    def same_sort(self, data: dict[str, Any], **kwargs: Any) -> None:
+        """A cursor is only good for the order that it was made in."""
+        if data.get("cursor") and data["cursor"][0] != data["sort"]:
+            raise ValidationError("Is of another order than sort.", "cursor")
+
+
+class FreshnessReply(Reply):
+    """Whether a cohort still arrives."""
+
+    state = text("`fresh`, `late` or `never`.", validate=validate.OneOf(list(FreshnessState)))
+    lastReceived = ms(
+        "When users of it last came in, to the second; null for never", allow_none=True
+    )
+    cadence = fields.Integer(
+        required=True,
+        strict=True,
+        allow_none=True,
+        metadata={"description": "Time from sync to sync, ms; null while it isn't known."},
+    )
+    cadenceSource = text(
+        "`learned` or `set`; null while it isn't known.",
+        allow_none=True,
+        validate=validate.OneOf(["learned", "set"]),
+    )
+    lateAfter = ms("From when on it is late; null where that can't be told", allow_none=True)
+
+
+class CohortReply(Reply):
+    """A cohort, as lists show it."""
+
+    id = text("The cohort's id.")
+    trait = text("The current trait name.")
+    status = text("What is going on with it.", validate=validate.OneOf(list(Status)))
+    members = fields.Integer(
+        required=True, strict=True, metadata={"description": "Users who are in it now."}
+    )
+    freshness = fields.Nested(FreshnessReply, required=True)
+
+
+class CohortsReply(Reply):
+    """Some cohorts. A page may be short, or empty, and yet not be the last."""
+
+    cohorts = fields.List(fields.Nested(CohortReply), required=True)
+    next = text("The cursor of the next page; null on the last one.", allow_none=True)
+
+
+class EarlierName(Reply):
+    """An earlier trait name of a cohort."""
+
+    trait = text("The trait name.")
+    until = ms("When it was given up")
+
+
+class CohortDetailReply(CohortReply):
+    """A cohort with its history."""
+
+    firstSeen = ms("When a call first named it")
+    entered = fields.Integer(
+        required=True, strict=True, metadata={"description": "Users who entered, in all."}
+    )
+    left = fields.Integer(
+        required=True, strict=True, metadata={"description": "Users who left, in all."}
+    )
+    ways = fields.Dict(
+        keys=fields.String(),
+        values=fields.Integer(strict=True),
+        required=True,
+        metadata={"description": "How it arrives, and when it last did so, ms since the epoch."},
+    )
+    earlierNames = fields.List(fields.Nested(EarlierName), required=True)
+
+
+class CadenceBody(Base):
+    """How often a cohort is expected to arrive."""
+
+    seconds = Seconds(required=True, metadata={"description": "From sync to sync, in seconds."})
 
 
 class ChangesQuery(Query):

@@ -1,0 +1,169 @@
+"""Lists of cohorts: filtered, sorted, a page at a time."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import redis
+
+from app.cohorts import CohortSummary, FreshnessState, Status
+from app.store.errors import translated
+from app.store.freshness import freshness_of
+from app.store.keys import Keys
+from app.store.registry import Registry
+
+# Cohorts that one script call tells of: about 2 ms of the store's time.
+COHORTS_PER_CALL = 500
+# In the order of ids, only so many are looked at for one page; a filter may leave few of them.
+LOOKED_AT = 10_000
+# In any other order all must be looked at. An app with more can only be listed by id.
+SORTED_AT_MOST = 100_000
+
+SORTS: dict[str, Callable[[CohortSummary], Any]] = {
+    "id": lambda cohort: cohort.id,
+    "name": lambda cohort: cohort.trait.casefold(),
+    "members": lambda cohort: cohort.members,
+    "last_received": lambda cohort: cohort.freshness.last_received_ms or 0,
+}
+
+
+class TooManyToSort(Exception):
+    """The app has more cohorts than can be sorted otherwise than by id."""
+
+
+class Filter(NamedTuple):
+    """Which cohorts; None for whatever."""
+
+    name: str | None = None
+    status: Status | None = None
+    freshness: FreshnessState | None = None
+
+    def takes(self, cohort: CohortSummary, now_ms: int) -> bool:
+        """Whether a cohort is among them. A name is found in any part of the trait name."""
+        return (
+            (self.name is None or self.name.casefold() in cohort.trait.casefold())
+            and (self.status is None or self.status == cohort.status)
+            and (self.freshness is None or self.freshness == cohort.freshness.state(now_ms))
+        )
+
+
+class Listing(NamedTuple):
+    """A page of a list, and the place of its last cohort; None where it is the last page."""
+
+    cohorts: list[CohortSummary]
+    place: tuple[Any, str] | None
+
+
+class Catalog:
+    """Reads lists of cohorts. Raises StoreError."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, registry: Registry) -> None:
+        self._keys = keys
+        self._registry = registry
+        self._script = client.register_script((files("app.store") / "cohorts.lua").read_text())
+
+    def page(
+        self,
+        app_id: str,
+        which: Filter,
+        *,
+        sort: str = "id",
+        descending: bool = False,
+        after: tuple[Any, str] | None = None,
+        limit: int = 100,
+    ) -> Listing:
+        """Up to ``limit`` cohorts after a place.
+
+        In the order of ids a page may be short, or empty, and yet not be the last: only so many
+        are looked at. Cohorts that change their place between two pages may be met twice or not.
+
+        Args:
+            sort: one of SORTS. ``descending`` is for all but ``id``.
+
+        Raises:
+            TooManyToSort: only by id.
+        """
+        if sort == "id":
+            return self._by_id(app_id, which, after[1] if after else "", limit)
+        now_ms = time.time_ns() // 1_000_000
+
+        def place(cohort: CohortSummary) -> tuple[Any, str]:
+            return SORTS[sort](cohort), cohort.id
+
+        def follows(cohort: CohortSummary) -> bool:
+            if after is None:
+                return True
+            return place(cohort) < after if descending else place(cohort) > after
+
+        matching = (
+            cohort
+            for cohort in self._all(app_id)
+            if which.takes(cohort, now_ms) and follows(cohort)
+        )
+        choose = heapq.nlargest if descending else heapq.nsmallest
+        found = choose(limit + 1, matching, key=place)
+        more = len(found) > limit
+        del found[limit:]
+        return Listing(found, place(found[-1]) if more else None)
+
+    def _by_id(self, app_id: str, which: Filter, after: str, limit: int) -> Listing:
+        now_ms = time.time_ns() // 1_000_000
+        found: list[CohortSummary] = []
+        for _ in range(0, LOOKED_AT, COHORTS_PER_CALL):
+            ids = self._registry.ids(app_id, after=after, limit=COHORTS_PER_CALL)
+            for cohort in self._summaries(app_id, ids):
+                if which.takes(cohort, now_ms):
+                    if len(found) == limit:
+                        return Listing(found, (after, after))
+                    found.append(cohort)
+                after = cohort.id
+            if len(ids) < COHORTS_PER_CALL:
+                return Listing(found, None)
+            after = ids[-1]
+        return Listing(found, (after, after))
+
+    def _all(self, app_id: str) -> Iterator[CohortSummary]:
+        after = ""
+        for _ in range(0, SORTED_AT_MOST, COHORTS_PER_CALL):
+            ids = self._registry.ids(app_id, after=after, limit=COHORTS_PER_CALL)
+            yield from self._summaries(app_id, ids)
+            if len(ids) < COHORTS_PER_CALL:
+                return
+            after = ids[-1]
+        if self._registry.ids(app_id, after=after, limit=1):
+            raise TooManyToSort
+
+    def _summaries(self, app_id: str, cohort_ids: list[str]) -> Iterator[CohortSummary]:
+        if not cohort_ids:
+            return
+        with translated():
+            shares: list[list[list[Any]]] = [
+                self._script(keys=[self._keys.changes(app_id, partition)], args=cohort_ids)
+                for partition in range(self._keys.partitions)
+            ]
+        for cohort_id, *rows in zip(cohort_ids, *shares, strict=True):
+            known = [row for row in rows if row[0] is not None]
+            if known:
+                yield _summary(cohort_id, known, rows[self._keys.partition(cohort_id)][5:])
+
+
+def _summary(cohort_id: str, rows: list[list[Any]], freshness: list[Any]) -> CohortSummary:
+    newest = max(rows, key=lambda row: int(row[1])) if len(rows) > 1 else rows[0]
+    status = Status.ACTIVE
+    for trait, _, deleting, moving, _, *_ in rows:
+        if deleting is not None:
+            status = Status.DELETING
+            break
+        if moving is not None or trait != newest[0]:
+            status = Status.RENAMING
+    return CohortSummary(
+        cohort_id,
+        newest[0].decode(),
+        status,
+        sum(row[4] for row in rows),
+        freshness_of(freshness),
+    )
