@@ -25,10 +25,16 @@ SORTED_AT_MOST = 100_000
 
 SORTS: dict[str, Callable[[CohortSummary], Any]] = {
     "id": lambda cohort: cohort.id,
-    "name": lambda cohort: cohort.trait.casefold(),
+    "name": lambda cohort: _name(cohort.trait).casefold(),
     "members": lambda cohort: cohort.members,
     "last_received": lambda cohort: cohort.freshness.last_received_ms or 0,
 }
+
+
+def _name(trait: str) -> str:
+    """The cohort's name in a trait name: without the id that follows the last colon."""
+    name, colon, _ = trait.rpartition(":")
+    return name if colon else trait
 
 
 class TooManyToSort(Exception):
