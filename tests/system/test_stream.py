@@ -1,0 +1,218 @@
+"""The stream of changes over real sockets: reconnects, load, heartbeats, shutdown."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from simulator import payloads
+from tests.system.service import APP, DEADLINE, Service, running, wait_until
+
+READ_KEY = "TEST_READ_KEY"
+TRAIT = "[Amplitude] one: 1"
+
+
+class Event(NamedTuple):
+    id: str
+    data: Any
+
+
+class Stream:
+    """One connection that follows the changes."""
+
+    opened: ClassVar[list[Stream]] = []
+
+    def __init__(self, service: Service, query: str = "", last_event_id: str = "") -> None:
+        address = urlsplit(service.url)
+        self.socket = socket.create_connection((address.hostname, address.port), timeout=DEADLINE)
+        lines = [
+            f"GET /api/v1/changes/stream{query} HTTP/1.1",
+            "Host: x",
+            f"api_key: {READ_KEY}",
+            *([f"Last-Event-ID: {last_event_id}"] if last_event_id else []),
+        ]
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self._file = self.socket.makefile("rb")
+        self.status = int(self._file.readline().split()[1])
+        self.headers: dict[str, str] = {}
+        while line := self._file.readline().strip():
+            name, _, value = line.decode().partition(": ")
+            self.headers[name.lower()] = value
+        self._rest = b""
+        self.opened.append(self)
+
+    def messages(self) -> Iterator[bytes]:
+        """Whatever stands between two empty lines, until the server ends the stream."""
+        while size := int(self._file.readline() or b"0", 16):
+            self._rest += self._file.read(size)
+            self._file.readline()
+            while b"\n\n" in self._rest:
+                message, _, self._rest = self._rest.partition(b"\n\n")
+                yield message
+
+    def events(self) -> Iterator[Event]:
+        for message in self.messages():
+            fields = dict(line.split(": ", 1) for line in message.decode().split("\n"))
+            if "data" in fields:
+                yield Event(fields["id"], json.loads(fields["data"]))
+
+    def next(self) -> Event:
+        return next(self.events())
+
+    def close(self) -> None:
+        self.socket.close()
+        self._file.close()
+
+
+@contextmanager
+def serving(store_url: str, **env: str) -> Iterator[Service]:
+    settings = {
+        "REDIS_URL": store_url,
+        "RATE_LIMIT": "off",
+        "READ_API_KEYS": f"{APP}:{READ_KEY}",
+        "STREAM_HEARTBEAT_SECONDS": "0.3",
+    }
+    with running(settings | env) as service:
+        try:
+            yield service
+        finally:
+            while Stream.opened:
+                Stream.opened.pop().close()
+
+
+def test_stream__says_what_it_is_and_tells_changes_as_they_happen(store_url: str) -> None:
+    with serving(store_url) as service:
+        service.post(payloads.identify("before", TRAIT, True))
+        stream = Stream(service)
+        assert (stream.status, stream.headers["content-type"]) == (
+            200,
+            "text/event-stream; charset=utf-8",
+        )
+        service.post(payloads.batch(["a", "b"], TRAIT, True))
+        event = stream.next()
+        assert event.data.pop("at") > 0
+        assert event.data == {"cohortId": "1", "change": "entered", "userIds": ["a", "b"]}
+        stream.close()
+
+
+def test_stream__with_nothing_to_tell__beats(store_url: str) -> None:
+    with serving(store_url, WEB_CONCURRENCY="1") as service:
+        messages = Stream(service).messages()
+        beats = [message for message, _ in zip(messages, range(3), strict=False)]
+        assert beats == [b"retry: 1000", b": nothing new", b": nothing new"]
+
+
+@pytest.mark.parametrize("partitions", ["1", "3"])
+def test_followers__that_reconnect_under_load__skip_and_repeat_nothing(
+    store_url: str, redis_client: redis.Redis, partitions: str
+) -> None:
+    """Each user's transitions alternate: a skipped or repeated one shows, and so does a total."""
+    users, rounds = 40, 30
+    with serving(store_url, STORE_PARTITIONS=partitions) as service:
+        sent = threading.Event()
+        failures: list[Any] = []
+
+        def send(number: int) -> None:
+            mine = [f"u{number}-{n}" for n in range(users)]
+            for turn in range(rounds):
+                batch = payloads.batch(mine, TRAIT, turn % 2 == 0)
+                if service.post(batch).status != 200:
+                    failures.append(number)
+
+        def follow(every: int, found: list[tuple[str, str]]) -> None:
+            last, expected = "", 3 * users * rounds
+            while len(found) < expected:
+                stream = Stream(service, "?cursor=earliest", last)
+                for count, event in enumerate(stream.events(), 1):
+                    last = event.id
+                    found += [(user, event.data["change"]) for user in event.data["userIds"]]
+                    if count == every or len(found) >= expected:
+                        break
+                stream.close()
+            sent.wait(DEADLINE)
+            stream = Stream(service, "", last)
+            # a heartbeat tells that all is told
+            rest = [next(stream.messages()) for _ in range(2)]
+            if rest != [b"retry: 1000", b": nothing new"]:
+                failures.append(rest)
+
+        followed: list[list[tuple[str, str]]] = [[] for _ in range(3)]
+        followers = [
+            threading.Thread(target=follow, args=(every, found), daemon=True)
+            for every, found in zip((1, 7, 10_000), followed, strict=True)
+        ]
+        senders = [threading.Thread(target=send, args=(n,), daemon=True) for n in range(3)]
+        for thread in [*followers, *senders]:
+            thread.start()
+        for thread in senders:
+            thread.join(DEADLINE)
+        sent.set()
+        for thread in followers:
+            thread.join(DEADLINE)
+        assert not failures
+        for found in followed:
+            assert len(found) == 3 * users * rounds
+            changes: dict[str, list[str]] = {}
+            for user, change in found:
+                changes.setdefault(user, []).append(change)
+            assert set(map(tuple, changes.values())) == {("entered", "left") * (rounds // 2)}
+
+
+def test_cursor__of_what_is_gone__is_410_on_connecting(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    with serving(store_url, WEB_CONCURRENCY="1") as service:
+        stream = Stream(service)
+        service.post(payloads.identify("a", TRAIT, True))
+        last = stream.next().id
+        stream.close()
+        for user in "bcd":
+            service.post(payloads.identify(user, TRAIT, True))
+        redis_client.xtrim(f"cohorts:{{{APP}}}:changes", maxlen=1, approximate=False)
+        assert Stream(service, "", last).status == 410
+
+
+def test_follower__that_hangs_up__is_noticed_at_once(store_url: str) -> None:
+    env = {"MAX_FOLLOWERS": "1", "WEB_CONCURRENCY": "1", "STREAM_HEARTBEAT_SECONDS": "600"}
+    with serving(store_url, **env) as service:
+        first = Stream(service)
+        assert next(first.messages()) == b"retry: 1000"
+        refused = Stream(service)
+        assert refused.status == 503
+        assert refused.headers["retry-after"] == "5"
+        first.close()
+        wait_until(lambda: Stream(service).status == 200)
+
+
+def test_shutdown__with_followers__ends_their_streams_and_the_process(store_url: str) -> None:
+    with serving(store_url) as service:
+        streams = [Stream(service) for _ in range(10)]
+        assert all(next(stream.messages()) == b"retry: 1000" for stream in streams)
+        started = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        for stream in streams:
+            assert set(stream.messages()) <= {b": nothing new"}
+        assert service.process.wait(10) == 0
+        assert time.monotonic() - started < 8
+
+
+def test_store__away_for_a_while__the_stream_goes_on_when_it_is_back(store_url: str) -> None:
+    """The store stays; its connections are cut, over and over, for a second."""
+    with serving(store_url, WEB_CONCURRENCY="1") as service:
+        stream = Stream(service)
+        with redis.Redis.from_url(store_url) as client:
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                client.client_kill_filter(_type="normal", skipme=True)
+        assert service.post(payloads.identify("a", TRAIT, True)).status == 200
+        assert stream.next().data["userIds"] == ["a"]
