@@ -119,15 +119,16 @@ class Catalog:
     def _by_id(self, app_id: str, which: Filter, after: str, limit: int) -> Listing:
         now_ms = time.time_ns() // 1_000_000
         found: list[CohortSummary] = []
-        for _ in range(0, LOOKED_AT, COHORTS_PER_CALL):
-            ids = self._registry.ids(app_id, after=after, limit=COHORTS_PER_CALL)
+        count = min(COHORTS_PER_CALL, limit + 1) if which == Filter() else COHORTS_PER_CALL
+        for _ in range(0, LOOKED_AT, count):
+            ids = self._registry.ids(app_id, after=after, limit=count)
             for cohort in self._summaries(app_id, ids):
                 if which.takes(cohort, now_ms):
                     if len(found) == limit:
                         return Listing(found, (after, after))
                     found.append(cohort)
                 after = cohort.id
-            if len(ids) < COHORTS_PER_CALL:
+            if len(ids) < count:
                 return Listing(found, None)
             after = ids[-1]
         return Listing(found, (after, after))
