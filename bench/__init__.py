@@ -1,0 +1,1 @@
+"""The benchmark: the service, the afternoon version and the store alone, side by side."""
