@@ -28,14 +28,17 @@ def database(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(service: Service, store_url: str, database: Path) -> Iterator[Start]:
-    """Start a worker."""
+    """Start a worker, and wait until it follows."""
     workers: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
         env = {"PYTHONPATH": str(READER), "REDIS_URL": store_url, "COHORT_APP": service.app}
         command = [sys.executable, str(READER / "examples" / "worker.py"), str(database)]
-        workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE))
-        return workers[-1]
+        worker = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+        workers.append(worker)
+        assert worker.stderr
+        assert worker.stderr.readline() == b"INFO following\n"
+        return worker
 
     yield start
     for worker in workers:
