@@ -15,7 +15,7 @@ raises (``redis.RedisError``) reaches the caller, except where it says so.
 
 from cohort_reader.follow import Change, FailedChange, Follower, Lag
 from cohort_reader.keys import UNAVAILABLE, cohort_id_of
-from cohort_reader.lookup import CohortReader, Membership, Profile
+from cohort_reader.lookup import CohortReader, Freshness, FreshnessState, Membership, Profile
 
 __all__ = [
     "UNAVAILABLE",
@@ -23,6 +23,8 @@ __all__ = [
     "CohortReader",
     "FailedChange",
     "Follower",
+    "Freshness",
+    "FreshnessState",
     "Lag",
     "Membership",
     "Profile",

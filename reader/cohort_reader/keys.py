@@ -74,10 +74,10 @@ class Keys:
             return self._bases_of(1)
         return self._bases
 
-    def base_of(self, user_id: str) -> str:
-        """What the keys begin with that hold everything about one user."""
+    def base_of(self, name: str) -> str:
+        """What the keys begin with in a user's partition, or in a cohort's home partition."""
         bases = self.bases()
-        return bases[crc32(user_id.encode()) % len(bases)] if len(bases) > 1 else bases[0]
+        return bases[crc32(name.encode()) % len(bases)] if len(bases) > 1 else bases[0]
 
     def _bases_of(self, count: int) -> list[str]:
         tags = [self._app] if count == 1 else [f"{self._app}:{number}" for number in range(count)]

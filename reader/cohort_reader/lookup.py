@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import redis
@@ -57,6 +58,31 @@ class Profile:
     def cohorts(self) -> set[str]:
         """The ids of the cohorts that the user is in."""
         return {cohort_id_of(trait) for trait, member in self.traits.items() if member}
+
+
+class FreshnessState(StrEnum):
+    """Whether a cohort still arrives."""
+
+    FRESH = "fresh"
+    LATE = "late"  # nothing came for longer than its cadence lets expect
+    NEVER = "never"  # no users of it ever came in
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """When a cohort arrived last, and when it should have. Tells silence from "no change".
+
+    Attributes:
+        state: as of now, by the store's clock.
+        last_received_ms: when users of it came in last, changed or not; None for never.
+        cadence_ms: time from one sync to the next, learned or set; None while it isn't known.
+        late_after_ms: from when on it is late; None where that can't be told.
+    """
+
+    state: FreshnessState
+    last_received_ms: int | None = None
+    cadence_ms: int | None = None
+    late_after_ms: int | None = None
 
 
 class Answer(NamedTuple):
@@ -165,6 +191,21 @@ class CohortReader:
             key = _members(base, cohort_id)
             for user_id, _ in self._client.zscan_iter(key, count=USERS_PER_COMMAND):
                 yield text(user_id)
+
+    def freshness(self, cohort_id: str) -> Freshness:
+        """When the cohort arrived last, and whether that is long ago for it. Never cached."""
+        key = f"{self._keys.base_of(cohort_id)}cohort:{cohort_id}:freshness"
+        with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            pipeline.hmget(key, "last_received", "cadence", "late_after")
+            (seconds, microseconds), fields = pipeline.execute()
+        last, cadence, late = (None if field is None else int(field) for field in fields)
+        now = seconds * 1000 + microseconds // 1000
+        if last is None:
+            return Freshness(FreshnessState.NEVER)
+        is_late = late is not None and now > late
+        state = FreshnessState.LATE if is_late else FreshnessState.FRESH
+        return Freshness(state, last, cadence, late)
 
     def _answers(
         self, questions: Sequence[Any], ask: Callable[[list[Any]], list[Any]]

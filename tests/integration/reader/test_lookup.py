@@ -16,7 +16,7 @@ from app.cohorts import Cohort
 from app.settings import Settings
 from app.store import Store, connect
 from app.store.keys import Keys as ServiceKeys
-from cohort_reader import CohortReader, cohort_id_of
+from cohort_reader import CohortReader, Freshness, FreshnessState, cohort_id_of
 from cohort_reader.keys import Keys
 from simulator import payloads
 from tests.integration.conftest import caller
@@ -127,6 +127,31 @@ def test_rename__of_a_cohort__is_never_noticed_by_its_id(
         store = Store(connect(Settings(redis_url=store_url)), partitions=service.partitions)
         Background(store).work()
     assert all(reader.traits(user_id) == {renamed: True} for user_id in users)
+
+
+def test_freshness__of_a_cohort__follows_its_arrivals(
+    service: Service, reader: CohortReader, redis_client: redis.Redis, store_url: str
+) -> None:
+    store = Store(connect(Settings(redis_url=store_url)), partitions=service.partitions)
+    assert reader.freshness(COHORT) == Freshness(FreshnessState.NEVER)
+    before = time.time_ns() // 1_000_000
+    service.push("a")
+    fresh = reader.freshness(COHORT)
+    assert fresh.state is FreshnessState.FRESH
+    assert fresh.last_received_ms is not None
+    assert before <= fresh.last_received_ms <= time.time_ns() // 1_000_000
+    assert (fresh.cadence_ms, fresh.late_after_ms) == (None, None)
+
+    store.freshness.set_cadence(service.app, COHORT, 3_600_000)
+    assert reader.freshness(COHORT) == Freshness(
+        FreshnessState.FRESH,
+        fresh.last_received_ms,
+        3_600_000,
+        fresh.last_received_ms + 5_400_000,
+    )
+    key = store.keys.freshness(service.app, COHORT)
+    redis_client.hset(key, "late_after", before)  # as if that were long ago
+    assert reader.freshness(COHORT).state is FreshnessState.LATE
 
 
 def test_apps__that_share_a_store__are_apart(service: Service, reading_client: redis.Redis) -> None:
