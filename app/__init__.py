@@ -26,7 +26,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from app.store import Rates, Store, connect
 
     settings = settings or Settings.from_environ()
-    settings.check_service()
+    settings.check_store()
     logs.configure(settings.log_level)
 
     client = connect(settings)

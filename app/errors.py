@@ -201,8 +201,10 @@ def render(problem: Problem, **members: Any) -> Response:
         "request_id": g.event["request_id"],
         **members,
     }
-    if problem.errors is not None:
+    if problem.errors:
         document["errors"] = problem.errors
+        # For whoever reads the log: the sender has the list, but seldom shows it to anybody.
+        g.event["first_error"] = "{place}: {message}".format(**problem.errors[0])[:200]
     return Response(
         dumps(document), problem.status, problem.headers, mimetype="application/problem+json"
     )

@@ -231,18 +231,32 @@ class Settings:
                     raise BadSettings(f"{name.upper()}: a key is given twice; each may stand once")
                 seen.add(entry.key)
 
+    def check_store(self) -> None:
+        """Check what nothing works without. Raises BadSettings."""
+        self._raise(self._missing_store())
+
     def check_service(self) -> None:
-        """Check what only the running service needs. Raises BadSettings."""
-        if not self.redis_url:
-            raise BadSettings(
-                "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
-                "example redis://localhost:6379/0; or use `make run`, which brings its own store."
-            )
+        """Check what only the running service needs besides. Raises BadSettings."""
+        missing = self._missing_store()
         if not (self.api_keys or self.admin_api_keys):
-            raise BadSettings(
+            missing.append(
                 "API_KEYS: no key is set, so nobody could send anything. Set it to app_id:key, "
                 "with a long random key."
             )
+        self._raise(missing)
+
+    def _missing_store(self) -> list[str]:
+        if self.redis_url:
+            return []
+        return [
+            "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for example "
+            "redis://localhost:6379/0; or use `make run`, which brings its own store."
+        ]
+
+    @staticmethod
+    def _raise(lines: list[str]) -> None:
+        if lines:
+            raise BadSettings("\n".join(lines))
 
 
 def env_name(f: Field[Any]) -> str:

@@ -33,7 +33,9 @@ def commands(
     trait = payloads.trait_name(cohort_name, cohort_id)
     users = [user_id, f"other.{user_id}"]
     test = {"traits": {f"{cohort_name}:{cohort_id}": True}, "type": "identify", "userId": user_id}
-    with_headers = replace(target, auth="headers", app_id=target.app_id or "TEST_APP_ID")
+    # Without a key this is the document's own, made-up pair; a real key has an app of its own.
+    app_id = target.app_id or (None if target.key else "TEST_APP_ID")
+    with_headers = replace(target, auth="headers", app_id=app_id)
     yield "the document's test request", curl(with_headers, identify_path, test)
     for member, verb in ((True, "enters"), (False, "leaves")):
         body = payloads.identify(user_id, trait, member)

@@ -115,7 +115,11 @@ def summary(sync: CohortSync, results: Sequence[SyncResult], compared: Compariso
         row("problem", problem, True)
     if compared is not None:
         verdict = "all as they must be" if compared.ok else f"{compared.wrong:,} WRONG"
-        row("users read back", f"{compared.checked:,}, {verdict}", not compared.ok)
+        row(
+            "users read back, in the cohort or not",
+            f"{compared.checked:,}, {verdict}",
+            not compared.ok,
+        )
         if compared.uncertain:
             row("users who may be either", f"{compared.uncertain:,}")
         for example in compared.examples[:5]:

@@ -60,7 +60,8 @@ def load(schema: Schema, body: dict[str, Any]) -> Any:
         return schema.load(body)
     except ValidationError as error:
         raise InvalidPayload(
-            "Nothing was written.", errors=places(error.messages)[:MAX_ERRORS]
+            "The body is not what this call takes; errors has the places. Nothing was written.",
+            errors=places(error.messages)[:MAX_ERRORS],
         ) from None
 
 

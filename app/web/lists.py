@@ -66,6 +66,7 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
     store: Store = current_app.extensions["store"]
     trait = store.registry.trait(g.caller.app_id, list_id)
     if trait is None:
+        g.event["cohorts"] = [list_id]
         raise UnknownCohort("There is no list with this id. Create it first.")
     traits = {trait: member}
     calls = [Identify(user_id, traits) for user_id in user_ids]

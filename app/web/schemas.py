@@ -78,6 +78,8 @@ class JsonObject(fields.Field[dict[str, Any]]):
 class Base(Schema):
     """What all bodies and items have in common."""
 
+    error_messages = {"type": "Must be an object."}  # noqa: RUF012  marshmallow's own way
+
     class Meta:
         unknown = EXCLUDE  # senders add fields
 
@@ -207,6 +209,9 @@ class ListUsersSchema(Base):
 
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> tuple[str, list[str]]:
+        if "user_ids" in data and "user_ids_too" in data:
+            # One of them would be left out, and nobody would know.
+            raise ValidationError({"user_ids": ["Send userIds or user_ids, not both."]})
         if "user_ids" in data:
             return "userIds", data["user_ids"]
         if "user_ids_too" in data:

@@ -143,7 +143,7 @@ def test_malformed_identify__in_a_batch__refuses_all_of_it(
 
 def test_error__has_the_members_that_libraries_read(client: FlaskClient) -> None:
     refused = client.post(BATCH_PATH, json={"batch": 1}).json
-    assert (refused["code"], refused["message"]) == ("invalid_payload", "Nothing was written.")
+    assert (refused["code"], refused["message"]) == ("invalid_payload", refused["detail"])
     unknown = client.post(BATCH_PATH, json=batch(), headers={"api_key": "wrong"}).json
     assert unknown["code"] == unknown["reason"] == "invalid_credentials"
     assert unknown["message"] == unknown["detail"]

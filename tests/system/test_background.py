@@ -35,7 +35,7 @@ def test_rename__of_many_members__ends_without_a_process_of_its_own(
     send(service, users, OLD)
     send(service, users[:10], OLD, member=False)
     send(service, users[-1:], NEW)
-    wait_until(lambda: fields(redis_client, users) == {NEW})
+    wait_until(lambda: fields(redis_client, users) == {NEW}, 90)
 
 
 def test_rename__worker_killed_in_the_middle__is_completed_by_another(
@@ -56,5 +56,5 @@ def test_rename__worker_killed_in_the_middle__is_completed_by_another(
         assert redis_client.scard(jobs) == 1
         for pid in listed.stdout.split():
             os.kill(int(pid), signal.SIGKILL)
-        wait_until(lambda: redis_client.scard(jobs) == 0, 60)
+        wait_until(lambda: redis_client.scard(jobs) == 0, 90)
     assert fields(redis_client, users) == {NEW}
