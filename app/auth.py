@@ -15,7 +15,7 @@ from flask import Flask, Request, current_app, g, request
 
 from app.errors import InvalidCredentials, MissingCredentials, MissingScope, RateLimited
 from app.settings import Settings
-from app.store import Rates, StoreError
+from app.store import Rates, StoreError, StoreFull
 
 INGEST, READ, ADMIN = "ingest", "read", "admin"
 PUBLIC = "public"
@@ -91,7 +91,10 @@ def init_app(app: Flask, settings: Settings, rates: Rates) -> None:
         g.event.update(app=caller.app_id, key=caller.label)
         if scope is None or not caller.may(scope):
             raise MissingScope(f"This call needs a key with the scope {scope}.")
-        retry_after = rates.hit(settings.rate_limit, "key", caller.app_id, caller.label)
+        try:
+            retry_after = rates.hit(settings.rate_limit, "key", caller.app_id, caller.label)
+        except StoreFull:
+            return  # can't be counted; reading goes on, and the store itself refuses what writes
         if retry_after is not None:
             raise RateLimited(retry_after)
 

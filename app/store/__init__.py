@@ -3,7 +3,7 @@
 from app.store.catalog import SORTS, Filter, TooManyToSort
 from app.store.changes import Change, EntryId, Place, PlaceLost
 from app.store.client import connect
-from app.store.errors import StoreError
+from app.store.errors import StoreError, StoreFull
 from app.store.findings import MEANINGS, Report
 from app.store.rates import Rates
 from app.store.reads import Member, Position, User
@@ -24,6 +24,7 @@ __all__ = [
     "Report",
     "Store",
     "StoreError",
+    "StoreFull",
     "TooManyToSort",
     "User",
     "UserRecord",

@@ -92,6 +92,7 @@ class Store:
         self.catalog = Catalog(client, self.keys, self.registry)
         self.freshness = FreshnessBook(client, self.keys)
         self._checked: dict[str | None, float] = {}
+        self._read_checked = -math.inf
 
     def apply(
         self,
@@ -232,14 +233,30 @@ class Store:
         if now - self._checked.get(app_id, -math.inf) < _LAYOUT_CHECK_SECONDS:
             return
         partitions = self.keys.partitions
-        found = self._client.set(self.keys.layout(), partitions, nx=True, get=True)
-        if found is not None and int(found) != partitions:
-            raise StoreMisconfigured(
-                f"STORE_PARTITIONS is {partitions}, but the stored data has {int(found)}."
-            )
+        self._compare_layout(self._client.set(self.keys.layout(), partitions, nx=True, get=True))
         if app_id is not None:
             self._client.sadd(self.keys.apps(), app_id)
         self._checked[app_id] = now
+
+    def check_readable(self) -> None:
+        """Refuse to read data that was written with another number of partitions.
+
+        Users would be looked for where they are not, and told to be in nothing. Asks the store
+        again every second, and writes nothing: reading goes on where the store is full.
+        """
+        now = time.monotonic()
+        if now - self._read_checked < _LAYOUT_CHECK_SECONDS:
+            return
+        with translated():
+            found: Any = self._client.get(self.keys.layout())
+        self._compare_layout(found)
+        self._read_checked = now
+
+    def _compare_layout(self, found: Any) -> None:
+        if found is not None and int(found) != self.keys.partitions:
+            raise StoreMisconfigured(
+                f"STORE_PARTITIONS is {self.keys.partitions}, but the stored data has {int(found)}."
+            )
 
     def traits(self, app_id: str, user_id: str) -> dict[str, bool]:
         """A user's traits by name; none for a user who was never heard of."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from flask import Blueprint, Response, current_app, g
 
@@ -29,8 +29,10 @@ _MEMBERS_QUERY = MembersQuery()
 
 
 def store() -> Store:
-    """The store of this app."""
-    return cast(Store, current_app.extensions["store"])
+    """The store, once it is seen to be laid out as the settings say."""
+    found: Store = current_app.extensions["store"]
+    found.check_readable()
+    return found
 
 
 @blueprint.get("/users/<rest:user_id>")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 import pytest
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from app.cohorts import Cohort
 from app.settings import Settings
 from app.store import Store, connect
+from simulator.payloads import COHORT_PATH, identify
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.reading import KEYS, OTHER_KEY, Reader, say
 
@@ -152,6 +153,33 @@ class TestUser:
         for path in ("users/u", "cohorts", "cohorts/1/members", "changes", "changes/stream"):
             reply = caller(app, KEY).get(f"/api/v1/{path}")
             assert (reply.status_code, reply.json["reason"]) == (403, "missing_scope")
+
+
+@pytest.fixture
+def full_store(redis_client: redis.Redis) -> Iterator[Callable[[], None]]:
+    yield lambda: redis_client.config_set("maxmemory", 1) and None
+    redis_client.config_set("maxmemory", 0)
+
+
+class TestStore:
+    def test_store_full__reading_goes_on(
+        self, make_app: Callable[..., Flask], full_store: Callable[[], None]
+    ) -> None:
+        app = make_app(rate_limit=Settings().rate_limit, **KEYS)
+        say(app.extensions["store"], ONE, True, ["u"], 1000)
+        full_store()
+        for path in ("users/u", "cohorts", "cohorts/1", "cohorts/1/members", "changes"):
+            assert Reader(app).get(f"/api/v1/{path}").status_code == 200
+        sent = caller(app, KEY).post(COHORT_PATH, json=identify("u", ONE, False))
+        assert (sent.status_code, sent.json["reason"]) == (503, "store_full")
+
+    def test_store__laid_out_otherwise__is_503_and_no_wrong_answer(
+        self, store: Store, make_app: Callable[..., Flask]
+    ) -> None:
+        say(store, ONE, True, ["u"], 1000)
+        other = Reader(make_app(store_partitions=7, **KEYS))
+        for path in ("users/u", "cohorts", "cohorts/1", "cohorts/1/members", "changes"):
+            assert other.get(f"/api/v1/{path}", 503) == "store_misconfigured"
 
 
 class TestManyUsers:
