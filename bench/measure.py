@@ -1,0 +1,207 @@
+"""The run: which contestants there are, which loads each gets, and what is noted of each load."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from bench import load as generator
+from bench import servers, traffic
+from bench.load import Load
+from bench.servers import Gunicorn, RunningStore, StoreClients
+from bench.traffic import Way
+
+SERVICE, AFTERNOON, STORE = "service", "afternoon", "store alone"
+
+# The load at which ways in are compared with each other: Amplitude's own, and its batch size.
+USUAL_CLIENTS, USUAL_BATCH = 4, 1000
+
+# More than any contestant can do: bodies are made before the clock starts, and must last.
+_MOST_USERS_PER_SECOND = 350_000
+_MOST_REQUESTS_PER_SECOND = 10_000
+
+# Users in flight above which a load takes so long that one round of it must do.
+_HEAVY = 200_000
+
+MEMORY_USERS = 100_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does.
+
+    Attributes:
+        seconds: how long requests are begun in each load.
+        repeat: rounds; a round is each load on each contestant in turn.
+        store_clients: processes that call the store alone.
+    """
+
+    clients: tuple[int, ...] = (4, 64)
+    batches: tuple[int, ...] = (1, 100, 1000, 10_000)
+    seconds: float = 1.5
+    repeat: int = 3
+    store_clients: int = 3
+    rate_limit: str = "1000000/second"
+    appendonly: str = "yes"
+    appendfsync: str = "everysec"
+    heavy: bool = True
+
+    def loads(self, round_number: int) -> Iterator[tuple[int, int]]:
+        """The loads of a round, as clients and users a request."""
+        for batch in self.batches:
+            for clients in self.clients:
+                if clients * batch < _HEAVY or (self.heavy and round_number == 0):
+                    yield clients, batch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One load on one contestant, in one round. CPU seconds are per million users."""
+
+    contestant: str
+    clients: int
+    batch: int
+    round: int
+    requests: int
+    seconds: float
+    users_per_second: float
+    p50_ms: float
+    p99_ms: float
+    cpu_server: float
+    cpu_store: float
+    cpu_load: float
+    store_busy: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of store memory per user with one cohort, for one contestant."""
+
+    contestant: str
+    bytes_per_user: float
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who is measured: a server with a store of its own, and the way in that is used."""
+
+    name: str
+    store: RunningStore
+    server: Gunicorn | StoreClients
+    way: Way
+
+    def run(self, clients: int, batch: int, count: int, seconds: float) -> Load:
+        """Send ``count`` requests of ``batch`` new users on an empty store.
+
+        Raises:
+            LoadFailed: also where the store holds fewer users than were answered for.
+        """
+        self.store.empty()
+        if isinstance(self.server, StoreClients):
+            return self.server.run(list(traffic.user_ids(count * batch)), batch, seconds)
+        address = self.server.address
+        if self.way.setup:
+            setup = traffic.request(*self.way.setup)
+            generator.run(address, [setup], clients=1, seconds=10)
+        requests = traffic.requests(self.way, batch, count)
+        done = generator.run(address, requests, clients=clients, seconds=seconds)
+        if done.unanswered:
+            raise generator.LoadFailed(f"{done.unanswered} requests were not answered")
+        if self.store.users() < done.answered * batch:
+            raise generator.LoadFailed("the store holds fewer users than were answered for")
+        return done
+
+    def cpu_seconds(self) -> float:
+        """What its server has used so far. The store alone has none."""
+        return self.server.cpu_seconds() if isinstance(self.server, Gunicorn) else 0.0
+
+
+def measure(plan: Plan, tell: Callable[[str], None]) -> tuple[list[Sample], list[Memory]]:
+    """Run the plan. ``tell`` gets a line now and then, for whoever waits."""
+    samples = []
+    with contestants(plan) as entrants:
+        for entrant in entrants:
+            entrant.run(clients=4, batch=10, count=200, seconds=2)  # warm up
+        memory = [_memory(entrant) for entrant in entrants]
+        for number in range(plan.repeat):
+            for clients, batch in plan.loads(number):
+                for entrant in entrants:
+                    usual = (clients, batch) == (USUAL_CLIENTS, USUAL_BATCH)
+                    if entrant.way is not traffic.IDENTIFY and not usual:
+                        continue
+                    tell(f"round {number + 1}: {clients} x {batch:,} {entrant.name}")
+                    samples.append(_sample(plan, entrant, clients, batch, number))
+    return samples, memory
+
+
+@contextmanager
+def contestants(plan: Plan) -> Iterator[list[Contestant]]:
+    """All contestants, started, each with a fresh store."""
+    with ExitStack() as stack:
+
+        def store() -> RunningStore:
+            return stack.enter_context(servers.running_store(plan.appendonly, plan.appendfsync))
+
+        first = store()
+        service = stack.enter_context(servers.running_service(first.url, plan.rate_limit))
+        second = store()
+        afternoon = stack.enter_context(servers.running_afternoon(second.url))
+        third = store()
+        alone = stack.enter_context(servers.running_store_clients(third.url, plan.store_clients))
+        yield [
+            Contestant(SERVICE, first, service, traffic.IDENTIFY),
+            Contestant(AFTERNOON, second, afternoon, traffic.IDENTIFY),
+            Contestant(STORE, third, alone, traffic.IDENTIFY),
+            *(
+                Contestant(f"{SERVICE}, {way.name}", first, service, way)
+                for way in traffic.WAYS
+                if way is not traffic.IDENTIFY
+            ),
+        ]
+
+
+def _memory(entrant: Contestant) -> Memory:
+    entrant.store.empty()
+    before = entrant.store.used_memory()
+    entrant.run(USUAL_CLIENTS, USUAL_BATCH, MEMORY_USERS // USUAL_BATCH, seconds=60)
+    used = entrant.store.used_memory() - before
+    return Memory(entrant.name, used / MEMORY_USERS)
+
+
+def _sample(plan: Plan, entrant: Contestant, clients: int, batch: int, number: int) -> Sample:
+    most = min(_MOST_REQUESTS_PER_SECOND, _MOST_USERS_PER_SECOND / batch) * plan.seconds
+    count = max(clients, math.ceil(most))
+    cpu_server, cpu_store = entrant.cpu_seconds(), servers.cpu_seconds(entrant.store.process)
+    done = entrant.run(clients, batch, count, plan.seconds)
+    cpu_server = entrant.cpu_seconds() - cpu_server
+    cpu_store = servers.cpu_seconds(entrant.store.process) - cpu_store
+    millions = done.answered * batch / 1e6
+    return Sample(
+        contestant=entrant.name,
+        clients=clients,
+        batch=batch,
+        round=number,
+        requests=done.answered,
+        seconds=done.seconds,
+        users_per_second=done.answered * batch / done.seconds,
+        p50_ms=percentile(done.latencies, 50) * 1000,
+        p99_ms=percentile(done.latencies, 99) * 1000,
+        cpu_server=cpu_server / millions,
+        cpu_store=cpu_store / millions,
+        cpu_load=done.cpu_seconds / millions,
+        store_busy=cpu_store / done.seconds,
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that at least ``percent`` of the values do not exceed."""
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
+
+
+def tell_stderr(line: str) -> None:
+    """One line that the next one overwrites, on a terminal; nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
