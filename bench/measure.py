@@ -59,7 +59,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sample:
-    """One load on one contestant, in one round. CPU seconds are per million users."""
+    """One load on one contestant, in one round. CPU seconds are per million users.
+
+    ``store_busy`` is the part of one core that the store used, ``others`` how many cores were
+    used by what is no part of the benchmark.
+    """
 
     contestant: str
     clients: int
@@ -74,6 +78,7 @@ class Sample:
     cpu_store: float
     cpu_load: float
     store_busy: float
+    others: float
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,9 @@ def _sample(plan: Plan, entrant: Contestant, clients: int, batch: int, number: i
     most = min(_MOST_REQUESTS_PER_SECOND, _MOST_USERS_PER_SECOND / batch) * plan.seconds
     count = max(clients, math.ceil(most))
     cpu_server, cpu_store = entrant.cpu_seconds(), servers.cpu_seconds(entrant.store.process)
+    machine = servers.machine_cpu_seconds()
     done = entrant.run(clients, batch, count, plan.seconds)
+    machine = servers.machine_cpu_seconds() - machine
     cpu_server = entrant.cpu_seconds() - cpu_server
     cpu_store = servers.cpu_seconds(entrant.store.process) - cpu_store
     millions = done.answered * batch / 1e6
@@ -193,6 +200,7 @@ def _sample(plan: Plan, entrant: Contestant, clients: int, batch: int, number: i
         cpu_store=cpu_store / millions,
         cpu_load=done.cpu_seconds / millions,
         store_busy=cpu_store / done.seconds,
+        others=max(0.0, machine - cpu_server - cpu_store - done.cpu_seconds) / done.seconds,
     )
 
 

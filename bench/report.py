@@ -69,6 +69,7 @@ class Results:
                         "cpu_store",
                         "cpu_load",
                         "store_busy",
+                        "others",
                     )
                 },
             }
@@ -148,17 +149,18 @@ class Results:
         """Everything, for people. The table is Markdown."""
         lines = [
             "| clients | batch | contestant | users/s | p50 ms | p99 ms "
-            "| CPU server | CPU store | CPU load | store busy |",
-            "|--:|--:|:--|--:|--:|--:|--:|--:|--:|--:|",
+            "| CPU server | CPU store | CPU load | store busy | others |",
+            "|--:|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         lines += [
             f"| {row['clients']} | {row['batch']:,} | {row['contestant']} "
             f"| {row['users_per_second']:,.0f} | {row['p50_ms']:.1f} | {row['p99_ms']:.1f} "
             f"| {row['cpu_server']:.1f} | {row['cpu_store']:.1f} | {row['cpu_load']:.1f} "
-            f"| {row['store_busy']:.0%} |"
+            f"| {row['store_busy']:.0%} | {row['others']:.2f} |"
             for row in self.rows()
         ]
-        lines += ["", "CPU is in seconds per million users. Medians of the rounds.", ""]
+        lines += ["", "CPU is in seconds per million users; others: cores that other processes used. "
+            "Medians of the rounds.", ""]
         lines += ["| clients | batch | " + " | ".join(name for name, _ in self.ratios()) + " |"]
         lines += ["|--:|--:|" + "--:|" * len(self.ratios())]
         for clients, batch in self.plan.loads(0):

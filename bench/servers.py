@@ -240,6 +240,12 @@ def _call_store(store_url: str, commands: Connection) -> None:
         commands.send((latencies, time.process_time() - cpu))
 
 
+def machine_cpu_seconds() -> float:
+    """What all processes of the machine have used so far."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0)
+
+
 def cpu_seconds(process: psutil.Process) -> float:
     """What a process has used so far."""
     times = process.cpu_times()
