@@ -38,6 +38,9 @@ lint: .venv/installed-dev ## check style
 types: .venv/installed-dev ## check types
 	$(BIN)/mypy
 
+bench: .venv/installed-dev ## measure the speed, beside the afternoon version and the store alone
+	$(BIN)/python -m bench $(BENCH)
+
 docs: install ## write the parts of docs/ that are made from the code
 	$(BIN)/python -c 'import re, pathlib; from app.settings import reference; \
 		page = pathlib.Path("docs/configuration.md"); \
@@ -51,4 +54,4 @@ requirements: .venv/installed-dev ## update the pinned requirements to the newes
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test chaos lint types docs requirements
+.PHONY: help install run test chaos bench lint types docs requirements
