@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -76,23 +76,36 @@ class Results:
             for (batch, clients, contestant), group in groups.items()
         ]
 
-    def ratio(self, one: str, other: str, clients: int, batch: int) -> float | None:
+    def ratio(
+        self,
+        one: str,
+        other: str,
+        clients: int,
+        batch: int,
+        of: Callable[[Sample], float] = lambda sample: sample.users_per_second,
+    ) -> float | None:
         """Users a second of one over the other: the median of the rounds' own ratios.
 
         The two ran one after the other in each round, so what else the machine did at that time
-        has slowed both.
+        has slowed both. ``of`` asks for something else than users a second.
         """
-        speeds: dict[tuple[str, int], float] = {
-            (sample.contestant, sample.round): sample.users_per_second
+        values: dict[tuple[str, int], float] = {
+            (sample.contestant, sample.round): of(sample)
             for sample in self.samples
             if (sample.clients, sample.batch) == (clients, batch)
         }
         ratios = [
-            speed / speeds[other, number]
-            for (name, number), speed in speeds.items()
-            if name == one and (other, number) in speeds
+            value / values[other, number]
+            for (name, number), value in values.items()
+            if name == one and values.get((other, number))
         ]
         return median(ratios) if ratios else None
+
+    def cpu_ratio(self, one: str, other: str, clients: int, batch: int) -> float | None:
+        """CPU seconds per user of server and store, one over the other; less noisy than speed."""
+        return self.ratio(
+            one, other, clients, batch, of=lambda sample: sample.cpu_server + sample.cpu_store
+        )
 
     def bars(self) -> list[Bar]:
         """The bars that the loads of this run allow to judge."""
@@ -158,13 +171,24 @@ class Results:
             "Medians of the rounds.",
             "",
         ]
-        others = (AFTERNOON, STORE)
-        lines.append("| clients | batch | " + " | ".join(f"service / {o}" for o in others) + " |")
-        lines.append("|--:|--:|--:|--:|")
+        lines.append(
+            "| clients | batch | users/s: service / afternoon | users/s: service / store alone "
+            "| CPU: afternoon / service |"
+        )
+        lines.append("|--:|--:|--:|--:|--:|")
         for clients, batch in self.plan.loads(0):
-            values = [self.ratio(SERVICE, other, clients, batch) for other in others]
+            values = (
+                self.ratio(SERVICE, AFTERNOON, clients, batch),
+                self.ratio(SERVICE, STORE, clients, batch),
+                self.cpu_ratio(AFTERNOON, SERVICE, clients, batch),
+            )
             shown = " | ".join("" if value is None else f"{value:.2f}" for value in values)
             lines.append(f"| {clients} | {batch:,} | {shown} |")
+        lines += [
+            "",
+            "The CPU ratio is of what server and store use per user. It changes less than users/s "
+            "do where others use the machine too; the bars are judged by users/s.",
+        ]
         lines += ["", "| contestant | bytes of store memory per user |", "|:--|--:|"]
         lines += [f"| {m.contestant} | {m.bytes_per_user:.0f} |" for m in self.memory]
         lines += ["", *map(str, self.bars())]

@@ -6,15 +6,19 @@ A new way in is one more :class:`Way` in ``WAYS``; the benchmark then measures i
 from __future__ import annotations
 
 import json
+import random
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from simulator import payloads
 
 KEY = "benchmark-key"
 COHORT_ID = "k3x9q2ab"
-TRAIT = f"[Amplitude] Frequent buyers: {COHORT_ID}"
-CONTEXT = {"integration": {"name": "Amplitude Cohort Sync", "version": "1.0.0"}}
+COHORT_NAME = "Frequent buyers"
+TRAIT = payloads.trait_name(COHORT_NAME, COHORT_ID)
 
 _AUTHORIZATION = b64encode(f"{KEY}:".encode()).decode()
 
@@ -35,42 +39,56 @@ class Way(NamedTuple):
     setup: tuple[str, bytes] | None = None
 
 
-def identify(user_ids: Sequence[str]) -> bytes:
+def identify(user_ids: Sequence[str], trait: str = TRAIT) -> bytes:
     """One identify for one user, a batch of them for more, as Amplitude's document prints them."""
     if len(user_ids) == 1:
-        return json.dumps(_identify(user_ids[0])).encode()
+        return json.dumps(payloads.identify(user_ids[0], trait, True)).encode()
     # Encoding a template once and joining the ids into it takes a hundredth of the time.
-    head, tail = json.dumps(_identify("\0")).split('"\\u0000"')
+    head, tail = json.dumps(payloads.identify("\0", trait, True)).split('"\\u0000"')
     items = f'"{tail}, {head}"'.join(user_ids)
     return f'{{"batch": [{head}"{items}"{tail}]}}'.encode()
 
 
-def _identify(user_id: str) -> dict[str, Any]:
-    return {"type": "identify", "traits": {TRAIT: True}, "userId": user_id, "context": CONTEXT}
-
-
-IDENTIFY = Way("identify", "/api/v1/integration/amplitude/cohort", identify)
+IDENTIFY = Way("identify", payloads.COHORT_PATH, identify)
 
 
 def list_users(user_ids: Sequence[str]) -> bytes:
     """Users for a list, as Amplitude's document prints them."""
-    return json.dumps({"userIds": list(user_ids), "context": CONTEXT}).encode()
+    return json.dumps(payloads.list_users(user_ids)).encode()
 
 
 LISTS = Way(
     "lists",
-    f"/lists/{COHORT_ID}/add",
+    f"{payloads.LISTS_PATH}/{COHORT_ID}/add",
     list_users,
-    setup=("/lists", json.dumps({"name": TRAIT, "context": CONTEXT}).encode()),
+    setup=(payloads.LISTS_PATH, json.dumps(payloads.list_create(TRAIT)).encode()),
 )
 
+_messages = random.Random(1)
+
+
+def webhook(user_ids: Sequence[str]) -> bytes:
+    """A Cohort Webhook with an id of its own, computed now."""
+    body = payloads.webhook(
+        COHORT_NAME,
+        COHORT_ID,
+        user_ids,
+        True,
+        computed_time=int(time.time()),
+        message_id=payloads.message_id(_messages, True),
+    )
+    return json.dumps(body).encode()
+
+
+WEBHOOKS = Way("webhooks", payloads.WEBHOOK_PATH, webhook)
+
 # The first is compared with the afternoon version and the store; the others with the first.
-WAYS = (IDENTIFY, LISTS)
+WAYS = (IDENTIFY, LISTS, WEBHOOKS)
 
 
-def user_ids(count: int) -> Iterator[str]:
+def user_ids(count: int, start: int = 0) -> Iterator[str]:
     """Ids of 24 bytes, all different, in an order that is not their own."""
-    return (f"user-{n * 0x9E3779B97F4A7C15 % 10**19:019d}" for n in range(count))
+    return (f"user-{n * 0x9E3779B97F4A7C15 % 10**19:019d}" for n in range(start, start + count))
 
 
 def request(path: str, body: bytes) -> bytes:
