@@ -7,12 +7,17 @@ import json
 import sys
 from pathlib import Path
 
+from bench import rename
 from bench.measure import Plan, measure, tell_stderr
 from bench.report import Results
 
+OTHERS = {"rename": rename.main}
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run it. Returns the exit code: 1 when a bar is missed."""
+
+def main(arguments: list[str]) -> int:
+    """Run what is asked for. Returns the exit code: 1 when a bar is missed."""
+    if arguments and arguments[0] in OTHERS:
+        return OTHERS[arguments[0]](arguments[1:])
     options = _parse(arguments)
     plan = Plan(
         clients=options.clients,
@@ -32,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(bar.passed for bar in results.bars()) else 1
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(arguments: list[str]) -> argparse.Namespace:
     plan = Plan()
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--clients", type=_numbers, default=plan.clients, metavar="N,N")
@@ -59,4 +64,4 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
