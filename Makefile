@@ -38,8 +38,11 @@ lint: .venv/installed-dev ## check style
 types: .venv/installed-dev ## check types
 	$(BIN)/mypy
 
-bench: .venv/installed-dev ## measure the speed, beside the afternoon version and the store alone
+bench: install ## measure the speed, beside the afternoon version and the store alone
 	$(BIN)/python -m bench $(BENCH)
+
+bench-rename: install ## rename a cohort of a million members under load, and kill the service meanwhile
+	$(BIN)/python -m bench rename $(BENCH)
 
 docs: install ## write the parts of docs/ that are made from the code
 	$(BIN)/python -c 'import re, pathlib; from app.settings import reference; \
@@ -54,4 +57,4 @@ requirements: .venv/installed-dev ## update the pinned requirements to the newes
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test chaos bench lint types docs requirements
+.PHONY: help install run test chaos bench bench-rename lint types docs requirements

@@ -1,4 +1,7 @@
-"""``python -m bench``: compare the service with the afternoon version and the store alone."""
+"""``python -m bench``: compare the service with the afternoon version and the store alone.
+
+Besides: ``python -m bench rename`` and ``python -m bench stalled``.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import json
 import sys
 from pathlib import Path
 
-from bench import rename
+from bench import docs, rename, stalled
 from bench.measure import Plan, measure, tell_stderr
 from bench.report import Results
 
-OTHERS = {"rename": rename.main}
+OTHERS = {"rename": rename.main, "stalled": stalled.main}
 
 
 def main(arguments: list[str]) -> int:
@@ -28,12 +31,15 @@ def main(arguments: list[str]) -> int:
         appendonly=options.appendonly,
         appendfsync=options.appendfsync,
         heavy=not options.quick,
+        memory_users=options.memory_users,
     )
     results = Results(plan, *measure(plan, tell_stderr))
     tell_stderr("")
     print(results.text())
     if options.json:
         options.json.write_text(json.dumps(results.document(), indent=1) + "\n")
+    if options.write_docs:
+        docs.write("speed", results.text())
     return 0 if all(bar.passed for bar in results.bars()) else 1
 
 
@@ -47,7 +53,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of each load; default 1.5, quick 0.5")
     parser.add_argument("--repeat", type=int, help="rounds; default 3, quick 1")
     parser.add_argument("--quick", action="store_true", help="a rough picture, in under 40 s")
+    parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--memory-users", type=int, default=plan.memory_users)
     parser.add_argument("--rate-limit", default=plan.rate_limit, help="the service's RATE_LIMIT")
     parser.add_argument("--appendonly", choices=["yes", "no"], default=plan.appendonly)
     parser.add_argument(

@@ -26,8 +26,6 @@ _MOST_REQUESTS_PER_SECOND = 10_000
 # Users in flight above which a load takes so long that one round of it must do.
 _HEAVY = 200_000
 
-MEMORY_USERS = 100_000
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,6 +35,7 @@ class Plan:
         seconds: how long requests are begun in each load.
         repeat: rounds; a round is each load on each contestant in turn.
         store_clients: processes that call the store alone.
+        memory_users: how many users the store's memory is measured with.
     """
 
     clients: tuple[int, ...] = (4, 64)
@@ -44,7 +43,8 @@ class Plan:
     seconds: float = 1.5
     repeat: int = 3
     store_clients: int = 3
-    rate_limit: str = "1000000/second"
+    memory_users: int = 100_000
+    rate_limit: str = servers.NO_LIMIT
     appendonly: str = "yes"
     appendfsync: str = "everysec"
     heavy: bool = True
@@ -135,7 +135,7 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> tuple[list[Sample], list
         for entrant in entrants:
             entrant.prepare(batch=10, count=200)
             entrant.run(clients=4, seconds=2)  # warm up
-        memory = [_memory(entrant) for entrant in entrants]
+        memory = [_memory(plan, entrant) for entrant in entrants]
         for number in range(plan.repeat):
             for clients, batch in plan.loads(number):
                 for entrant in entrants:
@@ -173,12 +173,12 @@ def contestants(plan: Plan) -> Iterator[list[Contestant]]:
         ]
 
 
-def _memory(entrant: Contestant) -> Memory:
-    entrant.prepare(USUAL_BATCH, MEMORY_USERS // USUAL_BATCH)
+def _memory(plan: Plan, entrant: Contestant) -> Memory:
+    entrant.prepare(USUAL_BATCH, plan.memory_users // USUAL_BATCH)
     before = entrant.store.used_memory()
     entrant.check(entrant.run(USUAL_CLIENTS, seconds=60), USUAL_BATCH)
     used = entrant.store.used_memory() - before
-    return Memory(entrant.name, used / MEMORY_USERS)
+    return Memory(entrant.name, used / plan.memory_users)
 
 
 def _sample(plan: Plan, entrant: Contestant, clients: int, batch: int, number: int) -> Sample:

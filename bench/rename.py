@@ -16,18 +16,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any
 
 import redis
 
+from bench import docs, servers, traffic
 from bench import load as generator
-from bench import servers, traffic
 from bench.load import Load, LoadFailed
 from bench.measure import percentile
-from bench.report import Bar
-from bench.servers import APP_ID, Gunicorn, RunningStore
+from bench.report import Bar, shown
+from bench.servers import APP_ID, NO_LIMIT, Gunicorn, RunningStore
 from simulator import payloads
 
 OLD, NEW = traffic.TRAIT, payloads.trait_name("Loyal buyers", traffic.COHORT_ID)
@@ -37,7 +36,6 @@ _ONE_IN = 10  # of the requests is for the cohort
 _FILL = 100_000  # users that are made ready at a time
 _SAMPLE = 200  # users that are asked for to see how far the move is
 _LOOK_SECONDS = 0.25
-_SETTLE_SECONDS = 2.0  # after the start of a phase, what is left of the one before is passing
 _MOST_MOVE_SECONDS = 900.0
 
 # Counts the hashes that have the fields, without sending the hashes to the client.
@@ -59,6 +57,7 @@ class Plan:
         members: of the cohort, when it is renamed.
         share: requests a second, as a part of those that the service can do.
         seconds: how long the load is measured before the rename, and again after it.
+        settle_seconds: left out first, as what came before may still be passing.
         kill_at: the part of the users that is moved when the workers are killed.
     """
 
@@ -67,6 +66,7 @@ class Plan:
     clients: int = 16
     share: float = 0.6
     seconds: float = 20.0
+    settle_seconds: float = 2.0
     kill_at: float = 0.6
 
 
@@ -131,14 +131,9 @@ class Outcome:
             f"{self.longest_after_kill:.1f} s. At the end {self.with_new:,} of {self.expected:,} "
             f"users had the new name, and {self.with_old:,} the old one.",
             "",
-            *map(str, self.bars()),
+            *shown(self.bars()),
         ]
         return "\n".join(lines)
-
-    def document(self) -> dict[str, Any]:
-        """Everything but single latencies, for a program to read."""
-        bars = [{**asdict(bar), "passed": bar.passed} for bar in self.bars()]
-        return {"plan": asdict(self.plan), "text": self.text(), "bars": bars}
 
 
 _BEFORE, _MOVING, _KILLED, _RESUMED, _AFTER = (
@@ -151,13 +146,11 @@ _BEFORE, _MOVING, _KILLED, _RESUMED, _AFTER = (
 _WITHOUT = (_BEFORE, _AFTER)
 
 
-def run(plan: Plan, *, rate_limit: str = "1000000/second", service_environ: Any = None) -> Outcome:
+def run(plan: Plan) -> Outcome:
     """Do it once."""
     with ExitStack() as stack:
         store = stack.enter_context(servers.running_store())
-        service = stack.enter_context(
-            servers.running_service(store.url, rate_limit, **(service_environ or {}))
-        )
+        service = stack.enter_context(servers.running_service(store.url, NO_LIMIT))
         _fill(service, plan.members // 10)  # warm up
         store.empty()
         capacity = _fill(service, plan.members)
@@ -235,7 +228,7 @@ class _Run:
         plan, marks = self._plan, self._marks
         try:
             self._mark("begin")
-            time.sleep(_SETTLE_SECONDS + plan.seconds)
+            time.sleep(plan.settle_seconds + plan.seconds)
             self._trait = NEW
             self._mark("renamed")
             while self._moved() < plan.kill_at:
@@ -246,7 +239,7 @@ class _Run:
             while self._moving():
                 self._wait()
             self._mark("moved")
-            time.sleep(_SETTLE_SECONDS + plan.seconds)
+            time.sleep(plan.settle_seconds + plan.seconds)
             marks["end"] = time.perf_counter()
         except (TimeoutError, redis.RedisError) as error:
             self._problem = repr(error)
@@ -289,11 +282,11 @@ class _Run:
             recovered = at
         recovered = min(recovered + 1, marks["moved"])
         phases = [
-            Phase(_BEFORE, marks["begin"] + _SETTLE_SECONDS, marks["renamed"]),
+            Phase(_BEFORE, marks["begin"] + self._plan.settle_seconds, marks["renamed"]),
             Phase(_MOVING, marks["renamed"], marks["killed"]),
             Phase(_KILLED, marks["killed"], recovered),
             Phase(_RESUMED, recovered, marks["moved"]),
-            Phase(_AFTER, marks["moved"] + _SETTLE_SECONDS, marks["end"]),
+            Phase(_AFTER, marks["moved"] + self._plan.settle_seconds, marks["end"]),
         ]
         for phase in phases:
             phase.latencies = [x for at, x in latencies if phase.begin <= at < phase.end]
@@ -331,4 +324,6 @@ def main(arguments: list[str]) -> int:
         )
     )
     print(outcome.text())
+    if options.write_docs:
+        docs.write("rename", outcome.text())
     return 0 if all(bar.passed for bar in outcome.bars()) else 1

@@ -42,6 +42,11 @@ class Bar:
         return f"{verdict}  {self.name:<60} {self.value:>8.2f}{self.unit:<4} {wanted}"
 
 
+def shown(bars: Sequence[Bar]) -> list[str]:
+    """The bars as lines of Markdown."""
+    return ["```", *map(str, bars), "```"]
+
+
 class Results:
     """The samples of a run, asked by contestant and load."""
 
@@ -182,8 +187,8 @@ class Results:
                 self.ratio(SERVICE, STORE, clients, batch),
                 self.cpu_ratio(AFTERNOON, SERVICE, clients, batch),
             )
-            shown = " | ".join("" if value is None else f"{value:.2f}" for value in values)
-            lines.append(f"| {clients} | {batch:,} | {shown} |")
+            cells = " | ".join("" if value is None else f"{value:.2f}" for value in values)
+            lines.append(f"| {clients} | {batch:,} | {cells} |")
         lines += [
             "",
             "The CPU ratio is of what server and store use per user. It changes less than users/s "
@@ -191,5 +196,5 @@ class Results:
         ]
         lines += ["", "| contestant | bytes of store memory per user |", "|:--|--:|"]
         lines += [f"| {m.contestant} | {m.bytes_per_user:.0f} |" for m in self.memory]
-        lines += ["", *map(str, self.bars())]
+        lines += ["", *shown(self.bars())]
         return "\n".join(lines)

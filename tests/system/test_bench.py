@@ -1,0 +1,53 @@
+"""The benchmark runs, and counts what it has sent. How fast anything is, is not looked at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import rename
+from tests.system.service import ROOT
+
+
+def test_bench__small_loads__measures_every_contestant(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    sizes = ["--clients", "2,4", "--batches", "1,1000", "--memory-users", "2000"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--seconds", "0.1", *sizes, "--json", figures],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr  # 1 also says that a bar was missed
+    found = json.loads(figures.read_text())
+    measured = {(row["contestant"], row["clients"], row["batch"]) for row in found["rows"]}
+    assert measured == {
+        *(
+            (name, clients, batch)
+            for name in ("service", "afternoon", "store alone")
+            for clients in (2, 4)
+            for batch in (1, 1000)
+        ),
+        ("service, lists", 4, 1000),
+        ("service, webhooks", 4, 1000),
+    }
+    assert all(row["users_per_second"] > 0 for row in found["rows"])
+    assert found["memory"]["service"] > found["memory"]["afternoon"] > 24
+    judged = {bar["name"] for bar in found["bars"]}
+    assert "p99 of the service, batches of 1,000, 4 clients" in judged
+    assert "service, webhooks / service" in judged
+
+
+def test_bench_rename__small_cohort_and_killed_workers__loses_nothing() -> None:
+    plan = rename.Plan(
+        members=4000, batch=50, clients=4, share=0.2, seconds=0.5, settle_seconds=0.1
+    )
+    outcome = rename.run(plan)
+    assert outcome.with_old == 0
+    assert outcome.with_new == outcome.members == outcome.expected > plan.members
+    assert "users are moved" in outcome.text()
