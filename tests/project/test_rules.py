@@ -97,6 +97,27 @@ def test_routes__every_one__has_a_scope_and_few_are_public() -> None:
     assert {rule for rule, scope in scopes.items() if scope == PUBLIC} == {"/healthz", "/readyz"}
 
 
+def test_routes__every_one__is_described() -> None:
+    page = (ROOT / "docs" / "http-api.md").read_text().replace("<id>", "<list id>")
+    app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
+    for rule in app.url_map.iter_rules():
+        path = re.sub(r"<\w+:(\w+)>", lambda m: f"<{m[1].replace('_', ' ')}>", rule.rule)
+        if not path.endswith("/"):
+            # `/lists/<id>/add`, `/remove` and the like are named by their last part
+            assert (
+                path in page
+                or f"`{path[path.rindex('/') :]}`" in page
+                or (f"`{path.rpartition('/')[2]}`" in page)
+            ), path
+
+
+def test_reading_calls__every_one__says_what_it_takes_and_gives() -> None:
+    app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
+    for name, view in app.view_functions.items():
+        if getattr(view, "scope", None) == READ:
+            assert hasattr(view, "contract"), name
+
+
 def test_settings__every_one__is_in_the_reference() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert reference() in page, "docs/configuration.md is not up to date: run `make docs`"
