@@ -69,6 +69,11 @@ class Stream:
     def next(self) -> Event:
         return next(self.events())
 
+    @classmethod
+    def close_all(cls) -> None:
+        while cls.opened:
+            cls.opened.pop().close()
+
     def close(self) -> None:
         self.socket.close()
         self._file.close()
@@ -86,30 +91,37 @@ def serving(store_url: str, **env: str) -> Iterator[Service]:
         try:
             yield service
         finally:
-            while Stream.opened:
-                Stream.opened.pop().close()
+            Stream.close_all()
 
 
-def test_stream__says_what_it_is_and_tells_changes_as_they_happen(store_url: str) -> None:
-    with serving(store_url) as service:
-        service.post(payloads.identify("before", TRAIT, True))
-        stream = Stream(service)
-        assert (stream.status, stream.headers["content-type"]) == (
-            200,
-            "text/event-stream; charset=utf-8",
-        )
-        service.post(payloads.batch(["a", "b"], TRAIT, True))
-        event = stream.next()
-        assert event.data.pop("at") > 0
-        assert event.data == {"cohortId": "1", "change": "entered", "userIds": ["a", "b"]}
-        stream.close()
-
-
-def test_stream__with_nothing_to_tell__beats(store_url: str) -> None:
+@pytest.fixture(scope="module")
+def running_service(store_url: str) -> Iterator[Service]:
     with serving(store_url, WEB_CONCURRENCY="1") as service:
-        messages = Stream(service).messages()
-        beats = [message for message, _ in zip(messages, range(3), strict=False)]
-        assert beats == [b"retry: 1000", b": nothing new", b": nothing new"]
+        yield service
+
+
+@pytest.fixture
+def service(running_service: Service) -> Iterator[Service]:
+    """One worker, for the tests that need no other; their streams are closed after each."""
+    yield running_service
+    Stream.close_all()
+
+
+def test_stream__says_what_it_is_and_tells_changes_as_they_happen(service: Service) -> None:
+    service.post(payloads.identify("before", TRAIT, True))
+    stream = Stream(service)
+    assert stream.status == 200
+    assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+    service.post(payloads.batch(["a", "b"], TRAIT, True))
+    event = stream.next()
+    assert event.data.pop("at") > 0
+    assert event.data == {"cohortId": "1", "change": "entered", "userIds": ["a", "b"]}
+
+
+def test_stream__with_nothing_to_tell__beats(service: Service) -> None:
+    messages = Stream(service).messages()
+    beats = [message for message, _ in zip(messages, range(3), strict=False)]
+    assert beats == [b"retry: 1000", b": nothing new", b": nothing new"]
 
 
 @pytest.mark.parametrize("partitions", ["1", "3"])
@@ -117,7 +129,7 @@ def test_followers__that_reconnect_under_load__skip_and_repeat_nothing(
     store_url: str, redis_client: redis.Redis, partitions: str
 ) -> None:
     """Each user's transitions alternate: a skipped or repeated one shows, and so does a total."""
-    users, rounds = 40, 30
+    users, rounds = 40, 20
     with serving(store_url, STORE_PARTITIONS=partitions) as service:
         sent = threading.Event()
         failures: list[Any] = []
@@ -169,17 +181,16 @@ def test_followers__that_reconnect_under_load__skip_and_repeat_nothing(
 
 
 def test_cursor__of_what_is_gone__is_410_on_connecting(
-    store_url: str, redis_client: redis.Redis
+    service: Service, redis_client: redis.Redis
 ) -> None:
-    with serving(store_url, WEB_CONCURRENCY="1") as service:
-        stream = Stream(service)
-        service.post(payloads.identify("a", TRAIT, True))
-        last = stream.next().id
-        stream.close()
-        for user in "bcd":
-            service.post(payloads.identify(user, TRAIT, True))
-        redis_client.xtrim(f"cohorts:{{{APP}}}:changes", maxlen=1, approximate=False)
-        assert Stream(service, "", last).status == 410
+    stream = Stream(service)
+    service.post(payloads.identify("a", TRAIT, True))
+    last = stream.next().id
+    stream.close()
+    for user in "bcd":
+        service.post(payloads.identify(user, TRAIT, True))
+    redis_client.xtrim(f"cohorts:{{{APP}}}:changes", maxlen=1, approximate=False)
+    assert Stream(service, "", last).status == 410
 
 
 def test_follower__that_hangs_up__is_noticed_at_once(store_url: str) -> None:
@@ -206,13 +217,13 @@ def test_shutdown__with_followers__ends_their_streams_and_the_process(store_url:
         assert time.monotonic() - started < 8
 
 
-def test_store__away_for_a_while__the_stream_goes_on_when_it_is_back(store_url: str) -> None:
+def test_store__away_for_a_while__the_stream_goes_on_when_it_is_back(
+    service: Service, redis_client: redis.Redis
+) -> None:
     """The store stays; its connections are cut, over and over, for a second."""
-    with serving(store_url, WEB_CONCURRENCY="1") as service:
-        stream = Stream(service)
-        with redis.Redis.from_url(store_url) as client:
-            until = time.monotonic() + 1
-            while time.monotonic() < until:
-                client.client_kill_filter(_type="normal", skipme=True)
-        assert service.post(payloads.identify("a", TRAIT, True)).status == 200
-        assert stream.next().data["userIds"] == ["a"]
+    stream = Stream(service)
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        redis_client.client_kill_filter(_type="normal", skipme=True)
+    assert service.post(payloads.identify("a", TRAIT, True)).status == 200
+    assert stream.next().data["userIds"] == ["a"]
