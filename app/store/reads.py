@@ -175,14 +175,18 @@ class Reads:
         users = []
         open_ends: dict[str, list[tuple[User, Cohort]]] = {}
         for user_id, row in zip(user_ids, rows, strict=True):
-            user = User(user_id, {}, [])
-            for i in range(0, len(row), 3):
-                cohort, since = _cohort(row[i]), row[i + 2]
-                user.traits[cohort.trait] = row[i + 1] == b"true"
+            traits: dict[str, bool] = {}
+            memberships: list[Membership] = []
+            user = User(user_id, traits, memberships)
+            for name, value, since in zip(row[::3], row[1::3], row[2::3], strict=True):
+                cohort = _cohort(name)
+                traits[cohort.trait] = value == b"true"
+                if since == _NOT_IN:
+                    continue
                 if since == _TO_FIND_OUT:
                     open_ends.setdefault(cohort.id, []).append((user, cohort))
-                elif since != _NOT_IN:
-                    user.memberships.append(Membership(cohort, int(since)))
+                else:
+                    memberships.append(Membership(cohort, int(since)))
             users.append(user)
         for cohort_id, pairs in open_ends.items():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")

@@ -15,6 +15,19 @@ local call = redis.call
 local rows, count = {}, 0
 local asked = {} -- cohort id → {users, their rows, places in these}
 
+-- The id of the cohort that a trait name stands for, or false where it isn't told in plain ASCII.
+local ids = {}
+local function cohort_id(name)
+  local id = ids[name]
+  if id == nil then
+    local tail = string.match(name, ':%s*([!-9;-~][^:]*)$')
+    id = tail and string.match(tail, '^(.-)%s*$')
+    if not id or not string.find(id, '[!-~]$') then id = false end
+    ids[name] = id
+  end
+  return id
+end
+
 for n = 2, #ARGV do
   if count >= budget then break end
   local row = call('HGETALL', base .. 'user:' .. ARGV[n])
@@ -24,9 +37,8 @@ for n = 2, #ARGV do
     local name, value = row[2 * i - 1], row[2 * i]
     local since = ''
     if value == 'true' then
-      local cohort = string.match(name, ':%s*([!-9;-~][^:]*)$')
-      cohort = cohort and string.match(cohort, '^(.-)%s*$')
-      if cohort and string.find(cohort, '[!-~]$') then
+      local cohort = cohort_id(name)
+      if cohort then
         local ask = asked[cohort]
         if not ask then
           ask = {{}, {}, {}}
