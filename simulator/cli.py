@@ -25,7 +25,7 @@ from .cohort import BadIds, Cohort, read_ids
 from .engine import MODES, WEBHOOK_TIMEOUT, CohortSync, SyncResult
 from .exits import Exit
 from .progress import SyncProgress, summary
-from .reader import Reader, ReaderError, RedisReader
+from .reader import HttpReader, Reader, ReaderError, RedisReader
 from .truth import Comparison, compare, say
 from .wire import AUTHS, BadUrl, Target, Wire
 
@@ -86,8 +86,15 @@ def _reader_options(function: Function) -> Function:
                 "--reader",
                 "reader_url",
                 metavar="URL",
-                help="Where the receiver keeps its state (redis://, rediss:// or unix://): "
-                "compares it with the truth, user by user.",
+                help="Where the receiver's state is read: its store (redis://, rediss:// or "
+                "unix://), or its own address (http:// or https://). Compares it with the truth, "
+                "user by user.",
+            ),
+            click.option(
+                "--reader-key",
+                default="",
+                metavar="KEY",
+                help="A key that may read, for a reader over HTTP.",
             ),
             click.option(
                 "--key-prefix",
@@ -208,6 +215,7 @@ def sync(
     misbehave: str | None,
     seed: int | None,
     reader_url: str | None,
+    reader_key: str,
     key_prefix: str,
     app: str,
     partitions: int,
@@ -230,7 +238,7 @@ def sync(
         group = Cohort(name, cohort_id, user_ids, churn=churn, seed=seed)
     wait = timeout or (WEBHOOK_TIMEOUT if mode == "webhook" else TIMEOUT)
     target = _reachable(Target(url, key, app_id, auth, wait, _headers(header)))
-    reader = _reader(reader_url, key_prefix, app, partitions)
+    reader = _reader(reader_url, reader_key, key_prefix, app, partitions)
     console = Console(stderr=True)
     progress = SyncProgress(console)
     engine = CohortSync(
@@ -400,11 +408,15 @@ def _reachable(target: Target) -> Target:
     return target
 
 
-def _reader(url: str | None, prefix: str, app: str, partitions: int) -> RedisReader | None:
+def _reader(url: str | None, key: str, prefix: str, app: str, partitions: int) -> Reader | None:
     if url is None:
         return None
+    reader: Reader
     try:
-        reader = RedisReader(url, prefix=prefix, app=app, partitions=partitions)
+        if url.startswith(("http://", "https://")):
+            reader = HttpReader(url, key)
+        else:
+            reader = RedisReader(url, prefix=prefix, app=app, partitions=partitions)
         reader.traits(["-"])
     except ReaderError as error:
         raise click.UsageError(f"--reader: {error}") from None
@@ -464,6 +476,7 @@ def certify_command(
     webhook_path: str,
     seed: int | None,
     reader_url: str | None,
+    reader_key: str,
     key_prefix: str,
     app: str,
     partitions: int,
@@ -499,7 +512,7 @@ def certify_command(
             click.echo(f"{one.name} ({one.level}; {one.source}): {one.says}")
         return
     _reachable(options.target)
-    reader = _reader(reader_url, key_prefix, app, partitions)
+    reader = _reader(reader_url, reader_key, key_prefix, app, partitions)
     try:
         outcome = certify(
             options,

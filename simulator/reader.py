@@ -1,12 +1,16 @@
 """Readers: how the simulator looks at what a receiver has stored.
 
-A reader is optional; without one only the wire is checked. The one reader there is looks into Redis
-or Valkey, laid out as Cohort Receiver does: one hash for each user, its fields the trait names, its
-values `true` or `false`.
+A reader is optional; without one only the wire is checked. There are two, both for Cohort Receiver:
+one looks into Redis or Valkey (one hash for each user, its fields the trait names, its values
+`true` or `false`), the other asks the service itself, over HTTP.
 """
 
 from __future__ import annotations
 
+import base64
+import http.client
+import json
+import urllib.request
 import zlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -80,6 +84,35 @@ class RedisReader:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+
+class HttpReader:
+    """Asks `POST {url}/api/v1/users/query`, with a key that may read as username of Basic."""
+
+    USERS_A_CALL = 1000
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url = url.rstrip("/") + "/api/v1/users/query"
+        self._where = _without_password(self._url)
+        self._headers = {
+            "Content-Type": "application/json",
+            "Authorization": "Basic " + base64.b64encode(f"{key}:".encode()).decode(),
+        }
+
+    def traits(self, user_ids: Sequence[str]) -> list[Traits]:
+        """Ask for the users' traits, a thousand at a time (see `Reader.traits`)."""
+        found: list[Traits] = []
+        for start in range(0, len(user_ids), self.USERS_A_CALL):
+            part = list(user_ids[start : start + self.USERS_A_CALL])
+            request = urllib.request.Request(  # noqa: S310  the user's own address
+                self._url, json.dumps({"userIds": part}).encode(), self._headers
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
+                    found += [user["traits"] for user in json.load(reply)["users"]]
+            except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+                raise ReaderError(f"{self._where}: {error}") from None
+        return found
 
 
 def _text(raw: bytes) -> str:

@@ -16,10 +16,10 @@ from simulator.certify.checks import CHECKS
 from simulator.cohort import Cohort
 from simulator.engine import CohortSync, Mode
 from simulator.faults import parse
-from simulator.reader import ReaderError, RedisReader
+from simulator.reader import HttpReader, ReaderError, RedisReader
 from simulator.truth import compare
 from simulator.wire import Target
-from tests.system.service import APP, KEY, ROOT, Service
+from tests.system.service import ADMIN_KEY, APP, KEY, ROOT, Service
 
 WAYS: tuple[Mode, ...] = ("property", "single", "list", "webhook")
 
@@ -41,10 +41,16 @@ def test_sync__with_every_misbehaviour__leaves_the_truth_in_the_store(
         results = sync.run(4)
         assert [result.problems for result in results] == [[]] * len(results)
         assert sync.stats.faults
-        found = compare(sync.truth, RedisReader(store_url, app=APP))
-        assert found.ok, found.examples
-        assert found.checked > size
-        assert found.uncertain == 0
+        for reader in (RedisReader(store_url, app=APP), HttpReader(service.url, ADMIN_KEY)):
+            found = compare(sync.truth, reader)
+            assert found.ok, found.examples
+            assert found.checked > size
+            assert found.uncertain == 0
+
+
+def test_http_reader__of_a_key_that_may_not_read__says_so(service: Service) -> None:
+    with pytest.raises(ReaderError, match="403"):
+        HttpReader(service.url, KEY).traits(["u"])
 
 
 def test_certify__this_service__is_certified(service: Service, store_url: str) -> None:
