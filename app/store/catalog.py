@@ -17,7 +17,7 @@ from app.store.keys import Keys
 from app.store.registry import Registry
 
 # Cohorts that one script call tells of: about 2 ms of the store's time.
-COHORTS_PER_CALL = 500
+COHORTS_PER_CALL = 250
 # In the order of ids, only so many are looked at for one page; a filter may leave few of them.
 LOOKED_AT = 10_000
 # In any other order all must be looked at. An app with more can only be listed by id.
