@@ -6,12 +6,22 @@ import os
 import signal
 import subprocess
 
+import pytest
 import redis
 
 from simulator import payloads
 from tests.system.service import APP, Service, running, wait_until
 
 OLD, NEW = "[Amplitude] Old name: c1", "[Amplitude] New name: c1"
+
+
+@pytest.fixture(autouse=True)
+def app_known(redis_client: redis.Redis) -> None:
+    """Let background work know the app, although the store has just been emptied.
+
+    The service makes sure of that once a second only: a test that is quicker would wait for ever.
+    """
+    redis_client.sadd("cohorts:apps", APP)
 
 
 def send(service: Service, users: list[str], trait: str, member: bool = True) -> None:
