@@ -1,5 +1,6 @@
 """How gunicorn runs the service. Settings come from the environment, see docs/configuration.md."""
 
+import gc
 import sys
 
 from gunicorn.glogging import Logger
@@ -52,6 +53,11 @@ logger_class = QuietLogger
 
 def post_worker_init(worker):
     """Begin the background work of a worker, once it has loaded the service."""
+    # A batch is thousands of short-lived objects and no cycle: looking for cycles each time they
+    # add up, among all that the libraries hold for good, took a sixth of a worker's time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     worker.wsgi.extensions["background"].start()
     # Streams of changes never end by themselves: they must when the worker is told to.
     worker.wsgi.extensions["feed"].is_open = lambda: worker.alive
