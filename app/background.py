@@ -16,8 +16,10 @@ from app.store import Store, StoreError
 
 # Seconds between two looks for work.
 POLL_SECONDS = 2.0
-# Rest after each step, as a multiple of the time that it took: the store is ingest's for the rest.
-REST = 4
+# Rest after each step, as a multiple of the time that it took. That includes its wait for a busy
+# store: there it gets about as many turns as one more sender, and never so few that a cohort which
+# grows meanwhile is not caught up with.
+REST = 2
 
 
 class Background:

@@ -1,8 +1,10 @@
 """``python -m bench rename``: what renaming a large cohort does to ingest, and whether it is whole.
 
-A cohort is filled. Then batches of new users arrive at a steady rate, one in ten of them for this
-cohort. In the middle of the load it arrives under a new name; when a part of its users has been
-moved, every worker of the service is killed. The load goes on until the move is done.
+A cohort is filled. Then batches arrive at a steady rate. Most let the same users enter and leave
+another cohort, turn by turn: the store changes all the time and hardly grows, so that its size is
+no part of what is compared. Few bring new users to this cohort. In the middle of the load it
+arrives under a new name; when a part of its users has been moved, every worker of the service is
+killed. The load goes on until the move is done.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count, cycle, islice
 
 import redis
 
@@ -32,7 +34,8 @@ from simulator import payloads
 OLD, NEW = traffic.TRAIT, payloads.trait_name("Loyal buyers", traffic.COHORT_ID)
 OTHER = payloads.trait_name("Other", "other")
 _BASE = f"cohorts:{{{APP_ID}}}:"
-_ONE_IN = 10  # of the requests is for the cohort
+_ONE_IN = 50  # of the requests is for the cohort
+_OTHERS = 100_000  # users who enter and leave the other cohort
 _FILL = 100_000  # users that are made ready at a time
 _SAMPLE = 200  # users that are asked for to see how far the move is
 _LOOK_SECONDS = 0.25
@@ -216,12 +219,22 @@ class _Run:
         )
 
     def _requests(self) -> Iterator[bytes]:
-        ids = traffic.user_ids(1 << 62, self._plan.members)
+        batch = self._plan.batch
+        new = traffic.user_ids(1 << 62, self._plan.members + _OTHERS)
+        others = list(traffic.user_ids(_OTHERS, self._plan.members))
+        parts = [others[start : start + batch] for start in range(0, _OTHERS, batch)]
+        turns = (
+            traffic.request(traffic.IDENTIFY.path, traffic.identify(part, OTHER, member))
+            for member in cycle((True, False))
+            for part in parts
+        )
         for number in count():
-            trait = OTHER if number % _ONE_IN else self._trait
-            self._sent += trait is not OTHER
-            body = traffic.identify(list(islice(ids, self._plan.batch)), trait)
-            yield traffic.request(traffic.IDENTIFY.path, body)
+            if number % _ONE_IN:
+                yield next(turns)
+            else:
+                self._sent += 1
+                body = traffic.identify(list(islice(new, batch)), self._trait)
+                yield traffic.request(traffic.IDENTIFY.path, body)
 
     def _watch(self) -> None:
         """What happens beside the load, each thing at its time."""

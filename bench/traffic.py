@@ -39,12 +39,12 @@ class Way(NamedTuple):
     setup: tuple[str, bytes] | None = None
 
 
-def identify(user_ids: Sequence[str], trait: str = TRAIT) -> bytes:
+def identify(user_ids: Sequence[str], trait: str = TRAIT, member: bool = True) -> bytes:
     """One identify for one user, a batch of them for more, as Amplitude's document prints them."""
     if len(user_ids) == 1:
-        return json.dumps(payloads.identify(user_ids[0], trait, True)).encode()
+        return json.dumps(payloads.identify(user_ids[0], trait, member)).encode()
     # Encoding a template once and joining the ids into it takes a hundredth of the time.
-    head, tail = json.dumps(payloads.identify("\0", trait, True)).split('"\\u0000"')
+    head, tail = json.dumps(payloads.identify("\0", trait, member)).split('"\\u0000"')
     items = f'"{tail}, {head}"'.join(user_ids)
     return f'{{"batch": [{head}"{items}"{tail}]}}'.encode()
 
