@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.settings import Settings
 
@@ -39,7 +39,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     rates = Rates(client, store.keys)
 
-    app = Flask(__name__, static_folder=None)
+    class Service(Flask):
+        """Flask without coroutines: it looks for one at every call, and none is here."""
+
+        def ensure_sync(self, func: Any) -> Any:
+            return func
+
+    app = Service(__name__, static_folder=None)
     app.url_map.strict_slashes = False
     app.extensions["settings"] = settings
     app.extensions["store"] = store

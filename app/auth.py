@@ -11,7 +11,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
-from flask import Flask, Request, current_app, g, request
+from flask import Flask, Request, g, request
 
 from app.errors import InvalidCredentials, MissingCredentials, MissingScope, RateLimited
 from app.settings import Settings
@@ -81,9 +81,10 @@ def init_app(app: Flask, settings: Settings, rates: Rates) -> None:
 
     @app.before_request
     def authenticate() -> None:
-        if request.endpoint is None:
+        endpoint = request.endpoint
+        if endpoint is None:
             return  # no such path, or not by this method: an error reply without secrets
-        scope = getattr(current_app.view_functions[request.endpoint], "scope", None)
+        scope = getattr(app.view_functions[endpoint], "scope", None)
         if scope == PUBLIC:
             return
         caller = _identify(ring, settings, rates)
@@ -102,7 +103,7 @@ def init_app(app: Flask, settings: Settings, rates: Rates) -> None:
 def _identify(ring: KeyRing, settings: Settings, rates: Rates) -> Caller:
     key = _sent_key(request)
     caller = ring.find(key) if key else None
-    claimed_app = request.headers.get("app_id")
+    claimed_app = request.environ.get("HTTP_APP_ID")
     if caller is not None and claimed_app in (None, caller.app_id):
         return caller
     _count_failure(settings, rates)

@@ -50,9 +50,10 @@ def _of_one_trait(identifies: Sequence[Identify]) -> list[MembershipChange] | No
     at_ms = identifies[0].at_ms
     users: dict[str, bool] = {}
     for user_id, traits, at in identifies:
-        if at != at_ms or len(traits) != 1 or trait not in traits:
+        member = traits.get(trait)
+        if member is None or at != at_ms or len(traits) != 1:
             return None
-        users[user_id] = traits[trait]
+        users[user_id] = member
     cohort = Cohort.from_trait(trait)
     changes = (
         MembershipChange(cohort, member, [u for u, said in users.items() if said is member], at_ms)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 
 import structlog
 from flask import Flask, Response, g, request
@@ -22,20 +22,21 @@ def init_app(app: Flask) -> None:
 
     @app.before_request
     def begin() -> None:
-        sent = request.headers.get("X-Request-ID", "")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
-        g.started = time.perf_counter()
+        environ, rule = request.environ, request.url_rule
+        sent = environ.get("HTTP_X_REQUEST_ID", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
         g.event = {
             "request_id": request_id,
-            "method": request.method,
-            "path": request.url_rule.rule if request.url_rule else None,
+            "method": environ["REQUEST_METHOD"],
+            "path": rule.rule if rule else None,
         }
+        g.started = time.perf_counter()
 
     @app.after_request
     def finish(response: Response) -> Response:
-        event = g.event
+        event, started = g.event, g.started
         response.headers["X-Request-ID"] = event["request_id"]
-        duration = round((time.perf_counter() - g.started) * 1000, 2)
+        duration = round((time.perf_counter() - started) * 1000, 2)
         log = logger.error if response.status_code >= 500 else logger.info
         log("request", status=response.status_code, ms=duration, **event)
         return response

@@ -23,6 +23,9 @@ _ANY_USER_ID_FITS = MAX_USER_ID_BYTES // 4  # characters; UTF-8 takes at most 4 
 
 Item = TypeVar("Item")
 
+# Makes a named tuple in half the time of its own constructor.
+_new = tuple.__new__
+
 
 class Text(fields.Field[str]):
     """A string of 1 to ``max_bytes`` bytes of UTF-8, without NUL; where ``empty``, also none."""
@@ -183,7 +186,7 @@ def accept(item: Any, good_names: set[str]) -> Identify | None:
                 good_names.add(name)
     except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
         return None
-    return Identify(user_id, traits)
+    return _new(Identify, (user_id, traits, None))
 
 
 class BatchSchema(Base):
