@@ -48,6 +48,9 @@ docs: install ## write the parts of docs/ that are made from the code
 	$(BIN)/python -c 'import re, pathlib; from app.settings import reference; \
 		page = pathlib.Path("docs/configuration.md"); \
 		page.write_text(page.read_text().split("\n|")[0].rstrip() + "\n\n" + reference())'
+	$(BIN)/python -c 'import pathlib; from app.metrics.declared import reference; \
+		page = pathlib.Path("docs/metrics.md"); \
+		page.write_text(page.read_text().split("\n| metric")[0].rstrip() + "\n\n" + reference())'
 	$(BIN)/python -c 'import pathlib; from app.cli.reference import reference; \
 		page = pathlib.Path("docs/cli.md"); \
 		page.write_text(page.read_text().split("\n## ")[0].rstrip() + "\n\n" + reference())'

@@ -1,11 +1,13 @@
 """How gunicorn runs the service. Settings come from the environment, see docs/configuration.md."""
 
 import gc
+import os
 import sys
 
 from gunicorn.glogging import Logger
 
 from app.logs import stdlib_config
+from app.metrics import folder
 from app.settings import BadSettings, Settings
 
 try:
@@ -49,6 +51,27 @@ class QuietLogger(Logger):
 
 
 logger_class = QuietLogger
+
+# Before anything that counts is imported. docs/metrics.md
+metrics_folder = folder.prepare(os.environ)
+
+
+def child_exit(server, worker):
+    """What a worker has counted stays; what it is no longer must not."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid, str(metrics_folder))
+
+
+def worker_exit(server, worker):
+    """Count the last requests. A worker that could not start has none."""
+    if worker.wsgi is not None:
+        worker.wsgi.extensions["meter"].flush()
+
+
+def on_exit(server):
+    """Remove what the workers have counted: the next start begins anew."""
+    folder.remove(metrics_folder)
 
 
 def post_worker_init(worker):

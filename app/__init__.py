@@ -23,6 +23,8 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     from app import auth, cli, errors, logs, web
     from app.background import Background
+    from app.metrics.count import Meter
+    from app.metrics.gauges import StoreGauges
     from app.store import Rates, Store, connect
 
     settings = settings or Settings.from_environ()
@@ -38,6 +40,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         changes_max_age_hours=settings.changes_max_age_hours,
     )
     rates = Rates(client, store.keys)
+    meter = Meter()
 
     class Service(Flask):
         """Flask without coroutines: it looks for one at every call, and none is here."""
@@ -49,7 +52,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.strict_slashes = False
     app.extensions["settings"] = settings
     app.extensions["store"] = store
-    app.extensions["background"] = Background(store)
+    app.extensions["background"] = Background(store, meter.background_failed, [meter.flush])
     if settings.proxy_hops:
         hops = settings.proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
@@ -58,5 +61,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.init_app(app)
     auth.init_app(app, settings, rates)
     web.init_app(app)
+    web.metrics.init_app(app, meter, StoreGauges(store, lambda: None))
     cli.init_app(app)
     return app

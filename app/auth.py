@@ -18,7 +18,10 @@ from app.settings import Settings
 from app.store import Rates, StoreError, StoreFull
 
 INGEST, READ, ADMIN = "ingest", "read", "admin"
+METRICS = "metrics"  # of the token that opens /metrics and nothing else
 PUBLIC = "public"
+# The scopes that open what is marked with one.
+_OPENED_BY = {INGEST: {INGEST, ADMIN}, READ: {READ, ADMIN}, METRICS: {METRICS, READ, ADMIN}}
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -33,7 +36,7 @@ class Caller(NamedTuple):
     label: str
 
     def may(self, scope: str) -> bool:
-        return self.scope in (scope, ADMIN)
+        return self.scope in _OPENED_BY.get(scope, {ADMIN})
 
 
 class KeyRing:
@@ -50,6 +53,8 @@ class KeyRing:
                 digest = _digest(entry.key)
                 label = f"{scope}-{digest.hex()[:8]}"
                 self._callers.append((digest, Caller(entry.app_id, scope, label)))
+        if settings.metrics_token:
+            self._callers.append((_digest(settings.metrics_token), Caller("-", METRICS, METRICS)))
 
     def find(self, key: str) -> Caller | None:
         """Whose key it is. Takes the same time whether and wherever it is found."""
@@ -92,6 +97,8 @@ def init_app(app: Flask, settings: Settings, rates: Rates) -> None:
         g.event.update(app=caller.app_id, key=caller.label)
         if scope is None or not caller.may(scope):
             raise MissingScope(f"This call needs a key with the scope {scope}.")
+        if scope == METRICS:
+            return  # not counted, as that needs the store: metrics also tell that it is gone
         try:
             retry_after = rates.hit(settings.rate_limit, "key", caller.app_id, caller.label)
         except StoreFull:

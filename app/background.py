@@ -8,6 +8,7 @@ says why.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 import gevent
 import structlog
@@ -16,6 +17,8 @@ from app.store import Store, StoreError
 
 # Seconds between two looks for work.
 POLL_SECONDS = 2.0
+# Seconds between two rounds of the small things that each worker does for itself.
+ROUND_SECONDS = 1.0
 # Rest after each step, as a multiple of the time that it took. That includes its wait for a busy
 # store: there it gets about as many turns as one more sender, and never so few that a cohort which
 # grows meanwhile is not caught up with.
@@ -23,15 +26,39 @@ REST = 2
 
 
 class Background:
-    """Works on jobs until the process ends."""
+    """Works on jobs until the process ends.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        failed: called when work has ended in an unexpected error.
+        chores: small things that each worker does for itself every second.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        failed: Callable[[], None] = lambda: None,
+        chores: Sequence[Callable[[], None]] = (),
+    ) -> None:
         self._store = store
+        self._failed = failed
+        self._chores = chores
         self._log = structlog.get_logger()
 
     def start(self) -> None:
         """Begin, beside the requests of this process."""
         gevent.spawn(self.run)
+        for chore in self._chores:
+            # Each on its own: one that waits for the store must not hold up the others.
+            gevent.spawn(self._repeat, chore)
+
+    def _repeat(self, chore: Callable[[], None]) -> None:
+        while True:
+            try:
+                chore()
+            except Exception:  # noqa: BLE001
+                self._failed()
+                self._log.exception("background work failed")
+            time.sleep(ROUND_SECONDS)
 
     def run(self) -> None:
         """Work for ever. A store that can't be had is waited for."""
@@ -42,6 +69,7 @@ class Background:
                 self._log.warning("background work waits", reason=error.reason)
             except Exception:  # noqa: BLE001
                 # A bug in one job must not end the others' work for good.
+                self._failed()
                 self._log.exception("background work failed")
             time.sleep(POLL_SECONDS)
 

@@ -74,8 +74,9 @@ class _Rate(kinds.Field[RateLimitItem | None]):
             raise ValidationError("must look like 1000/second, or be off") from None
 
 
-def _setting(kind: kinds.Field[Any], *, default: Any, help: str) -> Any:
-    return field(default=default, metadata={"kind": kind, "help": help})
+def _setting(kind: kinds.Field[Any], *, default: Any, help: str, secret: bool = False) -> Any:
+    """Declare a setting. One that is ``secret`` shows in no ``repr``."""
+    return field(default=default, repr=not secret, metadata={"kind": kind, "help": help})
 
 
 def _whole(low: int, high: int) -> kinds.Integer:
@@ -138,6 +139,16 @@ class Settings:
     )
     admin_api_keys: tuple[ApiKey, ...] = _setting(
         _Keys(), default=(), help="Keys that may do everything (scope admin), written as API_KEYS."
+    )
+    metrics_token: str | None = _setting(
+        kinds.String(
+            validate=validate.Regexp(
+                rf"{KEY.pattern}\Z", error="must be 1 to 256 printable ASCII characters"
+            )
+        ),
+        default=None,
+        help="Key that opens /metrics and nothing else. Keys that may read open it too.",
+        secret=True,
     )
     user_policy: str = _setting(
         kinds.String(validate=validate.OneOf(["open", "known"])),
@@ -224,7 +235,7 @@ class Settings:
 
     def check(self) -> None:
         """Check what concerns several settings together. Raises BadSettings."""
-        seen: set[str] = set()
+        seen = {self.metrics_token} if self.metrics_token else set()
         for name in ("api_keys", "read_api_keys", "admin_api_keys"):
             for entry in getattr(self, name):
                 if entry.key in seen:

@@ -22,6 +22,7 @@ from app.store.keys import Keys
 from app.store.lifecycle import Lifecycle
 from app.store.reads import Reads
 from app.store.registry import Registry
+from app.store.vitals import Vitals
 
 # Statements that one script call applies. A thousand new users take the store about 5 ms.
 STATEMENTS_PER_CALL = 1000
@@ -91,6 +92,7 @@ class Store:
         self.changes = Changes(client, self.keys)
         self.catalog = Catalog(client, self.keys, self.registry)
         self.freshness = FreshnessBook(client, self.keys)
+        self.vitals = Vitals(client)
         self._checked: dict[str | None, float] = {}
         self._read_checked = -math.inf
 

@@ -11,13 +11,14 @@ from app.web import (
     export,
     health,
     lists,
+    metrics,
     paths,
     read,
     segment,
     webhook,
 )
 
-__all__ = ["events", "init_app"]
+__all__ = ["events", "init_app", "metrics"]
 
 
 def init_app(app: Flask) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from flask import Response, current_app, g
@@ -40,6 +42,8 @@ def apply(
     settings: Settings = current_app.extensions["settings"]
     changes = membership_changes(calls)
     g.event["cohorts"] = list({change.cohort.id: None for change in changes})[:10]
+    g.event["way"] = way
+    started = time.perf_counter()
     applied = store.apply(
         g.caller.app_id,
         changes,
@@ -47,6 +51,7 @@ def apply(
         message_id=message_id,
         known_only=settings.user_policy == "known",
     )
+    g.event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
     refused = list(_refused(calls, applied))
     rejected = [*left_out]
     for n, problem in refused:
@@ -57,6 +62,8 @@ def apply(
         "rejected": len(rejected),
     }
     g.event.update(counts, repeated=applied.repeated)
+    if rejected:
+        g.event["rejected_by"] = Counter(problem.reason for _, problem in rejected)
     if refused and not counts["accepted"] and refused[0][1] is not SuppressedUser:
         raise refused[0][1]
     errors = [

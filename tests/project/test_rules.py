@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from app import create_app
-from app.auth import ADMIN, INGEST, PUBLIC, READ
+from app.auth import ADMIN, INGEST, METRICS, PUBLIC, READ
 from app.cli import GROUPS
 from app.cli.reference import reference as commands
+from app.metrics.declared import reference as metrics
 from app.settings import ApiKey, Settings, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,8 @@ APP = ROOT / "app"
 MAY_IMPORT = {
     "cohorts": {"cohorts"},
     "store": {"store", "cohorts", "settings"},
-    "web": {"web", "store", "cohorts", "settings", "auth", "errors"},
+    "web": {"web", "store", "cohorts", "settings", "auth", "errors", "metrics"},
+    "metrics": {"metrics", "store"},
     "errors": {"store"},
     "auth": {"store", "errors", "settings"},
     "settings": set(),
@@ -34,6 +36,7 @@ MAY_IMPORT = {
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},
     "store": {"flask", "marshmallow", "gevent"},
+    "metrics": {"flask", "marshmallow", "redis", "gevent"},
     "web": {"redis", "limits"},
     "cli": {"redis", "limits", "gevent"},
     "auth": {"redis"},
@@ -93,7 +96,7 @@ def test_routes__every_one__has_a_scope_and_few_are_public() -> None:
         rule.rule: getattr(app.view_functions[rule.endpoint], "scope", None)
         for rule in app.url_map.iter_rules()
     }
-    assert set(scopes.values()) <= {INGEST, READ, ADMIN, PUBLIC}, scopes
+    assert set(scopes.values()) <= {INGEST, READ, ADMIN, METRICS, PUBLIC}, scopes
     assert {rule for rule, scope in scopes.items() if scope == PUBLIC} == {"/healthz", "/readyz"}
 
 
@@ -121,6 +124,11 @@ def test_reading_calls__every_one__says_what_it_takes_and_gives() -> None:
 def test_settings__every_one__is_in_the_reference() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert reference() in page, "docs/configuration.md is not up to date: run `make docs`"
+
+
+def test_metrics__every_one__is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page.endswith(metrics()), "docs/metrics.md is not up to date: run `make docs`"
 
 
 def test_commands__every_one__is_in_the_reference() -> None:

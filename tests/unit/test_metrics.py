@@ -1,0 +1,124 @@
+"""Counting in memory first, and what it comes to in the metrics."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
+
+from app.metrics import declared, folder
+from app.metrics.count import Meter
+
+
+def value(name: str, **labels: str) -> float:
+    return declared.COUNTED.get_sample_value(name, labels) or 0.0
+
+
+def observed(registry: CollectorRegistry, **labels: str) -> dict[str, float]:
+    """The samples of the time of requests: by bound, and their sum."""
+    return {
+        f"{sample.name} {sample.labels.get('le')}": sample.value
+        for family in registry.collect()
+        if family.name == "cohort_receiver_request_seconds"
+        for sample in family.samples
+        if labels.items() <= sample.labels.items() and not sample.name.endswith("_created")
+    }
+
+
+@given(st.lists(st.floats(0, 20) | st.sampled_from(declared.SECONDS), max_size=30))
+def test_flush__of_times__is_what_the_library_makes_of_them_one_by_one(times: list[float]) -> None:
+    ours, theirs = f"ours {id(times)}", CollectorRegistry()
+    plain = Histogram(
+        "cohort_receiver_request_seconds", "", buckets=declared.SECONDS, registry=theirs
+    )
+    before = observed(declared.COUNTED, way=ours)
+    meter = Meter()
+    for number, seconds in enumerate(times):
+        plain.observe(seconds)
+        meter.request("GET", "/", 200, "none", ours, seconds)
+        if number % 3 == 0:
+            meter.flush()
+    meter.flush()
+    after = observed(declared.COUNTED, way=ours)
+    told = {name: after[name] - before.get(name, 0) for name in after}
+    if times:
+        assert told == pytest.approx(observed(theirs))
+
+
+def test_flush__twice__counts_once() -> None:
+    labels = {"method": "GET", "route": "/x", "status": "418", "reason": "none"}
+    before = value("cohort_receiver_requests_total", **labels)
+    meter = Meter()
+    meter.request("GET", "/x", 418, "none", "other", 0.1)
+    meter.users("identify", 5, 3, {"unknown_user": 2})
+    meter.flush()
+    meter.flush()
+    assert value("cohort_receiver_requests_total", **labels) == before + 1
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(folder, "base", lambda: tmp_path)
+    return tmp_path
+
+
+START = """
+import sys, time
+from pathlib import Path
+from app.metrics import folder
+folder.base = lambda: Path(sys.argv[1])
+print(folder.prepare({}), flush=True)
+sys.stdin.read()
+"""
+
+
+def start(base: Path) -> tuple[subprocess.Popen[str], Path]:
+    """Another process that has made its folder and counts there until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, str(base)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_prepare__beside_a_start_that_lives__leaves_its_folder(base: Path) -> None:
+    process, theirs = start(base)
+    with process:
+        (theirs / "counter_1.db").touch()
+        ours = folder.prepare({})
+        assert ours != theirs
+        assert (theirs / "counter_1.db").exists()
+        process.kill()
+
+
+def test_prepare__after_a_start_was_killed__removes_its_folder(base: Path) -> None:
+    process, theirs = start(base)
+    with process:
+        process.kill()
+    assert theirs.is_dir()
+    ours = folder.prepare({})
+    assert list(base.iterdir()) == [ours]
+
+
+def test_prepare__again_in_the_same_process__keeps_what_was_counted(base: Path) -> None:
+    environ: dict[str, str] = {}
+    first = folder.prepare(environ)
+    (first / "counter_1.db").touch()
+    assert folder.prepare(environ) == first
+    assert (first / "counter_1.db").exists()
+
+
+def test_prepare__in_a_process_that_inherits_another_ones__makes_its_own(base: Path) -> None:
+    process, theirs = start(base)
+    with process:
+        assert folder.prepare({folder.VARIABLE: str(theirs)}) != theirs
+        process.kill()
