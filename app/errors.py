@@ -7,7 +7,7 @@ stands in the log line of the request.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from flask import Flask, Response, g
@@ -45,6 +45,25 @@ class Problem(Exception):
         self.errors = errors
         self.headers = dict(headers or {})
 
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """What it may look like, for the API's description."""
+        return [cls()]
+
+    def document(self, request_id: str, **members: Any) -> dict[str, Any]:
+        """The body of the reply, with further members where a protocol wants them."""
+        errors = {"errors": self.errors} if self.errors else {}
+        return {
+            "type": "about:blank",
+            "title": HTTP_STATUS_CODES[self.status],
+            "status": self.status,
+            "reason": self.reason,
+            "detail": self.detail or (self.__doc__ or "").strip(),
+            "request_id": request_id,
+            **members,
+            **errors,
+        }
+
 
 class InvalidJson(Problem):
     """The body is not JSON in UTF-8."""
@@ -63,6 +82,10 @@ class InvalidPayload(Problem):
 
     status, reason = 400, "invalid_payload"
 
+    @classmethod
+    def examples(cls) -> list[Self]:
+        return [cls(errors=[{"place": "batch.17.userId", "message": "Must not be empty."}])]
+
 
 class UnsupportedType(Problem):
     """Only identify calls are taken; this one says nothing about cohorts."""
@@ -75,11 +98,21 @@ class InvalidParameter(Problem):
 
     status, reason = 400, "invalid_parameter"
 
+    @classmethod
+    def examples(cls) -> list[Self]:
+        return [cls(errors=[{"place": "limit", "message": "Not a valid integer."}])]
+
 
 class TooManyCohorts(Problem):
     """This app has too many cohorts to sort them so. Sort by id, which has no limit."""
 
     status, reason = 400, "too_many_cohorts"
+
+
+class NotFound(Problem):
+    """There is no such path. An id that is empty can't be asked for."""
+
+    status, reason = 404, "not_found"
 
 
 class MissingCredentials(Problem):
@@ -156,6 +189,10 @@ class RateLimited(Problem):
     def __init__(self, retry_after: int) -> None:
         super().__init__("Too many requests.", headers={"Retry-After": str(retry_after)})
 
+    @classmethod
+    def examples(cls) -> list[Self]:
+        return [cls(retry_after=1)]
+
 
 class TooManyFollowers(Problem):
     """This process has as many followers of the change feed as it takes."""
@@ -168,6 +205,10 @@ class TooManyFollowers(Problem):
             headers={"Retry-After": str(RETRY_AFTER_STORE)},
         )
 
+    @classmethod
+    def examples(cls) -> list[Self]:
+        return [cls(most=100)]
+
 
 class StoreUnavailable(Problem):
     """The store can't be written to or read from now. Send the same again."""
@@ -177,6 +218,11 @@ class StoreUnavailable(Problem):
     def __init__(self, error: StoreError) -> None:
         super().__init__(str(error), headers={"Retry-After": str(RETRY_AFTER_STORE)})
         self.reason = error.reason
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        kinds: tuple[type[StoreError], ...] = (StoreError, *StoreError.__subclasses__())
+        return [cls(kind(kind.__doc__)) for kind in kinds]
 
 
 def init_app(app: Flask) -> None:
@@ -192,17 +238,8 @@ def init_app(app: Flask) -> None:
 def render(problem: Problem, **members: Any) -> Response:
     """The reply for a problem, with further members where a protocol wants them."""
     g.event["reason"] = problem.reason
-    document: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTP_STATUS_CODES[problem.status],
-        "status": problem.status,
-        "reason": problem.reason,
-        "detail": problem.detail or (problem.__doc__ or "").strip(),
-        "request_id": g.event["request_id"],
-        **members,
-    }
+    document = problem.document(g.event["request_id"], **members)
     if problem.errors:
-        document["errors"] = problem.errors
         # For whoever reads the log: the sender has the list, but seldom shows it to anybody.
         g.event["first_error"] = "{place}: {message}".format(**problem.errors[0])[:200]
     return Response(

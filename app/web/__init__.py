@@ -7,6 +7,7 @@ from app.web import (
     changes,
     cohort,
     cohorts,
+    description,
     events,
     export,
     health,
@@ -34,3 +35,4 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(cohorts.blueprint)
     app.register_blueprint(export.blueprint)
     changes.init_app(app)
+    app.register_blueprint(description.blueprint)

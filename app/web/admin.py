@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app, g, request
+from flask import Blueprint, Response, current_app, g
 from orjson import dumps
 
 from app.auth import ADMIN, requires
@@ -10,14 +10,18 @@ from app.errors import InvalidParameter, UnknownCohort
 from app.settings import Settings
 from app.store import Store
 from app.web.body import load, read_json
-from app.web.contract import cohort_in_path, user_in_path
-from app.web.schemas import ListUsersSchema, limited
+from app.web.contract import cohort_in_path, describes, parameters, user_in_path
+from app.web.replies import DeletingReply, ErasedReply, RegisteredReply, UnsuppressedReply
+from app.web.schemas import EraseQuery, ListUsersSchema, limited
 
 blueprint = Blueprint("admin", __name__, url_prefix="/api/v1")
+
+_ERASE = EraseQuery()
 
 
 @blueprint.delete("/cohorts/<segment:cohort_id>")
 @requires(ADMIN)
+@describes(InvalidParameter, UnknownCohort, reply=DeletingReply(), status=202)
 def delete_cohort(cohort_id: str) -> Response:
     """Begin to delete a cohort. The background work takes it from all users."""
     cohort_id = cohort_in_path(cohort_id)
@@ -29,15 +33,17 @@ def delete_cohort(cohort_id: str) -> Response:
 
 @blueprint.delete("/users/<rest:user_id>")
 @requires(ADMIN)
+@describes(InvalidParameter, query=_ERASE, reply=ErasedReply())
 def erase_user(user_id: str) -> Response:
     """Erase a user, known or not; with ``?suppress=true`` for good."""
-    user_id, suppress = user_in_path(user_id), _suppress()
+    user_id, suppress = user_in_path(user_id), parameters(_ERASE)["suppress"]
     erased = _store().lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
     return _reply({**erased._asdict(), "suppressed": suppress})
 
 
 @blueprint.delete("/suppressions/<rest:user_id>")
 @requires(ADMIN)
+@describes(InvalidParameter, reply=UnsuppressedReply())
 def unsuppress_user(user_id: str) -> Response:
     """Take a user in again who was erased for good."""
     user_id = user_in_path(user_id)
@@ -46,19 +52,12 @@ def unsuppress_user(user_id: str) -> Response:
 
 @blueprint.post("/users")
 @requires(ADMIN)
+@describes(body=(ListUsersSchema(),), reply=RegisteredReply())
 def register_users() -> Response:
     """Let users in under ``USER_POLICY=known``. Counts those who were new."""
     settings: Settings = current_app.extensions["settings"]
     _, user_ids = load(limited(ListUsersSchema, settings.max_batch_users), read_json())
     return _reply({"registered": _store().register_users(g.caller.app_id, user_ids)})
-
-
-def _suppress() -> bool:
-    sent = request.args.get("suppress", "false")
-    if sent not in ("true", "false"):
-        error = {"place": "suppress", "message": "Must be true or false."}
-        raise InvalidParameter("Nothing was changed.", errors=[error])
-    return sent == "true"
 
 
 def _store() -> Store:

@@ -16,9 +16,9 @@ from app.web.read import store
 from app.web.read_schemas import (
     EARLIEST,
     LATEST,
-    ChangeReply,
     ChangesQuery,
     ChangesReply,
+    StreamHeaders,
     StreamQuery,
     place_cursor,
 )
@@ -45,7 +45,9 @@ def init_app(app: Flask) -> None:
 
 @blueprint.get("/changes")
 @requires(READ)
-@describes(InvalidParameter, CursorExpired, query=_CHANGES_QUERY, reply=ChangesReply())
+@describes(
+    *(InvalidParameter, CursorExpired), query=_CHANGES_QUERY, reply=ChangesReply(), paged=True
+)
 def get_changes() -> Response:
     """Changes after a cursor, a page at a time. The cursor of the next page is always there."""
     asked = parameters(_CHANGES_QUERY)
@@ -61,8 +63,10 @@ def get_changes() -> Response:
 @describes(
     *(InvalidParameter, CursorExpired, TooManyFollowers),
     query=_STREAM_QUERY,
-    reply=ChangeReply(),
+    headers=StreamHeaders(),
     media_type=EVENT_STREAM,
+    example="id: WyJjIiwiMC0xIl0\nevent: change\n"
+    'data: {"cohortId":"abc123","change":"entered","at":1767225600000,"userIds":["user1"]}\n\n',
 )
 def stream_changes() -> Response:
     """Changes after a cursor as server-sent events. Goes on after the Last-Event-ID."""

@@ -11,6 +11,8 @@ from app.cohorts import Identify
 from app.settings import Settings
 from app.web import ingest
 from app.web.body import load, read_json
+from app.web.contract import describes
+from app.web.replies import AppliedReply
 from app.web.schemas import BatchSchema, IdentifySchema, accept, limited
 
 blueprint = Blueprint("cohort", __name__)
@@ -20,6 +22,7 @@ _IDENTIFY = IdentifySchema()
 
 @blueprint.post("/api/v1/integration/amplitude/cohort")
 @requires(INGEST)
+@describes(*ingest.PROBLEMS, body=(BatchSchema(), _IDENTIFY), reply=AppliedReply())
 def receive_cohort() -> Response:
     """Take one identify or a batch."""
     return receive(read_json())

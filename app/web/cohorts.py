@@ -30,16 +30,22 @@ _COHORTS_QUERY, _CADENCE = CohortsQuery(), CadenceBody()
 
 @blueprint.get("/cohorts")
 @requires(READ)
-@describes(InvalidParameter, TooManyCohorts, query=_COHORTS_QUERY, reply=CohortsReply())
+@describes(
+    *(InvalidParameter, TooManyCohorts),
+    query=_COHORTS_QUERY,
+    reply=CohortsReply(),
+    tagged=True,
+    paged=True,
+)
 def get_cohorts() -> Response:
     """Cohorts, a page at a time."""
     asked = parameters(_COHORTS_QUERY)
     listing = store().catalog.page(
         g.caller.app_id,
-        Filter(asked["name"], asked["status"], asked["freshness"]),
+        Filter(asked.get("name"), asked.get("status"), asked.get("freshness")),
         sort=asked["sort"].lstrip("-"),
         descending=asked["sort"].startswith("-"),
-        after=asked["cursor"] and asked["cursor"][1:],
+        after=asked["cursor"][1:] if "cursor" in asked else None,
         limit=asked["limit"],
     )
     cursor = list_cursor(asked["sort"], listing.place)
@@ -49,7 +55,7 @@ def get_cohorts() -> Response:
 
 @blueprint.get("/cohorts/<segment:cohort_id>")
 @requires(READ)
-@describes(InvalidParameter, UnknownCohort, reply=CohortDetailReply())
+@describes(InvalidParameter, UnknownCohort, reply=CohortDetailReply(), tagged=True)
 def get_cohort(cohort_id: str) -> Response:
     """A cohort with its history."""
     record = store().registry.find(g.caller.app_id, cohort_in_path(cohort_id))
@@ -61,7 +67,7 @@ def get_cohort(cohort_id: str) -> Response:
 
 @blueprint.put("/cohorts/<segment:cohort_id>/cadence")
 @requires(ADMIN)
-@describes(InvalidParameter, UnknownCohort, body=_CADENCE, reply=FreshnessReply())
+@describes(InvalidParameter, UnknownCohort, body=(_CADENCE,), reply=FreshnessReply())
 def put_cadence(cohort_id: str) -> Response:
     """Say how often a cohort is expected to arrive."""
     seconds = load(_CADENCE, read_json())["seconds"]

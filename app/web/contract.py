@@ -1,9 +1,9 @@
-"""What each reading call takes and gives, said beside its view; and the few steps all share."""
+"""What each call takes and gives, said beside its view; and the few steps that reading shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -12,13 +12,27 @@ from flask import Response, request
 from marshmallow import Schema, ValidationError
 from orjson import OPT_SORT_KEYS, dumps
 
-from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
+from app.cohorts.cohort import MAX_TRAIT_BYTES
 from app.errors import InvalidParameter, Problem
 from app.web.body import places
+from app.web.replies import ProblemReply
+from app.web.schemas import Text, UserId
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 JSON = "application/json"
+
+# The ids in paths.
+IN_PATH: dict[str, Text] = {
+    "user_id": UserId(metadata={"description": "The user's id.", "example": "user1@example.com"}),
+    "cohort_id": Text(
+        MAX_TRAIT_BYTES, metadata={"description": "The cohort's id.", "example": "abc123"}
+    ),
+    "list_id": Text(
+        MAX_TRAIT_BYTES,
+        metadata={"description": "The list's id, which is the cohort's id.", "example": "abc123"},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -26,31 +40,41 @@ class Contract:
     """What a call takes and gives, for the API's description and for the tests.
 
     Attributes:
-        query: the schema of the query's parameters.
-        body: the schema of the body.
-        reply: the schema of the 200's body; of one line or event where these are streamed.
-        media_type: of the reply.
         problems: what it can answer beside what every call can.
+        query: the schema of the query's parameters.
+        headers: the schema of the headers that it looks at, beside those of every call.
+        body: what the body may be: one of these schemas.
+        most: the setting that says how many users the body may hold.
+        reply: the schema of the reply's body; of one line or event where these are streamed.
+        media_type: of the reply.
+        status: of the reply.
+        tagged: whether the reply has an ETag, and may be 304.
+        paged: whether the reply may have a link to the next page.
+        example: of the reply, where it isn't JSON.
+        problem: the schema of its errors.
+        members: what its own errors hold beside the usual.
     """
 
+    problems: tuple[type[Problem], ...] = ()
     query: Schema | None = None
-    body: Schema | None = None
+    headers: Schema | None = None
+    body: tuple[Schema, ...] = ()
+    most: str = "max_batch_users"
     reply: Schema | None = None
     media_type: str = JSON
-    problems: tuple[type[Problem], ...] = ()
+    status: int = 200
+    tagged: bool = False
+    paged: bool = False
+    example: str | None = None
+    problem: Schema = field(default_factory=ProblemReply)
+    members: Callable[[Problem], dict[str, Any]] = lambda problem: {}
 
 
-def describes(
-    *problems: type[Problem],
-    query: Schema | None = None,
-    body: Schema | None = None,
-    reply: Schema | None = None,
-    media_type: str = JSON,
-) -> Callable[[View], View]:
-    """Say beside a view what it takes and gives."""
+def describes(*problems: type[Problem], **contract: Any) -> Callable[[View], View]:
+    """Say beside a view what it takes and gives: the attributes of :class:`Contract`."""
 
     def mark(view: View) -> View:
-        view.contract = Contract(query, body, reply, media_type, problems)  # type: ignore[attr-defined]
+        view.contract = Contract(problems, **contract)  # type: ignore[attr-defined]
         return view
 
     return mark
@@ -72,24 +96,30 @@ def parameters(schema: Schema, **instead: str | None) -> dict[str, Any]:
 
 def user_in_path(user_id: str) -> str:
     """A user id out of the path. Raises InvalidParameter where it can't be one."""
-    return _in_path("user_id", user_id, MAX_USER_ID_BYTES)
+    return _in_path("user_id", user_id)
 
 
 def cohort_in_path(cohort_id: str) -> str:
     """A cohort id out of the path. Raises InvalidParameter where it can't be one."""
-    return _in_path("cohort_id", cohort_id, MAX_TRAIT_BYTES)
+    return _in_path("cohort_id", cohort_id)
 
 
-def _in_path(name: str, value: str, max_bytes: int) -> str:
+def list_in_path(list_id: str) -> str:
+    """A list id out of the path. Raises InvalidParameter where it can't be one."""
+    return _in_path("list_id", list_id)
+
+
+def _in_path(name: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        problem: str | None = "Must be valid UTF-8."
-    else:
-        problem = text_problem(value, max_bytes)
-    if problem:
-        raise InvalidParameter(errors=[{"place": name, "message": problem}])
-    return value
+        raise InvalidParameter(
+            errors=[{"place": name, "message": "Must be valid UTF-8."}]
+        ) from None
+    try:
+        return IN_PATH[name].deserialize(value)
+    except ValidationError as error:
+        raise InvalidParameter(errors=places(error.messages, name)) from None
 
 
 def send(data: Any, *, tagged: bool = False, next_cursor: str | None = None) -> Response:

@@ -14,7 +14,6 @@ from app.errors import InvalidParameter, UnknownCohort
 from app.store import Member
 from app.web.contract import cohort_in_path, describes
 from app.web.read import known_cohort, store
-from app.web.read_schemas import MemberReply
 
 blueprint = Blueprint("export", __name__, url_prefix="/api/v1")
 
@@ -27,7 +26,11 @@ _FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20'\t\r\n ")
 
 @blueprint.get("/cohorts/<segment:cohort_id>/members.ndjson")
 @requires(READ)
-@describes(InvalidParameter, UnknownCohort, reply=MemberReply(), media_type=NDJSON)
+@describes(
+    *(InvalidParameter, UnknownCohort),
+    media_type=NDJSON,
+    example='{"userId":"user1@example.com","since":1767225600000}\n',
+)
 def export_ndjson(cohort_id: str) -> Response:
     """All members of a cohort, one JSON object a line."""
     return _stream(cohort_id, NDJSON, _ndjson)
@@ -35,7 +38,11 @@ def export_ndjson(cohort_id: str) -> Response:
 
 @blueprint.get("/cohorts/<segment:cohort_id>/members.csv")
 @requires(READ)
-@describes(InvalidParameter, UnknownCohort, media_type=CSV)
+@describes(
+    *(InvalidParameter, UnknownCohort),
+    media_type=CSV,
+    example='"user_id","since"\r\n"user1@example.com",1767225600000\r\n',
+)
 def export_csv(cohort_id: str) -> Response:
     """All members of a cohort as CSV, safe to open in a spreadsheet."""
     return _stream(cohort_id, CSV, _csv)

@@ -6,13 +6,17 @@ from flask import Blueprint, Response, current_app
 from orjson import dumps
 
 from app.auth import PUBLIC, requires
+from app.errors import StoreUnavailable
 from app.store import Store
+from app.web.contract import describes
+from app.web.replies import AliveReply, ReadyReply
 
 blueprint = Blueprint("health", __name__)
 
 
 @blueprint.get("/healthz")
 @requires(PUBLIC)
+@describes(reply=AliveReply())
 def healthz() -> Response:
     """200 while the process answers, whatever the store does."""
     return Response(dumps({"status": "ok"}), mimetype="application/json")
@@ -20,6 +24,7 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 @requires(PUBLIC)
+@describes(StoreUnavailable, reply=ReadyReply())
 def readyz() -> Response:
     """200 while the store answers, with the time that it took; else 503 with the reason.
 

@@ -15,6 +15,9 @@ from app.settings import Settings
 from app.store import Applied, Store
 from app.web.body import MAX_ERRORS
 
+# What a call that sends cohorts can be refused for.
+PROBLEMS = (UnknownUser, CohortBeingDeleted)
+
 
 def apply(
     calls: Sequence[Identify],

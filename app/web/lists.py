@@ -12,20 +12,24 @@ from orjson import dumps
 
 from app.auth import INGEST, requires
 from app.cohorts import Cohort, Identify
-from app.errors import CohortBeingDeleted, UnknownCohort
+from app.errors import CohortBeingDeleted, InvalidParameter, UnknownCohort
 from app.settings import Settings
 from app.store import Store
 from app.web import cohort, ingest
 from app.web.body import load, read_json
-from app.web.schemas import ListSchema, ListUsersSchema, limited
+from app.web.contract import describes, list_in_path
+from app.web.replies import AppliedReply, ListReply
+from app.web.schemas import BatchSchema, IdentifySchema, ListSchema, ListUsersSchema, limited
 
 blueprint = Blueprint("lists", __name__)
 
 _LIST = ListSchema()
+_PROBLEMS = (*ingest.PROBLEMS, UnknownCohort, InvalidParameter)
 
 
 @blueprint.post("/lists")
 @requires(INGEST)
+@describes(CohortBeingDeleted, body=(_LIST,), reply=ListReply())
 def create_list() -> Response:
     """Create a list, or find it again by the id in its name."""
     created = Cohort.from_trait(load(_LIST, read_json())["name"])
@@ -41,6 +45,7 @@ def create_list() -> Response:
 @blueprint.post("/lists/<path:list_id>/add")
 @blueprint.post("/lists/<path:list_id>/add/")
 @requires(INGEST)
+@describes(*_PROBLEMS, body=(ListUsersSchema(),), reply=AppliedReply())
 def add_to_list(list_id: str) -> Response:
     """Users enter the list's cohort."""
     return _apply(list_id, True, read_json())
@@ -49,6 +54,11 @@ def add_to_list(list_id: str) -> Response:
 @blueprint.post("/lists/<path:list_id>/remove")
 @blueprint.post("/lists/<path:list_id>/remove/")
 @requires(INGEST)
+@describes(
+    *_PROBLEMS,
+    body=(ListUsersSchema(), BatchSchema(), IdentifySchema()),
+    reply=AppliedReply(),
+)
 def remove_from_list(list_id: str) -> Response:
     """Users leave the list's cohort. Also takes an identify or a batch, whatever the list id.
 
@@ -64,7 +74,7 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
     settings: Settings = current_app.extensions["settings"]
     key, user_ids = load(limited(ListUsersSchema, settings.max_batch_users), body)
     store: Store = current_app.extensions["store"]
-    trait = store.registry.trait(g.caller.app_id, list_id)
+    trait = store.registry.trait(g.caller.app_id, list_in_path(list_id))
     if trait is None:
         g.event["cohorts"] = [list_id]
         raise UnknownCohort("There is no list with this id. Create it first.")

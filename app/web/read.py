@@ -37,7 +37,7 @@ def store() -> Store:
 
 @blueprint.get("/users/<rest:user_id>")
 @requires(READ)
-@describes(InvalidParameter, reply=UserReply())
+@describes(InvalidParameter, reply=UserReply(), tagged=True)
 def get_user(user_id: str) -> Response:
     """A user's traits and cohorts. Empty for a user never heard of: that is an answer too."""
     user = store().reads.user(g.caller.app_id, user_in_path(user_id))
@@ -46,7 +46,7 @@ def get_user(user_id: str) -> Response:
 
 @blueprint.post("/users/query")
 @requires(READ)
-@describes(body=UsersQuery(), reply=UsersReply())
+@describes(body=(UsersQuery(),), most="max_query_users", reply=UsersReply())
 def query_users() -> Response:
     """Many users' traits and cohorts at once, in the order asked for."""
     settings: Settings = current_app.extensions["settings"]
@@ -57,7 +57,7 @@ def query_users() -> Response:
 
 @blueprint.get("/cohorts/<segment:cohort_id>/members/<rest:user_id>")
 @requires(READ)
-@describes(InvalidParameter, UnknownCohort, reply=MembershipReply())
+@describes(InvalidParameter, UnknownCohort, reply=MembershipReply(), tagged=True)
 def get_membership(cohort_id: str, user_id: str) -> Response:
     """Whether a user is in a cohort, and since when."""
     cohort_id, user_id = cohort_in_path(cohort_id), user_in_path(user_id)
@@ -70,7 +70,9 @@ def get_membership(cohort_id: str, user_id: str) -> Response:
 
 @blueprint.get("/cohorts/<segment:cohort_id>/members")
 @requires(READ)
-@describes(InvalidParameter, UnknownCohort, query=_MEMBERS_QUERY, reply=MembersReply())
+@describes(
+    *(InvalidParameter, UnknownCohort), query=_MEMBERS_QUERY, reply=MembersReply(), paged=True
+)
 def get_members(cohort_id: str) -> Response:
     """Members of a cohort, a page at a time, by since when they are in it."""
     asked = parameters(_MEMBERS_QUERY)
@@ -78,7 +80,7 @@ def get_members(cohort_id: str) -> Response:
         g.caller.app_id,
         known_cohort(cohort_in_path(cohort_id)),
         after=asked.get("cursor"),
-        since_ms=asked["entered_since"],
+        since_ms=asked.get("entered_since"),
         limit=asked["limit"],
     )
     cursor = member_cursor(position)

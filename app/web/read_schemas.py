@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import ValidationError, fields, validate, validates_schema
 
 from app.cohorts import FreshnessState, Status
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 from app.store import SORTS, EntryId, Place, Position
-from app.web.schemas import Base, Items, UserId, accept_user_id
+from app.web.replies import Reply, count, ms, text, yes_or_no
+from app.web.schemas import Base, Query, user_ids_field
 
 MAX_MEMBERS, DEFAULT_MEMBERS = 10_000, 1000
 
@@ -26,10 +27,17 @@ MAX_COHORTS, DEFAULT_COHORTS = 1000, 100
 _SORTS = [*SORTS, *(f"-{sort}" for sort in SORTS if sort != "id")]
 _ENTRY_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 _DIGITS = re.compile(r"[0-9]{1,16}")
+_MOST_WHOLE = 10**16 - 1
+# The cohort of the examples.
+TRAIT = "[Amplitude] Power users: abc123"
 
 
 class Whole(fields.Integer):
     """A whole number, in decimal digits only: Python's ``int`` also takes ``1_0`` and `` 1``."""
+
+    def json_schema(self) -> dict[str, Any]:
+        # By default; a Range says something narrower.
+        return {"minimum": 0, "maximum": _MOST_WHOLE}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         if not isinstance(value, str) or not _DIGITS.fullmatch(value):
@@ -37,37 +45,15 @@ class Whole(fields.Integer):
         return super()._deserialize(value, attr, data, **kwargs)
 
 
-def ms(description: str, **kwargs: Any) -> fields.Integer:
-    """A time in replies, in ms since the epoch."""
-    return fields.Integer(
-        required=True,
-        strict=True,
-        metadata={"description": f"{description}, ms since the epoch."},
-        **kwargs,
-    )
-
-
-def text(description: str, **kwargs: Any) -> fields.String:
-    """A string in replies."""
-    return fields.String(required=True, metadata={"description": description}, **kwargs)
-
-
-class Query(Schema):
-    """Parameters of a query. Those that a call doesn't know are ignored."""
-
-    class Meta:
-        unknown = EXCLUDE
-
-
-class Reply(Schema):
-    """A reply: all that it holds, and nothing else."""
-
-    class Meta:
-        unknown = RAISE
-
-
 class MemberCursor(fields.Field[Position]):
     """A place in a list of members. Opaque to callers: what they get as ``next``."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "format": "members-cursor",
+            "example": close_cursor(["m", 0, 1767225600000, "user1@example.com"]),
+        }
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Position:
         match open_cursor(value):
@@ -100,6 +86,13 @@ class Seconds(fields.Integer):
 class ListCursor(fields.Field[tuple[str, Any, str]]):
     """A place in a list of cohorts: how it is sorted, the last one's value for that, and its id."""
 
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "format": "cohorts-cursor",
+            "example": close_cursor(["l", "id", "abc123", "abc123"]),
+        }
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> tuple[str, Any, str]:
         match open_cursor(value):
             case ["l", ("id" | "name" | "-name") as sort, str(last), str(cohort_id)]:
@@ -116,6 +109,9 @@ def list_cursor(sort: str, place: tuple[Any, str] | None) -> str | None:
 
 class FeedCursor(fields.Field[Any]):
     """A place in the change feed: ``earliest``, ``latest`` or an opaque cursor."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "string", "format": "changes-cursor"}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Place | str:
         if value in (EARLIEST, LATEST):
@@ -149,22 +145,22 @@ def open_cursor(value: str) -> Any:
 class CohortOfUser(Reply):
     """A cohort that a user is in."""
 
-    id = text("The cohort's id.")
-    trait = text("The trait name, as the user's hash in the store has it.")
+    id = text("The cohort's id.", example="abc123")
+    trait = text("The trait name, as the user's hash in the store has it.", example=TRAIT)
     since = ms("Since when the user is in it")
 
 
 class UserReply(Reply):
     """A user's traits, and the cohorts that the user is in."""
 
-    userId = text("The user's id.")
+    userId = text("The user's id.", example="user1@example.com")
     traits = fields.Dict(
         keys=fields.String(),
         values=fields.Boolean(truthy={True}, falsy={False}),
         required=True,
         metadata={
             "description": "Trait names, and whether the user has the trait.",
-            "example": {"[Amplitude] Power users: abc123": True},
+            "example": {TRAIT: True},
         },
     )
     cohorts = fields.List(fields.Nested(CohortOfUser), required=True)
@@ -173,13 +169,7 @@ class UserReply(Reply):
 class UsersQuery(Base):
     """The users that are asked for."""
 
-    user_ids = Items(
-        accept_user_id,
-        UserId().deserialize,
-        data_key="userIds",
-        required=True,
-        metadata={"example": ["user1@example.com", "user2@example.com"]},
-    )
+    user_ids = user_ids_field("userIds", required=True)
 
 
 class UsersReply(Reply):
@@ -191,16 +181,16 @@ class UsersReply(Reply):
 class MembershipReply(Reply):
     """Whether a user is in a cohort."""
 
-    userId = text("The user's id.")
-    cohortId = text("The cohort's id.")
-    member = fields.Boolean(required=True, truthy={True}, falsy={False})
+    userId = text("The user's id.", example="user1@example.com")
+    cohortId = text("The cohort's id.", example="abc123")
+    member = yes_or_no("Whether the user is in it.")
     since = ms("Since when the user is in it; null for who is not", allow_none=True)
 
 
 class MemberReply(Reply):
     """A member of a cohort."""
 
-    userId = text("The user's id.")
+    userId = text("The user's id.", example="user1@example.com")
     since = ms("Since when the user is in the cohort")
 
 
@@ -214,7 +204,6 @@ class MembersQuery(Query):
         metadata={"description": "Members on a page, at most."},
     )
     entered_since = Whole(
-        load_default=None,
         metadata={"description": "Only who entered then or later, ms since the epoch."},
     )
 
@@ -223,22 +212,23 @@ class MembersReply(Reply):
     """Some members of a cohort, by since when."""
 
     members = fields.List(fields.Nested(MemberReply), required=True)
-    next = text("The cursor of the next page; null on the last one.", allow_none=True)
+    next = text(
+        "The cursor of the next page; null on the last one.",
+        allow_none=True,
+        example=close_cursor(["m", 0, 1767225600000, "user1@example.com"]),
+    )
 
 
 class CohortsQuery(Query):
     """Which cohorts, and in which order."""
 
     name = fields.String(
-        load_default=None,
         validate=validate.Length(1, MAX_TRAIT_BYTES),
         metadata={"description": "Only those with this in their trait name, in any case."},
     )
-    status = fields.Enum(
-        Status, by_value=True, load_default=None, metadata={"description": "Only those."}
-    )
+    status = fields.Enum(Status, by_value=fields.String, metadata={"description": "Only those."})
     freshness = fields.Enum(
-        FreshnessState, by_value=True, load_default=None, metadata={"description": "Only those."}
+        FreshnessState, by_value=fields.String, metadata={"description": "Only those."}
     )
     sort = fields.String(
         load_default="id",
@@ -246,7 +236,6 @@ class CohortsQuery(Query):
         metadata={"description": "What to sort by; with `-`, from the greatest on."},
     )
     cursor = ListCursor(
-        load_default=None,
         metadata={"description": "Where to go on: `next` of the page before."},
     )
     limit = Whole(
@@ -265,18 +254,20 @@ class CohortsQuery(Query):
 class FreshnessReply(Reply):
     """Whether a cohort still arrives."""
 
-    state = text("`fresh`, `late` or `never`.", validate=validate.OneOf(list(FreshnessState)))
+    state = text(
+        "`fresh`, `late` or `never`.",
+        example="fresh",
+        validate=validate.OneOf(list(FreshnessState)),
+    )
     lastReceived = ms(
         "When users of it last came in, to the second; null for never", allow_none=True
     )
-    cadence = fields.Integer(
-        required=True,
-        strict=True,
-        allow_none=True,
-        metadata={"description": "Time from sync to sync, ms; null while it isn't known."},
+    cadence = count(
+        "Time from sync to sync, ms; null while it isn't known.", allow_none=True, example=3600000
     )
     cadenceSource = text(
         "`learned` or `set`; null while it isn't known.",
+        example="learned",
         allow_none=True,
         validate=validate.OneOf(["learned", "set"]),
     )
@@ -286,12 +277,12 @@ class FreshnessReply(Reply):
 class CohortReply(Reply):
     """A cohort, as lists show it."""
 
-    id = text("The cohort's id.")
-    trait = text("The current trait name.")
-    status = text("What is going on with it.", validate=validate.OneOf(list(Status)))
-    members = fields.Integer(
-        required=True, strict=True, metadata={"description": "Users who are in it now."}
+    id = text("The cohort's id.", example="abc123")
+    trait = text("The current trait name.", example=TRAIT)
+    status = text(
+        "What is going on with it.", example="active", validate=validate.OneOf(list(Status))
     )
+    members = count("Users who are in it now.", example=41234)
     freshness = fields.Nested(FreshnessReply, required=True)
 
 
@@ -299,13 +290,17 @@ class CohortsReply(Reply):
     """Some cohorts. A page may be short, or empty, and yet not be the last."""
 
     cohorts = fields.List(fields.Nested(CohortReply), required=True)
-    next = text("The cursor of the next page; null on the last one.", allow_none=True)
+    next = text(
+        "The cursor of the next page; null on the last one.",
+        allow_none=True,
+        example=close_cursor(["l", "id", "abc123"]),
+    )
 
 
 class EarlierName(Reply):
     """An earlier trait name of a cohort."""
 
-    trait = text("The trait name.")
+    trait = text("The trait name.", example="[Amplitude] Heavy users: abc123")
     until = ms("When it was given up")
 
 
@@ -313,17 +308,16 @@ class CohortDetailReply(CohortReply):
     """A cohort with its history."""
 
     firstSeen = ms("When a call first named it")
-    entered = fields.Integer(
-        required=True, strict=True, metadata={"description": "Users who entered, in all."}
-    )
-    left = fields.Integer(
-        required=True, strict=True, metadata={"description": "Users who left, in all."}
-    )
+    entered = count("Users who entered, in all.", example=50000)
+    left = count("Users who left, in all.", example=8766)
     ways = fields.Dict(
         keys=fields.String(),
         values=fields.Integer(strict=True),
         required=True,
-        metadata={"description": "How it arrives, and when it last did so, ms since the epoch."},
+        metadata={
+            "description": "How it arrives, and when it last did so, ms since the epoch.",
+            "example": {"identify": 1767225600000},
+        },
     )
     earlierNames = fields.List(fields.Nested(EarlierName), required=True)
 
@@ -331,7 +325,9 @@ class CohortDetailReply(CohortReply):
 class CadenceBody(Base):
     """How often a cohort is expected to arrive."""
 
-    seconds = Seconds(required=True, metadata={"description": "From sync to sync, in seconds."})
+    seconds = Seconds(
+        required=True, metadata={"description": "From sync to sync, in seconds.", "example": 3600}
+    )
 
 
 class ChangesQuery(Query):
@@ -363,13 +359,16 @@ class StreamQuery(Query):
 class ChangeReply(Reply):
     """Users who entered or left a cohort together."""
 
-    cohortId = text("The cohort's id.")
-    change = text("What they did.", validate=validate.OneOf(["entered", "left"]))
+    cohortId = text("The cohort's id.", example="abc123")
+    change = text("What they did.", example="entered", validate=validate.OneOf(["entered", "left"]))
     at = ms("When it was so, by the sender's time or else by its arrival")
     userIds = fields.List(
         fields.String(),
         required=True,
-        metadata={"description": "The users who really did; at most 1,000."},
+        metadata={
+            "description": "The users who really did; at most 1,000.",
+            "example": ["user1@example.com", "user2@example.com"],
+        },
     )
 
 
@@ -377,10 +376,17 @@ class ChangesReply(Reply):
     """Some changes, and where to go on."""
 
     changes = fields.List(fields.Nested(ChangeReply), required=True)
-    more = fields.Boolean(
-        required=True,
-        truthy={True},
-        falsy={False},
-        metadata={"description": "Whether there is more to read at once."},
+    more = yes_or_no("Whether there is more to read at once.", example=False)
+    next = text(
+        "The cursor of what follows, now or later.",
+        example=close_cursor(["c", "1767225600000-0"]),
     )
-    next = text("The cursor of what follows, now or later.")
+
+
+class StreamHeaders(Query):
+    """What a client that comes back tells."""
+
+    last_event_id = FeedCursor(
+        data_key="Last-Event-ID",
+        metadata={"description": "The id of the last event that was received; before `cursor`."},
+    )

@@ -3,11 +3,14 @@
 Marshmallow is the one validator. The common case, thousands of well-formed items in one body, is
 accepted by one pass of :class:`Items`; whatever it does not accept goes to the ordinary item
 schema, for its verdict and its words.
+
+``json_schema`` of a field is what it takes in the terms of JSON Schema, for the API's description.
+Limits in bytes stand there as ones in characters: JSON Schema knows no bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -25,6 +28,17 @@ Item = TypeVar("Item")
 
 # Makes a named tuple in half the time of its own constructor.
 _new = tuple.__new__
+_WITHOUT_NUL = "^[^\\u0000]*$"
+
+
+def text_schema(max_bytes: int, *, empty: bool = False) -> dict[str, Any]:
+    """A string of at most so many bytes of UTF-8, without NUL."""
+    return {
+        "type": "string",
+        "minLength": 0 if empty else 1,
+        "maxLength": max_bytes,
+        "pattern": _WITHOUT_NUL,
+    }
 
 
 class Text(fields.Field[str]):
@@ -34,6 +48,9 @@ class Text(fields.Field[str]):
         super().__init__(**kwargs)
         self._max_bytes = max_bytes
         self._empty = empty
+
+    def json_schema(self) -> dict[str, Any]:
+        return text_schema(self._max_bytes, empty=self._empty)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if not (self._empty and value == "") and (problem := text_problem(value, self._max_bytes)):
@@ -50,6 +67,15 @@ class UserId(Text):
 
 class Traits(fields.Field[dict[str, bool]]):
     """At least one trait; names of 1 to 512 bytes of UTF-8, values true or false."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": text_schema(MAX_TRAIT_BYTES),
+            "additionalProperties": {"type": "boolean"},
+            "example": {"[Amplitude] Power users: abc123": True},
+        }
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> dict[str, bool]:
         if not isinstance(value, dict):
@@ -72,6 +98,9 @@ class Traits(fields.Field[dict[str, bool]]):
 class JsonObject(fields.Field[dict[str, Any]]):
     """Any JSON object."""
 
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "object"}
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValidationError("Must be an object.")
@@ -91,15 +120,27 @@ class IdentifySchema(Base):
     """One identify call. Loads to an Identify."""
 
     type = fields.String(
-        required=True, validate=validate.Equal("identify", error="Must be identify.")
+        required=True,
+        validate=validate.Equal("identify", error="Must be identify."),
+        metadata={"example": "identify"},
     )
-    user_id = UserId(data_key="userId", required=True)
+    user_id = UserId(
+        data_key="userId",
+        required=True,
+        metadata={
+            "description": "1 to 1,024 bytes of UTF-8, without NUL.",
+            "example": "user1@example.com",
+        },
+    )
     traits = Traits(required=True)
     context = JsonObject()
 
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> Identify:
         return Identify(data["user_id"], data["traits"], data.get("at_ms"))
+
+
+_IDENTIFY = IdentifySchema()
 
 
 class Items(fields.Field[list[Item]]):
@@ -112,6 +153,7 @@ class Items(fields.Field[list[Item]]):
         accept: the item that decoded JSON is, or None where the item schema must look at it. Its
             second argument is the same set for all items of a list, to remember names in.
         load: the item schema's verdict: the item, or a ValidationError.
+        item: what an item looks like, for the API's description: one of these.
     """
 
     max_users: int | None = None
@@ -120,9 +162,12 @@ class Items(fields.Field[list[Item]]):
         self,
         accept: Callable[[Any, set[str]], Item | None],
         load: Callable[[Any], Item],
+        *,
+        item: Schema | fields.Field[Any] | Sequence[Schema],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.item = item
         self._accept = accept
         self._load = load
 
@@ -189,25 +234,50 @@ def accept(item: Any, good_names: set[str]) -> Identify | None:
     return _new(Identify, (user_id, traits, None))
 
 
+def user_ids_field(data_key: str, **kwargs: Any) -> Items[str]:
+    """A list of user ids."""
+    user_id = UserId()
+    return Items(
+        accept_user_id,
+        user_id.deserialize,
+        item=user_id,
+        data_key=data_key,
+        metadata={"example": ["user1@example.com", "user2@example.com"]},
+        **kwargs,
+    )
+
+
 class BatchSchema(Base):
     """``{"batch": [identify, …]}``. Loads to ``{"batch": [Identify, …]}``."""
 
-    batch = Items(accept, IdentifySchema().load, required=True)
+    batch = Items(accept, _IDENTIFY.load, item=_IDENTIFY, required=True)
     context = JsonObject()
 
 
 class ListSchema(Base):
     """``{"name"}``: the creation of a list. The name is a trait name."""
 
-    name = Text(MAX_TRAIT_BYTES, required=True)
+    name = Text(
+        MAX_TRAIT_BYTES,
+        required=True,
+        metadata={
+            "description": "The trait name, at most 512 bytes of UTF-8. Its end is the id.",
+            "example": "[Amplitude] Power users: abc123",
+        },
+    )
     context = JsonObject()
 
 
 class ListUsersSchema(Base):
     """``{"userIds": […]}``, or ``user_ids``. Loads to the key that was sent and the ids."""
 
-    user_ids = Items(accept_user_id, UserId().deserialize, data_key="userIds")
-    user_ids_too = Items(accept_user_id, UserId().deserialize, data_key="user_ids")
+    json_schema = {  # noqa: RUF012
+        "oneOf": [{"required": ["userIds"]}, {"required": ["user_ids"]}],
+        "example": {"userIds": ["user1@example.com", "user2@example.com"]},
+    }
+
+    user_ids = user_ids_field("userIds")
+    user_ids_too = user_ids_field("user_ids")
     context = JsonObject()
 
     @post_load
@@ -220,6 +290,34 @@ class ListUsersSchema(Base):
         if "user_ids_too" in data:
             return "user_ids", data["user_ids_too"]
         raise ValidationError({"userIds": ["Missing data for required field."]})
+
+
+class Query(Schema):
+    """Parameters of a query. Those that a call doesn't know are ignored."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class YesOrNo(fields.Field[bool]):
+    """A parameter that is ``true`` or ``false``."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "boolean"}
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> bool:
+        if value not in ("true", "false"):
+            raise ValidationError("Must be true or false.")
+        return bool(value == "true")
+
+
+class EraseQuery(Query):
+    """How to erase a user."""
+
+    suppress = YesOrNo(
+        load_default=False,
+        metadata={"description": "Keep the user out for good, whatever is sent later."},
+    )
 
 
 @cache

@@ -5,6 +5,8 @@ Source: Segment's page "HTTP API Source".
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Blueprint, Response, current_app
 
 from app.auth import INGEST, requires
@@ -12,14 +14,40 @@ from app.errors import Problem, UnsupportedType, render
 from app.settings import Settings
 from app.web import ingest
 from app.web.body import load, read_json
+from app.web.contract import describes
+from app.web.replies import AppliedReply, SegmentProblemReply
 from app.web.schemas import limited
-from app.web.segment_schema import SegmentBatch, SegmentBatchSchema, identify_schema
+from app.web.segment_schema import (
+    SegmentBatch,
+    SegmentBatchSchema,
+    SegmentIdentifySchema,
+    TraitsInContextSchema,
+    identify_schema,
+)
 
 blueprint = Blueprint("segment", __name__)
 
 
+def _members(problem: Problem) -> dict[str, Any]:
+    """The two members that the protocol's libraries read.
+
+    RudderStack's take a body without them for a broken connection and send the same ten times.
+    """
+    return {"code": problem.reason, "message": problem.detail or problem.__doc__}
+
+
+_ERRORS = {"problem": SegmentProblemReply(), "members": _members}
+
+
 @blueprint.post("/v1/identify")
 @requires(INGEST)
+@describes(
+    *ingest.PROBLEMS,
+    # the path says the type
+    body=(SegmentIdentifySchema(partial=("type",)), TraitsInContextSchema(partial=("type",))),
+    reply=AppliedReply(),
+    **_ERRORS,
+)
 def receive_identify() -> Response:
     """Take one identify call."""
     body = {"type": "identify", **read_json()}
@@ -28,6 +56,7 @@ def receive_identify() -> Response:
 
 @blueprint.post("/v1/batch")
 @requires(INGEST)
+@describes(*ingest.PROBLEMS, body=(SegmentBatchSchema(),), reply=AppliedReply(), **_ERRORS)
 def receive_batch() -> Response:
     """Take the identify calls of a batch. Other calls are counted as rejected.
 
@@ -46,8 +75,5 @@ def receive_batch() -> Response:
 
 @blueprint.errorhandler(Problem)
 def explain(problem: Problem) -> Response:
-    """The problem document, with the two members that the protocol's libraries read.
-
-    RudderStack's take a body without them for a broken connection and send the same ten times.
-    """
-    return render(problem, code=problem.reason, message=problem.detail or problem.__doc__)
+    """The problem document, with what the protocol's libraries read."""
+    return render(problem, **_members(problem))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from marshmallow import ValidationError, fields, post_load
+from marshmallow import ValidationError, fields, post_load, validate
 
 from app.cohorts import Identify
 from app.web.schemas import Base, IdentifySchema, Items, JsonObject, Traits, accept
@@ -32,6 +32,9 @@ class SegmentBatch(NamedTuple):
 
 class Timestamp(fields.Field[int]):
     """A time in ISO 8601, to ms since the epoch. One without an offset is in UTC."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "string", "format": "date-time", "example": "2026-01-01T00:00:00.000Z"}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         if not isinstance(value, str):
@@ -103,10 +106,23 @@ def accept_call(item: Any, good_names: set[str]) -> Call | None:
     return call and Identify(call.user_id, call.traits, at_ms)
 
 
+class OtherCallSchema(Base):
+    """A call that says nothing about cohorts. It is counted as rejected."""
+
+    type = fields.String(
+        required=True, validate=validate.OneOf(OTHER_TYPES), metadata={"example": "track"}
+    )
+
+
 class SegmentBatchSchema(Base):
     """``{"batch": [call, …]}``. Loads to a SegmentBatch."""
 
-    batch = Items(accept_call, load_call, required=True)
+    batch = Items(
+        accept_call,
+        load_call,
+        item=(_IDENTIFY, _TRAITS_IN_CONTEXT, OtherCallSchema()),
+        required=True,
+    )
     context = JsonObject()
 
     @post_load

@@ -8,6 +8,8 @@ from app.auth import INGEST, requires
 from app.settings import Settings
 from app.web import ingest
 from app.web.body import load, read_json
+from app.web.contract import describes
+from app.web.replies import AppliedReply
 from app.web.schemas import limited
 from app.web.webhook_schema import Webhook, WebhookSchema
 
@@ -16,6 +18,7 @@ blueprint = Blueprint("webhook", __name__)
 
 @blueprint.post("/api/v1/integration/amplitude/webhook")
 @requires(INGEST)
+@describes(*ingest.PROBLEMS, body=(WebhookSchema(),), reply=AppliedReply())
 def receive_webhook() -> Response:
     """Take one message."""
     settings: Settings = current_app.extensions["settings"]

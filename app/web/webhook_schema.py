@@ -34,6 +34,9 @@ class Webhook(NamedTuple):
 class Id(Text):
     """An id, as a string or a whole number."""
 
+    def json_schema(self) -> dict[str, Any]:
+        return {"anyOf": [super().json_schema(), {"type": "integer"}], "example": "abc123"}
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if type(value) is int:
             return str(value)
@@ -44,6 +47,9 @@ class Id(Text):
 
 class InCohort(fields.Field[bool]):
     """true or false, also as a string."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"enum": [True, False, "true", "false"], "example": True}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> bool:
         if isinstance(value, bool):
@@ -58,6 +64,11 @@ class EpochTime(fields.Field[int | None]):
 
     A number of at least 1e11 is taken as milliseconds.
     """
+
+    def json_schema(self) -> dict[str, Any]:
+        number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": _LATEST_MS}
+        digits = {"type": "string", "pattern": f"^({_NUMBER.pattern})?$"}
+        return {"anyOf": [number, digits, {"type": "null"}], "example": "1767225600"}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int | None:
         if value == "":
@@ -75,7 +86,7 @@ class EpochTime(fields.Field[int | None]):
 class UserSchema(Base):
     """``{"user_id", …}``. Loads to the user id."""
 
-    user_id = Id(MAX_USER_ID_BYTES, required=True)
+    user_id = Id(MAX_USER_ID_BYTES, required=True, metadata={"example": "user1@example.com"})
 
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> str:
@@ -91,15 +102,31 @@ def accept_user(item: Any, seen: set[str]) -> str | None:
     return str(user_id) if type(user_id) is int else accept_user_id(user_id, seen)
 
 
+_USER = UserSchema()
+
+
 class WebhookSchema(Base):
     """The default body of a Cohort Webhook. Loads to a Webhook."""
 
-    cohort_name = Text(MAX_TRAIT_BYTES, empty=True, required=True)
+    cohort_name = Text(
+        MAX_TRAIT_BYTES,
+        empty=True,
+        required=True,
+        metadata={
+            "description": "With the id, as a trait name, at most 512 bytes of UTF-8.",
+            "example": "Power users",
+        },
+    )
     cohort_id = Id(MAX_TRAIT_BYTES, required=True)
     in_cohort = InCohort(required=True)
     computed_time = EpochTime(allow_none=True)
-    message_id = Text(MAX_MESSAGE_ID_BYTES, empty=True, allow_none=True)
-    users = Items(accept_user, UserSchema().load, required=True)
+    message_id = Text(
+        MAX_MESSAGE_ID_BYTES,
+        empty=True,
+        allow_none=True,
+        metadata={"example": "9baaa88f-9d46-4ee5-a946-be0c6aea0046::enter::0"},
+    )
+    users = Items(accept_user, _USER.load, item=_USER, required=True)
 
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> Webhook:

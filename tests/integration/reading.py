@@ -49,6 +49,8 @@ class Reader:
             endpoint, _ = self._app.url_map.bind("x").match(path.partition("?")[0], method)
             contract: Contract = self._app.view_functions[endpoint].contract  # type: ignore
             assert reply.mimetype == contract.media_type
+            assert contract.tagged == ("ETag" in reply.headers)
+            assert contract.paged or "Link" not in reply.headers
             if contract.reply is not None and contract.media_type == JSON:
                 assert contract.reply.validate(reply.json) == {}
         return reply

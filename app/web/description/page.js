@@ -1,0 +1,15 @@
+// Shows the description of the service that this page comes from.
+"use strict";
+SwaggerUIBundle({
+  url: new URL("openapi.json", document.baseURI).href,
+  dom_id: "#api",
+  deepLinking: true,
+  displayRequestDuration: true,
+  tryItOutEnabled: true,
+  docExpansion: "list",
+  defaultModelsExpandDepth: 0,
+  // The keys that are entered stay in the page: gone when it is closed.
+  persistAuthorization: false,
+  // Swagger's own service would be asked to check the document.
+  validatorUrl: null,
+});
