@@ -64,9 +64,12 @@ def child_exit(server, worker):
 
 
 def worker_exit(server, worker):
-    """Count the last requests. A worker that could not start has none."""
-    if worker.wsgi is not None:
-        worker.wsgi.extensions["meter"].flush()
+    """Keep what a worker has counted and noted of its last requests."""
+    # One that could not load the service has none.
+    extensions = getattr(getattr(worker, "wsgi", None), "extensions", {})
+    if extensions:
+        extensions["meter"].flush()
+        extensions["recorder"].finish()
 
 
 def on_exit(server):

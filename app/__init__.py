@@ -21,11 +21,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     from flask import Flask
     from werkzeug.middleware.proxy_fix import ProxyFix
 
-    from app import auth, cli, errors, logs, web
+    from app import auth, cli, errors, logs, recorder, web
     from app.background import Background
     from app.metrics.count import Meter
     from app.metrics.gauges import StoreGauges
-    from app.store import Rates, Store, connect
+    from app.store import HistoryLimits, Rates, Store, connect
 
     settings = settings or Settings.from_environ()
     settings.check_store()
@@ -38,6 +38,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         partitions=settings.store_partitions,
         changes_max_entries=settings.changes_max_entries,
         changes_max_age_hours=settings.changes_max_age_hours,
+        history=HistoryLimits(
+            settings.history_max_requests,
+            settings.history_max_syncs,
+            settings.history_max_age_hours,
+        ),
     )
     rates = Rates(client, store.keys)
     meter = Meter()
@@ -52,13 +57,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.strict_slashes = False
     app.extensions["settings"] = settings
     app.extensions["store"] = store
-    app.extensions["background"] = Background(store, meter.background_failed, [meter.flush])
+    app.extensions["recorder"] = recorder.Recorder(store)
+    chores = [meter.flush, app.extensions["recorder"].work]
+    app.extensions["background"] = Background(store, meter.background_failed, chores)
     if settings.proxy_hops:
         hops = settings.proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
 
     web.events.init_app(app)
     errors.init_app(app)
+    if store.history.is_kept:
+        recorder.init_app(app, app.extensions["recorder"])
     auth.init_app(app, settings, rates)
     web.init_app(app)
     web.metrics.init_app(app, meter, StoreGauges(store, lambda: None))

@@ -151,6 +151,12 @@ class UnknownCohort(Problem):
     status, reason = 404, "unknown_cohort"
 
 
+class UnknownSync(Problem):
+    """There is no such sync, or it has left the history."""
+
+    status, reason = 404, "unknown_sync"
+
+
 class CohortBeingDeleted(Problem):
     """The cohort is being deleted. Send it again later to start it afresh."""
 

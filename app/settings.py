@@ -195,6 +195,21 @@ class Settings:
         default=168,
         help="Age at which entries leave the change stream (roughly).",
     )
+    history_max_requests: int = _setting(
+        _whole(0, 10_000_000),
+        default=100_000,
+        help="Requests of each app that the sync history keeps; 0 keeps no history.",
+    )
+    history_max_syncs: int = _setting(
+        _whole(1, 1_000_000),
+        default=10_000,
+        help="Syncs of each app that the sync history keeps.",
+    )
+    history_max_age_hours: int = _setting(
+        _whole(1, 24 * 365),
+        default=720,
+        help="Age at which syncs leave the sync history.",
+    )
     stream_heartbeat_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=15.0,

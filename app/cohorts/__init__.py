@@ -3,6 +3,7 @@
 from app.cohorts.changes import Identify, MembershipChange, membership_changes
 from app.cohorts.cohort import Cohort
 from app.cohorts.freshness import Freshness, FreshnessState
+from app.cohorts.history import Moves, Outcome, Rejection, RequestRecord, Sync, user_hash
 from app.cohorts.record import CohortRecord, CohortSummary, Status
 
 __all__ = [
@@ -13,6 +14,12 @@ __all__ = [
     "FreshnessState",
     "Identify",
     "MembershipChange",
+    "Moves",
+    "Outcome",
+    "Rejection",
+    "RequestRecord",
     "Status",
+    "Sync",
     "membership_changes",
+    "user_hash",
 ]

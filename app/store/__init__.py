@@ -5,23 +5,29 @@ from app.store.changes import Change, EntryId, Place, PlaceLost
 from app.store.client import connect
 from app.store.errors import StoreError, StoreFull
 from app.store.findings import MEANINGS, Report
+from app.store.history import Batch, Group, HistoryLimits, in_calls
 from app.store.rates import Rates
 from app.store.reads import Member, Position, User
+from app.store.sizes import Size
 from app.store.store import Applied, Store, UserRecord
 
 __all__ = [
     "MEANINGS",
     "SORTS",
     "Applied",
+    "Batch",
     "Change",
     "EntryId",
     "Filter",
+    "Group",
+    "HistoryLimits",
     "Member",
     "Place",
     "PlaceLost",
     "Position",
     "Rates",
     "Report",
+    "Size",
     "Store",
     "StoreError",
     "StoreFull",
@@ -29,4 +35,5 @@ __all__ = [
     "User",
     "UserRecord",
     "connect",
+    "in_calls",
 ]

@@ -16,7 +16,8 @@
 --           stands in one group at most. A group of no users registers the cohort.
 --
 -- Returns {1 if the message was applied before, changed users, unknown users, suppressed users,
--- users whose key holds something else than a hash, ids of cohorts that are being deleted}.
+-- users whose key holds something else than a hash, ids of cohorts that are being deleted, and for
+-- each group of which users really entered or left: cohort id, 'true' or 'false', how many}.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
@@ -39,9 +40,10 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 call('XLEN', stream)
 
 local message_key = base .. 'message:' .. message
-if message ~= '' and call('EXISTS', message_key) == 1 then return {1, 0, {}, {}, {}, {}} end
+if message ~= '' and call('EXISTS', message_key) == 1 then return {1, 0, {}, {}, {}, {}, {}} end
 
 local changes, changed, unknown, suppressed, conflicts, refused = 0, {}, {}, {}, {}, {}
+local moves = {}
 
 local function number(value) return string.format('%d', value) end
 
@@ -184,6 +186,10 @@ local function apply(cohort, trait, value, said, users)
     end
   end
 
+  if #moved > 0 then
+    local n = #moves
+    moves[n + 1], moves[n + 2], moves[n + 3] = cohort, value, #moved
+  end
   if value == 'true' then
     if #moved > 0 then
       local entries = {}
@@ -250,4 +256,4 @@ if changes > 0 then call('XTRIM', stream, 'MINID', '~', number(now - max_age)) e
 if message ~= '' and #unknown + #suppressed + #conflicts + #refused == 0 then
   call('SET', message_key, 1, 'PX', HORIZON)
 end
-return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused}
+return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused, moves}

@@ -43,7 +43,7 @@ end
 
 if action == 'finish' then
   if not drained then return 0 end
-  call('UNLINK', members, left, seen, state, prefix .. ':freshness')
+  call('UNLINK', members, left, seen, state, prefix .. ':freshness', prefix .. ':sizes')
   call('ZREM', base .. 'due', cohort)
   call('ZREM', base .. 'cohorts', cohort)
   call('SREM', base .. 'jobs', cohort)

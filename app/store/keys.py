@@ -76,6 +76,33 @@ class Keys:
         """
         return f"{self.base(app_id, partition)}erased"
 
+    def history(self, app_id: str, kind: str) -> str:
+        """Part of an app's sync history; all of it is in the partition that the app id gives.
+
+        Private. ``syncs``, ``failures`` and ``problems`` are sorted sets of syncs' ids: of those
+        for cohorts, of failed requests that name none, and of all with something that went wrong.
+        """
+        return f"{self.base(app_id, self.partition(app_id))}{kind}"
+
+    def cohort_syncs(self, app_id: str, cohort_id: str) -> str:
+        """Sorted set of the ids of one cohort's syncs. Private."""
+        return self.history(app_id, f"cohort:{cohort_id}:syncs")
+
+    def sync(self, app_id: str, sync_id: int, part: str = "") -> str:
+        """A hash: the sums over one sync. Private.
+
+        Its parts ``requests`` and ``problems`` are lists of requests, as JSON arrays.
+        """
+        return self.history(app_id, f"sync:{sync_id}") + (f":{part}" if part else "")
+
+    def sizes(self, app_id: str, cohort_id: str) -> str:
+        """A cohort's size over time, packed, in the partition that its id gives. Private."""
+        return self.cohort(app_id, self.partition(cohort_id), cohort_id, "sizes")
+
+    def unknown_callers(self) -> str:
+        """Hash: requests without a good key, by hour and reason. Private."""
+        return f"{self.prefix}:unknown-callers"
+
     def layout(self) -> str:
         """The number of partitions that the data was written with. Private."""
         return f"{self.prefix}:layout"

@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 import redis
 from redis.client import Pipeline
 
-from app.cohorts import Cohort, FreshnessState, MembershipChange
+from app.cohorts import Cohort, FreshnessState, MembershipChange, Moves
 from app.store.catalog import Catalog
 from app.store.changes import Changes
 from app.store.check import Checker
 from app.store.errors import StoreMisconfigured, translated
 from app.store.freshness import FreshnessBook
+from app.store.history import History, HistoryLimits
 from app.store.keys import Keys
 from app.store.lifecycle import Lifecycle
 from app.store.reads import Reads
 from app.store.registry import Registry
+from app.store.sizes import Sizes
 from app.store.vitals import Vitals
 
 # Statements that one script call applies. A thousand new users take the store about 5 ms.
@@ -46,6 +48,7 @@ class Applied:
         suppressed: users who were erased for good, and were left alone.
         refused: ids of cohorts that are being deleted, and were left alone.
         repeated: the message was applied before, and nothing was done.
+        moves: by cohort id, how many users really entered and left.
     """
 
     changed: int = 0
@@ -53,6 +56,7 @@ class Applied:
     suppressed: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
     repeated: bool = False
+    moves: dict[str, Moves] = field(default_factory=dict)
 
 
 class UserRecord(NamedTuple):
@@ -80,6 +84,7 @@ class Store:
         partitions: int = 1,
         changes_max_entries: int = 100_000,
         changes_max_age_hours: int = 168,
+        history: HistoryLimits = HistoryLimits(),  # noqa: B008
     ) -> None:
         self._client = client
         self.keys = Keys(prefix, partitions)
@@ -93,6 +98,8 @@ class Store:
         self.catalog = Catalog(client, self.keys, self.registry)
         self.freshness = FreshnessBook(client, self.keys)
         self.vitals = Vitals(client)
+        self.history = History(client, self.keys, history)
+        self.sizes = Sizes(client, self.keys)
         self._checked: dict[str | None, float] = {}
         self._read_checked = -math.inf
 
@@ -134,7 +141,7 @@ class Store:
             self._check_layout(app_id)
             for number, (partition, groups) in enumerate(self._calls(changes)):
                 message = f"{message_id}:{number}" if message_id else ""
-                repeated, changed, unknown, suppressed, conflicting, refused = self._apply(
+                repeated, changed, unknown, suppressed, conflicting, refused, moves = self._apply(
                     keys=[self.keys.changes(app_id, partition)],
                     args=[*options, message, *groups],
                 )
@@ -147,6 +154,7 @@ class Store:
                 applied.suppressed.update(map(bytes.decode, suppressed))
                 applied.refused.update(map(bytes.decode, refused))
                 conflicts += len(conflicting)
+                _add_moves(applied.moves, moves)
         if conflicts:
             raise StoreMisconfigured(
                 f"{conflicts} user keys hold something else than a hash: another program "
@@ -188,11 +196,11 @@ class Store:
     def _register(
         self, app_id: str, partition: int, cohort: Cohort, way: str, at_ms: int | str = ""
     ) -> bool:
-        reply = self._apply(
+        *_, refused, _ = self._apply(
             keys=[self.keys.changes(app_id, partition)],
             args=["open", "count", *self._limits, way, "", *cohort, "true", at_ms, 0],
         )
-        return not reply[-1]
+        return not refused
 
     def _calls(self, changes: Sequence[MembershipChange]) -> Iterator[tuple[int, list[Any]]]:
         """Split changes into calls: the partition of each, and its groups as arguments.
@@ -315,3 +323,15 @@ class Store:
             self._client.ping()
             self._check_layout()
         return time.perf_counter() - started
+
+
+def _add_moves(moves: dict[str, Moves], reply: list[Any]) -> None:
+    """Add what one call replied: cohort id, direction, number of users, over and over."""
+    for start in range(0, len(reply), 3):
+        cohort, value, users = reply[start : start + 3]
+        cohort_id = cohort.decode()
+        entered, left = moves.get(cohort_id, (0, 0))
+        if value == b"true":
+            moves[cohort_id] = Moves(entered + users, left)
+        else:
+            moves[cohort_id] = Moves(entered, left + users)

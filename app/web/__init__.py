@@ -11,6 +11,7 @@ from app.web import (
     events,
     export,
     health,
+    history,
     lists,
     metrics,
     paths,
@@ -34,5 +35,6 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(read.blueprint)
     app.register_blueprint(cohorts.blueprint)
     app.register_blueprint(export.blueprint)
+    app.register_blueprint(history.blueprint)
     changes.init_app(app)
     app.register_blueprint(description.blueprint)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from flask import Response, request
-from marshmallow import Schema, ValidationError
+from marshmallow import Schema, ValidationError, validate
 from orjson import OPT_SORT_KEYS, dumps
 
 from app.cohorts.cohort import MAX_TRAIT_BYTES
@@ -22,6 +22,14 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 JSON = "application/json"
 
+
+class SyncId(Text):
+    """A sync's id: a number, in decimal digits only."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(16, validate=validate.Regexp(r"[0-9]+\Z"), **kwargs)
+
+
 # The ids in paths.
 IN_PATH: dict[str, Text] = {
     "user_id": UserId(metadata={"description": "The user's id.", "example": "user1@example.com"}),
@@ -32,6 +40,7 @@ IN_PATH: dict[str, Text] = {
         MAX_TRAIT_BYTES,
         metadata={"description": "The list's id, which is the cohort's id.", "example": "abc123"},
     ),
+    "sync_id": SyncId(metadata={"description": "The sync's id.", "example": "4711"}),
 }
 
 
@@ -107,6 +116,11 @@ def cohort_in_path(cohort_id: str) -> str:
 def list_in_path(list_id: str) -> str:
     """A list id out of the path. Raises InvalidParameter where it can't be one."""
     return _in_path("list_id", list_id)
+
+
+def sync_in_path(sync_id: str) -> int:
+    """A sync's id out of the path. Raises InvalidParameter where it can't be one."""
+    return int(_in_path("sync_id", sync_id))
 
 
 def _in_path(name: str, value: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from flask import Response, current_app, g
 from orjson import dumps
 
-from app.cohorts import Cohort, Identify, membership_changes
+from app.cohorts import Cohort, Identify, Outcome, Rejection, membership_changes, user_hash
 from app.errors import CohortBeingDeleted, Problem, SuppressedUser, UnknownUser
 from app.settings import Settings
 from app.store import Applied, Store
@@ -17,6 +17,8 @@ from app.web.body import MAX_ERRORS
 
 # What a call that sends cohorts can be refused for.
 PROBLEMS = (UnknownUser, CohortBeingDeleted)
+# Rejected users that are told apart in a request's history.
+MAX_REJECTIONS = 20
 
 
 def apply(
@@ -44,8 +46,8 @@ def apply(
     store: Store = current_app.extensions["store"]
     settings: Settings = current_app.extensions["settings"]
     changes = membership_changes(calls)
-    g.event["cohorts"] = list({change.cohort.id: None for change in changes})[:10]
-    g.event["way"] = way
+    outcome = g.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
+    g.event.update(way=way, cohorts=list(outcome.traits)[:10])
     started = time.perf_counter()
     applied = store.apply(
         g.caller.app_id,
@@ -55,6 +57,7 @@ def apply(
         known_only=settings.user_policy == "known",
     )
     g.event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
+    outcome.moves = applied.moves
     refused = list(_refused(calls, applied))
     rejected = [*left_out]
     for n, problem in refused:
@@ -67,6 +70,10 @@ def apply(
     g.event.update(counts, repeated=applied.repeated)
     if rejected:
         g.event["rejected_by"] = Counter(problem.reason for _, problem in rejected)
+        outcome.rejections = [
+            Rejection(user_hash(calls[n].user_id), problem.reason)
+            for n, problem in refused[:MAX_REJECTIONS]
+        ]
     if refused and not counts["accepted"] and refused[0][1] is not SuppressedUser:
         raise refused[0][1]
     errors = [

@@ -11,7 +11,7 @@ from flask import Blueprint, Response, current_app, g
 from orjson import dumps
 
 from app.auth import INGEST, requires
-from app.cohorts import Cohort, Identify
+from app.cohorts import Cohort, Identify, Outcome
 from app.errors import CohortBeingDeleted, InvalidParameter, UnknownCohort
 from app.settings import Settings
 from app.store import Store
@@ -36,7 +36,8 @@ def create_list() -> Response:
     store: Store = current_app.extensions["store"]
     if not store.register_cohort(g.caller.app_id, created, way="list"):
         raise CohortBeingDeleted()
-    g.event["cohorts"] = [created.id]
+    g.event.update(way="list", cohorts=[created.id])
+    g.outcome = Outcome({created.id: created.trait})
     # Amplitude's document doesn't say where it reads the id; these are the places known to work.
     ids = {"list_id": created.id, "listId": created.id}
     return Response(dumps({**ids, "response": ids}), mimetype="application/json")

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "settings": set(),
     "logs": set(),
     "background": {"store"},
+    "recorder": {"store", "cohorts"},
     "cli": {"cli", "store", "cohorts", "settings", "logs"},
 }
 FORBIDDEN = {

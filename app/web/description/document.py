@@ -65,6 +65,7 @@ _TAGS = {
     "cohorts": ("Cohorts", "What is known about cohorts, and how often they should arrive."),
     "export": ("Exports", "A whole cohort in one stream."),
     "changes": ("Changes", "Who entered and left, as it happens."),
+    "history": ("Sync history", "What became of each request, and how large cohorts were."),
     "admin": ("Administration", "Delete cohorts, erase users, register them."),
     "health": ("Health", "Liveness and readiness."),
 }

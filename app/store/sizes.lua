@@ -1,0 +1,56 @@
+#!lua
+-- Note the sizes of cohorts, for their charts.
+--
+-- KEYS[1]   the change stream of the cohorts' home partition; its name gives the other keys
+-- ARGV[1]   when they had these sizes, in s since the epoch
+-- ARGV[2..] cohort ids, each followed by its size
+--
+-- A cohort's sizes are pairs of unsigned 32-bit numbers, big-endian: s since the epoch, and size.
+-- There is one a minute at most. When there are too many, every second one of the older half is
+-- left out: so the recent past is there in detail, and all of the past in outline.
+
+local base = string.sub(KEYS[1], 1, -#'changes' - 1)
+local call = redis.call
+local PAIR, BYTES = '>I4I4', 8
+local MOST, STEP = 240, 60
+
+local at = tonumber(ARGV[1])
+
+local function pair(sizes, n)
+  return struct.unpack(PAIR, sizes, n * BYTES + 1)
+end
+
+local function thinned(sizes)
+  local kept = {}
+  for n = 0, MOST / 2 - 1, 2 do
+    kept[#kept + 1] = string.sub(sizes, n * BYTES + 1, (n + 1) * BYTES)
+  end
+  return table.concat(kept) .. string.sub(sizes, MOST / 2 * BYTES + 1)
+end
+
+for i = 2, #ARGV, 2 do
+  local cohort, size = ARGV[i], tonumber(ARGV[i + 1])
+  -- Not for a cohort that has been deleted meanwhile.
+  if call('ZSCORE', base .. 'due', cohort) then
+    local key = base .. 'cohort:' .. cohort .. ':sizes'
+    local sizes = call('GET', key) or ''
+    local n = #sizes / BYTES
+    local keep = n
+    if n > 0 then
+      local last, same = pair(sizes, n - 1)
+      if last > at then
+        keep = nil
+      elseif n > 1 and math.floor(last / STEP) == math.floor(at / STEP) then
+        keep = n - 1
+      elseif n > 1 and same == size and select(2, pair(sizes, n - 2)) == size then
+        keep = n - 1
+      end
+    end
+    if keep then
+      sizes = string.sub(sizes, 1, keep * BYTES) .. struct.pack(PAIR, at, size)
+      if keep + 1 > MOST then sizes = thinned(sizes) end
+      call('SET', key, sizes)
+    end
+  end
+end
+return 1

@@ -1,0 +1,70 @@
+"""The sync history of a real service: nothing that was answered is missing from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import redis
+
+from simulator import payloads
+from tests.system.service import ADMIN_KEY, APP, Service, running, wait_until
+
+TRAIT = "[Amplitude] Buyers: b1"
+
+
+def syncs(service: Service) -> list[dict[str, Any]]:
+    reply = service.request("GET", "/api/v1/syncs", api_key=ADMIN_KEY)
+    assert reply.status == 200, reply.data
+    found: list[dict[str, Any]] = reply.json()["syncs"]
+    return found
+
+
+def test_sync__over_all_workers__is_one_line_within_seconds(
+    service: Service, redis_client: redis.Redis
+) -> None:
+    for n in range(40):
+        service.post(payloads.batch([f"u{n}", f"v{n}"], TRAIT, True))
+    wait_until(lambda: [sync["requests"] for sync in syncs(service)] == [40])
+    (sync,) = syncs(service)
+    assert (sync["entered"], sync["accepted"], sync["failed"]) == (80, 80, 0)
+    path = "/api/v1/cohorts/b1/sizes"
+    wait_until(
+        lambda: (
+            service.request("GET", path, api_key=ADMIN_KEY).json()["sizes"][-1:]
+            and service.request("GET", path, api_key=ADMIN_KEY).json()["sizes"][-1]["members"] == 80
+        )
+    )
+
+
+def test_sigterm__last_requests__are_in_the_history(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    env = {"REDIS_URL": store_url, "WEB_CONCURRENCY": "2"}
+    with running(env) as service:
+        for n in range(20):
+            assert service.post(payloads.batch([f"u{n}"], TRAIT, True)).status == 200
+        assert service.stop() == 0
+    (sync,) = redis_client.zrange(f"cohorts:{{{APP}}}:syncs", 0, -1)
+    assert redis_client.hget(f"cohorts:{{{APP}}}:sync:{sync}", "requests") == "20"
+
+
+def test_store__away_meanwhile__history_tells_of_it_afterwards(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    env = {"REDIS_URL": store_url, "STORE_TIMEOUT_SECONDS": "0.3", "ADMIN_API_KEYS": ADMIN_KEY}
+    with running(env | {"ADMIN_API_KEYS": f"{APP}:{ADMIN_KEY}"}) as service:
+        body = payloads.batch(["u1"], TRAIT, True)
+        assert service.post(body).status == 200
+        store = int(redis_client.info("server")["process_id"])
+        os.kill(store, signal.SIGSTOP)
+        try:
+            refused = service.post(body)
+            assert refused.status == 503
+        finally:
+            os.kill(store, signal.SIGCONT)
+        wait_until(lambda: service.post(body).status == 200)
+        wait_until(lambda: sum(sync["failed"] for sync in syncs(service)) >= 1)
+        (sync,) = (sync for sync in syncs(service) if sync["failed"])
+        assert set(sync["failures"]) <= {"store_timeout", "store_unreachable"}
