@@ -3,8 +3,11 @@
 import gc
 import os
 import sys
+import time
 
+import gevent
 from gunicorn.glogging import Logger
+from gunicorn.http.errors import ParseException
 
 from app.logs import stdlib_config
 from app.metrics import folder
@@ -75,6 +78,46 @@ def worker_exit(server, worker):
 def on_exit(server):
     """Remove what the workers have counted: the next start begins anew."""
     folder.remove(metrics_folder)
+
+
+# What a refused request may still send on a connection that is to be kept, and in which pieces.
+UNREAD_BYTES, PIECE_BYTES = 16 << 20, 1 << 16
+# Longest time that one connection's requests go on without a look at the others, in seconds.
+TURN_SECONDS = 0.01
+# Not 0: gevent would go on among the greenlets that are ready, a thousand times, before it looks
+# for what has arrived since.
+A_LOOK = 1e-6
+_turn_began = 0.0
+
+
+def post_request(worker, req, environ, resp):
+    """See to it that no connection keeps a worker to itself.
+
+    Reading what has arrived already never waits, so a sender that is fast enough would never let
+    another one have its turn: with a body that was refused and goes on, which gunicorn would read
+    to its end, or with one request after another.
+    """
+    global _turn_began
+    if not _has_ended(req.body, worker.cfg.keepalive):
+        req.force_close()
+    if time.monotonic() - _turn_began > TURN_SECONDS:
+        gevent.sleep(A_LOOK)
+        _turn_began = time.monotonic()
+
+
+def _has_ended(body, seconds):
+    """Whether a body is read to its end, of which some may still come."""
+    if getattr(body.reader, "length", None) == 0:
+        return True
+    try:
+        with gevent.Timeout(seconds, False):
+            for _ in range(0, UNREAD_BYTES, PIECE_BYTES):
+                if not body.read(PIECE_BYTES):
+                    return True
+                gevent.sleep(A_LOOK)
+    except (OSError, ParseException):
+        return False  # it is broken: where the next request would begin is unknown
+    return False
 
 
 def post_worker_init(worker):

@@ -64,6 +64,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         hops = settings.proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
 
+    web.headers.init_app(app)
     web.events.init_app(app)
     errors.init_app(app)
     if store.history.is_kept:

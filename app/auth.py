@@ -117,7 +117,7 @@ def _identify(ring: KeyRing, settings: Settings, rates: Rates) -> Caller:
     if key is None:
         raise MissingCredentials(
             "Send the API key as the username of Basic authentication, as a Bearer token, "
-            "or in the header api_key.",
+            "or in the header api_key. In the address it is never taken: addresses are logged.",
             headers=_CHALLENGE,
         )
     raise InvalidCredentials(

@@ -15,6 +15,10 @@ from app.store.keys import Keys
 
 # A worker counts this part of a limit in advance, at most so many requests at once.
 _SHARE, _MOST = 50, 20
+# Names over their limit that a process remembers.
+_REMEMBERED = 10_000
+
+_Name = tuple[RateLimitItem, tuple[str, ...]]
 
 
 class Rates:
@@ -32,7 +36,9 @@ class Rates:
         )
         self._limiter = FixedWindowRateLimiter(storage)
         # What was counted in advance: (limit, names) → end of the window, requests left.
-        self._ahead: dict[tuple[RateLimitItem, tuple[str, ...]], tuple[float, int]] = {}
+        self._ahead: dict[_Name, tuple[float, int]] = {}
+        # What was refused: until when it is, without asking the store again.
+        self._over: dict[_Name, float] = {}
 
     def hit(self, limit: RateLimitItem | None, *names: str) -> int | None:
         """Count one request.
@@ -42,16 +48,26 @@ class Rates:
         """
         if limit is None:
             return None
-        ends, left = self._ahead.get((limit, names), (0.0, 0))
-        if left and time.time() < ends:
-            self._ahead[limit, names] = ends, left - 1
-            return None
+        name = limit, names
         asked = time.time()
+        ends, left = self._ahead.get(name, (0.0, 0))
+        if left and asked < ends:
+            self._ahead[name] = ends, left - 1
+            return None
+        if asked < self._over.get(name, 0.0):
+            return _seconds(self._over[name] - asked)
         cost = max(1, min(limit.amount // _SHARE, _MOST))
         with translated():
             if self._limiter.hit(limit, *names, cost=cost):
                 if cost > 1:
-                    self._ahead[limit, names] = asked + limit.get_expiry(), cost - 1
+                    self._ahead[name] = asked + limit.get_expiry(), cost - 1
                 return None
             reset = self._limiter.get_window_stats(limit, *names).reset_time
-        return max(1, math.ceil(reset - time.time()))
+        if len(self._over) >= _REMEMBERED:
+            self._over.clear()
+        self._over[name] = reset
+        return _seconds(reset - time.time())
+
+
+def _seconds(left: float) -> int:
+    return max(1, math.ceil(left))

@@ -10,6 +10,7 @@ from app.web import (
     description,
     events,
     export,
+    headers,
     health,
     history,
     lists,
@@ -20,7 +21,7 @@ from app.web import (
     webhook,
 )
 
-__all__ = ["events", "init_app", "metrics"]
+__all__ = ["events", "headers", "init_app", "metrics"]
 
 
 def init_app(app: Flask) -> None:

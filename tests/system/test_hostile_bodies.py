@@ -1,0 +1,311 @@
+"""Bodies that are made to hurt: they are refused, cost a bounded memory, and leave no trace."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify
+from tests.system.service import APP, Service, wait_until
+from tests.system.wire import AUTH, JSON, connect, head, status
+
+LIMIT = 8 << 20  # the service's MAX_BODY_BYTES, by default
+MOST_MEMORY = 64 << 20  # over idle, of all its processes together
+GZIP = {"Content-Encoding": "gzip"}
+GOOD = json.dumps(identify("u", "n: 1", True))
+BASE = f"cohorts:{{{APP}}}:"
+
+
+def zeros(size: int) -> bytes:
+    """gzip of so many spaces, about a thousandth of that."""
+    packer = zlib.compressobj(9, wbits=31)
+    block = b" " * (1 << 20)
+    return b"".join(packer.compress(block) for _ in range(size >> 20)) + packer.flush()
+
+
+def filled(item: str) -> bytes:
+    """gzip of a JSON body that is as large as it may be, and holds an item as often as it can."""
+    start, end = '{"batch": [', "]}"
+    count = (LIMIT - len(start) - len(end)) // (len(item) + 1)
+    return gzip.compress((start + ",".join([item] * count) + end).encode(), 1)
+
+
+MANY = [f"{n:x}:{n:x}" for n in range(300_000)]
+BOMBS = {
+    "a gigabyte": lambda: zeros(1 << 30),
+    "many members": lambda: zeros(1 << 20) * 64,
+    "a byte too many": lambda: zeros(LIMIT) + gzip.compress(b" "),
+    "empty lists": lambda: filled("[]"),
+    "small objects": lambda: filled('{"":0}'),
+    "short strings": lambda: filled('"ab"'),
+    "numbers": lambda: filled("1e9"),
+    "wide object": lambda: gzip.compress(
+        ("{" + ",".join(f'"{n:x}":[]' for n in range(600_000)) + "}").encode()[:LIMIT], 1
+    ),
+    "wide traits": lambda: gzip.compress(
+        json.dumps({**identify("u", "n", True), "traits": dict.fromkeys(MANY, True)}).encode(), 1
+    ),
+}
+
+
+def processes(service: Service) -> list[psutil.Process]:
+    parent = psutil.Process(service.process.pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def memory(service: Service) -> int:
+    """Bytes that the service's processes hold now."""
+    return sum(process.memory_info().rss for process in processes(service))
+
+
+def forget_peak(service: Service) -> None:
+    for process in processes(service):
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+def peak(service: Service) -> int:
+    """Bytes that they held at most, each at its own time, since that was last forgotten."""
+    total = 0
+    for process in processes(service):
+        text = Path(f"/proc/{process.pid}/status").read_text()
+        total += int(text.split("VmHWM:")[1].split()[0]) << 10
+    return total
+
+
+def test_bombs__of_every_kind_at_once__are_refused_in_bounded_memory(
+    service: Service, redis_client: redis.Redis
+) -> None:
+    bombs = [make() for make in BOMBS.values()]
+    large = json.dumps(batch([f"user-{n}" for n in range(10_000)], "n: 1", True)).encode()
+    for _ in range(8):
+        assert service.post(large).status == 200  # idle is what remains after ordinary work
+    redis_client.flushdb()
+    idle = memory(service)
+    forget_peak(service)
+
+    answers: list[int] = []
+
+    def send(bomb: bytes) -> None:
+        for _ in range(3):
+            answers.append(service.post(bomb, **GZIP).status)
+
+    threads = [threading.Thread(target=send, args=(bomb,)) for bomb in bombs * 2]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert service.post(GOOD.encode()).status == 200
+    assert len(answers) == 6 * len(bombs)
+    assert set(answers) <= {400, 413}, answers
+    over_idle = peak(service) - idle
+    assert over_idle <= MOST_MEMORY, f"{over_idle >> 20} MB over idle"
+    assert redis_client.keys(f"{BASE}user:*") == [f"{BASE}user:u"]
+
+
+def test_body__announced_as_huge__is_refused_before_any_of_it_is_read(service: Service) -> None:
+    for length in (LIMIT + 1, 10**12, 10**30):
+        with connect(service) as sock:
+            sock.sendall(head(AUTH, JSON, f"Content-Length: {length}"))
+            assert status(sock.recv(65536)) == 413
+
+
+BLOCK = 0x10000
+CHUNK = b"%x\r\n%b\r\n" % (BLOCK, b" " * BLOCK)
+
+
+@pytest.mark.parametrize("key", [AUTH, "api_key: wrong"], ids=["good key", "bad key"])
+@pytest.mark.parametrize(
+    ("framing", "piece"),
+    [("Transfer-Encoding: chunked", CHUNK), (f"Content-Length: {10**12}", b" " * BLOCK)],
+    ids=["chunks", "length"],
+)
+def test_body__without_end__is_hung_up_on_in_bounded_memory(
+    service: Service, key: str, framing: str, piece: bytes
+) -> None:
+    assert service.post(GOOD.encode()).status == 200
+    idle = memory(service)
+    forget_peak(service)
+    with connect(service) as sock:
+        sock.sendall(head(key, JSON, framing))
+        sent = 0
+        with suppress(OSError):  # it has hung up
+            while sent < 1 << 30:
+                sock.sendall(piece)
+                sent += len(piece)
+    assert sent < 64 << 20
+    assert peak(service) - idle <= MOST_MEMORY
+
+
+def test_body__too_large_but_not_endless__is_answered_and_the_connection_stays(
+    service: Service,
+) -> None:
+    too_large = b" " * (LIMIT + 1)
+    data = head(AUTH, JSON, f"Content-Length: {len(too_large)}") + too_large
+    with connect(service) as sock:
+        for _ in range(2):
+            sock.sendall(data)
+            assert status(sock.recv(65536)) == 413
+
+
+def test_chunk_headers__without_end__are_cut_off(service: Service) -> None:
+    with connect(service) as sock:
+        sock.sendall(head(AUTH, JSON, "Transfer-Encoding: chunked") + b"1;")
+        sent = 0
+        try:
+            while sent < 64 << 20:
+                sent += sock.send(b"x" * 65536)
+        except OSError:
+            return
+    pytest.fail("64 MB of a chunk's extension were taken")
+
+
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * DEEP,
+        "[" * DEEP + "]" * DEEP,
+        '{"a":' * DEEP + "1" + "}" * DEEP,
+        '{"batch":' * DEEP,
+        '{"batch": [' + "[" * DEEP + "]" * DEEP + "]}",
+        '{"type": "identify", "userId": "u", "traits": {"n: 1": ' + "[" * DEEP + "]" * DEEP + "}}",
+        '{"context": ' * DEEP + "{}" + "}" * DEEP,
+    ],
+    ids=["open lists", "lists", "objects", "open objects", "in a batch", "in traits", "context"],
+)
+def test_nesting__however_deep__is_a_400(service: Service, text: str) -> None:
+    reply = service.post(text.encode())
+    assert (reply.status, reply.json()["reason"]) == (400, "invalid_json")
+
+
+def test_nesting__as_deep_as_the_parser_takes__is_refused_with_its_place(service: Service) -> None:
+    deep = 1000 * "[" + 1000 * "]"
+    for body in (
+        f'{{"batch": {deep}}}',
+        f'{{"type": "identify", "userId": {deep}, "traits": {deep}}}',
+    ):
+        reply = service.post(body.encode())
+        assert (reply.status, reply.json()["reason"]) == (400, "invalid_payload")
+        assert len(reply.data) < 2000
+
+
+NUMBERS = ["1e400", "-1e400", "1e-400", "9" * 400, "-" + "9" * 400, "1" * 5000]
+NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "0x10", "01", "+1", "1.", ".5", "1e", "1_0", "--1"]
+
+
+@pytest.mark.parametrize("number", NUMBERS + NO_NUMBERS)
+def test_numbers__huge_or_none__are_a_400_wherever_they_stand(
+    service: Service, redis_client: redis.Redis, number: str
+) -> None:
+    for path, body in (
+        (COHORT_PATH, f'{{"type": "identify", "userId": {number}, "traits": {{"n: 1": true}}}}'),
+        (COHORT_PATH, f'{{"type": "identify", "userId": "u", "traits": {{"n: 1": {number}}}}}'),
+        (WEBHOOK_PATH, webhook(computed_time=number)),
+        (COHORT_PATH, number),
+    ):
+        reply = service.post(body.encode(), path)
+        assert reply.status == 400, (path, body)
+        assert reply.json()["reason"] in ("invalid_json", "invalid_payload")
+    assert redis_client.keys(f"{BASE}*") == []
+
+
+@pytest.mark.parametrize("number", ["1" * 30, str(2**63), str(2**64), str(-(2**63) - 1)])
+def test_ids__as_numbers_beyond_64_bits__are_refused_rather_than_rounded(
+    service: Service, redis_client: redis.Redis, number: str
+) -> None:
+    """Two users whose ids differ in the last digit must not become one."""
+    for changes in ({"cohort_id": number}, {"users": f'[{{"user_id": {number}}}]'}):
+        reply = service.post(webhook(**changes).encode(), WEBHOOK_PATH)
+        stored = {key for key in redis_client.scan_iter(f"{BASE}*") if number in key}
+        assert reply.status == 400 or stored, reply.data
+        redis_client.flushdb()
+
+
+def webhook(**changes: str) -> str:
+    fields = {
+        "cohort_name": '"n"',
+        "cohort_id": '"1"',
+        "in_cohort": "true",
+        "users": '[{"user_id": "u"}]',
+    }
+    return "{" + ", ".join(f'"{k}": {v}' for k, v in {**fields, **changes}.items()) + "}"
+
+
+def test_duplicate_keys__mean_what_the_last_one_says_and_nothing_else(
+    service: Service, redis_client: redis.Redis
+) -> None:
+    """As every common parser has it: what a proxy has looked at is what is done."""
+    body = (
+        '{"type": "track", "type": "identify", "userId": "first", "userId": "last",'
+        ' "traits": {"x: 9": true}, "traits": {"n: 1": false, "n: 1": true}}'
+    )
+    assert service.post(body.encode()).status == 200
+    assert redis_client.keys(f"{BASE}user:*") == [f"{BASE}user:last"]
+    assert redis_client.hgetall(f"{BASE}user:last") == {"n: 1": "true"}
+    two = '{"batch": [{"type": "identify", "userId": "a", "traits": {"n: 1": true}}], "batch": []}'
+    assert service.post(two.encode()).json()["accepted"] == 0
+
+
+BAD_UTF8 = {
+    "a lone continuation": b"\x80",
+    "a continuation missing": b"\xc3",
+    "a continuation missing in three": b"\xe2\x82",
+    "a continuation missing in four": b"\xf0\x9f\x98",
+    "an overlong slash": b"\xc0\xaf",
+    "an overlong NUL": b"\xc0\x80",
+    "overlong in three": b"\xe0\x80\xaf",
+    "overlong in four": b"\xf0\x80\x80\xaf",
+    "a high surrogate": b"\xed\xa0\x80",
+    "a low surrogate": b"\xed\xb0\x80",
+    "a pair of surrogates": b"\xed\xa0\xbd\xed\xb8\x80",
+    "beyond Unicode": b"\xf4\x90\x80\x80",
+    "five bytes": b"\xf8\x88\x80\x80\x80",
+    "six bytes": b"\xfc\x84\x80\x80\x80\x80",
+    "FE": b"\xfe",
+    "FF": b"\xff",
+    "Latin-1": "é".encode("latin-1"),
+    "UTF-16": '{"a": 1}'.encode("utf-16-le"),
+}
+ESCAPES = {
+    "a lone high surrogate": rb"\ud83d",
+    "a lone low surrogate": rb"\ude00",
+    "surrogates the wrong way round": rb"\ude00\ud83d",
+    "an escaped NUL": rb"\u0000",
+    "a cut escape": rb"\u12",
+    "no escape": rb"\x41",
+    "a bare NUL": b"\0",
+    "a bare line break": b"\n",
+}
+
+
+@pytest.mark.parametrize("bad", [*BAD_UTF8.values(), *ESCAPES.values()], ids=[*BAD_UTF8, *ESCAPES])
+def test_text__that_is_no_unicode__is_a_400_wherever_it_stands(
+    service: Service, redis_client: redis.Redis, bad: bytes
+) -> None:
+    for place in (b'"userId": "u', b'"n: 1', b'"identify'):
+        body = GOOD.encode().replace(place, place + bad, 1)
+        assert bad in body
+        reply = service.post(body)
+        assert reply.status == 400, (place, reply.data)
+        assert reply.json()["reason"] in ("invalid_json", "invalid_payload")
+        assert reply.data.decode()  # what is said about it is text again
+    assert redis_client.keys(f"{BASE}*") == []
+
+
+def test_text__of_every_kind_that_is_unicode__is_kept_as_it_came(
+    service: Service, redis_client: redis.Redis
+) -> None:
+    odd = ["é", "e\u0301", "\u202eabc", "\ufeffu", "\U0010ffff", "\ufffe", "\u200b", "😀", "\x7f"]
+    for user in odd:
+        assert service.post(identify(user, f"{user}: 1", True)).status == 200
+        assert redis_client.hgetall(f"{BASE}user:{user}").popitem()[1] == "true"
+    wait_until(lambda: redis_client.zcard(f"{BASE}cohort:1:members") == len(odd))
