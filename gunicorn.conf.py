@@ -9,13 +9,14 @@ import gevent
 from gunicorn.glogging import Logger
 from gunicorn.http.errors import ParseException
 
+from app.boot import keys_in_store
 from app.logs import stdlib_config
 from app.metrics import folder
 from app.settings import BadSettings, Settings
 
 try:
     settings = Settings.from_environ()
-    settings.check_service()
+    settings.check_service(keys_in_store)
 except BadSettings as error:
     # One clear line each, and no traceback, for whoever starts it.
     sys.exit("\n".join(f"cohort-receiver: {line}" for line in str(error).splitlines()))

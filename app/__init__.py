@@ -23,6 +23,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     from app import auth, cli, errors, logs, recorder, web
     from app.background import Background
+    from app.keyring import KeyRing
     from app.metrics.count import Meter
     from app.metrics.gauges import StoreGauges
     from app.store import HistoryLimits, Rates, Store, connect
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     rates = Rates(client, store.keys)
     meter = Meter()
+    ring = KeyRing(settings, store.api_keys)
 
     class Service(Flask):
         """Flask without coroutines: it looks for one at every call, and none is here."""
@@ -58,7 +60,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["settings"] = settings
     app.extensions["store"] = store
     app.extensions["recorder"] = recorder.Recorder(store)
-    chores = [meter.flush, app.extensions["recorder"].work]
+    app.extensions["keyring"] = ring
+    chores = [meter.flush, app.extensions["recorder"].work, ring.refresh, ring.write_uses]
     app.extensions["background"] = Background(store, meter.background_failed, chores)
     if settings.proxy_hops:
         hops = settings.proxy_hops
@@ -69,8 +72,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.init_app(app)
     if store.history.is_kept:
         recorder.init_app(app, app.extensions["recorder"])
-    auth.init_app(app, settings, rates)
+    auth.init_app(app, settings, ring, rates)
     web.init_app(app)
-    web.metrics.init_app(app, meter, StoreGauges(store, lambda: None))
+    web.metrics.init_app(app, meter, StoreGauges(store, ring.first_expiry))
     cli.init_app(app)
     return app

@@ -6,68 +6,33 @@ headers ``api_key`` and ``app_id`` (what its test request does), and Bearer.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
-from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from flask import Flask, Request, g, request
 
 from app.errors import InvalidCredentials, MissingCredentials, MissingScope, RateLimited
+from app.keyring import ADMIN, INGEST, METRICS, READ, Caller, KeyRing
 from app.settings import Settings
 from app.store import Rates, StoreError, StoreFull
 
-INGEST, READ, ADMIN = "ingest", "read", "admin"
-METRICS = "metrics"  # of the token that opens /metrics and nothing else
+__all__ = [
+    "ADMIN",
+    "INGEST",
+    "METRICS",
+    "PUBLIC",
+    "READ",
+    "Caller",
+    "KeyRing",
+    "init_app",
+    "requires",
+]
+
 PUBLIC = "public"
-# The scopes that open what is marked with one.
-_OPENED_BY = {INGEST: {INGEST, ADMIN}, READ: {READ, ADMIN}, METRICS: {METRICS, READ, ADMIN}}
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="Cohort Receiver", charset="UTF-8"'}
-
-
-class Caller(NamedTuple):
-    """A key that was recognised. ``label`` stands for the key where the key may not stand."""
-
-    app_id: str
-    scope: str
-    label: str
-
-    def may(self, scope: str) -> bool:
-        return self.scope in _OPENED_BY.get(scope, {ADMIN})
-
-
-class KeyRing:
-    """The keys in force. Keeps their digests only."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._callers: list[tuple[bytes, Caller]] = []
-        for scope, keys in (
-            (INGEST, settings.api_keys),
-            (READ, settings.read_api_keys),
-            (ADMIN, settings.admin_api_keys),
-        ):
-            for entry in keys:
-                digest = _digest(entry.key)
-                label = f"{scope}-{digest.hex()[:8]}"
-                self._callers.append((digest, Caller(entry.app_id, scope, label)))
-        if settings.metrics_token:
-            self._callers.append((_digest(settings.metrics_token), Caller("-", METRICS, METRICS)))
-
-    def find(self, key: str) -> Caller | None:
-        """Whose key it is. Takes the same time whether and wherever it is found."""
-        digest = _digest(key)
-        found = None
-        for known, caller in self._callers:
-            if hmac.compare_digest(known, digest):
-                found = caller
-        return found
-
-
-def _digest(key: str) -> bytes:
-    return sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def requires(scope: str) -> Callable[[View], View]:
@@ -80,9 +45,8 @@ def requires(scope: str) -> Callable[[View], View]:
     return mark
 
 
-def init_app(app: Flask, settings: Settings, rates: Rates) -> None:
+def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> None:
     """Check every request's credentials before anything of its body is read."""
-    ring = KeyRing(settings)
 
     @app.before_request
     def authenticate() -> None:
@@ -120,9 +84,9 @@ def _identify(ring: KeyRing, settings: Settings, rates: Rates) -> Caller:
             "or in the header api_key. In the address it is never taken: addresses are logged.",
             headers=_CHALLENGE,
         )
-    raise InvalidCredentials(
-        "The API key is not known, or does not belong to the app in app_id.", headers=_CHALLENGE
-    )
+    problem = InvalidCredentials() if caller else ring.refusal(key)
+    problem.headers.update(_CHALLENGE)
+    raise problem
 
 
 def _count_failure(settings: Settings, rates: Rates) -> None:

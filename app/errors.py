@@ -122,9 +122,21 @@ class MissingCredentials(Problem):
 
 
 class InvalidCredentials(Problem):
-    """The key is not known, or does not belong to the app that is named."""
+    """The API key is not known, or does not belong to the app in app_id."""
 
     status, reason = 401, "invalid_credentials"
+
+
+class ExpiredKey(Problem):
+    """The API key has expired. Ask the operator for a new one."""
+
+    status, reason = 401, "expired_key"
+
+
+class RevokedKey(Problem):
+    """The API key was revoked. Ask the operator for a new one."""
+
+    status, reason = 401, "revoked_key"
 
 
 class MissingScope(Problem):

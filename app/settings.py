@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
@@ -17,7 +17,8 @@ from marshmallow import EXCLUDE, Schema, ValidationError, validate
 from marshmallow import fields as kinds
 
 APP_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")  # printable ASCII, no space and no comma
+# Printable ASCII, no space, no comma, and no colon: Basic authentication ends the username there.
+KEY = re.compile(r"[\x21-\x2b\x2d-\x39\x3b-\x7e]{1,256}")
 KEY_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 DEFAULT_APP = "default"
@@ -54,6 +55,11 @@ class _Keys(kinds.Field[tuple[ApiKey, ...]]):
             # The messages name the place and never the entry: it holds a secret.
             if not APP_ID.fullmatch(app_id):
                 raise ValidationError(f"entry {place}: the app id must match {APP_ID.pattern}")
+            if ":" in key:
+                raise ValidationError(
+                    f"entry {place}: the key can't hold a colon, as Basic authentication ends it "
+                    "there"
+                )
             if not KEY.fullmatch(key):
                 raise ValidationError(
                     f"entry {place}: the key must be 1 to 256 printable ASCII characters"
@@ -143,7 +149,8 @@ class Settings:
     metrics_token: str | None = _setting(
         kinds.String(
             validate=validate.Regexp(
-                rf"{KEY.pattern}\Z", error="must be 1 to 256 printable ASCII characters"
+                rf"{KEY.pattern}\Z",
+                error="must be 1 to 256 printable ASCII characters, no comma or colon",
             )
         ),
         default=None,
@@ -259,30 +266,24 @@ class Settings:
 
     def check_store(self) -> None:
         """Check what nothing works without. Raises BadSettings."""
-        self._raise(self._missing_store())
-
-    def check_service(self) -> None:
-        """Check what only the running service needs besides. Raises BadSettings."""
-        missing = self._missing_store()
-        if not (self.api_keys or self.admin_api_keys):
-            missing.append(
-                "API_KEYS: no key is set, so nobody could send anything. Set it to app_id:key, "
-                "with a long random key."
+        if not self.redis_url:
+            raise BadSettings(
+                "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
+                "example redis://localhost:6379/0; or use `make run`, which brings its own store."
             )
-        self._raise(missing)
 
-    def _missing_store(self) -> list[str]:
-        if self.redis_url:
-            return []
-        return [
-            "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for example "
-            "redis://localhost:6379/0; or use `make run`, which brings its own store."
-        ]
+    def check_service(self, stored_keys: Callable[[], bool] = lambda: False) -> None:
+        """Check what only the running service needs besides. Raises BadSettings.
 
-    @staticmethod
-    def _raise(lines: list[str]) -> None:
-        if lines:
-            raise BadSettings("\n".join(lines))
+        Args:
+            stored_keys: whether there are keys elsewhere. Asked only if there are none here.
+        """
+        self.check_store()
+        if not (self.api_keys or self.admin_api_keys or stored_keys()):
+            raise BadSettings(
+                "API_KEYS: no key is set, so nobody could send anything. Set it to app_id:key, "
+                "with a long random key; or make a key with `flask --app wsgi keys create`."
+            )
 
 
 def env_name(f: Field[Any]) -> str:

@@ -1,12 +1,12 @@
-"""The operator's commands: ``flask --app wsgi cohorts …``, ``users …``, ``store …``."""
+"""The operator's commands: ``flask --app wsgi cohorts …``, ``users …`` and so on."""
 
 from __future__ import annotations
 
 from flask import Flask
 
-from app.cli import cohorts, store, users
+from app.cli import cohorts, keys, store, users
 
-GROUPS = (cohorts.cohorts, users.users, store.store)
+GROUPS = (cohorts.cohorts, users.users, keys.keys, store.store)
 
 
 def init_app(app: Flask) -> None:

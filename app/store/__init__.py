@@ -1,5 +1,6 @@
 """All that speaks to Redis. What each key holds is in ``docs/data-model.md``."""
 
+from app.store.api_keys import ApiKeys, StoredKey
 from app.store.catalog import SORTS, Filter, TooManyToSort
 from app.store.changes import Change, EntryId, Place, PlaceLost
 from app.store.client import connect
@@ -14,6 +15,7 @@ from app.store.store import Applied, Store, UserRecord
 __all__ = [
     "MEANINGS",
     "SORTS",
+    "ApiKeys",
     "Applied",
     "Batch",
     "Change",
@@ -31,6 +33,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreFull",
+    "StoredKey",
     "TooManyToSort",
     "User",
     "UserRecord",

@@ -111,6 +111,14 @@ class Keys:
         """Set of all app ids that have sent anything. Private."""
         return f"{self.prefix}:apps"
 
+    def api_keys(self) -> str:
+        """Hash of the API keys that were made by command: their digests and ends. Private."""
+        return f"{self.prefix}:keys"
+
+    def api_keys_used(self) -> str:
+        """Sorted set of API keys' names, by when they were last used. Private."""
+        return f"{self.prefix}:keys:used"
+
     def rates(self) -> str:
         """Prefix of the rate limiter's counters. Private."""
         return f"{self.prefix}:rates"

@@ -13,6 +13,7 @@ import redis
 from redis.client import Pipeline
 
 from app.cohorts import Cohort, FreshnessState, MembershipChange, Moves
+from app.store.api_keys import ApiKeys
 from app.store.catalog import Catalog
 from app.store.changes import Changes
 from app.store.check import Checker
@@ -97,6 +98,7 @@ class Store:
         self.changes = Changes(client, self.keys)
         self.catalog = Catalog(client, self.keys, self.registry)
         self.freshness = FreshnessBook(client, self.keys)
+        self.api_keys = ApiKeys(client, self.keys)
         self.vitals = Vitals(client)
         self.history = History(client, self.keys, history)
         self.sizes = Sizes(client, self.keys)

@@ -16,7 +16,6 @@ from app import recorder as recording
 from app.auth import KeyRing
 from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
 from app.recorder import Recorder
-from app.settings import ApiKey, Settings
 from app.store import Store, sizes
 from app.store.errors import StoreError, StoreTimeout
 from simulator.payloads import COHORT_PATH, batch, identify
@@ -520,7 +519,8 @@ class TestSizes:
 
 
 def app_label(app: Flask) -> str:
-    caller = KeyRing(Settings(api_keys=(ApiKey(APP, KEY),))).find(KEY)
+    ring: KeyRing = app.extensions["keyring"]
+    caller = ring.find(KEY)
     assert caller
     return caller.label
 

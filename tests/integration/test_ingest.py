@@ -381,13 +381,14 @@ def test_store__unreachable__is_503_and_liveness_goes_on(
     assert http.get("/healthz").status_code == 200
 
 
-def test_store__bad_credentials_and_unreachable__is_still_401(
-    make_app: Callable[..., Flask], tmp_path: object
+def test_store__bad_credentials_and_unreachable_since_keys_were_read__is_still_401(
+    make_app: Callable[..., Flask], tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = make_app(
         redis_url=f"unix://{tmp_path}/nobody-listens",
         auth_failure_rate_limit=Settings().auth_failure_rate_limit,
     )
+    monkeypatch.setattr(app.extensions["keyring"], "_read", True)
     assert_problem(caller(app, "wrong").post(COHORT_PATH, json=ONE), 401, "invalid_credentials")
 
 

@@ -29,12 +29,14 @@ MAY_IMPORT = {
     "web": {"web", "store", "cohorts", "settings", "auth", "errors", "metrics"},
     "metrics": {"metrics", "store"},
     "errors": {"store"},
-    "auth": {"store", "errors", "settings"},
+    "auth": {"store", "errors", "settings", "keyring"},
+    "keyring": {"store", "errors", "settings"},
     "settings": set(),
     "logs": set(),
     "background": {"store"},
     "recorder": {"store", "cohorts"},
-    "cli": {"cli", "store", "cohorts", "settings", "logs"},
+    "boot": {"keyring", "settings", "store"},
+    "cli": {"cli", "store", "cohorts", "settings", "logs", "keyring"},
 }
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},
@@ -43,6 +45,7 @@ FORBIDDEN = {
     "web": {"redis", "limits"},
     "cli": {"redis", "limits", "gevent"},
     "auth": {"redis"},
+    "keyring": {"redis", "flask", "gevent"},
     "errors": {"redis"},
 }
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.system.service import DEADLINE, GUNICORN, KEY, ROOT, running
 
@@ -40,9 +41,9 @@ def boot(**env: str) -> tuple[int, list[str]]:
             "own store.",
         ),
         (
-            {"REDIS_URL": GOOD["REDIS_URL"]},
-            "cohort-receiver: API_KEYS: no key is set, so nobody could send anything. Set it to "
-            "app_id:key, with a long random key.",
+            {**GOOD, "API_KEYS": "shop:a:key"},
+            "cohort-receiver: API_KEYS: entry 1: the key can't hold a colon, as Basic "
+            "authentication ends it there",
         ),
         (
             {**GOOD, "REDIS_URL": "http://127.0.0.1"},
@@ -52,7 +53,14 @@ def boot(**env: str) -> tuple[int, list[str]]:
         ({**GOOD, "REDIS_TLS_VERIFY": "no"}, "cohort-receiver: REDIS_TLS_VERIFY: Not a valid bool"),
         ({**GOOD, "USER_POLICY": "closed"}, "cohort-receiver: USER_POLICY: Must be one of: open,"),
     ],
-    ids=["no REDIS_URL", "no key", "no store address", "no number", "no flag", "no choice"],
+    ids=[
+        "no REDIS_URL",
+        "key with a colon",
+        "no store address",
+        "no number",
+        "no flag",
+        "no choice",
+    ],
 )
 def test_boot__setting_missing_or_wrong__says_so_in_one_line(
     env: dict[str, str], line: str
@@ -61,6 +69,17 @@ def test_boot__setting_missing_or_wrong__says_so_in_one_line(
     assert code == 1
     assert len(lines) == 1, lines
     assert lines[0].startswith(line)
+
+
+def test_boot__no_key_anywhere__says_what_to_do_in_one_line(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    code, lines = boot(REDIS_URL=store_url)
+    assert (code, len(lines)) == (1, 1), lines
+    assert lines[0] == (
+        "cohort-receiver: API_KEYS: no key is set, so nobody could send anything. Set it to "
+        "app_id:key, with a long random key; or make a key with `flask --app wsgi keys create`."
+    )
 
 
 def test_boot__several_settings_wrong__says_each_in_its_line() -> None:

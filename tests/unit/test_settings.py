@@ -48,6 +48,9 @@ def test_from_environ__rate_limit_off__is_none() -> None:
         ("API_KEYS", "bad app:key"),
         ("API_KEYS", "app:"),
         ("API_KEYS", "app:kéy"),
+        ("API_KEYS", "app:a:key"),
+        ("METRICS_TOKEN", "a token"),
+        ("METRICS_TOKEN", "a:token"),
         ("LOG_LEVEL", "loud"),
     ],
 )
@@ -70,6 +73,11 @@ def test_from_environ__bad_key__is_not_shown() -> None:
         Settings.from_environ({"API_KEYS": "app:s3cret key"})
     assert "s3cret" not in str(caught.value)
     assert "s3cret" not in repr(Settings.from_environ({"API_KEYS": "app:s3cret"}))
+
+
+def test_from_environ__token_that_is_a_key_too__is_refused() -> None:
+    with pytest.raises(BadSettings, match="API_KEYS: a key is given twice"):
+        Settings.from_environ({"API_KEYS": "a:k", "METRICS_TOKEN": "k"})
 
 
 def test_from_environ__one_key_for_two_scopes__is_refused() -> None:

@@ -21,6 +21,7 @@ from app.auth import PUBLIC
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
+    ExpiredKey,
     InvalidCredentials,
     InvalidEncoding,
     InvalidJson,
@@ -30,6 +31,7 @@ from app.errors import (
     NotFound,
     Problem,
     RateLimited,
+    RevokedKey,
     StoreUnavailable,
     UnsupportedMediaType,
 )
@@ -88,7 +90,15 @@ _SECURITY_SCHEMES = {
 # Each line is one way to send a key.
 _SECURITY = (("basic",), ("bearer",), ("api_key",), ("api_key", "app_id"))
 
-_OF_CALLERS = (MissingCredentials, InvalidCredentials, MissingScope, RateLimited, StoreUnavailable)
+_OF_CALLERS = (
+    MissingCredentials,
+    InvalidCredentials,
+    ExpiredKey,
+    RevokedKey,
+    MissingScope,
+    RateLimited,
+    StoreUnavailable,
+)
 _OF_BODIES = (
     *(InvalidJson, InvalidEncoding, InvalidPayload),
     *(BodyTimeout, BodyTooLarge, UnsupportedMediaType),

@@ -1,0 +1,44 @@
+"""Whether somebody could use the service, where the environment has no key for it.
+
+``python -m app.boot`` looks into the store: in a process of its own, as gunicorn's master must not
+import what uses sockets before its workers have replaced these by gevent's.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+FOUND, NONE, UNKNOWN = 0, 3, 4
+
+
+def keys_in_store() -> bool:
+    """Whether the store holds a key that may send cohorts. True as well where it can't be asked:
+    the service then starts, and answers 503 until it can.
+    """
+    look = subprocess.run([sys.executable, "-m", "app.boot"], check=False)
+    if look.returncode == UNKNOWN:
+        print(  # noqa: T201
+            "cohort-receiver: API_KEYS: no key is set, and the store can't be asked whether it "
+            "holds one. Requests are answered with 503 until it can.",
+            file=sys.stderr,
+        )
+    return look.returncode in (FOUND, UNKNOWN)
+
+
+def main() -> int:
+    from app.keyring import ADMIN, INGEST
+    from app.settings import Settings
+    from app.store import Store, StoreError, connect
+
+    settings = Settings.from_environ()
+    store = Store(connect(settings), prefix=settings.key_prefix)
+    try:
+        keys = store.api_keys.all()
+    except StoreError:
+        return UNKNOWN
+    return FOUND if any(key.scope in (INGEST, ADMIN) for key in keys if key.in_force()) else NONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""``flask --app wsgi keys …``"""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+
+import click
+from flask import current_app
+
+from app.cli.group import (
+    EXIT_CODES,
+    Group,
+    app_id_option,
+    json_option,
+    one_app,
+    print_json,
+    shown,
+    table,
+    the_store,
+    when,
+)
+from app.keyring import INGEST, SCOPES, Caller, environment_keys, make_key
+from app.store import Store, StoredKey
+
+_HEADERS = ("ID", "APP", "SCOPE", "FROM", "STATUS", "CREATED", "EXPIRES", "LAST USED")
+_LABEL = re.compile(r"[A-Za-z0-9_.-]{1,48}")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_MOST_SECONDS = 100 * 366 * 24 * 3600
+
+keys = Group("keys", help="Make, list, expire and revoke API keys.", epilog=EXIT_CODES)
+
+
+class _When(click.ParamType[int | None]):
+    """A time from now on (90d, 12h, 30m, 45s), or a time in UTC (2030-01-31, 2030-01-31T12:00)."""
+
+    name = "when"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "never":
+            return None
+        now = time.time_ns() // 1_000_000
+        if match := re.fullmatch(r"(\d{1,10})([smhd])", value):
+            seconds = int(match[1]) * _UNITS[match[2]]
+            if seconds > _MOST_SECONDS:
+                self.fail("is more than a hundred years away; say never.", param, ctx)
+            return now + seconds * 1000
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail("must look like 90d, 12h, 30m, 2030-01-31, or be never.", param, ctx)
+        at_ms = int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+        if at_ms < now:
+            self.fail("is over. To end a key at once, revoke it.", param, ctx)
+        return at_ms
+
+
+def _check_label(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value and not _LABEL.fullmatch(value):
+        raise click.BadParameter(f"must match {_LABEL.pattern}")
+    return value
+
+
+@keys.command("create", epilog=EXIT_CODES)
+@app_id_option()
+@click.option(
+    "--scope",
+    type=click.Choice(SCOPES),
+    default=INGEST,
+    show_default=True,
+    help="ingest sends cohorts, read reads, admin does everything.",
+)
+@click.option("--label", default="", callback=_check_label, help="Who has it; begins its id.")
+@click.option(
+    "--expires",
+    type=_When(),
+    metavar="WHEN",
+    help="90d, 12h, 30m from now on, or a date in UTC. Without it, never.",
+)
+@json_option
+def create(app_id: str | None, scope: str, label: str, expires: int | None, as_json: bool) -> None:
+    """Make a key, and show it: this once, as only its digest is kept.
+
+    All workers know it after a second or two. The app may be a new one.
+    """
+    store = the_store()
+    key, kept = make_key(one_app(store, app_id, may_be_new=True), scope, label, expires)
+    if not store.api_keys.create(kept):
+        raise click.ClickException("There is a key with this id already. Do it again.")
+    if as_json:
+        print_json({"key": key, **_told(store, kept)})
+        return
+    click.echo(key)
+    click.echo(
+        f"The key {kept.id} of the app {kept.app_id} has the scope {scope} and expires "
+        f"{_at(expires, 'never')}. It is not shown again.",
+        err=True,
+    )
+
+
+@keys.command("list", epilog=EXIT_CODES)
+@app_id_option("all of them")
+@json_option
+def list_keys(app_id: str | None, as_json: bool) -> None:
+    """List all keys: the store's, and those of the environment of this command.
+
+    LAST USED is up to a minute old. Keys that have ended are listed for 90 days.
+    """
+    store = the_store()
+    used = store.api_keys.used()
+    told = [_of_environment(caller, used) for caller in _fixed()]
+    told += [_told(store, key, used) for key in store.api_keys.all()]
+    told = [key for key in told if app_id in (None, key["app_id"])]
+    if as_json:
+        print_json(told)
+    else:
+        table(_HEADERS, [[_row(key) for key in told]])
+
+
+@keys.command("expire", epilog=EXIT_CODES)
+@click.argument("key_id", metavar="ID")
+@click.argument("expires", type=_When(), metavar="WHEN")
+def expire(key_id: str, expires: int | None) -> None:
+    """Let a key end later, for example when its successor is in use.
+
+    WHEN is 7d, 12h, 30m from now on, a date in UTC, or never.
+    """
+    store = the_store()
+    key = _find(store, key_id)
+    if key.revoked_ms is not None:
+        raise click.ClickException("The key was revoked. That is for good.")
+    store.api_keys.expire(key_id, expires)
+    click.echo(f"The key {key_id} expires {_at(expires, 'never')}.")
+
+
+@keys.command("revoke", epilog=EXIT_CODES)
+@click.argument("key_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def revoke(key_id: str, yes: bool) -> None:
+    """End a key now, for good. All workers refuse it after a second or two."""
+    store = the_store()
+    key = _find(store, key_id)
+    if not yes:
+        last = _at(store.api_keys.used().get(key_id), "never")
+        click.confirm(f"Revoke the key {key.id}, last used {last}?", abort=True, err=True)
+    store.api_keys.revoke(key_id)
+    click.echo(f"The key {key_id} is revoked.")
+
+
+def _fixed() -> list[Caller]:
+    return environment_keys(current_app.extensions["settings"])
+
+
+def _find(store: Store, key_id: str) -> StoredKey:
+    for key in store.api_keys.all():
+        if key.id == key_id:
+            return key
+    if any(caller.label == key_id for caller in _fixed()):
+        raise click.ClickException(
+            "The key is set by the environment: take it out there, and start the service again."
+        )
+    raise click.ClickException(f"There is no key with the id {shown(key_id)}.")
+
+
+def _told(store: Store, key: StoredKey, used: dict[str, int] | None = None) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "app_id": key.app_id,
+        "scope": key.scope,
+        "from": "store",
+        "status": key.status(),
+        "created": key.created_ms,
+        "expires": key.ended_ms(),
+        "last_used": (used or {}).get(key.id),
+    }
+
+
+def _of_environment(caller: Caller, used: dict[str, int]) -> dict[str, object]:
+    return {
+        "id": caller.label,
+        "app_id": caller.app_id,
+        "scope": caller.scope,
+        "from": "environment",
+        "status": "active",
+        "created": None,
+        "expires": None,
+        "last_used": used.get(caller.label),
+    }
+
+
+def _row(key: dict[str, object]) -> tuple[object, ...]:
+    times = (key["created"], key["expires"], key["last_used"])
+    return (
+        *(key[name] for name in ("id", "app_id", "scope", "from", "status")),
+        *(when(ms) if isinstance(ms, int) else "-" for ms in times),
+    )
+
+
+def _at(ms: int | None, otherwise: str) -> str:
+    return otherwise if ms is None else f"at {when(ms)}"

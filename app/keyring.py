@@ -1,0 +1,189 @@
+"""The keys in force: those of the environment, and those that were made by command.
+
+The latter are read from the store every second, so that a request costs no look at the store for
+its key. While the store can't be had, the keys that were read last stay in force.
+docs/decisions/keys.md says why keys are kept as they are.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from hashlib import sha256
+from typing import NamedTuple
+
+import structlog
+
+from app.errors import ExpiredKey, InvalidCredentials, Problem, RevokedKey
+from app.settings import Settings
+from app.store import ApiKeys, StoredKey, StoreError
+
+INGEST, READ, ADMIN = "ingest", "read", "admin"
+SCOPES = (INGEST, READ, ADMIN)
+METRICS = "metrics"  # of the token that opens /metrics and nothing else
+# The scopes that open what is marked with one.
+_OPENED_BY = {INGEST: {INGEST, ADMIN}, READ: {READ, ADMIN}, METRICS: {METRICS, READ, ADMIN}}
+
+# Seconds between two writes of when keys were last used.
+USES_SECONDS = 30.0
+_DAY_MS = 24 * 3600 * 1000
+
+
+class Caller(NamedTuple):
+    """A key that was recognised. ``label`` stands for the key where the key may not stand."""
+
+    app_id: str
+    scope: str
+    label: str
+
+    def may(self, scope: str) -> bool:
+        return self.scope in _OPENED_BY.get(scope, {ADMIN})
+
+
+class _Entry(NamedTuple):
+    digest: bytes
+    caller: Caller
+    expires_ms: int | None = None
+    revoked_ms: int | None = None
+
+
+class KeyRing:
+    """The keys in force. Keeps their digests only."""
+
+    def __init__(self, settings: Settings, stored: ApiKeys) -> None:
+        self._stored = stored
+        self._fixed = {entry.digest: entry for entry in _of_environment(settings)}
+        self._entries = dict(self._fixed)
+        self._read = False
+        self._failing = False
+        # Label → ms since the epoch: uses that are not written yet, and what is known of all.
+        self._uses: dict[str, int] = {}
+        self._last_used: dict[str, int] = {}
+        self._uses_written = time.monotonic()
+        self._log = structlog.get_logger()
+
+    def find(self, key: str) -> Caller | None:
+        """Whose key it is; None where it is not in force.
+
+        Raises:
+            StoreError: it may be one of the store's keys, and these could not be read yet.
+        """
+        entry = self._entry(key)
+        if entry is None and not self._read:
+            self._load()
+            entry = self._entry(key)
+        if entry is None or entry.revoked_ms is not None:
+            return None
+        now = time.time_ns() // 1_000_000
+        if entry.expires_ms is not None and entry.expires_ms <= now:
+            return None
+        self._uses[entry.caller.label] = now
+        return entry.caller
+
+    def refusal(self, key: str) -> Problem:
+        """Why a key that was not found is not in force."""
+        entry = self._entry(key)
+        if entry is not None and entry.revoked_ms is not None:
+            return RevokedKey()
+        if entry is not None and entry.expires_ms is not None:
+            return ExpiredKey()
+        return InvalidCredentials()
+
+    def _entry(self, key: str) -> _Entry | None:
+        # How long a look into a dictionary takes tells of digests, and nobody can choose these.
+        digest = _digest(key)
+        entry = self._entries.get(digest)
+        return entry if entry and hmac.compare_digest(entry.digest, digest) else None
+
+    def refresh(self) -> None:
+        """Read the store's keys anew. What was read last stays where that fails."""
+        try:
+            self._load()
+            self._failing = False
+        except StoreError as error:
+            if not self._failing:
+                self._log.warning("keys of the store can't be read", reason=error.reason)
+            self._failing = True
+
+    def _load(self) -> None:
+        entries = {}
+        for key in self._stored.all():
+            caller = Caller(key.app_id, key.scope, key.id)
+            digest = bytes.fromhex(key.digest)
+            entries[digest] = _Entry(digest, caller, key.expires_ms, key.revoked_ms)
+        self._entries = {**entries, **self._fixed}
+        self._read = True
+
+    def write_uses(self) -> None:
+        """Write when keys were last used, where that is due. What can't be written is kept."""
+        if time.monotonic() - self._uses_written < USES_SECONDS:
+            return
+        self._uses_written = time.monotonic()
+        uses, self._uses = self._uses, {}
+        try:
+            if uses:
+                self._stored.note_used(uses)
+            self._last_used = self._stored.used()
+        except StoreError:
+            self._uses = {**uses, **self._uses}
+
+    def first_expiry(self) -> float | None:
+        """When the first of those keys expires that were used in the last day, in s since the
+        epoch; None where none of them does.
+        """
+        now = time.time_ns() // 1_000_000
+        used = {**self._last_used, **self._uses}
+        ends = [
+            entry.expires_ms / 1000
+            for entry in self._entries.values()
+            if entry.expires_ms is not None
+            and entry.revoked_ms is None
+            and now - used.get(entry.caller.label, 0) < _DAY_MS
+        ]
+        return min(ends, default=None)
+
+
+def environment_keys(settings: Settings) -> list[Caller]:
+    """The keys of the environment, by what they open."""
+    return [entry.caller for entry in _of_environment(settings)]
+
+
+def _of_environment(settings: Settings) -> list[_Entry]:
+    found = []
+    for scope, keys in (
+        (INGEST, settings.api_keys),
+        (READ, settings.read_api_keys),
+        (ADMIN, settings.admin_api_keys),
+    ):
+        for key in keys:
+            digest = _digest(key.key)
+            found.append(_Entry(digest, Caller(key.app_id, scope, _label(scope, digest))))
+    if settings.metrics_token:
+        found.append(_Entry(_digest(settings.metrics_token), Caller("-", METRICS, METRICS)))
+    return found
+
+
+def make_key(
+    app_id: str, scope: str, label: str = "", expires_ms: int | None = None
+) -> tuple[str, StoredKey]:
+    """A new random key, and what is kept of it."""
+    key = f"cr_{secrets.token_hex(32)}"
+    digest = _digest(key)
+    stored = StoredKey(
+        id=_label(label or scope, digest),
+        digest=digest.hex(),
+        app_id=app_id,
+        scope=scope,
+        created_ms=time.time_ns() // 1_000_000,
+        expires_ms=expires_ms,
+    )
+    return key, stored
+
+
+def _label(name: str, digest: bytes) -> str:
+    return f"{name}-{digest.hex()[:8]}"
+
+
+def _digest(key: str) -> bytes:
+    return sha256(key.encode("utf-8", "surrogateescape")).digest()

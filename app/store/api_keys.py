@@ -1,0 +1,131 @@
+"""API keys that were made by command. What is kept of a key is its digest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import redis
+
+from app.store.errors import translated
+from app.store.keys import Keys
+
+# How long a key that has ended is remembered, so that whoever still sends it is told.
+REMEMBERED_MS = 90 * 24 * 3600 * 1000
+
+
+@dataclass(frozen=True)
+class StoredKey:
+    """One key. Times are ms since the epoch.
+
+    Attributes:
+        id: its name in lists and logs; tells nothing about the key.
+        digest: SHA-256 of the key, in hexadecimal digits.
+        expires_ms: from when on it is refused, if ever.
+        revoked_ms: when it was revoked, if it was.
+    """
+
+    id: str
+    digest: str
+    app_id: str
+    scope: str
+    created_ms: int
+    expires_ms: int | None = None
+    revoked_ms: int | None = None
+
+    def ended_ms(self) -> int | None:
+        """From when on it is refused, if ever."""
+        ends = [ms for ms in (self.expires_ms, self.revoked_ms) if ms is not None]
+        return min(ends, default=None)
+
+    def in_force(self) -> bool:
+        """Whether it is taken now."""
+        return self.status() == "active"
+
+    def status(self) -> str:
+        """``active``, ``expired`` or ``revoked``."""
+        if self.revoked_ms is not None:
+            return "revoked"
+        expired = self.expires_ms is not None and self.expires_ms <= _now_ms()
+        return "expired" if expired else "active"
+
+
+class ApiKeys:
+    """Keeps API keys. Raises StoreError.
+
+    All of them are in one hash, so that one command reads them. Each fact that can change has a
+    field of its own: two operators at the same time change nothing that the other one said.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._name, self._used_name = keys.api_keys(), keys.api_keys_used()
+
+    def all(self) -> list[StoredKey]:
+        """All keys, the ended ones too, in the order in which they were made."""
+        with translated():
+            fields: dict[Any, Any] = self._client.hgetall(self._name)
+        found = []
+        for name, value in fields.items():
+            key_id, colon, _ = name.decode().partition(":")
+            if not colon:
+                ends = {
+                    f"{end}_ms": int(ms)
+                    for end in ("expires", "revoked")
+                    if (ms := fields.get(f"{key_id}:{end}".encode()))
+                }
+                found.append(StoredKey(**{**orjson.loads(value), "id": key_id, **ends}))
+        return sorted(found, key=lambda key: (key.created_ms, key.id))
+
+    def create(self, key: StoredKey) -> bool:
+        """Keep a key. False if there is one with its id already."""
+        record = {
+            "digest": key.digest,
+            "app_id": key.app_id,
+            "scope": key.scope,
+            "created_ms": key.created_ms,
+        }
+        if key.expires_ms is not None:  # first: a key must not be good for ever meanwhile
+            self.expire(key.id, key.expires_ms)
+        with translated():
+            self._forget_ended()
+            return bool(self._client.hsetnx(self._name, key.id, orjson.dumps(record)))
+
+    def expire(self, key_id: str, at_ms: int | None) -> None:
+        """Refuse a key from a time on; None for never."""
+        with translated():
+            if at_ms is None:
+                self._client.hdel(self._name, f"{key_id}:expires")
+            else:
+                self._client.hset(self._name, f"{key_id}:expires", at_ms)
+
+    def revoke(self, key_id: str) -> None:
+        """Refuse a key from now on, for good."""
+        with translated():
+            self._client.hsetnx(self._name, f"{key_id}:revoked", _now_ms())
+
+    def note_used(self, used: Mapping[str, int]) -> None:
+        """Note when keys were last used, in ms since the epoch; an earlier time changes nothing."""
+        with translated():
+            self._client.zadd(self._used_name, dict(used), gt=True)
+
+    def used(self) -> dict[str, int]:
+        """When each key was last used, in ms since the epoch, those of the environment too."""
+        with translated():
+            found: Any = self._client.zrange(self._used_name, 0, -1, withscores=True)
+        return {key_id.decode(): int(ms) for key_id, ms in found}
+
+    def _forget_ended(self) -> None:
+        for key in self.all():
+            ended = key.ended_ms()
+            if ended is not None and ended < _now_ms() - REMEMBERED_MS:
+                fields = (key.id, f"{key.id}:expires", f"{key.id}:revoked")
+                self._client.hdel(self._name, *fields)
+                self._client.zrem(self._used_name, key.id)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
