@@ -31,6 +31,13 @@ test: install ## run the tests
 chaos: install ## sync under faults for some minutes, and prove that nothing is lost
 	$(BIN)/python -m tests.chaos
 
+FUZZ_SECONDS ?= 3600
+
+fuzz: install ## look for inputs that break the parsers: an hour, or FUZZ_SECONDS
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: \
+		-r requirements-fuzz.txt || true
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+
 lint: .venv/installed-dev ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,8 +63,8 @@ docs: install ## write the parts of docs/ that are made from the code
 		page.write_text(page.read_text().split("\n## ")[0].rstrip() + "\n\n" + reference())'
 
 requirements: .venv/installed-dev ## update the pinned requirements to the newest versions
-	for name in requirements requirements-dev; do $(BIN)/uv pip compile --quiet --upgrade --universal \
+	for name in requirements requirements-dev requirements-fuzz; do $(BIN)/uv pip compile --quiet --upgrade --universal \
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test chaos bench bench-rename lint types docs requirements
+.PHONY: help install run test chaos bench bench-rename lint types docs requirements fuzz

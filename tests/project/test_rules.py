@@ -155,7 +155,7 @@ def test_commands__every_one__is_in_the_reference() -> None:
 
 
 def test_requirements__every_line__is_pinned_with_a_hash() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-fuzz.txt"):
         entries = re.split(r"\n(?=\S)", (ROOT / name).read_text())
         for entry in entries:
             if not entry.startswith("#"):
