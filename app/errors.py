@@ -176,7 +176,7 @@ class CohortBeingDeleted(Problem):
 
 
 class CursorExpired(Problem):
-    """Changes after this cursor are gone. Read the cohorts anew, then follow from ``latest``."""
+    """Changes after this cursor are gone. Read the cohorts anew, then follow from latest."""
 
     status, reason = 410, "cursor_expired"
 

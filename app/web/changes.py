@@ -18,6 +18,7 @@ from app.web.read_schemas import (
     LATEST,
     ChangesQuery,
     ChangesReply,
+    EventReply,
     StreamHeaders,
     StreamQuery,
     place_cursor,
@@ -65,8 +66,7 @@ def get_changes() -> Response:
     query=_STREAM_QUERY,
     headers=StreamHeaders(),
     media_type=EVENT_STREAM,
-    example="id: WyJjIiwiMC0xIl0\nevent: change\n"
-    'data: {"cohortId":"abc123","change":"entered","at":1767225600000,"userIds":["user1"]}\n\n',
+    reply=EventReply(),
 )
 def stream_changes() -> Response:
     """Changes after a cursor as server-sent events. Goes on after the Last-Event-ID."""

@@ -22,7 +22,9 @@ _IDENTIFY = IdentifySchema()
 
 @blueprint.post("/api/v1/integration/amplitude/cohort")
 @requires(INGEST)
-@describes(*ingest.PROBLEMS, body=(BatchSchema(), _IDENTIFY), reply=AppliedReply())
+@describes(
+    *ingest.PROBLEMS, body=(BatchSchema(), _IDENTIFY), apart=("batch",), reply=AppliedReply()
+)
 def receive_cohort() -> Response:
     """Take one identify or a batch."""
     return receive(read_json())

@@ -53,6 +53,8 @@ class Contract:
         query: the schema of the query's parameters.
         headers: the schema of the headers that it looks at, beside those of every call.
         body: what the body may be: one of these schemas.
+        apart: what tells these apart: a body with the first of these members is of the first
+            schema, one with the second of the second, and so on.
         most: the setting that says how many users the body may hold.
         reply: the schema of the reply's body; of one line or event where these are streamed.
         media_type: of the reply.
@@ -68,6 +70,7 @@ class Contract:
     query: Schema | None = None
     headers: Schema | None = None
     body: tuple[Schema, ...] = ()
+    apart: tuple[str, ...] = ()
     most: str = "max_batch_users"
     reply: Schema | None = None
     media_type: str = JSON

@@ -49,7 +49,7 @@ def create_list() -> Response:
 @describes(*_PROBLEMS, body=(ListUsersSchema(),), reply=AppliedReply())
 def add_to_list(list_id: str) -> Response:
     """Users enter the list's cohort."""
-    return _apply(list_id, True, read_json())
+    return _apply(list_in_path(list_id), True, read_json())
 
 
 @blueprint.post("/lists/<path:list_id>/remove")
@@ -57,7 +57,8 @@ def add_to_list(list_id: str) -> Response:
 @requires(INGEST)
 @describes(
     *_PROBLEMS,
-    body=(ListUsersSchema(), BatchSchema(), IdentifySchema()),
+    body=(BatchSchema(), IdentifySchema(), ListUsersSchema()),
+    apart=("batch", "traits"),
     reply=AppliedReply(),
 )
 def remove_from_list(list_id: str) -> Response:
@@ -65,7 +66,7 @@ def remove_from_list(list_id: str) -> Response:
 
     Amplitude's document prints this address for its property-based calls.
     """
-    body = read_json()
+    list_id, body = list_in_path(list_id), read_json()
     if "batch" in body or "traits" in body:
         return cohort.receive(body)
     return _apply(list_id, False, body)
@@ -75,7 +76,7 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
     settings: Settings = current_app.extensions["settings"]
     key, user_ids = load(limited(ListUsersSchema, settings.max_batch_users), body)
     store: Store = current_app.extensions["store"]
-    trait = store.registry.trait(g.caller.app_id, list_in_path(list_id))
+    trait = store.registry.trait(g.caller.app_id, list_id)
     if trait is None:
         g.event["cohorts"] = [list_id]
         raise UnknownCohort("There is no list with this id. Create it first.")

@@ -80,6 +80,8 @@ class Seconds(fields.Integer):
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         if isinstance(value, (bool, str)):
             raise self.make_error("invalid")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON knows one kind of number: 60.0 is 60
         return super()._deserialize(value, attr, data, **kwargs)
 
 
@@ -368,6 +370,28 @@ class ChangeReply(Reply):
         metadata={
             "description": "The users who really did; at most 1,000.",
             "example": ["user1@example.com", "user2@example.com"],
+        },
+    )
+
+
+class JsonText(fields.String):
+    """A string that holds JSON."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"contentMediaType": "application/json"}
+
+
+class EventReply(Reply):
+    """Each event of the stream: users who entered or left a cohort together."""
+
+    id = text("The cursor of what follows.", example=close_cursor(["c", "1767225600000-0"]))
+    event = text("Always `change`.", example="change", validate=validate.Equal("change"))
+    data = JsonText(
+        required=True,
+        metadata={
+            "description": "A change in JSON, as on the pages of changes.",
+            "example": '{"cohortId":"abc123","change":"entered","at":1767225600000,'
+            '"userIds":["user1@example.com"]}',
         },
     )
 

@@ -64,6 +64,8 @@ class _ContextSchema(Base):
 class TraitsInContextSchema(SegmentIdentifySchema):
     """An identify call with its traits where RudderStack's libraries put them."""
 
+    json_schema = {"not": {"required": ["traits"]}}  # noqa: RUF012
+
     class Meta(Base.Meta):
         exclude = ("traits",)
 

@@ -38,8 +38,8 @@ class Id(Text):
         return {"anyOf": [super().json_schema(), {"type": "integer"}], "example": "abc123"}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if type(value) is int:
-            return str(value)
+        if type(value) is int or (type(value) is float and value.is_integer()):
+            return str(int(value))
         if not isinstance(value, str):
             raise ValidationError("Must be a string or a whole number.")
         return super()._deserialize(value, attr, data, **kwargs)

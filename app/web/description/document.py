@@ -256,7 +256,11 @@ class _Document:
         schemas = [
             schema if schema.partial else limited(type(schema), most) for schema in contract.body
         ]
-        body = _any_of(self._converter, schemas)
+        kinds = [self._converter.resolve_nested_schema(schema) for schema in schemas]
+        for place, kind in enumerate(kinds):
+            if others := [{"required": [member]} for member in contract.apart[:place]]:
+                kind["not"] = others[0] if len(others) == 1 else {"anyOf": others}
+        body = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         examples = {
             _name(schema): {"value": self._example(self._converter.resolve_nested_schema(schema))}
             for schema in schemas
