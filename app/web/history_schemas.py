@@ -13,6 +13,8 @@ from app.web.schemas import Query
 
 KEY = "ingest-9f86d081"
 
+_FORMATS = {"s": "syncs-cursor", "r": "requests-cursor"}
+
 MAX_SYNCS, DEFAULT_SYNCS = 500, 50
 MAX_REQUESTS, DEFAULT_REQUESTS = 1000, 100
 
@@ -34,7 +36,11 @@ class _Number(fields.Field[int]):
         self._kind = kind
 
     def json_schema(self) -> dict[str, Any]:
-        return {"type": "string", "example": close_cursor([self._kind, 100])}
+        return {
+            "type": "string",
+            "format": _FORMATS[self._kind],
+            "example": close_cursor([self._kind, 100]),
+        }
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         match open_cursor(value):

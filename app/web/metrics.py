@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app.auth import METRICS, requires
 from app.metrics.count import Meter, exposition
 from app.metrics.gauges import StoreGauges
+from app.web.contract import describes
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -57,6 +58,7 @@ def init_app(app: Flask, meter: Meter, gauges: StoreGauges) -> None:
 
 @blueprint.get("/metrics")
 @requires(METRICS)
+@describes(media_type="text/plain", example="# TYPE cohort_receiver_requests_total counter\n")
 def get_metrics() -> Response:
     """All metrics, of all workers, in Prometheus' text format."""
     meter: Meter = current_app.extensions["meter"]

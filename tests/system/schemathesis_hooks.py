@@ -25,6 +25,10 @@ schemathesis.openapi.format(
 schemathesis.openapi.format(
     "cohorts-cursor", strategies.builds(lambda cohort: cursor("l", "id", cohort, cohort), ids)
 )
+for name, kind in (("syncs-cursor", "s"), ("requests-cursor", "r")):
+    schemathesis.openapi.format(
+        name, strategies.integers(0, 1000).map(lambda number, kind=kind: cursor(kind, number))
+    )
 schemathesis.openapi.format(
     "changes-cursor", strategies.sampled_from(["earliest", "latest", cursor("c", None)])
 )

@@ -17,7 +17,7 @@ from flask import Flask
 from marshmallow import Schema, fields
 from werkzeug.routing import Rule
 
-from app.auth import PUBLIC
+from app.auth import METRICS, PUBLIC
 from app.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -70,6 +70,7 @@ _TAGS = {
     "history": ("Sync history", "What became of each request, and how large cohorts were."),
     "admin": ("Administration", "Delete cohorts, erase users, register them."),
     "health": ("Health", "Liveness and readiness."),
+    "metrics": ("Metrics", "For Prometheus."),
 }
 
 _SECURITY_SCHEMES = {
@@ -90,6 +91,11 @@ _SECURITY_SCHEMES = {
 # Each line is one way to send a key.
 _SECURITY = (("basic",), ("bearer",), ("api_key",), ("api_key", "app_id"))
 
+_NEEDS = {
+    PUBLIC: "Open to all.",
+    METRICS: "Needs the token for metrics, or a key with the scope `read`.",
+}
+
 _OF_CALLERS = (
     MissingCredentials,
     InvalidCredentials,
@@ -97,7 +103,6 @@ _OF_CALLERS = (
     RevokedKey,
     MissingScope,
     RateLimited,
-    StoreUnavailable,
 )
 _OF_BODIES = (
     *(InvalidJson, InvalidEncoding, InvalidPayload),
@@ -219,7 +224,7 @@ class _Document:
         blueprint, _, name = rule.endpoint.rpartition(".")
         summary, *more = re.split(r"(?<=\.)\s+", _words(view.__doc__), maxsplit=1)
         scope: str = view.scope
-        needs = "Open to all." if scope == PUBLIC else f"Needs a key with the scope `{scope}`."
+        needs = _NEEDS.get(scope, f"Needs a key with the scope `{scope}`.")
         operation: dict[str, Any] = {
             "operationId": name,
             "tags": [_TAGS[blueprint][0]],
@@ -301,6 +306,8 @@ class _Document:
             *([NotFound] if rule.arguments else []),
             *(_OF_BODIES if contract.body else []),
             *(_OF_CALLERS if scope != PUBLIC else []),
+            # Keys are counted in the store, but for metrics, which also tell that it is gone.
+            *([StoreUnavailable] if scope not in (PUBLIC, METRICS) else []),
             Problem,
         ]
         for kind in dict.fromkeys(kinds):
