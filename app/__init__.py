@@ -26,7 +26,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from app.keyring import KeyRing
     from app.metrics.count import Meter
     from app.metrics.gauges import StoreGauges
-    from app.store import HistoryLimits, Rates, Store, connect
+    from app.store import HistoryLimits, Rates, Store, connect, wait_for
 
     settings = settings or Settings.from_environ()
     settings.check_store()
@@ -44,6 +44,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             settings.history_max_syncs,
             settings.history_max_age_hours,
         ),
+        wait=wait_for(settings),
     )
     rates = Rates(client, store.keys)
     meter = Meter()

@@ -20,6 +20,7 @@ APP_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Printable ASCII, no space, no comma, and no colon: Basic authentication ends the username there.
 KEY = re.compile(r"[\x21-\x2b\x2d-\x39\x3b-\x7e]{1,256}")
 KEY_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CLUSTER_URL = re.compile(r"rediss?://[^/?]*(/0?)?(\?.*)?")
 
 DEFAULT_APP = "default"
 
@@ -112,6 +113,21 @@ class Settings:
         _Flag(),
         default=True,
         help="Check the store's TLS certificate. Heroku's is self-signed and needs false.",
+    )
+    store_cluster: bool = _setting(
+        _Flag(),
+        default=False,
+        help="The store is a cluster, and REDIS_URL names any of its nodes.",
+    )
+    store_wait_replicas: int = _setting(
+        _whole(0, 9),
+        default=0,
+        help="Replicas that must have a write before it is answered; 0 doesn't wait for any.",
+    )
+    store_wait_fsync: bool = _setting(
+        _Flag(),
+        default=False,
+        help="With STORE_WAIT_REPLICAS: these and the node itself must have it on disk as well.",
     )
     key_prefix: str = _setting(
         kinds.String(
@@ -270,6 +286,10 @@ class Settings:
             raise BadSettings(
                 "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
                 "example redis://localhost:6379/0; or use `make run`, which brings its own store."
+            )
+        if self.store_cluster and not _CLUSTER_URL.fullmatch(self.redis_url):
+            raise BadSettings(
+                "REDIS_URL: a cluster is reached by redis:// or rediss://, at database 0"
             )
 
     def check_service(self, stored_keys: Callable[[], bool] = lambda: False) -> None:

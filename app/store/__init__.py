@@ -3,7 +3,7 @@
 from app.store.api_keys import ApiKeys, StoredKey
 from app.store.catalog import SORTS, Filter, TooManyToSort
 from app.store.changes import Change, EntryId, Place, PlaceLost
-from app.store.client import connect
+from app.store.client import connect, wait_for
 from app.store.errors import StoreError, StoreFull
 from app.store.findings import MEANINGS, Report
 from app.store.history import Batch, Group, HistoryLimits, in_calls
@@ -39,4 +39,5 @@ __all__ = [
     "UserRecord",
     "connect",
     "in_calls",
+    "wait_for",
 ]

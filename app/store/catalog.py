@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import redis
 
 from app.cohorts import CohortSummary, FreshnessState, Status
+from app.store.cluster import Call
 from app.store.errors import translated
 from app.store.freshness import freshness_of
 from app.store.keys import Keys
 from app.store.registry import Registry
+from app.store.together import together
 
 # Cohorts that one script call tells of: about 2 ms of the store's time.
 COHORTS_PER_CALL = 250
@@ -148,10 +150,11 @@ class Catalog:
         if not cohort_ids:
             return
         with translated():
-            shares: list[list[list[Any]]] = [
-                self._script(keys=[self._keys.changes(app_id, partition)], args=cohort_ids)
+            calls = [
+                Call(self._keys.changes(app_id, partition), cohort_ids)
                 for partition in range(self._keys.partitions)
             ]
+            shares: list[list[list[Any]]] = together(self._script, calls)
         for cohort_id, *rows in zip(cohort_ids, *shares, strict=True):
             known = [row for row in rows if row[0] is not None]
             if known:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import redis
 
+from app.store.cluster import Call
 from app.store.errors import translated
 from app.store.keys import Keys
+from app.store.together import together
 
 # Bytes of users after which a call reads no further changes.
 BYTES_PER_CALL = 512 * 1024
@@ -99,13 +101,14 @@ class Changes:
             raise PlaceLost
         each = -(-limit // partitions), -(-BYTES_PER_CALL // partitions)
         with translated():
-            replies = [
-                self._read(
-                    keys=[self._keys.changes(app_id, partition)],
-                    args=["" if last is None else str(last), *each],
+            calls = [
+                Call(
+                    self._keys.changes(app_id, partition),
+                    ["" if last is None else str(last), *each],
                 )
                 for partition, last in enumerate(place)
             ]
+            replies = together(self._read, calls)
         if any(lost for lost, *_ in replies):
             raise PlaceLost
         found = [

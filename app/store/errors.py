@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import redis
 from redis import exceptions
 
+from app.store.cluster import NotReplicated
+
 
 class StoreError(Exception):
     """The store did not do what it was asked. Nothing may be believed written; try again.
@@ -44,9 +46,15 @@ class StoreLoading(StoreError):
 
 
 class StoreMisconfigured(StoreError):
-    """It is there but can't be used as it is set up: rights, partitions, type of a key."""
+    """It is there but can't be used as it is set up: rights, partitions, cluster or none."""
 
     reason = "store_misconfigured"
+
+
+class StoreNotReplicated(StoreError):
+    """It has the write, but too few replicas have acknowledged it in time."""
+
+    reason = "store_not_replicated"
 
 
 _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreError]], ...] = (
@@ -57,20 +65,36 @@ _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreE
             exceptions.MasterDownError,
             exceptions.ReadOnlyError,
             exceptions.ClusterDownError,
+            exceptions.SlotNotCoveredError,
             exceptions.TryAgainError,
         ),
         StoreLoading,
     ),
+    (NotReplicated, StoreNotReplicated),
     (
         (
             exceptions.AuthenticationError,
             exceptions.AuthorizationError,
             exceptions.NoPermissionError,
+            # A cluster where none is expected.
+            exceptions.MovedError,
         ),
         StoreMisconfigured,
     ),
+    # The slot is moving to another node.
+    (exceptions.AskError, StoreLoading),
     (exceptions.TimeoutError, StoreTimeout),
     (exceptions.ConnectionError, StoreUnreachable),
+)
+
+# What the text of an error tells.
+_BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
+    # A script's slot is moving to another node, or its node doesn't hear the others.
+    ("access a non local key", StoreLoading),
+    ("do not hash to the same slot", StoreLoading),
+    ("cluster is down", StoreLoading),
+    ("TRYAGAIN", StoreLoading),
+    ("Cluster mode is not enabled", StoreMisconfigured),
 )
 
 
@@ -82,10 +106,16 @@ def translated() -> Iterator[None]:
     """
     try:
         yield
-    except redis.RedisError as error:
+    except (redis.RedisError, exceptions.RedisClusterException) as error:
         for kinds, translation in _BY_TYPE:
             if isinstance(error, kinds):
                 raise translation(translation.__doc__) from error
         if str(error).startswith("OOM"):
             raise StoreFull(StoreFull.__doc__) from error
+        for text, translation in _BY_TEXT:
+            if text in str(error):
+                raise translation(translation.__doc__) from error
+        if isinstance(error, exceptions.RedisClusterException):
+            # None of the nodes that are known answers.
+            raise StoreUnreachable(StoreUnreachable.__doc__) from error
         raise StoreError("The store refused a command.") from error

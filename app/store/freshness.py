@@ -15,8 +15,10 @@ from typing import Any
 import redis
 
 from app.cohorts import Freshness, FreshnessState
+from app.store.cluster import Call
 from app.store.errors import StoreError, translated
 from app.store.keys import Keys
+from app.store.together import together
 
 # An arrival within this many seconds of one that this process has noted is not noted again.
 NOTED_SECONDS = 1.0
@@ -88,13 +90,16 @@ class FreshnessBook:
         homes: dict[int, list[str]] = {}
         for cohort_id in cohort_ids:
             homes.setdefault(self._keys.partition(cohort_id), []).append(cohort_id)
+        calls = [
+            Call(
+                self._keys.changes(app_id, home),
+                [action, cadence, *ids[start : start + _COHORTS_PER_CALL]],
+            )
+            for home, ids in homes.items()
+            for start in range(0, len(ids), _COHORTS_PER_CALL)
+        ]
         with translated():
-            for home, ids in homes.items():
-                for start in range(0, len(ids), _COHORTS_PER_CALL):
-                    part = ids[start : start + _COHORTS_PER_CALL]
-                    self._script(
-                        keys=[self._keys.changes(app_id, home)], args=[action, cadence, *part]
-                    )
+            together(self._script, calls)
 
 
 def freshness_of(fields: list[Any]) -> Freshness:

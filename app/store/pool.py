@@ -82,11 +82,11 @@ def make_pool(url: str, *, max_connections: int, timeout: float, **options: Any)
     pool = redis.BlockingConnectionPool.from_url(
         url, max_connections=max_connections, timeout=timeout, queue_class=FairQueue, **options
     )
-    pool.connection_class = _without_polling(pool.connection_class)
+    pool.connection_class = without_polling(pool.connection_class)
     return pool
 
 
-def _without_polling(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+def without_polling(kind: type[AbstractConnection]) -> type[AbstractConnection]:
     """The connection class without its look, before each use, whether the store has hung up.
 
     That look is a turn of the event loop for every command. A connection that has died shows at

@@ -10,6 +10,7 @@ from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
 from redis import Redis
 
+from app.store.cluster import ClusterClient
 from app.store.errors import translated
 from app.store.keys import Keys
 
@@ -19,6 +20,24 @@ _SHARE, _MOST = 50, 20
 _REMEMBERED = 10_000
 
 _Name = tuple[RateLimitItem, tuple[str, ...]]
+
+
+class _ClusterStorage(RedisStorage):
+    """The library's own for clusters makes a client of its own, and connects at once."""
+
+    def __init__(self, client: ClusterClient, key_prefix: str) -> None:
+        super(RedisStorage, self).__init__("redis://")
+        self.target_server = "redis"
+        self.dependency = self.dependencies["redis"].module
+        self.key_prefix = key_prefix
+        self.storage = client
+        self.initialize_storage("")
+
+
+def _storage(client: Redis, key_prefix: str) -> RedisStorage:
+    if isinstance(client, ClusterClient):
+        return _ClusterStorage(client, key_prefix)
+    return RedisStorage("redis://", connection_pool=client.connection_pool, key_prefix=key_prefix)
 
 
 class Rates:
@@ -31,10 +50,7 @@ class Rates:
     """
 
     def __init__(self, client: Redis, keys: Keys) -> None:
-        storage = RedisStorage(
-            "redis://", connection_pool=client.connection_pool, key_prefix=keys.rates()
-        )
-        self._limiter = FixedWindowRateLimiter(storage)
+        self._limiter = FixedWindowRateLimiter(_storage(client, keys.rates()))
         # What was counted in advance: (limit, names) → end of the window, requests left.
         self._ahead: dict[_Name, tuple[float, int]] = {}
         # What was refused: until when it is, without asking the store again.

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import redis
 
 from app.cohorts import Cohort
+from app.store.cluster import Call
 from app.store.errors import translated
 from app.store.keys import Keys
+from app.store.together import together
 
 # Users that one script call is asked for, and traits after which it begins no further user: a
 # call takes the store about 2 ms.
@@ -66,7 +68,7 @@ class Reads:
         """A user; without traits where never heard of."""
         partition = self._keys.partition(user_id)
         with translated():
-            rows = self._call_users(app_id, partition, [user_id])
+            (rows,) = self._call_users(app_id, {partition: [user_id]})
             return self._complete(app_id, partition, [user_id], rows)[0]
 
     def users(self, app_id: str, user_ids: Sequence[str]) -> list[User]:
@@ -74,11 +76,20 @@ class Reads:
         places: dict[int, dict[str, None]] = {}
         for user_id in user_ids:
             places.setdefault(self._keys.partition(user_id), {})[user_id] = None
+        waiting = {partition: list(wanted) for partition, wanted in places.items()}
         found: dict[str, User] = {}
         with translated():
-            for partition, wanted in places.items():
-                for user in self._read_users(app_id, partition, list(wanted)):
-                    found[user.id] = user
+            while waiting:
+                parts = {p: left[:USERS_PER_CALL] for p, left in waiting.items()}
+                for (partition, part), rows in zip(
+                    parts.items(), self._call_users(app_id, parts), strict=True
+                ):
+                    done = part[: len(rows)]
+                    for user in self._complete(app_id, partition, done, rows):
+                        found[user.id] = user
+                    del waiting[partition][: len(done)]
+                    if not waiting[partition]:
+                        del waiting[partition]
         return [found[user_id] for user_id in user_ids]
 
     def since(self, app_id: str, cohort_id: str, user_id: str) -> int | None:
@@ -154,19 +165,13 @@ class Reads:
         entries = iter(flat)
         return [Member(user_id.decode(), int(since)) for user_id, since in zip(entries, entries)]  # noqa: B905
 
-    def _read_users(self, app_id: str, partition: int, user_ids: list[str]) -> Iterator[User]:
-        start = 0
-        while start < len(user_ids):
-            part = user_ids[start : start + USERS_PER_CALL]
-            rows = self._call_users(app_id, partition, part)
-            yield from self._complete(app_id, partition, part[: len(rows)], rows)
-            start += len(rows)
-
-    def _call_users(self, app_id: str, partition: int, user_ids: list[str]) -> list[list[bytes]]:
-        rows: list[list[bytes]] = self._users(
-            keys=[self._keys.changes(app_id, partition)], args=[TRAITS_PER_CALL, *user_ids]
-        )
-        return rows
+    def _call_users(self, app_id: str, parts: dict[int, list[str]]) -> list[list[list[bytes]]]:
+        """The script's rows about some users of each partition; of the first ones at least."""
+        calls = [
+            Call(self._keys.changes(app_id, partition), [TRAITS_PER_CALL, *user_ids])
+            for partition, user_ids in parts.items()
+        ]
+        return together(self._users, calls)
 
     def _complete(
         self, app_id: str, partition: int, user_ids: list[str], rows: list[list[bytes]]

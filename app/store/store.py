@@ -17,6 +17,7 @@ from app.store.api_keys import ApiKeys
 from app.store.catalog import Catalog
 from app.store.changes import Changes
 from app.store.check import Checker
+from app.store.cluster import Call, Wait
 from app.store.errors import StoreMisconfigured, translated
 from app.store.freshness import FreshnessBook
 from app.store.history import History, HistoryLimits
@@ -25,6 +26,7 @@ from app.store.lifecycle import Lifecycle
 from app.store.reads import Reads
 from app.store.registry import Registry
 from app.store.sizes import Sizes
+from app.store.together import NO_WAIT, together
 from app.store.vitals import Vitals
 
 # Statements that one script call applies. A thousand new users take the store about 5 ms.
@@ -86,8 +88,10 @@ class Store:
         changes_max_entries: int = 100_000,
         changes_max_age_hours: int = 168,
         history: HistoryLimits = HistoryLimits(),  # noqa: B008
+        wait: Wait = NO_WAIT,
     ) -> None:
         self._client = client
+        self._wait = wait
         self.keys = Keys(prefix, partitions)
         self._limits = (changes_max_entries, changes_max_age_hours * _MS_PER_HOUR)
         self._apply = client.register_script((files("app.store") / "apply.lua").read_text())
@@ -141,12 +145,15 @@ class Store:
         repeats: list[bool] = []
         with translated():
             self._check_layout(app_id)
-            for number, (partition, groups) in enumerate(self._calls(changes)):
-                message = f"{message_id}:{number}" if message_id else ""
-                repeated, changed, unknown, suppressed, conflicting, refused, moves = self._apply(
-                    keys=[self.keys.changes(app_id, partition)],
-                    args=[*options, message, *groups],
+            calls = [
+                Call(
+                    self.keys.changes(app_id, partition),
+                    [*options, f"{message_id}:{number}" if message_id else "", *groups],
                 )
+                for number, (partition, groups) in enumerate(self._calls(changes))
+            ]
+            for reply in together(self._apply, calls, self._wait):
+                repeated, changed, unknown, suppressed, conflicting, refused, moves = reply
                 if one_cohort:
                     applied.changed += changed
                 else:
@@ -175,13 +182,10 @@ class Store:
         """
         with translated():
             self._check_layout(app_id)
-            taken = [
-                self._register(app_id, partition, cohort, way)
-                for partition in range(self.keys.partitions)
-            ]
-            if all(taken):
+            taken = self._register(app_id, range(self.keys.partitions), cohort, way)
+            if taken:
                 self.freshness.known(app_id, cohort.id)
-        return all(taken)
+        return taken
 
     def spread_name(self, app_id: str, cohort_id: str) -> None:
         """Tell a cohort's newest name to the partitions that only saw earlier ones."""
@@ -190,19 +194,21 @@ class Store:
             if not named:
                 return
             newest = max(named.values())
-            for partition, name in named.items():
-                if name.trait != newest.trait:
-                    cohort = Cohort(cohort_id, newest.trait)
-                    self._register(app_id, partition, cohort, "", newest.at_ms)
+            behind = [p for p, name in named.items() if name.trait != newest.trait]
+            cohort = Cohort(cohort_id, newest.trait)
+            self._register(app_id, behind, cohort, "", newest.at_ms)
 
     def _register(
-        self, app_id: str, partition: int, cohort: Cohort, way: str, at_ms: int | str = ""
+        self,
+        app_id: str,
+        partitions: Iterable[int],
+        cohort: Cohort,
+        way: str,
+        at_ms: int | str = "",
     ) -> bool:
-        *_, refused, _ = self._apply(
-            keys=[self.keys.changes(app_id, partition)],
-            args=["open", "count", *self._limits, way, "", *cohort, "true", at_ms, 0],
-        )
-        return not refused
+        args = ["open", "count", *self._limits, way, "", *cohort, "true", at_ms, 0]
+        calls = [Call(self.keys.changes(app_id, partition), args) for partition in partitions]
+        return not any(reply[5] for reply in together(self._apply, calls, self._wait))
 
     def _calls(self, changes: Sequence[MembershipChange]) -> Iterator[tuple[int, list[Any]]]:
         """Split changes into calls: the partition of each, and its groups as arguments.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import redis
 
+from app.store.cluster import ClusterClient
 from app.store.errors import translated
 
 
@@ -48,9 +49,7 @@ class Vitals:
     def _info(self, section: str) -> list[dict[str, Any]]:
         """One section of the store's report, of each of its nodes."""
         with translated():
-            if isinstance(self._client, redis.RedisCluster):
-                told: Any = self._client.info(section, target_nodes=redis.RedisCluster.PRIMARIES)
-            else:
-                told = self._client.info(section)
-        # Of several nodes, a cluster's client tells by node.
-        return list(told.values()) if all(isinstance(v, dict) for v in told.values()) else [told]
+            nodes = [self._client]
+            if isinstance(self._client, ClusterClient):
+                nodes = self._client.primaries()
+            return [node.info(section) for node in nodes]

@@ -1,0 +1,190 @@
+"""A real cluster for the tests that ask for one: three masters, each with a replica."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from tests.conftest import store_program
+
+SLOTS = 16384
+# After this long without an answer a node is taken for dead, in ms.
+NODE_TIMEOUT_MS = 1500
+_DEADLINE = 60.0
+
+
+class Node:
+    """One server of a cluster, and a client of it alone."""
+
+    def __init__(self, folder: Path, port: int, bus_port: int, options: Sequence[str]) -> None:
+        self.folder = folder
+        self.port = port
+        self.bus_port = bus_port
+        self.url = f"redis://127.0.0.1:{port}/0"
+        self._options = options
+        self.start()
+        retry = Retry(ConstantBackoff(0.02), 500)
+        self.client: Any = redis.Redis(port=port, decode_responses=True, retry=retry)
+
+    def start(self) -> None:
+        command = [
+            *(store_program(), "--port", str(self.port), "--cluster-port", str(self.bus_port)),
+            *("--bind", "127.0.0.1", "--save", "", "--cluster-enabled", "yes"),
+            *("--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--repl-diskless-sync-delay", "0"),
+            *self._options,
+        ]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log)
+
+    def kill(self) -> None:
+        """As a power failure does."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.kill()
+
+
+class Cluster:
+    """A running cluster. Its first nodes were made masters, in the order of their slots."""
+
+    def __init__(self, nodes: Sequence[Node], masters: int) -> None:
+        self.nodes = nodes
+        self.masters = nodes[:masters]
+        self.url = nodes[-1].url
+
+    def client(self) -> redis.RedisCluster:
+        """A client as a downstream reader has it."""
+        return redis.RedisCluster.from_url(self.url, decode_responses=True)
+
+    def master_of(self, key: str) -> Node:
+        """The node that has a key now."""
+        slot = self.nodes[-1].client.execute_command("CLUSTER KEYSLOT", key)
+        for first, last, (_, port, *_), *_ in self._slots():
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == port)
+        raise AssertionError(f"no node has slot {slot}")
+
+    def _slots(self) -> Any:
+        for node in self.nodes:
+            if node.process.poll() is None:
+                raw: Any = redis.Redis(port=node.port, decode_responses=True)
+                with raw:
+                    raw.response_callbacks.clear()
+                    return raw.execute_command("CLUSTER SLOTS")
+        raise AssertionError("no node is running")
+
+    def wait_until_healthy(self) -> None:
+        """Wait until all slots are served, and every running replica follows its master."""
+        running = [node for node in self.nodes if node.process.poll() is None]
+        until(lambda: all(_is_healthy(node.client, len(running)) for node in running))
+
+
+def _is_healthy(client: Any, nodes: int) -> bool:
+    info = client.cluster("INFO")
+    if info["cluster_state"] != "ok" or int(info["cluster_known_nodes"]) < nodes:
+        return False
+    replication = client.info("replication")
+    return replication["role"] == "master" or replication["master_link_status"] == "up"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago; all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@contextmanager
+def running_server(*options: str) -> Iterator[Node]:
+    """Start a single server, no cluster, on a port."""
+    folder = Path(tempfile.mkdtemp(prefix="server-"))
+    port, bus_port = _free_ports(2)
+    node = Node(folder, port, bus_port, ["--cluster-enabled", "no", *options])
+    try:
+        node.client.ping()
+        yield node
+    finally:
+        node.stop()
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def running_cluster(masters: int = 3, replicas: int = 1, *options: str) -> Iterator[Cluster]:
+    """Start a cluster of ``masters`` times ``1 + replicas`` nodes, and end it afterwards.
+
+    Args:
+        options: further options of the servers.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="cluster-"))
+    nodes: list[Node] = []
+    try:
+        count = masters * (1 + replicas)
+        ports = _free_ports(2 * count)
+        for number in range(count):
+            own = folder / str(number)
+            own.mkdir()
+            nodes.append(Node(own, ports[2 * number], ports[2 * number + 1], options))
+        cluster = Cluster(nodes, masters)
+        _join(cluster)
+        yield cluster
+    finally:
+        for node in nodes:
+            node.stop()
+        shutil.rmtree(folder)
+
+
+def _join(cluster: Cluster) -> None:
+    """Make one cluster of single nodes, as ``redis-cli --cluster create`` does."""
+    first, *others = cluster.nodes
+    for epoch, node in enumerate(cluster.nodes, 1):
+        node.client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", epoch)
+    masters = len(cluster.masters)
+    for number, node in enumerate(cluster.masters):
+        start, end = SLOTS * number // masters, SLOTS * (number + 1) // masters - 1
+        node.client.execute_command("CLUSTER", "ADDSLOTSRANGE", start, end)
+    for node in others:
+        node.client.execute_command("CLUSTER", "MEET", "127.0.0.1", first.port, first.bus_port)
+    count = len(cluster.nodes)
+    until(
+        lambda: all(
+            int(node.client.cluster("INFO")["cluster_known_nodes"]) == count
+            for node in cluster.nodes
+        )
+    )
+    for number, node in enumerate(cluster.nodes[masters:]):
+        master = cluster.masters[number % masters].client.execute_command("CLUSTER", "MYID")
+        until(lambda node=node, master=master: _replicates(node, master))
+    cluster.wait_until_healthy()
+
+
+def _replicates(node: Node, master_id: str) -> bool:
+    try:
+        node.client.execute_command("CLUSTER", "REPLICATE", master_id)
+    except redis.ResponseError:
+        return False  # it has not heard of that master yet
+    return True
