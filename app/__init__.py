@@ -26,6 +26,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from app.keyring import KeyRing
     from app.metrics.count import Meter
     from app.metrics.gauges import StoreGauges
+    from app.sessions import Sessions
     from app.store import HistoryLimits, Rates, Store, connect, wait_for
 
     settings = settings or Settings.from_environ()
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     if store.history.is_kept:
         recorder.init_app(app, app.extensions["recorder"])
     auth.init_app(app, settings, ring, rates)
+    app.extensions["sessions"] = Sessions(store, ring)
     web.init_app(app)
     web.metrics.init_app(app, meter, StoreGauges(store, ring.first_expiry))
     cli.init_app(app)

@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from flask import Flask, Request, g, request
+from flask import Flask, Request, current_app, g, request
 
-from app.errors import InvalidCredentials, MissingCredentials, MissingScope, RateLimited
+from app.errors import (
+    InvalidCredentials,
+    MissingCredentials,
+    MissingScope,
+    NotLoggedIn,
+    RateLimited,
+)
 from app.keyring import ADMIN, INGEST, METRICS, READ, Caller, KeyRing
 from app.settings import Settings
 from app.store import Rates, StoreError, StoreFull
@@ -35,11 +41,16 @@ View = TypeVar("View", bound=Callable[..., Any])
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="Cohort Receiver", charset="UTF-8"'}
 
 
-def requires(scope: str) -> Callable[[View], View]:
-    """Mark a view with the scope that its callers need. A view with none is closed to all."""
+def requires(scope: str, *, by_session: bool = False) -> Callable[[View], View]:
+    """Mark a view with the scope that its callers need. A view with none is closed to all.
+
+    Args:
+        by_session: it is a page, for whoever is logged in; a key alone does not open it.
+    """
 
     def mark(view: View) -> View:
         view.scope = scope  # type: ignore[attr-defined]
+        view.by_session = by_session  # type: ignore[attr-defined]
         return view
 
     return mark
@@ -47,16 +58,21 @@ def requires(scope: str) -> Callable[[View], View]:
 
 def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> None:
     """Check every request's credentials before anything of its body is read."""
+    app.extensions.update(keyring=ring, rates=rates)
 
     @app.before_request
     def authenticate() -> None:
         endpoint = request.endpoint
         if endpoint is None:
             return  # no such path, or not by this method: an error reply without secrets
-        scope = getattr(app.view_functions[endpoint], "scope", None)
+        view = app.view_functions[endpoint]
+        scope = getattr(view, "scope", None)
         if scope == PUBLIC:
             return
-        caller = _identify(ring, settings, rates)
+        if getattr(view, "by_session", False):
+            caller = _of_session(app)
+        else:
+            caller = _identify(ring, settings, rates)
         g.caller = caller
         g.event.update(app=caller.app_id, key=caller.label)
         if scope is None or not caller.may(scope):
@@ -69,6 +85,34 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> Non
             return  # can't be counted; reading goes on, and the store itself refuses what writes
         if retry_after is not None:
             raise RateLimited(retry_after)
+
+
+def log_in(key: str) -> Caller:
+    """Whose key somebody types who wants to log in.
+
+    Raises:
+        InvalidCredentials, MissingScope: it opens no page.
+        RateLimited: there were too many wrong keys from this address.
+    """
+    extensions = current_app.extensions
+    ring: KeyRing = extensions["keyring"]
+    caller = ring.find(key)
+    if caller is None:
+        _count_failure(extensions["settings"], extensions["rates"])
+        raise ring.refusal(key)
+    g.event.update(app=caller.app_id, key=caller.label)
+    if not caller.may(READ):
+        raise MissingScope("This key may only send cohorts. Log in with a key that may read.")
+    return caller
+
+
+def _of_session(app: Flask) -> Caller:
+    session = app.extensions["sessions"].find(request)
+    if session is None:
+        raise NotLoggedIn()
+    g.session = session
+    caller: Caller = session.caller
+    return caller
 
 
 def _identify(ring: KeyRing, settings: Settings, rates: Rates) -> Caller:

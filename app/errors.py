@@ -121,6 +121,10 @@ class MissingCredentials(Problem):
     status, reason = 401, "missing_credentials"
 
 
+class NotLoggedIn(MissingCredentials):
+    """There is no session, or it is over."""
+
+
 class InvalidCredentials(Problem):
     """The API key is not known, or does not belong to the app in app_id."""
 
@@ -278,5 +282,10 @@ def _render_http(error: HTTPException) -> Response:
 
 
 def _render_unexpected(error: Exception) -> Response:
-    structlog.get_logger().error("unexpected error", exc_info=error, **g.event)
+    log_unexpected(error)
     return render(Problem("An error in the service. It has been logged."))
+
+
+def log_unexpected(error: Exception) -> None:
+    """Log a bug, with what is known of the request."""
+    structlog.get_logger().error("unexpected error", exc_info=error, **g.event)

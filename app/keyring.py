@@ -47,6 +47,10 @@ class _Entry(NamedTuple):
     expires_ms: int | None = None
     revoked_ms: int | None = None
 
+    def holds(self, now_ms: int) -> bool:
+        """Whether the key is in force."""
+        return self.revoked_ms is None and (self.expires_ms is None or self.expires_ms > now_ms)
+
 
 class KeyRing:
     """The keys in force. Keeps their digests only."""
@@ -73,13 +77,22 @@ class KeyRing:
         if entry is None and not self._read:
             self._load()
             entry = self._entry(key)
-        if entry is None or entry.revoked_ms is not None:
-            return None
         now = time.time_ns() // 1_000_000
-        if entry.expires_ms is not None and entry.expires_ms <= now:
+        if entry is None or not entry.holds(now):
             return None
         self._uses[entry.caller.label] = now
         return entry.caller
+
+    def holds(self, caller: Caller) -> bool:
+        """Whether the key that was recognised so is still in force. Raises StoreError as above."""
+        if not self._read:
+            self._load()
+        now = time.time_ns() // 1_000_000
+        for entry in self._entries.values():
+            if entry.caller == caller and entry.holds(now):
+                self._uses[caller.label] = now
+                return True
+        return False
 
     def refusal(self, key: str) -> Problem:
         """Why a key that was not found is not in force."""

@@ -38,7 +38,10 @@ class Guide:
     embedded: bool
 
     def text(self) -> str:
-        lines = ["", f"Cohort Receiver listens on {self.url}", "Stop it with Ctrl-C."]
+        lines = ["", f"The dashboard: {self.url}/"]
+        if "admin" in self.made_keys:
+            lines.append(f"Log in with the admin key: {self.made_keys['admin']}")
+        lines += ["", f"Cohort Receiver listens on {self.url}", "Stop it with Ctrl-C."]
         lines += [""] * bool(self.made_keys)
         for scope, key in self.made_keys.items():
             lines.append(f"{scope} key: {key} (kept in {_short(self.data.key_file(scope))})")

@@ -103,6 +103,14 @@ class Keys:
         """Hash: requests without a good key, by hour and reason. Private."""
         return f"{self.prefix}:unknown-callers"
 
+    def session_secret(self) -> str:
+        """What the dashboard's sessions are signed with. Private."""
+        return f"{self.prefix}:session-secret"
+
+    def ended_session(self, session_id: str) -> str:
+        """There for a session that was ended. Private."""
+        return f"{self.prefix}:session:{session_id}:ended"
+
     def layout(self) -> str:
         """The number of partitions that the data was written with. Private."""
         return f"{self.prefix}:layout"

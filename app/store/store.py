@@ -25,6 +25,7 @@ from app.store.keys import Keys
 from app.store.lifecycle import Lifecycle
 from app.store.reads import Reads
 from app.store.registry import Registry
+from app.store.sessions import SessionBook
 from app.store.sizes import Sizes
 from app.store.together import NO_WAIT, together
 from app.store.vitals import Vitals
@@ -106,6 +107,7 @@ class Store:
         self.vitals = Vitals(client)
         self.history = History(client, self.keys, history)
         self.sizes = Sizes(client, self.keys)
+        self.sessions = SessionBook(client, self.keys)
         self._checked: dict[str | None, float] = {}
         self._read_checked = -math.inf
 

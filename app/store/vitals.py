@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import redis
@@ -31,6 +32,13 @@ class Vitals:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
+
+    def ping(self) -> float:
+        """Ask for nothing. Returns the seconds that it took."""
+        started = time.perf_counter()
+        with translated():
+            self._client.ping()
+        return time.perf_counter() - started
 
     def memory(self) -> StoreMemory:
         """What it uses and may use. Hosts that don't let anybody ask are an error."""

@@ -7,6 +7,7 @@ from app.web import (
     changes,
     cohort,
     cohorts,
+    dashboard,
     description,
     events,
     export,
@@ -37,5 +38,6 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(cohorts.blueprint)
     app.register_blueprint(export.blueprint)
     app.register_blueprint(history.blueprint)
+    app.register_blueprint(dashboard.blueprint)
     changes.init_app(app)
     app.register_blueprint(description.blueprint)

@@ -48,7 +48,7 @@ def read_json() -> dict[str, Any]:
         raise UnsupportedMediaType(
             "Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"}
         )
-    raw = _read(settings)
+    raw = read_raw(settings)
     if encoding.endswith("gzip"):
         raw = _gunzip(raw, settings.max_body_bytes)
     most = VALUES_PER_USER * max(settings.max_batch_users, _LEAST_USERS)
@@ -101,7 +101,12 @@ def _check_media_type() -> None:
         raise UnsupportedMediaType("The charset must be utf-8.")
 
 
-def _read(settings: Settings) -> bytes:
+def read_raw(settings: Settings) -> bytes:
+    """The body of the current request as it came.
+
+    Raises:
+        BodyTooLarge, BodyTimeout, InvalidEncoding: see :func:`read_json`.
+    """
     limit, length = settings.max_body_bytes, request.content_length
     too_large = BodyTooLarge(f"The body may have at most {limit} bytes.")
     if length is not None and length > limit:

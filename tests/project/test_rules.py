@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "recorder": {"store", "cohorts"},
     "boot": {"keyring", "settings", "store"},
     "cli": {"cli", "store", "cohorts", "settings", "logs", "keyring"},
+    "sessions": {"store", "keyring"},
 }
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},
@@ -106,11 +107,21 @@ def test_routes__every_one__has_a_scope_and_few_are_public() -> None:
     assert {rule for rule, scope in scopes.items() if scope == PUBLIC} == {
         *("/healthz", "/readyz"),
         *("/openapi.json", "/docs", "/docs/<string:name>"),
+        *("/login", "/assets/<string:name>"),
     }
 
 
+def test_pages__every_one__needs_a_session_and_no_call_takes_one() -> None:
+    app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
+    for name, view in app.view_functions.items():
+        is_page = name.startswith("dashboard.") and view.scope != PUBLIC
+        assert getattr(view, "by_session", False) == is_page, name
+
+
 def test_routes__every_one__is_described() -> None:
-    page = (ROOT / "docs" / "http-api.md").read_text().replace("<id>", "<list id>")
+    pages = ("http-api.md", "dashboard.md")
+    page = "".join((ROOT / "docs" / name).read_text() for name in pages)
+    page = page.replace("<id>", "<list id>")
     app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
     for rule in app.url_map.iter_rules():
         path = re.sub(r"<\w+:(\w+)>", lambda m: f"<{m[1].replace('_', ' ')}>", rule.rule)

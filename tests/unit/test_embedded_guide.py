@@ -57,3 +57,11 @@ def test_text__own_store__does_not_show_its_address() -> None:
     text = guide(environ, {}, embedded=False)
     assert "a-password" not in text
     assert 'redis-cli -u "$REDIS_URL" HGETALL ' in text
+
+
+def test_text__dashboard__comes_first_with_the_key_to_log_in_with() -> None:
+    lines = guide({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "k2"}).split()
+    assert lines[:3] == ["The", "dashboard:", "http://127.0.0.1:8000/"]
+    text = guide({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "k2"})
+    assert "Log in with the admin key: k2\n" in text
+    assert "Log in" not in guide({"API_KEYS": "k1", "ADMIN_API_KEYS": "mine"}, {"ingest": "k1"})

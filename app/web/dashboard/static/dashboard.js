@@ -1,0 +1,67 @@
+// What a script makes better: times in the reader's own zone, and pages that keep up by themselves.
+"use strict";
+
+const SECONDS_BETWEEN_LOOKS = 10;
+const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "always", style: "short" });
+
+function ago(then) {
+  const seconds = (then - Date.now()) / 1000;
+  if (Math.abs(seconds) < 5) return "just now";
+  const [unit, size] = UNITS.find(([name, size]) => Math.abs(seconds) >= 2 * size || name === "second");
+  return relative.format(Math.round(seconds / size), unit);
+}
+
+function tellTimes(root) {
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    const then = new Date(time.dateTime);
+    const exact = then.toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
+    if (time.hasAttribute("data-exact")) time.textContent = exact;
+    else {
+      time.textContent = ago(then);
+      time.title = exact;
+    }
+  }
+}
+
+// Whether somebody is in the middle of something in a part of the page.
+function inUse(part) {
+  const selected = document.getSelection();
+  return part.contains(document.activeElement) || part.querySelector("details[open]") !== null ||
+    (selected && !selected.isCollapsed && part.contains(selected.anchorNode));
+}
+
+async function refresh() {
+  const parts = [...document.querySelectorAll("[data-live]")].filter((part) => !inUse(part));
+  if (document.hidden || parts.length === 0) return;
+  const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (!reply.ok || reply.redirected) return;
+  const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+  if (parts.some((part) => !page.querySelector(`[data-live="${part.dataset.live}"]`))) {
+    // It has become another page: the first cohort has arrived.
+    if (!inUse(document.body)) location.reload();
+    return;
+  }
+  for (const part of parts) {
+    const fresh = page.querySelector(`[data-live="${part.dataset.live}"]`);
+    if (!inUse(part)) part.replaceChildren(...fresh.childNodes);
+    tellTimes(part);
+  }
+}
+
+function keepUp() {
+  setTimeout(async () => {
+    try {
+      await refresh();
+    } catch {
+      // The service is not there for the moment: what is shown stays.
+    }
+    keepUp();
+  }, SECONDS_BETWEEN_LOOKS * 1000);
+}
+
+tellTimes(document);
+if (document.querySelector("[data-live]")) {
+  setInterval(() => tellTimes(document), SECONDS_BETWEEN_LOOKS * 1000);
+  keepUp();
+}
