@@ -5,15 +5,16 @@
 -- ARGV[1]   traits after which no further user is begun
 -- ARGV[2..] user ids
 --
--- Returns for each user that was read, in order, a flat list: trait name, 'true' or 'false', and
--- since when in ms since the epoch; '' where the user is not a member; '?' where the name doesn't
--- tell the cohort's id in plain ASCII, so that the caller must find it out (app/cohorts/cohort.py).
+-- Returns for each user that was read, in order, a flat list of trait names, and for each: 'false';
+-- since when the user is a member, in ms since the epoch; 'true' where the user is none all the same; '?'
+-- where the name doesn't tell the cohort's id in plain ASCII, so that the caller must find it out
+-- (app/cohorts/cohort.py).
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local budget = tonumber(ARGV[1])
 local call = redis.call
 local rows, count = {}, 0
-local asked = {} -- cohort id → {users, their rows, places in these}
+local asked = {} -- cohort id → users, their rows, places in these, and how many
 
 -- The id of the cohort that a trait name stands for, or false where it isn't told in plain ASCII.
 local ids = {}
@@ -30,34 +31,33 @@ end
 
 for n = 2, #ARGV do
   if count >= budget then break end
-  local row = call('HGETALL', base .. 'user:' .. ARGV[n])
-  local traits = #row / 2
-  -- Widen pairs to triples, from the end, in place.
-  for i = traits, 1, -1 do
-    local name, value = row[2 * i - 1], row[2 * i]
-    local since = ''
-    if value == 'true' then
-      local cohort = cohort_id(name)
+  local user = ARGV[n]
+  local row = call('HGETALL', base .. 'user:' .. user)
+  for place = 2, #row, 2 do
+    if row[place] == 'true' then
+      local cohort = cohort_id(row[place - 1])
       if cohort then
         local ask = asked[cohort]
         if not ask then
-          ask = {{}, {}, {}}
+          ask = {users = {}, rows = {}, places = {}, count = 0}
           asked[cohort] = ask
         end
-        local k = #ask[1] + 1
-        ask[1][k], ask[2][k], ask[3][k] = ARGV[n], row, 3 * i
+        local k = ask.count + 1
+        ask.users[k], ask.rows[k], ask.places[k], ask.count = user, row, place, k
       else
-        since = '?'
+        row[place] = '?'
       end
     end
-    row[3 * i - 2], row[3 * i - 1], row[3 * i] = name, value, since
   end
-  rows[#rows + 1] = row
-  count = count + traits + 1
+  rows[n - 1] = row
+  count = count + #row / 2 + 1
 end
 
 for cohort, ask in pairs(asked) do
-  local since = call('ZMSCORE', base .. 'cohort:' .. cohort .. ':members', unpack(ask[1]))
-  for k = 1, #since do ask[2][k][ask[3][k]] = since[k] or '' end
+  local since = call('ZMSCORE', base .. 'cohort:' .. cohort .. ':members', unpack(ask.users))
+  local of, places = ask.rows, ask.places
+  for k = 1, #since do
+    if since[k] then of[k][places[k]] = since[k] end
+  end
 end
 return rows
