@@ -1,6 +1,7 @@
-"""``python -m bench``: compare the service with the afternoon version and the store alone.
+"""``python -m bench``: compare the service with the afternoon version and the store alone, then
+its reads with a bare Flask.
 
-Besides: ``python -m bench rename`` and ``python -m bench stalled``.
+By themselves: ``python -m bench reads``, ``rename`` and ``stalled``.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import json
 import sys
 from pathlib import Path
 
-from bench import docs, rename, stalled
+from bench import docs, reads, rename, stalled
 from bench.measure import Plan, measure, tell_stderr
 from bench.report import Results
 
-OTHERS = {"rename": rename.main, "stalled": stalled.main}
+OTHERS = {"reads": reads.main, "rename": rename.main, "stalled": stalled.main}
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +41,12 @@ def main(arguments: list[str]) -> int:
         options.json.write_text(json.dumps(results.document(), indent=1) + "\n")
     if options.write_docs:
         docs.write("speed", results.text())
-    return 0 if all(bar.passed for bar in results.bars()) else 1
+    missed = not all(bar.passed for bar in results.bars())
+    if options.reads:
+        print()
+        same = [f"--{name}" for name in ("quick", "write-docs") if f"--{name}" in arguments]
+        missed |= bool(reads.main(same))
+    return int(missed)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -56,6 +62,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument("--memory-users", type=int, default=plan.memory_users)
+    parser.add_argument("--no-reads", dest="reads", action="store_false", help="no reads")
     parser.add_argument("--rate-limit", default=plan.rate_limit, help="the service's RATE_LIMIT")
     parser.add_argument("--appendonly", choices=["yes", "no"], default=plan.appendonly)
     parser.add_argument(

@@ -138,7 +138,7 @@ def running_gunicorn(
 
 @contextmanager
 def running_service(
-    store_url: str, rate_limit: str, *args: str, workers: int = 2
+    store_url: str, rate_limit: str, *args: str, workers: int = 2, **environment: str
 ) -> Iterator[Gunicorn]:
     """The service as production has it: its own gunicorn.conf.py, its limiter at work."""
     with running_gunicorn(
@@ -149,6 +149,7 @@ def running_service(
         API_KEYS=f"{APP_ID}:{KEY}",
         RATE_LIMIT=rate_limit,
         WEB_CONCURRENCY=str(workers),
+        **environment,
     ) as gunicorn:
         yield gunicorn
 

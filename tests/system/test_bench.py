@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import rename
+from bench import reads, rename
 from tests.system.service import ROOT
 
 
@@ -15,7 +15,18 @@ def test_bench__small_loads__measures_every_contestant(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     sizes = ["--clients", "2,4", "--batches", "1,1000", "--memory-users", "2000"]
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--seconds", "0.1", *sizes, "--json", figures],
+        [
+            sys.executable,
+            "-m",
+            "bench",
+            "--quick",
+            "--no-reads",
+            "--seconds",
+            "0.1",
+            *sizes,
+            "--json",
+            figures,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -41,6 +52,18 @@ def test_bench__small_loads__measures_every_contestant(tmp_path: Path) -> None:
     judged = {bar["name"] for bar in found["bars"]}
     assert "p99 of the service, batches of 1,000, 4 clients" in judged
     assert "service, webhooks / service" in judged
+
+
+def test_bench_reads__small_numbers__measures_every_reader() -> None:
+    plan = reads.Plan(users=1200, members=12_000, seconds=0.2, repeat=1, clients=(2,), followers=3)
+    results = reads.measure(plan, lambda line: None)
+    assert {read.contestant for read in results.reads} == {reads.SERVICE, reads.BARE, reads.RAW}
+    assert all(read.per_second > 0 for read in results.reads)
+    assert len(results.many_ms) > 0
+    assert [ingest.followers for ingest in results.ingests] == [0, 3]
+    judged = [bar.name for bar in results.bars()]
+    assert "1,000 users in one call, p50" in judged
+    assert all(name in results.text() for name in judged)
 
 
 def test_bench_rename__small_cohort_and_killed_workers__loses_nothing() -> None:
