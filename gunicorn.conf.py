@@ -74,6 +74,7 @@ def worker_exit(server, worker):
     if extensions:
         extensions["meter"].flush()
         extensions["recorder"].finish()
+        extensions["reporting"].finish(1.0)
 
 
 def on_exit(server):

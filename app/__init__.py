@@ -21,7 +21,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from flask import Flask
     from werkzeug.middleware.proxy_fix import ProxyFix
 
-    from app import auth, cli, errors, logs, recorder, web
+    from app import auth, cli, errors, logs, recorder, reporting, web
     from app.background import Background
     from app.keyring import KeyRing
     from app.metrics.count import Meter
@@ -32,6 +32,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or Settings.from_environ()
     settings.check_store()
     logs.configure(settings.log_level)
+    reporting.configure(settings.sentry_dsn)
 
     client = connect(settings)
     store = Store(
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["store"] = store
     app.extensions["recorder"] = recorder.Recorder(store)
     app.extensions["keyring"] = ring
+    app.extensions["reporting"] = reporting
     chores = [meter.flush, app.extensions["recorder"].work, ring.refresh, ring.write_uses]
     app.extensions["background"] = Background(store, meter.background_failed, chores)
     if settings.proxy_hops:

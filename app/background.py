@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import gevent
 import structlog
 
+from app import reporting
 from app.store import Store, StoreError
 
 # Seconds between two looks for work.
@@ -55,10 +56,14 @@ class Background:
         while True:
             try:
                 chore()
-            except Exception:  # noqa: BLE001
-                self._failed()
-                self._log.exception("background work failed")
+            except Exception as error:  # noqa: BLE001
+                self._fail(error)
             time.sleep(ROUND_SECONDS)
+
+    def _fail(self, error: Exception) -> None:
+        self._failed()
+        self._log.error("background work failed", exc_info=error)
+        reporting.report(error, {"task": "background"})
 
     def run(self) -> None:
         """Work for ever. A store that can't be had is waited for."""
@@ -67,10 +72,9 @@ class Background:
                 self.work()
             except StoreError as error:
                 self._log.warning("background work waits", reason=error.reason)
-            except Exception:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001
                 # A bug in one job must not end the others' work for good.
-                self._failed()
-                self._log.exception("background work failed")
+                self._fail(error)
             time.sleep(POLL_SECONDS)
 
     def work(self) -> None:

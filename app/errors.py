@@ -15,6 +15,7 @@ from orjson import dumps
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
+from app import reporting
 from app.store import PlaceLost, StoreError, TooManyToSort
 
 # How long a sender should wait before it tries again while the store can't be had, in seconds.
@@ -289,3 +290,4 @@ def _render_unexpected(error: Exception) -> Response:
 def log_unexpected(error: Exception) -> None:
     """Log a bug, with what is known of the request."""
     structlog.get_logger().error("unexpected error", exc_info=error, **g.event)
+    reporting.report(error, g.event)

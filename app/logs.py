@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +15,39 @@ import structlog
 _PROCESSORS: list[Any] = [
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.format_exc_info,
 ]
 
 
+def _without_messages(exc_info: Any) -> str:
+    """A traceback that tells of each error only its type.
+
+    A message may quote what a caller has sent, and with it a user's id.
+    """
+    chain: list[BaseException] = []
+    error: BaseException | None = exc_info[1]
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    parts = []
+    for error in reversed(chain):
+        parts += [*traceback.format_tb(error.__traceback__), type(error).__qualname__, "\n"]
+    return "".join(parts)
+
+
 def configure(level: str) -> None:
-    """Send the service's own log lines to standard output, as JSON."""
+    """Send the service's own log lines to standard output, as JSON.
+
+    Errors are told without their messages, but for the level ``debug``.
+    """
+    renderer = structlog.processors.ExceptionRenderer(_without_messages)
+    if level == "debug":
+        renderer = structlog.processors.format_exc_info
     structlog.configure(
-        processors=[*_PROCESSORS, structlog.processors.JSONRenderer(serializer=orjson.dumps)],
+        processors=[
+            *_PROCESSORS,
+            renderer,
+            structlog.processors.JSONRenderer(serializer=orjson.dumps),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.BytesLoggerFactory(),
         cache_logger_on_first_use=True,
@@ -51,7 +77,11 @@ def stdlib_config(level: str) -> dict[str, Any]:
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     structlog.processors.JSONRenderer(),
                 ],
-                "foreign_pre_chain": [*_PROCESSORS, structlog.stdlib.add_logger_name],
+                "foreign_pre_chain": [
+                    *_PROCESSORS,
+                    structlog.processors.format_exc_info,
+                    structlog.stdlib.add_logger_name,
+                ],
             }
         },
         "handlers": {

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from limits import RateLimitItem, parse
 from marshmallow import EXCLUDE, Schema, ValidationError, validate
@@ -23,6 +24,8 @@ KEY_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CLUSTER_URL = re.compile(r"rediss?://[^/?]*(/0?)?(\?.*)?")
 
 DEFAULT_APP = "default"
+
+_MASK = "***"
 
 
 class BadSettings(Exception):
@@ -83,7 +86,9 @@ class _Rate(kinds.Field[RateLimitItem | None]):
 
 def _setting(kind: kinds.Field[Any], *, default: Any, help: str, secret: bool = False) -> Any:
     """Declare a setting. One that is ``secret`` shows in no ``repr``."""
-    return field(default=default, repr=not secret, metadata={"kind": kind, "help": help})
+    return field(
+        default=default, repr=not secret, metadata={"kind": kind, "help": help, "secret": secret}
+    )
 
 
 def _whole(low: int, high: int) -> kinds.Integer:
@@ -108,6 +113,7 @@ class Settings:
         ),
         default=None,
         help="Address of the store: redis://, rediss:// (TLS) or unix://. Required.",
+        secret=True,
     )
     redis_tls_verify: bool = _setting(
         _Flag(),
@@ -243,10 +249,22 @@ class Settings:
         default=100,
         help="Most streams of changes that one worker serves at a time.",
     )
+    sentry_dsn: str | None = _setting(
+        kinds.String(
+            validate=validate.Regexp(
+                r"https?://[^@/\s]+@[^@\s]+/\d+\Z",
+                error="must look like https://<key>@<host>/<number>",
+            )
+        ),
+        default=None,
+        help="Where to tell unexpected errors: the address of a project in Sentry.",
+        secret=True,
+    )
     log_level: str = _setting(
         kinds.String(validate=validate.OneOf(["debug", "info", "warning", "error"])),
         default="info",
-        help="Least severe level that is logged.",
+        help="Least severe level that is logged. debug also logs the messages of unexpected "
+        "errors, which may quote what was sent.",
     )
 
     @classmethod
@@ -311,6 +329,34 @@ def env_name(f: Field[Any]) -> str:
     return f.name.upper()
 
 
+def masked(settings: Settings) -> dict[str, str]:
+    """The settings by name, as text that may be shown: without keys and passwords."""
+    return {env_name(f): _masked(f, getattr(settings, f.name)) for f in fields(Settings)}
+
+
+def _masked(f: Field[Any], value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{entry.app_id}:{_MASK}" for entry in value)
+    if value is None:
+        return "off" if isinstance(f.metadata["kind"], _Rate) else ""
+    if isinstance(value, str) and "://" in value:
+        return _without_password(value)
+    return _MASK if f.metadata["secret"] else _text(value)
+
+
+def _without_password(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return _MASK
+    userinfo, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    # A name alone may be the secret: it is so in Sentry's addresses.
+    netloc = f"{user}:{_MASK}@{host}" if colon else f"{_MASK if at else ''}{at}{host}"
+    query = re.sub(r"(^|&)([^=&]*pass[^=&]*)=[^&]*", rf"\1\2={_MASK}", parts.query)
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
+
+
 def reference() -> str:
     """The table of all settings, as Markdown."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
@@ -322,8 +368,14 @@ def reference() -> str:
 def _shown(default: Any) -> str:
     if default is None or default == () or default is MISSING:
         return ""
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    if isinstance(default, RateLimitItem):
-        return f"`{default.amount}/{default.GRANULARITY.name}`"
-    return f"`{default}`"
+    return f"`{_text(default)}`"
+
+
+def _text(value: Any) -> str:
+    """A value as it would stand in the environment."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, RateLimitItem):
+        every = "" if value.multiples == 1 else f"{value.multiples} "
+        return f"{value.amount}/{every}{value.GRANULARITY.name}"
+    return str(value)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app.cli import cohorts, keys, store, users
+from app.cli import cohorts, config, keys, store, users
 
+COMMANDS = (config.config,)
 GROUPS = (cohorts.cohorts, users.users, keys.keys, store.store)
 
 
 def init_app(app: Flask) -> None:
     """Register every group of commands."""
-    for group in GROUPS:
-        app.cli.add_command(group)
+    for command in (*GROUPS, *COMMANDS):
+        app.cli.add_command(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from app.cli import GROUPS
+from app.cli import COMMANDS, GROUPS
 from app.store import MEANINGS
 
 
@@ -21,6 +21,9 @@ def reference() -> str:
             context = click.Context(command, parent=above, info_name=name, terminal_width=88)
             text = command.get_help(context)
             parts.append(f"### {group.name} {name}\n\n```\n{text}\n```\n")
+    for command in COMMANDS:
+        context = click.Context(command, parent=root, info_name=command.name, terminal_width=88)
+        parts.append(f"## {command.name}\n\n```\n{command.get_help(context)}\n```\n")
     parts.append("## What a check can find\n")
     rows = ["| finding | means | repaired |", "|---|---|---|"]
     for problem, meaning in MEANINGS.items():

@@ -11,6 +11,7 @@ from flask import Flask
 from limits import parse
 
 from app.cohorts import Cohort, MembershipChange
+from app.keyring import make_key
 from app.settings import Settings
 from app.store import Store, StoreError, connect, wait_for
 from simulator import payloads
@@ -274,3 +275,19 @@ def test_single_store__where_a_cluster_is_expected__is_said() -> None:
         with pytest.raises(StoreError) as error:
             enter(store, ["u1"])
         assert error.value.reason == "store_misconfigured"
+
+
+def test_keys__made_by_command__are_kept_on_a_cluster_too(
+    make_app: Callable[..., Flask], store: Store
+) -> None:
+    key, kept = make_key(APP, "ingest", "amplitude")
+    assert store.api_keys.create(kept)
+    app = make_app(store_partitions=PARTITIONS)
+    body = payloads.identify("ann", TRAIT, True)
+    http = caller(app, key)
+    assert http.post(payloads.COHORT_PATH, json=body).status_code == 200
+    store.api_keys.note_used({kept.id: 1})
+    assert store.api_keys.used() == {kept.id: 1}
+    store.api_keys.revoke(kept.id)
+    app.extensions["keyring"].refresh()
+    assert http.post(payloads.COHORT_PATH, json=body).json["reason"] == "revoked_key"

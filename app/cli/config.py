@@ -1,0 +1,34 @@
+"""``flask --app wsgi config``"""
+
+from __future__ import annotations
+
+import os
+
+import click
+from flask import current_app
+from flask.cli import with_appcontext
+
+from app.cli.group import EXIT_CODES, json_option, print_json, table
+from app.settings import masked
+
+_HEADERS = ("SETTING", "VALUE", "FROM")
+
+
+@click.command("config", epilog=EXIT_CODES)
+@json_option
+@with_appcontext
+def config(as_json: bool) -> None:
+    """Print the settings in force. Keys and passwords are masked.
+
+    They are those that the service would have if it were started with the environment of this
+    command. The store is not asked for anything.
+    """
+    values = masked(current_app.extensions["settings"])
+    if as_json:
+        print_json(values)
+        return
+    rows = [
+        (name, value, "environment" if os.environ.get(name) else "default")
+        for name, value in values.items()
+    ]
+    table(_HEADERS, [rows])

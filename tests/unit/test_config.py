@@ -1,0 +1,88 @@
+"""``flask --app wsgi config`` shows what is in force, and no secret."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+from click.testing import Result
+
+from app import create_app
+from app.settings import Settings, env_name, masked
+
+SECRETS = ("s3cret-key", "s3cret-read", "s3cret-admin", "s3cret-token", "s3cret-pass", "s3cret-dsn")
+ENVIRON = {
+    "REDIS_URL": "rediss://someone:s3cret-pass@store.example.com:6379/2?timeout=3",
+    "API_KEYS": "shop:s3cret-key,s3cret-key2",
+    "READ_API_KEYS": "shop:s3cret-read",
+    "ADMIN_API_KEYS": "s3cret-admin",
+    "METRICS_TOKEN": "s3cret-token",
+    "SENTRY_DSN": "https://s3cret-dsn@sentry.example.com/42",
+    "RATE_LIMIT": "20 per 5 minute",
+    "AUTH_FAILURE_RATE_LIMIT": "off",
+    "REDIS_TLS_VERIFY": "false",
+}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> Result:
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    app = create_app(Settings.from_environ(ENVIRON | {"SENTRY_DSN": ""}))
+    app.extensions["settings"] = Settings.from_environ(ENVIRON)
+    result = app.test_cli_runner().invoke(args=["config", *words])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_config__as_json__has_every_setting_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = run(monkeypatch, "--json").stdout
+    told = json.loads(output)
+    assert told.keys() == {env_name(field) for field in fields(Settings)}
+    assert told["REDIS_URL"] == "rediss://someone:***@store.example.com:6379/2?timeout=3"
+    assert told["API_KEYS"] == "shop:***,default:***"
+    assert told["METRICS_TOKEN"] == "***"
+    assert told["SENTRY_DSN"] == "https://***@sentry.example.com/42"
+    assert told["RATE_LIMIT"] == "20/5 minute"
+    assert told["AUTH_FAILURE_RATE_LIMIT"] == "off"
+    assert told["REDIS_TLS_VERIFY"] == "false"
+    assert not [secret for secret in SECRETS if secret in output]
+
+
+def test_config__as_a_table__tells_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = run(monkeypatch).stdout
+    rows = {line.split()[0]: line.split() for line in output.splitlines()}
+    assert rows["REDIS_TLS_VERIFY"][1:] == ["false", "environment"]
+    assert rows["MAX_BATCH_USERS"][1:] == ["10000", "default"]
+    assert not [secret for secret in SECRETS if secret in output]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost", "redis://localhost"),
+        ("redis://:p4ss@localhost:1/0", "redis://:***@localhost:1/0"),
+        ("redis://u:p4ss:w@rd@localhost", "redis://u:***@localhost"),
+        ("redis://localhost?username=u&password=p4ss", "redis://localhost?username=u&password=***"),
+        ("unix://u:p4ss@/run/store.sock?db=1", "unix://u:***@/run/store.sock?db=1"),
+        ("unix:///run/store.sock", "unix:///run/store.sock"),
+        ("redis://p4ss@localhost", "redis://***@localhost"),
+    ],
+)
+def test_masked__address_of_the_store__hides_its_password(url: str, shown: str) -> None:
+    settings = Settings(redis_url=url)
+    assert masked(settings)["REDIS_URL"] == shown
+    assert "p4ss" not in repr(settings)
+
+
+def test_masked__of_what_was_shown__is_what_would_be_read() -> None:
+    shown = masked(Settings(redis_url="redis://localhost"))
+    assert Settings.from_environ(shown) == Settings(redis_url="redis://localhost")
+
+
+@pytest.mark.parametrize(
+    "dsn", ["sentry.example.com", "https://sentry.example.com/1", "https://k@h/"]
+)
+def test_from_environ__sentry_dsn_that_is_none__is_refused(dsn: str) -> None:
+    with pytest.raises(Exception, match=r"^SENTRY_DSN: must look like"):
+        Settings.from_environ({"SENTRY_DSN": dsn})
