@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -22,11 +24,17 @@ from app.cli.group import (
     when,
 )
 from app.cohorts import CohortRecord, Status
+from app.cohorts.freshness import LEAST_CADENCE, MOST_CADENCE
 from app.store import Store
+
+# The cadence that is learned, for the command.
+_LEARNED = 0
 
 _HEADERS = ("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "WAYS", "STATUS")
 
-cohorts = Group("cohorts", help="Look at cohorts, and delete them.", epilog=EXIT_CODES)
+cohorts = Group(
+    "cohorts", help="Look at cohorts, say how often they come, and delete them.", epilog=EXIT_CODES
+)
 
 
 @cohorts.command("list", epilog=EXIT_CODES)
@@ -103,6 +111,60 @@ def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
             left = now_left
         advance(left)
     click.echo(f"Deleted the cohort {shown(cohort_id)}: {total} users had its trait.")
+
+
+class _Cadence(click.ParamType[int]):
+    """Whole seconds, or ``learned``."""
+
+    name = "cadence"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "learned":
+            return _LEARNED
+        seconds = int(value) if re.fullmatch("[0-9]{1,8}", value) else 0
+        if not LEAST_CADENCE <= seconds <= MOST_CADENCE:
+            self.fail(
+                f"must be learned, or {LEAST_CADENCE} to {MOST_CADENCE} whole seconds.", param, ctx
+            )
+        return seconds
+
+
+@cohorts.command("cadence", epilog=EXIT_CODES)
+@click.argument("cohort_id", metavar="ID")
+@click.argument("cadence", metavar="[SECONDS|learned]", type=_Cadence(), required=False)
+@app_id_option()
+@json_option
+def cadence_of_cohort(
+    cohort_id: str, cadence: int | None, app_id: str | None, as_json: bool
+) -> None:
+    """Tell whether a cohort still arrives; say how often it should.
+
+    With SECONDS, it is expected that often, from sync to sync (3600 for hourly). With the word
+    learned, its own history tells, as for every cohort where nothing else was said.
+    """
+    store = the_store()
+    app_id = one_app(store, app_id)
+    _find(store, app_id, cohort_id)
+    if cadence is not None:
+        store.freshness.set_cadence(app_id, cohort_id, cadence * 1000 or None)
+    (freshness,) = store.freshness.of(app_id, [cohort_id])
+    state = freshness.state(time.time_ns() // 1_000_000)
+    if as_json:
+        print_json({"state": state, **freshness._asdict()})
+        return
+    source = "set" if freshness.cadence_is_set else "learned"
+    every = f"{freshness.cadence_ms // 1000} s ({source})" if freshness.cadence_ms else "not known"
+    for name, value in (
+        ("state", state),
+        ("last received", _when_known(freshness.last_received_ms)),
+        ("cadence", every),
+        ("late after", _when_known(freshness.late_after_ms)),
+    ):
+        click.echo(f"{name + ':':16}{value}")
+
+
+def _when_known(ms: int | None) -> str:
+    return "not known" if ms is None else when(ms)
 
 
 def _find(store: Store, app_id: str, cohort_id: str) -> CohortRecord:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
+# A cadence that is set: a minute to a year, in seconds.
+LEAST_CADENCE, MOST_CADENCE = 60, 366 * 86400
+
 
 class FreshnessState(StrEnum):
     """Whether a cohort still arrives."""

@@ -13,6 +13,7 @@ from marshmallow import ValidationError, fields, validate, validates_schema
 
 from app.cohorts import FreshnessState, Status
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
+from app.cohorts.freshness import LEAST_CADENCE, MOST_CADENCE
 from app.store import SORTS, EntryId, Place, Position
 from app.web.replies import Reply, count, ms, text, yes_or_no
 from app.web.schemas import Base, Query, user_ids_field
@@ -75,7 +76,9 @@ class Seconds(fields.Integer):
     """A whole number of seconds, from a minute to a year."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(strict=True, validate=validate.Range(60, 366 * 86400), **kwargs)
+        super().__init__(
+            strict=True, validate=validate.Range(LEAST_CADENCE, MOST_CADENCE), **kwargs
+        )
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         if isinstance(value, (bool, str)):

@@ -68,6 +68,7 @@ class TestApp:
         [
             ("cohorts", "list"),
             ("cohorts", "show", "1"),
+            ("cohorts", "cadence", "1"),
             ("cohorts", "delete", "1", "--yes"),
             ("users", "register", "-"),
             ("users", "unregister", "-"),
@@ -156,13 +157,35 @@ class TestCohorts:
         assert (shown["id"], shown["status"]) == ("1", "renaming")
         assert list(shown["earlier_names"]) == [ONE]
 
-    @pytest.mark.parametrize("command", ["show", "delete"])
+    @pytest.mark.parametrize("command", ["show", "cadence", "delete"])
     def test_cohort__unknown__fails_with_one_line(
         self, command: str, store: Store, run: Run
     ) -> None:
         result = run("cohorts", command, "nope")
         assert result.exit_code == 1
         assert result.stderr == "Error: There is no cohort with the id nope.\n"
+
+    def test_cadence__set_and_learned_again__is_told(self, store: Store, run: Run) -> None:
+        before = run("cohorts", "cadence", "1").output
+        assert "state:          fresh" in before
+        assert "cadence:        not known" in before
+        assert "cadence:        3600 s (set)" in run("cohorts", "cadence", "1", "3600").output
+        (freshness,) = store.freshness.of(APP, ["1"])
+        assert (freshness.cadence_ms, freshness.cadence_is_set) == (3_600_000, True)
+        told = json.loads(run("cohorts", "cadence", "1", "--json").output)
+        assert told == {"state": "fresh", **freshness._asdict()}
+        assert run("cohorts", "cadence", "1", "learned").output == before
+
+    @pytest.mark.parametrize(
+        "given", ["59", "0", "-60", "1h", "60.0", "31622401", "9" * 5000, "", "Learned"]
+    )
+    def test_cadence__that_is_none__is_wrong_usage_and_changes_nothing(
+        self, store: Store, run: Run, given: str
+    ) -> None:
+        result = run("cohorts", "cadence", "1", "--", given)
+        assert result.exit_code == 2
+        assert "must be learned, or 60 to 31622400 whole seconds" in result.stderr
+        assert store.freshness.of(APP, ["1"])[0].cadence_ms is None
 
     def test_delete__confirmed__takes_the_cohort_from_all_users(
         self, store: Store, run: Run, redis_client: redis.Redis
