@@ -76,7 +76,9 @@ MEANINGS = {
         "the stream's last change of a user doesn't agree with the membership", repairable=False
     ),
     Problem.MEMBER_NOT_IN_STREAM: Meaning(
-        "the stream is whole, and doesn't tell that a member entered", repairable=False
+        "the stream is whole, and doesn't tell that a member entered: somebody wrote it past the "
+        "service. Remove it with ZREM, or let the user leave and enter through the service",
+        repairable=False,
     ),
     Problem.UNREADABLE_ENTRY: Meaning(
         "an entry of the stream isn't what the service writes", repairable=False

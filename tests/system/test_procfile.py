@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.system.service import APP, DEADLINE, KEY, Service, running
+from tests.system.service import APP, DEADLINE, KEY, ROOT, Service, running
 
 HONCHO = (
     *(str(Path(sys.executable).with_name("honcho")), "start"),
@@ -38,6 +39,24 @@ def test_web_line__used_over_http__writes_to_the_store(
     reply = web.post(identify())
     assert (reply.status, reply.json()["changed"]) == (200, 1)
     assert redis_client.hgetall(f"cohorts:{{{APP}}}:user:{USER}") == {"Buyers:b1": "true"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("WEB_CONCURRENCY", "two"), ("PORT", "web")])
+def test_web_line__wrong_setting__is_one_clear_line(name: str, value: str) -> None:
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "API_KEYS": KEY}
+    (line,) = (ROOT / "Procfile").read_text().splitlines()
+    started = subprocess.run(
+        ["/bin/sh", "-c", line.removeprefix("web: ")],
+        cwd=ROOT,
+        env={**env, "REDIS_URL": "redis://127.0.0.1:1", name: value},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert started.returncode == 1
+    assert started.stdout == ""
+    assert started.stderr == f"cohort-receiver: {name}: Not a valid integer.\n"
 
 
 def test_web_line__web_concurrency__starts_that_many_workers(web: Service) -> None:

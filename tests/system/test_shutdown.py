@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 
@@ -41,6 +42,26 @@ def test_sigterm__request_in_flight__is_answered_and_written(
     assert code == 0
     assert took < 10
     assert redis_client.zcard(f"cohorts:{{{APP}}}:cohort:b1:members") == 1000
+
+
+def test_ctrl_c__request_in_flight__is_answered_and_no_worker_complains(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    with (
+        running({"REDIS_URL": store_url, "WEB_CONCURRENCY": "3"}) as service,
+        SlowRequest(service, json.dumps(BATCH).encode()) as request,
+    ):
+        request.begin()
+        service.hang_up()
+        os.killpg(service.process.pid, signal.SIGINT)  # as a terminal does, to all of them
+        wait_until(lambda: "Handling signal: int" in service.output())
+        reply = request.finish()
+        assert service.process.wait(DEADLINE) == 0
+    assert reply.startswith(b"HTTP/1.1 200 "), reply[:300]
+    assert redis_client.zcard(f"cohorts:{{{APP}}}:cohort:b1:members") == 1000
+    stopping = service.output().partition("Handling signal: int")[2]
+    assert not [line for line in stopping.splitlines()[1:] if not line.startswith("{")], stopping
+    assert "Traceback" not in stopping
 
 
 def test_sigterm__body_that_never_ends__does_not_hold_up_the_end(store_url: str) -> None:
