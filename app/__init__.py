@@ -78,6 +78,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         recorder.init_app(app, app.extensions["recorder"])
     auth.init_app(app, settings, ring, rates)
     app.extensions["sessions"] = Sessions(store, ring)
+    web.turns.init_app(app, settings)
     web.init_app(app)
     web.metrics.init_app(app, meter, StoreGauges(store, ring.first_expiry))
     cli.init_app(app)

@@ -80,7 +80,9 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> Non
         if scope == METRICS:
             return  # not counted, as that needs the store: metrics also tell that it is gone
         try:
-            retry_after = rates.hit(settings.rate_limit, "key", caller.app_id, caller.label)
+            retry_after = rates.hit(
+                settings.rate_limit, "key", caller.app_id, caller.label
+            ) or rates.hit(settings.app_rate_limit, "app", caller.app_id)
         except StoreFull:
             return  # can't be counted; reading goes on, and the store itself refuses what writes
         if retry_after is not None:

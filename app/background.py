@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import gevent
 import structlog
 
 from app import reporting
-from app.store import Store, StoreError
+from app.store import Job, Store, StoreError
 
 # Seconds between two looks for work.
 POLL_SECONDS = 2.0
@@ -24,6 +25,17 @@ ROUND_SECONDS = 1.0
 # store: there it gets about as many turns as one more sender, and never so few that a cohort which
 # grows meanwhile is not caught up with.
 REST = 2
+# How long one job goes on while others wait, in seconds. Shorter than a lease.
+TURN_SECONDS = 1.0
+
+
+@dataclass
+class _Progress:
+    """A job, users that it has looked at here, and since when."""
+
+    job: Job
+    users: int = 0
+    started: float = field(default_factory=time.monotonic)
 
 
 class Background:
@@ -78,25 +90,36 @@ class Background:
             time.sleep(POLL_SECONDS)
 
     def work(self) -> None:
-        """Do all the work that is waiting and that no other process has."""
+        """Do all the work that is waiting and that no other process has.
+
+        The jobs go on in turns, so that a large one of one app does not keep another app waiting.
+        """
         for app_id, cohort_id in {
             (job.app_id, job.cohort_id) for job in self._store.lifecycle.jobs()
         }:
             self._store.spread_name(app_id, cohort_id)
-        for job in self._store.lifecycle.jobs():
-            looked_at, started = 0, time.monotonic()
-            while self._store.lifecycle.lease(job):
-                before = time.monotonic()
-                users = self._store.lifecycle.step(job)
-                if users is None:
-                    self._log.info(
-                        "background job done",
-                        app=job.app_id,
-                        cohort=job.cohort_id,
-                        partition=job.partition,
-                        users=looked_at,
-                        seconds=round(time.monotonic() - started, 2),
-                    )
-                    break
-                looked_at += users
-                time.sleep((time.monotonic() - before) * REST)
+        going_on = [_Progress(job) for job in self._store.lifecycle.jobs()]
+        while going_on:
+            going_on = [progress for progress in going_on if self._advance(progress)]
+
+    def _advance(self, progress: _Progress) -> bool:
+        """Work on a job for one turn. Whether there is more of it to do here."""
+        job, turn_ends = progress.job, time.monotonic() + TURN_SECONDS
+        while self._store.lifecycle.lease(job):
+            before = time.monotonic()
+            users = self._store.lifecycle.step(job)
+            if users is None:
+                self._log.info(
+                    "background job done",
+                    app=job.app_id,
+                    cohort=job.cohort_id,
+                    partition=job.partition,
+                    users=progress.users,
+                    seconds=round(time.monotonic() - progress.started, 2),
+                )
+                return False
+            progress.users += users
+            time.sleep((time.monotonic() - before) * REST)
+            if time.monotonic() > turn_ends:
+                return True
+        return False

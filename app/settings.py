@@ -203,6 +203,17 @@ class Settings:
     rate_limit: RateLimitItem | None = _setting(
         _Rate(), default=parse("1000/second"), help="Requests of each key; off for no limit."
     )
+    app_rate_limit: RateLimitItem | None = _setting(
+        _Rate(),
+        default=None,
+        help="Requests of each app, by all its keys together; off (the default) for no limit.",
+    )
+    app_concurrency: int = _setting(
+        _whole(1, 1000),
+        default=3,
+        help="Most requests of one app that a worker works on at a time. Others wait, and other "
+        "apps' go first. At most one less than STORE_CONNECTIONS.",
+    )
     auth_failure_rate_limit: RateLimitItem | None = _setting(
         _Rate(),
         default=parse("30/minute"),
@@ -247,7 +258,7 @@ class Settings:
     max_followers: int = _setting(
         _whole(0, 900),
         default=100,
-        help="Most streams of changes that one worker serves at a time.",
+        help="Most streams of changes that one worker serves at a time, for each app.",
     )
     sentry_dsn: str | None = _setting(
         kinds.String(

@@ -7,6 +7,7 @@ from app.store.client import connect, wait_for
 from app.store.errors import StoreError, StoreFull
 from app.store.findings import MEANINGS, Report
 from app.store.history import Batch, Group, HistoryLimits, in_calls
+from app.store.lifecycle import Job
 from app.store.rates import Rates
 from app.store.reads import Member, Position, User
 from app.store.sizes import Size
@@ -23,6 +24,7 @@ __all__ = [
     "Filter",
     "Group",
     "HistoryLimits",
+    "Job",
     "Member",
     "Place",
     "PlaceLost",

@@ -19,10 +19,11 @@ from app.web import (
     paths,
     read,
     segment,
+    turns,
     webhook,
 )
 
-__all__ = ["events", "headers", "init_app", "metrics"]
+__all__ = ["events", "headers", "init_app", "metrics", "turns"]
 
 
 def init_app(app: Flask) -> None:

@@ -21,6 +21,7 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.settings import Settings
+from app.web import turns
 
 MAX_ERRORS = 50
 # JSON values that a body may hold for each user that it may name, on average. Amplitude's identify
@@ -49,6 +50,7 @@ def read_json() -> dict[str, Any]:
             "Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"}
         )
     raw = read_raw(settings)
+    turns.begin()
     if encoding.endswith("gzip"):
         raw = _gunzip(raw, settings.max_body_bytes)
     most = VALUES_PER_USER * max(settings.max_batch_users, _LEAST_USERS)

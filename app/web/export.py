@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
 
-from flask import Blueprint, Response, g
+from flask import Blueprint, Response, current_app, g
 from orjson import OPT_APPEND_NEWLINE, dumps
 
 from app.auth import READ, requires
@@ -14,6 +14,7 @@ from app.errors import InvalidParameter, UnknownCohort
 from app.store import Member
 from app.web.contract import cohort_in_path, describes
 from app.web.read import known_cohort, store
+from app.web.turns import Turns
 
 blueprint = Blueprint("export", __name__, url_prefix="/api/v1")
 
@@ -54,7 +55,9 @@ def _stream(
     render: Callable[[Iterable[list[Member]]], Iterator[bytes]],
 ) -> Response:
     known_cohort(cohort_in_path(cohort_id))
-    pages = store().reads.all_members(g.caller.app_id, cohort_id)
+    turns: Turns = current_app.extensions["turns"]
+    app_id = g.caller.app_id
+    pages = turns.each(app_id, store().reads.all_members(app_id, cohort_id))
     # If the store fails in the middle, the connection breaks: a part must not pass for the whole.
     return Response(render(pages), mimetype=media_type, headers={"Cache-Control": "no-store"})
 

@@ -37,6 +37,9 @@ LOOK_SECONDS = 1.0
 # The client comes back by itself, and where it was.
 LONGEST_SECONDS = 15 * 60.0
 
+# Of all apps together: the worker's other connections are left for requests.
+MOST_FOLLOWERS = 900
+
 _RETRY = b"retry: 1000\n\n"
 _HEARTBEAT = b": nothing new\n\n"
 
@@ -187,7 +190,8 @@ class Feed:
             StoreError: at once; later the stream goes on when the store is back.
         """
         first = self._changes.read(app_id, place, limit=CHANGES_PER_READ)
-        if sum(reader.followers for reader in self._readers.values()) >= self._max_followers:
+        of_each = {app: reader.followers for app, reader in self._readers.items()}
+        if of_each.get(app_id, 0) >= self._max_followers or sum(of_each.values()) >= MOST_FOLLOWERS:
             raise TooManyFollowers(self._max_followers)
         return self._events(app_id, place, first, connection)
 

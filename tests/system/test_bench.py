@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import reads, rename
+from bench import apps, reads, rename
 from tests.system.service import ROOT
 
 
@@ -74,3 +74,14 @@ def test_bench_rename__small_cohort_and_killed_workers__loses_nothing() -> None:
     assert outcome.with_old == 0
     assert outcome.with_new == outcome.members == outcome.expected > plan.members
     assert "users are moved" in outcome.text()
+
+
+def test_bench_apps__a_flood_of_one_app__leaves_another_its_turns() -> None:
+    clients = 32
+    for noise in ("batches of 1,000", "pages of 10,000 members"):
+        row = apps.measure(noise, seconds=1.0, clients=clients)
+        assert row.answered >= 20
+        # Without turns, the quiet app waits as long as one of the noisy app's own requests does.
+        # That is told so, and not in ms, as other programs may have the machine busy.
+        noisy_ms = clients / row.noisy_per_second * 1000
+        assert row.p50_ms < 0.6 * noisy_ms, row
