@@ -19,6 +19,7 @@ from app.background import Background
 from app.settings import ApiKey, Settings
 from simulator import payloads
 from tests.integration.conftest import caller
+from tests.integration.test_dashboard import Browser
 
 OURS, THEIRS = "ours", "theirs"
 OUR_KEY, THEIR_KEY = "our-admin-key", "their-admin-key"
@@ -49,13 +50,14 @@ BODY: dict[str, Any] = {
 }
 
 
-def rules() -> list[tuple[str, str]]:
-    """Every method and path of the service but those that are open to all."""
+def rules(*, pages: bool = False) -> list[tuple[str, str]]:
+    """Every method and path of the service but those that are open to all: calls, or pages."""
     app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
     return [
         (method, path(rule))
         for rule in app.url_map.iter_rules()
         if getattr(app.view_functions[rule.endpoint], "scope", None) != PUBLIC
+        if getattr(app.view_functions[rule.endpoint], "by_session", False) == pages
         for method in sorted(rule.methods - {"HEAD", "OPTIONS"})
     ]
 
@@ -135,6 +137,34 @@ def test_call__with_our_key_and_the_other_app_named__is_401(
     before = ours(store_url)
     reply = send(caller(service, OUR_KEY), method, url, headers={"app_id": THEIRS})
     assert reply.status_code == 401
+    assert ours(store_url) == before
+
+
+@pytest.mark.parametrize(("method", "url"), rules(pages=True), ids=str)
+def test_page__for_the_other_apps_administrator__neither_shows_nor_changes_ours(
+    service: Flask, store_url: str, method: str, url: str
+) -> None:
+    before = ours(store_url)
+    browser = Browser(service).log_in(THEIR_KEY)
+    token = browser.token()
+    for sought in (USER, COHORT, our_sync(service)):
+        fields = {"id": sought, "user_id": sought, "confirm": sought, "suppress": "on"}
+        if method == "POST":
+            fields["token"] = token
+        reply = browser._http.open(
+            url,
+            method=method,
+            **{"data" if method == "POST" else "query_string": fields},
+        )
+        assert reply.status_code in (200, 303, 400, 404), reply.text
+        assert reply.headers.get("Location", "") != f"/login?next={url}"
+        said = reply.text + str(reply.headers)
+        assert SECRET not in said
+        assert OTHER_USER not in said
+        if url == "/logout":
+            break
+    Background(service.extensions["store"]).work()
+    service.extensions["recorder"].finish()
     assert ours(store_url) == before
 
 
