@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -12,13 +12,18 @@ from flask.testing import FlaskClient
 from app import create_app
 from app.settings import ApiKey, Settings
 from app.store import Store, connect
+from tests.integration.described import Replies
 
 APP, KEY = "shop", "the-ingest-key"
 
 
 @pytest.fixture
-def make_app(store_url: str, redis_client: redis.Redis) -> Callable[..., Flask]:
-    """Build the service on an empty store; keyword arguments are settings."""
+def make_app(store_url: str, redis_client: redis.Redis) -> Iterator[Callable[..., Flask]]:
+    """Build the service on an empty store; keyword arguments are settings.
+
+    At the end, every reply must have been as the API's description says.
+    """
+    replies = Replies()
 
     def make(**changes: object) -> Flask:
         settings: dict[str, object] = {
@@ -27,9 +32,10 @@ def make_app(store_url: str, redis_client: redis.Redis) -> Callable[..., Flask]:
             "rate_limit": None,
             "auth_failure_rate_limit": None,
         }
-        return create_app(Settings(**{**settings, **changes}))
+        return replies.watch(create_app(Settings(**{**settings, **changes})))
 
-    return make
+    yield make
+    assert replies.complaints == []
 
 
 @pytest.fixture
