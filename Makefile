@@ -22,6 +22,10 @@ install: .venv/installed ## make .venv with all that the service and its tests n
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+.venv/installed-browser: .venv/installed requirements-browser.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	@touch $@
+
 run: install ## start the service on its own store, and say how to try it
 	@exec $(BIN)/python -m app.embedded
 
@@ -37,6 +41,9 @@ fuzz: install ## look for inputs that break the parsers: an hour, or FUZZ_SECOND
 	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: \
 		-r requirements-fuzz.txt || true
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+
+browser: install .venv/installed-browser ## test the dashboard in Chromium, and take its pictures for docs/
+	PICTURES=docs/pictures $(BIN)/pytest tests/system/test_dashboard.py
 
 lint: .venv/installed-dev ## check style
 	$(BIN)/ruff check .
@@ -63,8 +70,8 @@ docs: install ## write the parts of docs/ that are made from the code
 		page.write_text(page.read_text().split("\n## ")[0].rstrip() + "\n\n" + reference())'
 
 requirements: .venv/installed-dev ## update the pinned requirements to the newest versions
-	for name in requirements requirements-dev requirements-fuzz; do $(BIN)/uv pip compile --quiet --upgrade --universal \
+	for name in requirements requirements-dev requirements-browser requirements-fuzz; do $(BIN)/uv pip compile --quiet --upgrade --universal \
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test chaos bench bench-rename lint types docs requirements fuzz
+.PHONY: help install run test chaos bench bench-rename lint types docs requirements fuzz browser

@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 from limits import parse
 
 from app import errors
-from app.cohorts import user_hash
+from app.cohorts import Sync, user_hash
 from app.errors import Problem
 from app.recorder import WAYS
 from app.store import Size, Store
@@ -495,6 +495,20 @@ class TestCharts:
         flat = charts.line([Size(0, 7)], 1000)
         assert flat
         assert flat.path == "M0 50.0H1000"
+
+    def test_bars__one_far_longer_than_the_others__is_cut_off(self) -> None:
+        def synced(*moves: tuple[int, int]) -> list[Sync]:
+            return [Sync(1, "c", "", 0, 0, entered=up, left=down) for up, down in moves]
+
+        even = charts.bars(synced((10, 0), (40, 5)))
+        assert even
+        assert (even.most_entered, even.most_left, even.is_cut) == (40, 5, False)
+        assert max(bar.entered_height for bar in even.bars) == even.middle
+        first = charts.bars(synced((10, 2), (8, 3), (5000, 0)))
+        assert first
+        assert (first.most_entered, first.is_cut) == (12, True)
+        assert first.bars[0].entered_height == first.middle
+        assert charts.bars(synced((0, 0))) is None
 
     @pytest.mark.parametrize(
         ("ms", "said"),

@@ -10,6 +10,8 @@ from app.store import Size
 
 # Units of the drawings; the pages stretch them to the room that there is.
 WIDTH, HEIGHT = 1000, 100
+# A bar that is so many times as long as the next longest is cut off.
+_FAR = 4
 # Syncs that the chart of who entered and left shows.
 MOST_BARS = 40
 
@@ -47,12 +49,25 @@ class Bar(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """Who entered and left in the latest syncs, oldest first."""
+    """Who entered and left in the latest syncs, oldest first.
+
+    Attributes:
+        middle: where the bars begin: those who entered go up from there, those who left down.
+        most_entered, most_left: the numbers at the top and the bottom. A bar that is much longer
+            than the others, as the first sync's is, is cut off there.
+    """
 
     bars: list[Bar]
     middle: float
     most_entered: int
     most_left: int
+
+    @property
+    def is_cut(self) -> bool:
+        return any(
+            bar.sync.entered > self.most_entered or bar.sync.left > self.most_left
+            for bar in self.bars
+        )
 
 
 def line(sizes: Sequence[Size], now_ms: int, *, from_zero: bool = False) -> Line | None:
@@ -84,8 +99,8 @@ def line(sizes: Sequence[Size], now_ms: int, *, from_zero: bool = False) -> Line
 def bars(syncs: Sequence[Sync]) -> Bars | None:
     """The chart of who entered and left; None where nobody did."""
     shown = list(reversed(syncs[:MOST_BARS]))
-    most_entered = max((sync.entered for sync in shown), default=0)
-    most_left = max((sync.left for sync in shown), default=0)
+    most_entered = _most([sync.entered for sync in shown])
+    most_left = _most([sync.left for sync in shown])
     if not most_entered + most_left:
         return None
     scale = HEIGHT / (most_entered + most_left)
@@ -93,7 +108,8 @@ def bars(syncs: Sequence[Sync]) -> Bars | None:
     step = WIDTH / max(len(shown), 12)
     drawn = []
     for place, sync in enumerate(shown):
-        up, down = _height(sync.entered, scale), _height(sync.left, scale)
+        up = _height(min(sync.entered, most_entered), scale)
+        down = _height(min(sync.left, most_left), scale)
         drawn.append(
             Bar(
                 sync,
@@ -106,6 +122,12 @@ def bars(syncs: Sequence[Sync]) -> Bars | None:
             )
         )
     return Bars(drawn, round(middle, 1), most_entered, most_left)
+
+
+def _most(users: Sequence[int]) -> int:
+    """The end of the scale: the most, unless that is far above all others."""
+    *_, second, most = sorted([0, 0, *users])
+    return second * 5 // 4 if 0 < second * _FAR < most else most
 
 
 def _height(users: int, scale: float) -> float:

@@ -31,15 +31,20 @@ function inUse(part) {
     (selected && !selected.isCollapsed && part.contains(selected.anchorNode));
 }
 
+// Which parts a page has.
+function names(page) {
+  return [...page.querySelectorAll("[data-live]")].map((part) => part.dataset.live).join();
+}
+
 async function refresh() {
   const parts = [...document.querySelectorAll("[data-live]")].filter((part) => !inUse(part));
   if (document.hidden || parts.length === 0) return;
   const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
   if (!reply.ok || reply.redirected) return;
   const page = new DOMParser().parseFromString(await reply.text(), "text/html");
-  if (parts.some((part) => !page.querySelector(`[data-live="${part.dataset.live}"]`))) {
+  if (names(page) !== names(document)) {
     // It has become another page: the first cohort has arrived.
-    if (!inUse(document.body)) location.reload();
+    if (document.activeElement === document.body) location.reload();
     return;
   }
   for (const part of parts) {

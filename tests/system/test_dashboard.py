@@ -1,0 +1,312 @@
+"""The dashboard in a real Chromium: what people see, with keyboard, screen reader and phone.
+
+``make browser`` also keeps the pictures that it takes, for docs/dashboard.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from simulator import payloads
+from tests.conftest import running_store
+from tests.system import demo
+from tests.system.service import ADMIN_KEY, APP, ROOT, Service, running
+
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
+READ_KEY = "TEST_READ_KEY"
+HOSTILE = "</title><script>window.broken=1</script><img src=x onerror=window.broken=2>"
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+TALL = {"width": 1280, "height": 1240}
+TIMEOUT_MS = 20_000
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+PAGES = {
+    "cohorts": "/",
+    "cohort": "/cohort?id=a7k2mq",
+    "syncs": "/syncs",
+    "user": "/users?id=ann.lee@example.com",
+    "health": "/health",
+}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    missing = "playwright" if sync_playwright is None else "" if CHROMIUM else "chromium"
+    if missing:
+        assert os.environ.get("CI") != "true", f"{missing} is missing"
+        pytest.skip(f"{missing} is not installed; see make browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[Service]:
+    """A service with some weeks of syncs."""
+    with running_store() as url, started(url) as service:
+        with redis.Redis.from_url(url, decode_responses=True) as client:
+            demo.fill(service, client)
+        yield service
+
+
+def started(store_url: str) -> Any:
+    return running(
+        {
+            "REDIS_URL": store_url,
+            "RATE_LIMIT": "off",
+            "READ_API_KEYS": f"{APP}:{READ_KEY}",
+            "ADMIN_API_KEYS": f"{APP}:{ADMIN_KEY}",
+        }
+    )
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Open a browser window, logged in. At the end nothing may have gone wrong in any."""
+    contexts = []
+    trouble: list[str] = []
+
+    def open_one(service: Service, key: str | None = READ_KEY, **options: Any) -> Any:
+        context = chromium.new_context(
+            base_url=service.url,
+            **{"viewport": DESKTOP, "locale": "en-GB", "timezone_id": "Europe/Berlin", **options},
+        )
+        context.set_default_timeout(TIMEOUT_MS)
+        contexts.append(context)
+        page = context.new_page()
+        # Also whatever the policy has refused comes as an error on the console.
+        page.on("console", lambda message: trouble.extend(_errors(message)))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("dialog", lambda dialog: trouble.append(dialog.message))
+        if key:
+            page.goto("/login")
+            page.get_by_label("Key").fill(key)
+            page.get_by_role("button", name="Log in").click()
+            page.wait_for_url(re.compile(r"/$"))
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+def _errors(message: Any) -> list[str]:
+    # That a page is a 4xx is told on the console too, and is often what a test asks for.
+    expected = message.text.startswith("Failed to load resource: the server responded with a ")
+    return [message.text] if message.type == "error" and not expected else []
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    wanted = os.environ.get("PICTURES")
+    folder = ROOT / wanted if wanted else tmp_path_factory.mktemp("pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def complaints(page: Any) -> list[str]:
+    """What axe finds, of all its rules."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for violation in found
+        for node in violation["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_pages__light_and_dark_large_and_small__have_nothing_that_axe_finds(
+    filled: Service, open_page: Callable[..., Any], colours: str, size: dict[str, int]
+) -> None:
+    page = open_page(filled, ADMIN_KEY, color_scheme=colours, viewport=size, bypass_csp=True)
+    for name, path in PAGES.items():
+        page.goto(path)
+        for line in page.locator("summary").all()[:6]:
+            line.click()
+        assert complaints(page) == [], name
+        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 0, f"{name} is {wide} px too wide"
+    page.goto("/syncs?problems=true")
+    page.locator("summary").first.click()
+    page.get_by_role("link", name=re.compile("^Show the")).first.click()
+    page.wait_for_url(re.compile("/sync\\?"))
+    assert complaints(page) == []
+    page.goto("/cohort?id=nowhere")
+    assert complaints(page) == []
+
+
+def test_login_page__has_nothing_that_axe_finds(
+    filled: Service, open_page: Callable[..., Any]
+) -> None:
+    for colours in ("light", "dark"):
+        page = open_page(filled, None, color_scheme=colours, bypass_csp=True)
+        page.goto("/login")
+        assert complaints(page) == []
+    page.get_by_label("Key").fill("wrong")
+    with page.expect_response(lambda reply: reply.status == 401):
+        page.get_by_role("button", name="Log in").click()
+    page.get_by_role("alert").wait_for()
+    assert complaints(page) == []
+
+
+def test_keyboard_alone__logs_in_opens_a_sync_and_logs_out(
+    filled: Service, open_page: Callable[..., Any]
+) -> None:
+    page = open_page(filled, None)
+    page.goto("/syncs")
+    page.keyboard.type(READ_KEY)  # the field has the focus from the start
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"//[^/]+/syncs$"))
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    _tab_to(page, "document.activeElement.matches('.syncs summary')")
+    page.keyboard.press("Enter")
+    assert page.locator(".syncs details[open]").count() == 1
+    _tab_to(page, "/^Show\\s+the/.test(document.activeElement.textContent.trim())")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/sync\?id="))
+    _tab_to(page, "document.activeElement.textContent === 'Log out'")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/login"))
+
+
+def _tab_to(page: Any, condition: str) -> None:
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate(condition):
+            return
+    raise AssertionError(f"no such thing is reached by the keyboard: {condition}")
+
+
+def test_without_a_script__everything_works(filled: Service, open_page: Callable[..., Any]) -> None:
+    page = open_page(filled, java_script_enabled=False)
+    page.get_by_label("Name", exact=True).fill("power")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_role("link", name="Power users").click()
+    assert page.get_by_role("heading", level=1).inner_text() == "Power users"
+    assert page.locator("main time").first.inner_text()
+    page.locator(".syncs summary").first.click()
+    page.get_by_role("link", name=re.compile("^Show the")).first.click()
+    page.get_by_role("link", name="Users", exact=True).click()
+    page.get_by_label("User id").fill("ann.lee@example.com")
+    page.get_by_role("button", name="Look up").click()
+    assert page.get_by_role("link", name="Power users").is_visible()
+    page.get_by_role("button", name="Log out").click()
+    assert page.get_by_role("status").inner_text() == "You are logged out."
+
+
+def test_names_and_ids__that_are_markup__do_nothing(
+    service: Service, open_page: Callable[..., Any], redis_client: redis.Redis, store_url: str
+) -> None:
+    with started(store_url) as own:
+        trait = f"{HOSTILE}: {HOSTILE}"
+        own.post(payloads.batch([HOSTILE, "javascript:alert(1)"], trait, True))
+        own.post({"type": "identify", "userId": "u", "traits": {HOSTILE: 1}})
+        page = open_page(own, ADMIN_KEY)
+        page.goto("/syncs")
+        _reload_until(page, lambda: page.locator(".syncs > li").count() == 2)
+        for path in ("/", "/syncs"):
+            page.goto(path)
+            for line in page.locator("summary").all():
+                line.click()
+            assert page.evaluate("window.broken") is None
+        page.goto("/")
+        page.locator(".cohorts th a").first.click()
+        page.wait_for_url(re.compile("/cohort"))
+        assert page.get_by_role("heading", level=1).inner_text() == HOSTILE
+        page.get_by_role("link", name="javascript:alert(1)").click()
+        page.wait_for_url(re.compile("/users"))
+        assert page.evaluate("window.broken") is None
+
+
+def _reload_until(page: Any, condition: Callable[[], bool]) -> None:
+    for _ in range(100):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+        page.reload()
+    raise AssertionError("it did not happen in time")
+
+
+def test_first_cohort__arrives_while_the_page_is_open__shows_by_itself(
+    open_page: Callable[..., Any], redis_client: redis.Redis, store_url: str, pictures: Path
+) -> None:
+    with started(store_url) as own:
+        page = open_page(own)
+        page.get_by_role("heading", name="Ready for the first cohort").wait_for()
+        page.screenshot(path=pictures / "empty.png")
+        own.post(payloads.batch(["u1", "u2"], "[Amplitude] Early birds: e1", True))
+        page.get_by_role("link", name="Early birds").first.wait_for()
+        own.post(payloads.batch(["u3"], "[Amplitude] Early birds: e1", True))
+        page.get_by_role("cell", name="3", exact=True).wait_for()
+
+
+def test_delete__asks_for_the_name_and_takes_the_cohort_away(
+    open_page: Callable[..., Any], redis_client: redis.Redis, store_url: str
+) -> None:
+    with started(store_url) as own:
+        own.post(payloads.batch(["u1", "u2"], "[Amplitude] Early birds: e1", True))
+        page = open_page(own, ADMIN_KEY)
+        page.goto("/cohort?id=e1")
+        confirm = page.get_by_label(re.compile("to confirm"))
+        confirm.fill("early")
+        with page.expect_response(lambda reply: reply.status == 400):
+            page.get_by_role("button", name="Delete the cohort").click()
+        assert "was not typed as it is" in page.get_by_role("alert").inner_text()
+        page.get_by_label(re.compile("to confirm")).fill("Early birds")
+        page.get_by_role("button", name="Delete the cohort").click()
+        assert "is being deleted" in page.get_by_role("status").inner_text()
+        _reload_until(page, lambda: page.get_by_role("link", name="Early birds").count() == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "options"),
+    [
+        ("cohorts", "/", {"viewport": TALL}),
+        ("cohorts-dark", "/", {"color_scheme": "dark"}),
+        ("cohort", "/cohort?id=a7k2mq", {"viewport": TALL}),
+        ("syncs", "/syncs", {}),
+        ("user", "/users?id=ann.lee@example.com", {}),
+        ("health", "/health", {}),
+        ("phone", "/", {"viewport": PHONE}),
+    ],
+)
+def test_picture__of_each_page__is_taken(
+    filled: Service,
+    open_page: Callable[..., Any],
+    pictures: Path,
+    name: str,
+    path: str,
+    options: dict[str, Any],
+) -> None:
+    page = open_page(filled, **options)
+    page.goto(path)
+    if name == "syncs":
+        page.locator("summary", has_text="left out").first.click()
+        page.locator("summary", has_text="failed").first.click()
+    page.mouse.move(0, 0)
+    page.screenshot(path=pictures / f"{name}.png")
+    assert (pictures / f"{name}.png").stat().st_size > 10_000
