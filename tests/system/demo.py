@@ -58,7 +58,8 @@ def fill(service: Service, client: redis.Redis) -> None:
     for _, cohort_id, _, hours, _ in COHORTS:
         packed = b"".join(struct.pack(">II", at, members) for at, members in sizes[cohort_id])
         client.set(f"{BASE}cohort:{cohort_id}:sizes", packed)
-        last = sizes[cohort_id][-1][0] * 1000
+        first, last = (sizes[cohort_id][n][0] * 1000 for n in (0, -1))
+        client.hset(f"{BASE}cohort:{cohort_id}:state", "first", first)
         cadence = hours * HOUR * 1000
         late_after = last + cadence * 3 // 2
         client.hset(
