@@ -147,7 +147,8 @@ class Settings:
     store_partitions: int = _setting(
         _whole(1, 16384),
         default=1,
-        help="Number of partitions of each app's keys. Can't be changed once data is stored.",
+        help="Number of partitions of each app's keys. Stored data is moved to another number by "
+        "`store copy`.",
     )
     store_connections: int = _setting(
         _whole(1, 1000), default=8, help="Most connections to the store, for each worker."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
+from flask import current_app
 
 from app.cli.group import (
     EXIT_CODES,
@@ -17,7 +19,8 @@ from app.cli.group import (
     shown,
     the_store,
 )
-from app.store import MEANINGS, Report
+from app.settings import BadSettings, Settings
+from app.store import MEANINGS, Copier, CopyRefused, CopyReport, Report, side
 
 store = Group("store", help="Look after the store.", epilog=EXIT_CODES)
 
@@ -82,3 +85,77 @@ def _lines(report: Report) -> Iterator[str]:
         repaired = f", {report.repaired[problem]} repaired" if report.repaired[problem] else ""
         cannot = "" if MEANINGS[problem].repairable else " (can only be reported)"
         yield f"  {count} {problem}{repaired}: {MEANINGS[problem]}{cannot}"
+
+
+@store.command("copy", epilog=EXIT_CODES)
+@click.option(
+    "--to", "url", required=True, metavar="URL", envvar="COPY_TO", help="The other store."
+)
+@click.option(
+    "--partitions",
+    required=True,
+    type=click.IntRange(1, 16384),
+    help="STORE_PARTITIONS of the other store.",
+)
+@click.option("--cluster", is_flag=True, help="The other store is a cluster.")
+@click.option(
+    "--follow",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Go on until nothing has changed for so long.",
+)
+@json_option
+def copy(url: str, partitions: int, cluster: bool, follow: float, as_json: bool) -> None:
+    """Copy everything to another store, and prove that both agree.
+
+    The store of the settings is copied, while requests go on; nothing is changed in it. The other
+    one must be empty, or an earlier copy of this one: then only what differs is written. A copy
+    that was stopped goes on when it is run again. It ends with 1 where something is missing in the
+    end. The URL may stand in COPY_TO instead, where others can't read it.
+    """
+    the_store()
+    settings: Settings = current_app.extensions["settings"]
+    other = replace(settings, redis_url=url, store_cluster=cluster, store_partitions=partitions)
+    try:
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise click.UsageError("--to must begin with redis://, rediss:// or unix://")
+        other.check_store()
+    except BadSettings as error:
+        raise click.UsageError(str(error)) from None
+    copier = Copier(side(settings), side(other))
+    try:
+        with progress(copier.size(), "Copying") as advance:
+            report = copier.run(
+                progress=advance,
+                follow_seconds=follow,
+                tell=lambda line: click.echo(line, err=True),
+            )
+    except CopyRefused as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        for line in _copy_lines(report):
+            click.echo(line)
+    if not report.ok:
+        raise click.exceptions.Exit(1)
+
+
+def _copy_lines(report: CopyReport) -> Iterator[str]:
+    yield (
+        f"Compared {report.users} users and {report.cohorts} cohorts with {report.members} "
+        f"members, in {report.seconds:.1f} s: {report.different} users were otherwise and were put "
+        f"right, {report.vanished} were taken out, {report.again} copied again as they changed."
+    )
+    for form, count in report.left_behind.items():
+        yield f"Not copied, as the copy doesn't know them: {count} keys like {shown(form)}"
+    for cohort_id in report.disagreeing:
+        yield f"The number of members differs: cohort {shown(cohort_id)}. Run `store check` first."
+    if report.behind:
+        yield (
+            f"Not copied: about {report.behind} users and cohorts that changed in the last moment. "
+            "Use --follow, or run it again when nothing comes in."
+        )
+    if report.ok:
+        yield "Both stores agree."

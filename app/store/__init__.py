@@ -4,6 +4,7 @@ from app.store.api_keys import ApiKeys, StoredKey
 from app.store.catalog import SORTS, Filter, TooManyToSort
 from app.store.changes import Change, EntryId, Place, PlaceLost
 from app.store.client import connect, wait_for
+from app.store.copying import Copier, CopyRefused, CopyReport, side
 from app.store.errors import StoreError, StoreFull
 from app.store.findings import MEANINGS, Report
 from app.store.history import Batch, Group, HistoryLimits, in_calls
@@ -20,6 +21,9 @@ __all__ = [
     "Applied",
     "Batch",
     "Change",
+    "Copier",
+    "CopyRefused",
+    "CopyReport",
     "EntryId",
     "Filter",
     "Group",
@@ -41,5 +45,6 @@ __all__ = [
     "UserRecord",
     "connect",
     "in_calls",
+    "side",
     "wait_for",
 ]

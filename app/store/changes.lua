@@ -44,7 +44,10 @@ while #entries < limit and bytes < budget do
 end
 if #entries == 0 then
   -- What was added since was erased, with the users in it. Trimming always leaves the newest entry.
-  return {place ~= '' and before(newest, place) and 1 or 0, newest, 0, {}}
+  -- Unless nothing was ever added: a copy's stream begins at the newest entry of its source's.
+  local lost = before(newest, place ~= '' and place or newest)
+    or (place ~= '' and call('GET', stream .. ':begun') == newest)
+  return {lost and 1 or 0, newest, 0, {}}
 end
 if entries[#entries][1] ~= newest then more = 1 end
 

@@ -23,6 +23,10 @@ class Keys:
         """The partition that holds everything about a user; the home partition of a cohort."""
         return crc32(name.encode()) % self.partitions
 
+    def partition_of(self, name: bytes) -> int:
+        """The same, of a name in UTF-8."""
+        return crc32(name) % self.partitions
+
     def base(self, app_id: str, partition: int) -> str:
         return f"{self.prefix}:{{{self.tag(app_id, partition)}}}:"
 
@@ -126,6 +130,14 @@ class Keys:
     def api_keys_used(self) -> str:
         """Sorted set of API keys' names, by when they were last used. Private."""
         return f"{self.prefix}:keys:used"
+
+    def store_id(self) -> str:
+        """A random name for this store's data, by which a copy knows its source. Private."""
+        return f"{self.prefix}:id"
+
+    def copy_marker(self) -> str:
+        """Hash, where the data is a copy: of which store, and how far it is. Private."""
+        return f"{self.prefix}:copy"
 
     def rates(self) -> str:
         """Prefix of the rate limiter's counters. Private."""

@@ -95,6 +95,8 @@ def without_polling(kind: type[AbstractConnection]) -> type[AbstractConnection]:
     """
 
     class Connection(kind):  # type: ignore[misc, valid-type]
+        library_class = kind
+
         def can_read(self, timeout: float = 0) -> bool:
             return False
 

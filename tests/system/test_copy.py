@@ -1,0 +1,78 @@
+"""A store is copied to a cluster while the service works on it; the copy is killed, and goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import redis
+
+from tests.cluster import running_cluster
+from tests.conftest import running_store
+from tests.system.command import FLASK, environment, flask
+from tests.system.load import COHORT_ID, Load
+from tests.system.service import APP, KEY, ROOT, running, wait_until
+
+PARTITIONS = 12
+
+
+def test_copy__to_a_cluster_under_load__killed_and_resumed__loses_nothing() -> None:
+    with running_store() as url, running_cluster(3, 0) as cluster:
+        words = ("store", "copy", "--to", cluster.url, "--partitions", str(PARTITIONS), "--cluster")
+        env = {"REDIS_URL": url, "RATE_LIMIT": "off"}
+        with running(env) as service, Load(lambda: service.url, KEY) as load:
+            wait_until(lambda: len(load.answered) >= 10_000)
+            with cluster.client() as client:
+                first = subprocess.Popen([*FLASK, *words], cwd=ROOT, env=environment(url))
+                # in the middle of the walk
+                wait_until(lambda: client.hlen("cohorts:copy") > 3)
+                first.send_signal(signal.SIGKILL)
+                first.wait()
+                assert not client.hexists("cohorts:copy", "walked")
+            second = subprocess.Popen(
+                [*FLASK, *words, "--follow", "2", "--json"],
+                cwd=ROOT,
+                env=environment(url),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert second.stderr is not None
+            for line in second.stderr:
+                if line.startswith("Following"):
+                    break
+            goal = len(load.answered) + 2000
+            wait_until(lambda: len(load.answered) >= goal)
+            load.finish()
+        # The cut-over: the old service stops, the copy finds that nothing comes any more.
+        printed, _ = second.communicate(timeout=60)
+        report = json.loads(printed)
+        assert (second.returncode, report["ok"]) == (0, True), report
+        assert report["again"] > 0
+
+        env = {
+            "REDIS_URL": cluster.url,
+            "STORE_CLUSTER": "true",
+            "STORE_PARTITIONS": str(PARTITIONS),
+            "RATE_LIMIT": "off",
+        }
+        with cluster.client() as client:
+            assert members(client) == set(load.answered)
+        with running(env) as service, Load(lambda: service.url, KEY) as more:
+            wait_until(lambda: len(more.answered) >= 500)
+        checked = flask(
+            cluster.url,
+            *("store", "check", "--json"),
+            STORE_CLUSTER="true",
+            STORE_PARTITIONS=str(PARTITIONS),
+        )
+        assert json.loads(checked.stdout)["ok"], checked.stdout
+
+
+def members(client: redis.RedisCluster) -> set[str]:
+    found: set[str] = set()
+    for partition in range(PARTITIONS):
+        key = f"cohorts:{{{APP}:{partition}}}:cohort:{COHORT_ID}:members"
+        found.update(client.zrange(key, 0, -1))
+    return found
