@@ -90,6 +90,7 @@ class Copier:
         self._prefix = source.keys.prefix
         self._marker = target.keys.copy_marker()
         self._read, self._scores = source.script("read.lua"), source.script("scores.lua")
+        self._missing = source.script("missing.lua")
         self._put, self._drop = target.script("put.lua"), target.script("drop.lua")
         self._put_cohort = target.script("cohort.lua")
         self._cohorts: set[tuple[str, bytes]] = set()
@@ -125,7 +126,6 @@ class Copier:
                 if not self._is_walked():
                     self._walk(progress, resume=True)
                     self._target.client.hset(self._marker, "walked", 1)
-                self._catch_up(watch)
                 tell("Comparing …")
                 self._report = CopyReport()
                 self._cohorts.clear()
@@ -408,12 +408,14 @@ class Copier:
 
     def _take_out(self, app_id: str, user_ids: list[bytes]) -> None:
         keys = self._source.keys
-        with self._source.client.pipeline(transaction=False) as pipeline:
-            for user_id in user_ids:
-                base = keys.base(app_id, keys.partition_of(user_id)).encode()
-                pipeline.exists(base + b"user:" + user_id)
-            there: list[int] = pipeline.execute()
-        gone = [user_id for user_id, is_there in zip(user_ids, there, strict=True) if not is_there]
+        parts = _by_partition(keys, user_ids)
+        calls = [Call(keys.changes(app_id, p), users) for p, users in parts.items()]
+        replies = together(self._missing, calls)
+        gone = [
+            users[place - 1]
+            for users, places in zip(parts.values(), replies, strict=True)
+            for place in places
+        ]
         self._report.vanished += len(gone)
         self._copy_users(app_id, gone)
 
@@ -503,10 +505,9 @@ class Copier:
         """Bring what has changed. Returns how many users and cohorts had, in the last round."""
         changed = 0
         for _ in range(rounds):
-            dirty = self._sorted(watch.take())
-            changed = self._bring_dirty(dirty)
-            if not changed:
-                break
+            before, changed = changed, self._bring_dirty(self._sorted(watch.take()))
+            if not changed or changed > before > 0:
+                break  # nothing is left, or more comes in than can be brought
         return changed
 
     def _sorted(self, changed: set[bytes]) -> _Dirty:
