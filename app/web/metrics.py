@@ -25,6 +25,7 @@ _WAYS = {
     "cohorts": "read",
     "export": "read",
     "changes": "read",
+    "history": "read",
     "admin": "admin",
 }
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -36,19 +37,24 @@ def init_app(app: Flask, meter: Meter, gauges: StoreGauges) -> None:
     app.extensions["gauges"] = gauges
     app.register_blueprint(blueprint)
 
+    labels: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def find_labels(method: str, path: str) -> tuple[str, str]:
+        way = _WAYS.get(request.blueprint or "", "other")
+        return labels.setdefault((method, path), (path.rstrip("/") or "/", way))
+
     @app.after_request
     def count(response: Response) -> Response:
-        event, rule = g.event, request.url_rule
-        way = event.get("way") or _WAYS.get(request.blueprint or "", "other")
-        method = request.method
-        meter.request(
-            method if method in _METHODS else "other",
-            (rule.rule.rstrip("/") or "/") if rule else "none",
-            response.status_code,
-            event.get("reason", "none"),
-            way,
-            time.perf_counter() - g.started,
-        )
+        event, started = g.event, g.started
+        method, path = event["method"], event["path"]
+        if path is None:  # a method of any name is possible here
+            method, route, way = method if method in _METHODS else "other", "none", "other"
+        else:
+            route, way = labels.get((method, path)) or find_labels(method, path)
+        way = event.get("way", way)
+        reason = event.get("reason", "none")
+        seconds = time.perf_counter() - started
+        meter.request(method, route, response.status_code, reason, way, seconds)
         if "accepted" in event:
             meter.users(way, event["accepted"], event["changed"], event.get("rejected_by", {}))
         if "store_ms" in event:
