@@ -19,6 +19,7 @@ class Replies:
 
     def __init__(self) -> None:
         self.complaints: list[str] = []
+        told()  # before any threads of a test ask for it
 
     def watch(self, app: Flask) -> Flask:
         """Look at every reply of ``app`` to a call that is described."""

@@ -32,11 +32,14 @@ def test_create__reply__carries_the_id_in_every_known_place(client: FlaskClient)
 def test_create__again_and_by_four_at_once__is_the_same_list(
     make_app: Callable[..., Flask], redis_client: redis.Redis
 ) -> None:
-    app = make_app(store_partitions=2)
+    workers = [make_app(store_partitions=2) for _ in range(4)]
+
+    def create_five(worker: Flask) -> set[str]:
+        return {create(caller(worker)).json["listId"] for _ in range(5)}
+
     with ThreadPoolExecutor(4) as pool:
-        replies = list(pool.map(lambda _: create(caller(app)).json["listId"], range(20)))
-    assert set(replies) == {"abc"}
-    store = app.extensions["store"]
+        assert list(pool.map(create_five, workers)) == [{"abc"}] * 4
+    store = workers[0].extensions["store"]
     assert [record.id for record in store.registry.page(APP)] == ["abc"]
     assert store.registry.find(APP, "abc").earlier_names == {}
 
