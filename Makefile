@@ -45,6 +45,24 @@ fuzz: install ## look for inputs that break the parsers: an hour, or FUZZ_SECOND
 browser: install .venv/installed-browser ## test the dashboard in Chromium, and take its pictures for docs/
 	PICTURES=docs/pictures $(BIN)/pytest tests/system/test_dashboard.py
 
+.venv/audit/installed: requirements-audit.txt .venv/installed
+	test -x .venv/audit/bin/python || $(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check -r requirements-audit.txt
+	@touch $@
+
+audit: .venv/audit/installed ## look for known holes in packages, and for doubtful code of our own
+	.venv/audit/bin/bandit --quiet -ll -r app simulator reader wsgi.py gunicorn.conf.py
+	.ci/audit
+
+sbom: .venv/audit/installed ## write var/sbom.json: all packages, as a CycloneDX bill of materials
+	@mkdir -p var
+	.venv/audit/bin/cyclonedx-py requirements requirements.txt --output-reproducible --of JSON -o var/sbom.json
+
+licences: .venv/audit/installed ## write docs/licences.md
+	{ printf '# Licences\n\nOf the packages in requirements.txt, as they say themselves. Made by `make licences`.\n\n'; \
+	  .venv/audit/bin/pip-licenses --python $(BIN)/python --format markdown --packages \
+	    $$(grep -oE '^[A-Za-z0-9._-]+==' requirements.txt | tr -d = | sed 's/^zope-/zope./'); } > docs/licences.md
+
 lint: .venv/installed-dev ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,8 +88,8 @@ docs: install ## write the parts of docs/ that are made from the code
 		page.write_text(page.read_text().split("\n## ")[0].rstrip() + "\n\n" + reference())'
 
 requirements: .venv/installed-dev ## update the pinned requirements to the newest versions
-	for name in requirements requirements-dev requirements-browser requirements-fuzz; do $(BIN)/uv pip compile --quiet --upgrade --universal \
+	for name in requirements requirements-dev requirements-browser requirements-fuzz requirements-audit; do $(BIN)/uv pip compile --quiet --upgrade --universal \
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test chaos bench bench-rename lint types docs requirements fuzz browser
+.PHONY: help install run test chaos bench bench-rename lint types docs requirements fuzz browser audit sbom licences

@@ -44,7 +44,7 @@ graceful_timeout = 8
 timeout = 60
 
 control_socket_disable = True
-worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108
+worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108  # nosec B108
 logconfig_dict = stdlib_config(settings.log_level)
 
 

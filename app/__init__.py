@@ -74,6 +74,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     web.headers.init_app(app)
     web.events.init_app(app)
     errors.init_app(app)
+    if settings.require_https:
+        web.headers.require_https(app)
     if store.history.is_kept:
         recorder.init_app(app, app.extensions["recorder"])
     auth.init_app(app, settings, ring, rates)

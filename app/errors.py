@@ -150,6 +150,12 @@ class MissingScope(Problem):
     status, reason = 403, "missing_scope"
 
 
+class HttpsRequired(Problem):
+    """This call came by plain HTTP, which is not taken here. Make a new key: this one was seen."""
+
+    status, reason = 403, "https_required"
+
+
 class UnknownUser(Problem):
     """The user is not registered here."""
 

@@ -226,6 +226,12 @@ class Settings:
         help="Number of trusted proxies in front that set X-Forwarded-For and -Proto. "
         "Heroku has 1.",
     )
+    require_https: bool = _setting(
+        _Flag(),
+        default=False,
+        help="Refuse calls that came by plain HTTP. Needs PROXY_HOPS, as a proxy ends TLS. What is "
+        "open to all, the health checks, stays open.",
+    )
     changes_max_entries: int = _setting(
         _whole(1, 1 << 40),
         default=100_000,

@@ -108,7 +108,7 @@ class HttpReader:
                 self._url, json.dumps({"userIds": part}).encode(), self._headers
             )
             try:
-                with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
+                with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310  # nosec B310
                     found += [user["traits"] for user in json.load(reply)["users"]]
             except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
                 raise ReaderError(f"{self._where}: {error}") from None

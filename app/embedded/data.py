@@ -119,7 +119,7 @@ class DataDir:
         self.remove_socket()
         if _takes_socket(self.socket):
             return self.socket
-        for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
+        for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108  # nosec B108
             place = Path(tempfile.mkdtemp(prefix="cohort-receiver-", dir=base)) / "store.sock"
             if _takes_socket(place):
                 self.socket.symlink_to(place)

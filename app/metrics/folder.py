@@ -24,7 +24,7 @@ def base() -> Path:
     """Where the folders are made: in memory where there is such a place, as they are written to
     with every request.
     """
-    in_memory = Path("/dev/shm")  # noqa: S108
+    in_memory = Path("/dev/shm")  # noqa: S108  # nosec B108
     if sys.platform == "linux" and os.access(in_memory, os.W_OK):
         return in_memory
     return Path(tempfile.gettempdir())

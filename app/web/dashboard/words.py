@@ -56,6 +56,10 @@ ADVICE = {
         "The key was revoked.",
         "If that was meant, remove the sender; else make a new key and enter it there.",
     ),
+    "https_required": Advice(
+        "The call came by plain HTTP.",
+        "Enter the address with https:// in Amplitude's destination, and a new key there.",
+    ),
     "missing_scope": Advice(
         "The key is good, but may not send cohorts.",
         "Enter a key with the scope ingest in Amplitude's destination, not one that reads.",

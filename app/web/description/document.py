@@ -22,6 +22,7 @@ from app.errors import (
     BodyTimeout,
     BodyTooLarge,
     ExpiredKey,
+    HttpsRequired,
     InvalidCredentials,
     InvalidEncoding,
     InvalidJson,
@@ -101,6 +102,7 @@ _OF_CALLERS = (
     InvalidCredentials,
     ExpiredKey,
     RevokedKey,
+    HttpsRequired,
     MissingScope,
     RateLimited,
 )
