@@ -20,6 +20,8 @@ from app.store.together import together
 
 # Cohorts that one script call tells of: about 2 ms of the store's time.
 COHORTS_PER_CALL = 250
+# Cohorts of which one call tells what they are sorted by: about a millisecond.
+SORTED_PER_CALL = 1000
 # In the order of ids, only so many are looked at for one page; a filter may leave few of them.
 LOOKED_AT = 10_000
 # In any other order all must be looked at. An app with more can only be listed by id.
@@ -73,6 +75,7 @@ class Catalog:
         self._keys = keys
         self._registry = registry
         self._script = client.register_script((files("app.store") / "cohorts.lua").read_text())
+        self._order = client.register_script((files("app.store") / "order.lua").read_text())
 
     def page(
         self,
@@ -97,6 +100,10 @@ class Catalog:
         """
         if sort == "id":
             return self._by_id(app_id, which, after[1] if after else "", limit)
+        # Of several partitions, the one that knows when a cohort arrived need not list it.
+        is_number = sort == "members" or (sort == "last_received" and self._keys.partitions == 1)
+        if which == Filter() and is_number:
+            return self._by_number(app_id, sort, descending, after, limit)
         now_ms = time.time_ns() // 1_000_000
 
         def place(cohort: CohortSummary) -> tuple[Any, str]:
@@ -117,6 +124,47 @@ class Catalog:
         more = len(found) > limit
         del found[limit:]
         return Listing(found, place(found[-1]) if more else None)
+
+    def _by_number(
+        self,
+        app_id: str,
+        sort: str,
+        descending: bool,
+        after: tuple[Any, str] | None,
+        limit: int,
+    ) -> Listing:
+        """Cohorts in the order of a number: that alone is read of all, the rest of a page only."""
+        places = ((number, cohort_id) for cohort_id, number in self._numbers(app_id, sort).items())
+        if after is not None:
+            follows = after.__gt__ if descending else after.__lt__
+            places = (place for place in places if follows(place))
+        found = (heapq.nlargest if descending else heapq.nsmallest)(limit + 1, places)
+        more = len(found) > limit
+        del found[limit:]
+        summaries = list(self._summaries(app_id, [cohort_id for _, cohort_id in found]))
+        return Listing(summaries, found[-1] if more else None)
+
+    def _numbers(self, app_id: str, sort: str) -> dict[str, int]:
+        """What all cohorts are sorted by."""
+        numbers: dict[bytes, int] = {}
+        after: dict[int, bytes | str] = dict.fromkeys(range(self._keys.partitions), "")
+        while after:
+            calls = [
+                Call(self._keys.changes(app_id, partition), [sort, last, SORTED_PER_CALL])
+                for partition, last in after.items()
+            ]
+            with translated():
+                shares: list[list[Any]] = together(self._order, calls)
+            for partition, share in zip(list(after), shares, strict=True):
+                for cohort_id, number in zip(share[::2], share[1::2], strict=True):
+                    numbers[cohort_id] = numbers.get(cohort_id, 0) + number
+                if len(share) < 2 * SORTED_PER_CALL:
+                    del after[partition]
+                else:
+                    after[partition] = share[-2]
+            if len(numbers) > SORTED_AT_MOST:
+                raise TooManyToSort
+        return {cohort_id.decode(): number for cohort_id, number in numbers.items()}
 
     def _by_id(self, app_id: str, which: Filter, after: str, limit: int) -> Listing:
         now_ms = time.time_ns() // 1_000_000

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import apps, reads, rename
+from bench import apps, pages, reads, rename
 from tests.system.service import ROOT
 
 
@@ -85,3 +85,12 @@ def test_bench_apps__a_flood_of_one_app__leaves_another_its_turns() -> None:
         # That is told so, and not in ms, as other programs may have the machine busy.
         noisy_ms = clients / row.noisy_per_second * 1000
         assert row.p50_ms < 0.6 * noisy_ms, row
+
+
+def test_bench_pages__small_numbers__asks_for_every_page() -> None:
+    plan = pages.Plan(cohorts=120, requests=4000, requests_per_sync=40, repeat=1)
+    results = pages.measure(plan, lambda line: None)
+    assert len(results.pages) == 10
+    assert all(page.size > 1000 and min(page.took_ms) > 0 for page in results.pages)
+    assert 50 < results.bytes_per_request < 1000
+    assert all(bar.name in results.text() for bar in results.bars())
