@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,15 +70,11 @@ class ApiKeys:
         with translated():
             fields: dict[Any, Any] = self._client.hgetall(self._name)
         found = []
-        for name, value in fields.items():
-            key_id, colon, _ = name.decode().partition(":")
-            if not colon:
-                ends = {
-                    f"{end}_ms": int(ms)
-                    for end in ("expires", "revoked")
-                    if (ms := fields.get(f"{key_id}:{end}".encode()))
-                }
-                found.append(StoredKey(**{**orjson.loads(value), "id": key_id, **ends}))
+        for name in fields:
+            # What can't be read is no key, and must not keep the others from being read.
+            with suppress(KeyError, TypeError, ValueError):
+                if b":" not in name:
+                    found.append(_stored_key(name.decode(), fields))
         return sorted(found, key=lambda key: (key.created_ms, key.id))
 
     def create(self, key: StoredKey) -> bool:
@@ -125,6 +122,22 @@ class ApiKeys:
                 fields = (key.id, f"{key.id}:expires", f"{key.id}:revoked")
                 self._client.hdel(self._name, *fields)
                 self._client.zrem(self._used_name, key.id)
+
+
+def _stored_key(key_id: str, fields: Mapping[bytes, bytes]) -> StoredKey:
+    """A key from the fields of the hash. A later version may keep more than these."""
+    record = orjson.loads(fields[key_id.encode()])
+    expires, revoked = (fields.get(f"{key_id}:{end}".encode()) for end in ("expires", "revoked"))
+    bytes.fromhex(record["digest"])
+    return StoredKey(
+        id=key_id,
+        digest=record["digest"],
+        app_id=record["app_id"],
+        scope=record["scope"],
+        created_ms=int(record["created_ms"]),
+        expires_ms=int(expires) if expires else None,
+        revoked_ms=int(revoked) if revoked else None,
+    )
 
 
 def _now_ms() -> int:

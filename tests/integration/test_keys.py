@@ -331,3 +331,21 @@ def test_keys__with_another_prefix__are_apart(make_app: Callable[..., Flask]) ->
     stored: ApiKeys = app.extensions["store"].api_keys
     assert len(stored.all()) == 1
     assert len(make_app().extensions["store"].api_keys.all()) == 0
+
+
+def test_keys__beside_records_that_can_not_be_read__are_taken(
+    app: Flask, run: Run, redis_client: redis.Redis
+) -> None:
+    key, key_id = make(run)
+    record = json.loads(redis_client.hget("cohorts:keys", key_id))
+    redis_client.hset("cohorts:keys", key_id, json.dumps({**record, "of a later version": 1}))
+    for name, value in (
+        ("no-json", "{"),
+        ("no-object", "1"),
+        ("no-digest", json.dumps({**record, "digest": "xyz"})),
+        ("no-app", json.dumps({"digest": record["digest"]})),
+    ):
+        redis_client.hset("cohorts:keys", name, value)
+    refresh(app)
+    assert post(app, key) == (200, None)
+    assert [k["id"] for k in json.loads(run("keys", "list", "--json").stdout)][1:] == [key_id]

@@ -1,0 +1,57 @@
+"""Backup and restore, as docs/operations.md describes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from simulator import payloads
+from tests.conftest import socket_url, start_store, store_folder
+from tests.system.command import flask
+from tests.system.service import APP, running, wait_until
+
+TRAIT = "[Amplitude] Power users: abc123"
+
+
+@contextmanager
+def store_in(folder: Path, *options: str) -> Iterator[tuple[str, redis.Redis]]:
+    """Run a store on the files of a folder. Gives its address, and a client."""
+    store = start_store(folder, *options)
+    try:
+        with redis.Redis.from_url(socket_url(folder)) as client:
+            yield socket_url(folder), client
+    finally:
+        store.terminate()
+        store.wait(30)
+
+
+def test_restore__of_a_snapshot__brings_back_users_cohorts_and_keys() -> None:
+    ids = payloads.user_ids(1000)
+    with store_folder() as lost, store_folder() as restored:
+        with store_in(lost, "--appendonly", "yes", "--dbfilename", "backup.rdb") as (url, client):
+            with running({"REDIS_URL": url}) as service:
+                assert service.post(payloads.batch(ids, TRAIT, True)).status == 200
+            made = flask(url, "keys", "create", "--json", "--app-id", APP)
+            key = json.loads(made.stdout)["key"]
+            client.save()
+
+        shutil.copy(lost / "backup.rdb", restored / "dump.rdb")
+        with store_in(restored, "--appendonly", "no") as (url, client):
+            client.config_set("appendonly", "yes")
+            with running({"REDIS_URL": url, "API_KEYS": ""}) as service:
+                headers = {"Authorization": f"Bearer {key}"}
+                again = service.post(payloads.batch(ids, TRAIT, True), **headers)
+                assert (again.json()["accepted"], again.json()["changed"]) == (1000, 0)
+                late = service.post(payloads.batch(["late"], TRAIT, True), **headers)
+                assert late.json()["changed"] == 1
+                checked = flask(url, "store", "check", "--json")
+                assert checked.returncode == 0, checked.stdout
+            wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+
+        with store_in(restored, "--appendonly", "yes") as (_, client):  # from then on
+            assert client.zcard(f"cohorts:{{{APP}}}:cohort:abc123:members") == 1001
