@@ -76,6 +76,9 @@ bench: install ## measure the speed, beside the afternoon version and the store 
 bench-rename: install ## rename a cohort of a million members under load, and kill the service meanwhile
 	$(BIN)/python -m bench rename $(BENCH)
 
+bench-cluster: install ## measure clusters of one, two and three masters, and what waiting for replicas costs
+	$(BIN)/python -m bench cluster $(BENCH)
+
 docs: install ## write the parts of docs/ that are made from the code
 	$(BIN)/python -c 'import re, pathlib; from app.settings import reference; \
 		page = pathlib.Path("docs/configuration.md"); \
@@ -92,4 +95,4 @@ requirements: .venv/installed-dev ## update the pinned requirements to the newes
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test chaos bench bench-rename lint types docs requirements fuzz browser audit sbom licences
+.PHONY: help install run test chaos bench bench-rename bench-cluster lint types docs requirements fuzz browser audit sbom licences

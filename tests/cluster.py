@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _is_healthy(client: Any, nodes: int) -> bool:
     if info["cluster_state"] != "ok" or int(info["cluster_known_nodes"]) < nodes:
         return False
     replication = client.info("replication")
-    return replication["role"] == "master" or replication["master_link_status"] == "up"
+    return bool(replication["role"] == "master" or replication["master_link_status"] == "up")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -178,7 +179,7 @@ def _join(cluster: Cluster) -> None:
     )
     for number, node in enumerate(cluster.nodes[masters:]):
         master = cluster.masters[number % masters].client.execute_command("CLUSTER", "MYID")
-        until(lambda node=node, master=master: _replicates(node, master))
+        until(partial(_replicates, node, master))
     cluster.wait_until_healthy()
 
 
