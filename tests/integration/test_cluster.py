@@ -19,7 +19,7 @@ from tests.cluster import Cluster, Node, running_cluster, running_server
 from tests.conftest import running_store
 from tests.integration import test_contract, test_segment, test_webhook
 from tests.integration.conftest import APP, caller
-from tests.integration.reading import KEYS, Reader
+from tests.integration.reading import ADMIN_KEY, KEYS, Reader
 from tests.integration.state import members, traits, transitions
 
 TRAIT, COHORT = "[Amplitude] Power users: abc123", "abc123"
@@ -291,3 +291,30 @@ def test_keys__made_by_command__are_kept_on_a_cluster_too(
     store.api_keys.revoke(kept.id)
     app.extensions["keyring"].refresh()
     assert http.post(payloads.COHORT_PATH, json=body).json["reason"] == "revoked_key"
+
+
+def test_history_and_dashboard__on_a_cluster__tell_what_happened(
+    make_app: Callable[..., Flask],
+) -> None:
+    app = make_app(store_partitions=8, **KEYS)
+    http = caller(app)
+    for n in range(20):
+        http.post(
+            payloads.COHORT_PATH,
+            json=payloads.batch([f"u{n}", f"v{n}"], f"[Amplitude] n: {n % 5}", True),
+        )
+    http.post(payloads.COHORT_PATH, data=b"{", content_type="application/json")
+    caller(app, "wrong").post(payloads.COHORT_PATH, json={})
+    app.extensions["recorder"].flush()
+    reader = Reader(app)
+    syncs = reader.get("/api/v1/syncs").json["syncs"]
+    told = sorted((sync["cohortId"] or "", sync["requests"], sync["entered"]) for sync in syncs)
+    assert told == [("", 1, 0), *((str(n), 4, 8) for n in range(5))]
+    for n in range(5):
+        assert reader.get(f"/api/v1/cohorts/{n}/sizes").json["sizes"][-1]["members"] == 8
+    browser = app.test_client()
+    assert browser.post("/login", data={"key": ADMIN_KEY}).status_code == 303
+    for path in ("/", "/cohort?id=1", "/syncs", f"/sync?id={syncs[0]['id']}", "/users?id=u1"):
+        assert browser.get(path).status_code == 200, path
+    assert "Store memory" in browser.get("/health").text
+    assert "1 request." in browser.get("/").text
