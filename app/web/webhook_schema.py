@@ -18,6 +18,8 @@ from app.web.schemas import Base, Items, Text, accept_user_id
 
 MAX_MESSAGE_ID_BYTES = 256
 _TRAIT = "[Amplitude] {}: {}"
+# Whole numbers below it are each a float of their own; beyond it, two ids would become one.
+_EXACT = 2**53
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 # Seconds pass this in the year 5138; milliseconds have been beyond it since 1973.
 _LEAST_MS = 10**11
@@ -38,7 +40,9 @@ class Id(Text):
         return {"anyOf": [super().json_schema(), {"type": "integer"}], "example": "abc123"}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if type(value) is int or (type(value) is float and value.is_integer()):
+        if type(value) is int or (
+            type(value) is float and value.is_integer() and abs(value) < _EXACT
+        ):
             return str(int(value))
         if not isinstance(value, str):
             raise ValidationError("Must be a string or a whole number.")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import redis
 import urllib3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,3 +180,9 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             service.stop()
+
+
+def stored(client: redis.Redis) -> list[str]:
+    """Keys of users, members and changes. The history of the tests before may still come in."""
+    parts = ("user:*", "*:members", "changes")
+    return [key for part in parts for key in client.keys(f"cohorts:{{*}}:{part}")]

@@ -8,7 +8,7 @@ import time
 import redis
 
 from simulator import payloads
-from tests.system.service import APP, COHORT_PATH, KEY, Service
+from tests.system.service import APP, COHORT_PATH, KEY, Service, stored
 
 
 def test_header_request__as_printed__sets_the_trait(
@@ -87,7 +87,7 @@ def test_wrong_key__is_401(service: Service, redis_client: redis.Redis) -> None:
     assert (reply.status, reply.json()["reason"]) == (401, "invalid_credentials")
     reply = service.post(payloads.identify("u", "n: 1", True), api_key=KEY, app_id="another")
     assert (reply.status, reply.json()["reason"]) == (401, "invalid_credentials")
-    assert redis_client.keys("cohorts:{*") == []
+    assert stored(redis_client) == []
 
 
 def test_no_key__is_401(service: Service) -> None:
