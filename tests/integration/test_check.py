@@ -387,7 +387,7 @@ def test_check__in_the_middle_of_a_rename_and_a_deletion__finds_nothing(
     store_url: str, redis_client: redis.Redis
 ) -> None:
     store = Store(connect(Settings(redis_url=store_url)), partitions=2)
-    users = [f"user-{n}" for n in range(2000)]
+    users = [f"user-{n}" for n in range(4000)]
     for trait in (OLD, TWO):
         say(store, trait, True, *users)
         say(store, trait, False, *users[:700])
