@@ -37,7 +37,7 @@ def test_header_request__as_printed__sets_the_trait(
 def test_single_update__as_printed__sets_and_clears_the_trait(
     service: Service, redis_client: redis.Redis
 ) -> None:
-    for value, stored in (("true", "true"), ("false", "false")):
+    for value, kept in (("true", "true"), ("false", "false")):
         body = f"""
 {{
     "type": "identify",
@@ -54,7 +54,7 @@ def test_single_update__as_printed__sets_and_clears_the_trait(
 }}"""
         assert service.post(body.encode()).status == 200
         assert redis_client.hgetall("cohorts:{TEST_APP_ID}:user:user 1") == {
-            "[Amplitude] Power users: abc123": stored
+            "[Amplitude] Power users: abc123": kept
         }
 
 
