@@ -226,7 +226,7 @@ def test_stalled_clients__two_hundred_of_them__leave_others_answered_as_before(
     with stalled_clients(service, 200):
         during = times(service, 40)
     # Other programs may use the machine, so the bound is not the one of a benchmark.
-    assert statistics.median(during) < 3 * statistics.median(before) + 0.02
+    assert statistics.median(during) < 3 * statistics.median(before) + 0.1
     assert statistics.median(during) < 1
 
 
