@@ -2,7 +2,6 @@
 
 import gc
 import os
-import signal
 import sys
 import time
 
@@ -59,6 +58,13 @@ logger_class = QuietLogger
 
 # Before anything that counts is imported. docs/metrics.md
 metrics_folder = folder.prepare(os.environ)
+
+
+def post_fork(server, worker):
+    """Let Ctrl-C end a worker as SIGTERM does, from its first moment on."""
+    # gunicorn's own way ends it in the middle of a request, and of gevent's own work, which says
+    # so with a traceback.
+    worker.handle_quit = worker.handle_exit
 
 
 def child_exit(server, worker):
@@ -125,11 +131,6 @@ def _has_ended(body, seconds):
 
 def post_worker_init(worker):
     """Begin the background work of a worker, once it has loaded the service."""
-    # Ctrl-C reaches the master and all workers; the master tells them what to do. What it tells
-    # them then would end them in the middle of a request, and of gevent's own work, which says so
-    # with a traceback: they end as they do when they are told by SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGQUIT, worker.handle_exit)
     # A batch is thousands of short-lived objects and no cycle: looking for cycles each time they
     # add up, among all that the libraries hold for good, took a sixth of a worker's time.
     gc.collect()
