@@ -79,6 +79,9 @@ bench-rename: install ## rename a cohort of a million members under load, and ki
 bench-cluster: install ## measure clusters of one, two and three masters, and what waiting for replicas costs
 	$(BIN)/python -m bench cluster $(BENCH)
 
+bench-growth: install ## grow a cohort to ten million users, and see what becomes of speed: some minutes
+	$(BIN)/python -m bench growth $(BENCH)
+
 docs: install ## write the parts of docs/ that are made from the code
 	$(BIN)/python -c 'import re, pathlib; from app.settings import reference; \
 		page = pathlib.Path("docs/configuration.md"); \
@@ -95,4 +98,4 @@ requirements: .venv/installed-dev ## update the pinned requirements to the newes
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test chaos bench bench-rename bench-cluster lint types docs requirements fuzz browser audit sbom licences
+.PHONY: help install run test chaos bench bench-rename bench-cluster bench-growth lint types docs requirements fuzz browser audit sbom licences

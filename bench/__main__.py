@@ -1,8 +1,8 @@
 """``python -m bench``: compare the service with the afternoon version and the store alone, then
 its reads with a bare Flask.
 
-By themselves: ``python -m bench reads``, ``pages``, ``rename``, ``stalled``, ``apps`` and
-``cluster``.
+By themselves: ``python -m bench reads``, ``pages``, ``rename``, ``stalled``, ``apps``, ``cluster``
+and ``growth``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 import sys
 from pathlib import Path
 
-from bench import apps, cluster, docs, pages, reads, rename, stalled
+from bench import apps, cluster, docs, growth, pages, reads, rename, stalled
 from bench.measure import Plan, measure, tell_stderr
 from bench.report import Results
 
 OTHERS = {
     "apps": apps.main,
     "cluster": cluster.main,
+    "growth": growth.main,
     "pages": pages.main,
     "reads": reads.main,
     "rename": rename.main,

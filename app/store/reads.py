@@ -19,6 +19,8 @@ from app.store.together import together
 # call takes the store about 2 ms.
 USERS_PER_CALL = 500
 TRAITS_PER_CALL = 2000
+# Of a user with very many, traits that one call reads: about a millisecond.
+TRAITS_PER_PIECE = 300
 # Members that one script call reads: about 2 ms of the store's time.
 MEMBERS_PER_CALL = 5000
 
@@ -65,6 +67,7 @@ class Reads:
         self._client = client
         self._keys = keys
         self._users = client.register_script((files("app.store") / "users.lua").read_text())
+        self._traits = client.register_script((files("app.store") / "user_traits.lua").read_text())
         self._members = client.register_script((files("app.store") / "members.lua").read_text())
 
     def user(self, app_id: str, user_id: str) -> User:
@@ -176,10 +179,27 @@ class Reads:
         ]
         return together(self._users, calls)
 
+    def _all_traits(self, app_id: str, partition: int, user_id: str) -> list[bytes]:
+        """The row of a user with very many traits, read some at a time and so not at one moment."""
+        found: dict[bytes, bytes] = {}
+        cursor: bytes = b"0"
+        while True:
+            cursor, row = self._traits(
+                keys=[self._keys.changes(app_id, partition)],
+                args=[user_id, cursor, TRAITS_PER_PIECE],
+            )
+            found.update(zip(row[::2], row[1::2], strict=True))
+            if cursor == b"0":
+                return [part for pair in found.items() for part in pair]
+
     def _complete(
         self, app_id: str, partition: int, user_ids: list[str], rows: list[list[bytes]]
     ) -> list[User]:
         """Users from the script's rows. Asks for the cohorts that the script could not tell."""
+        rows = [
+            self._all_traits(app_id, partition, user_id) if len(row) == 1 else row
+            for user_id, row in zip(user_ids, rows, strict=True)
+        ]
         users = []
         open_ends: dict[str, list[tuple[User, Cohort]]] = {}
         # Most users have the same traits as others, in the same order.

@@ -19,7 +19,7 @@ from app.settings import Settings
 from app.store import Store, connect
 from simulator.payloads import COHORT_PATH, identify
 from tests.integration.conftest import APP, KEY, caller
-from tests.integration.reading import KEYS, OTHER_KEY, Reader, say
+from tests.integration.reading import KEYS, OTHER_KEY, READ_KEY, Reader, say
 
 ONE, TWO, NO_ID = "[Amplitude] one: 1", "two: b: 2", "no id"
 NO_ID_ID = "name-745677f0e14bf1bdd94d58d8"
@@ -391,3 +391,24 @@ class TestExport:
         say(store, ONE, False, ["u"])
         assert reader.get("/api/v1/cohorts/1/members.ndjson").data == b""
         assert reader.get("/api/v1/cohorts/1/members.csv").data == b'"user_id","since"\r\n'
+
+
+def test_user__of_very_many_cohorts__is_read_whole_and_in_short_calls(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(**KEYS)
+    traits = {f"Cohort {n}: c{n}": n % 3 > 0 for n in range(4000)}
+    traits["no colon"] = traits["n: é"] = True
+    sent = {"type": "identify", "userId": "u", "traits": traits}
+    assert caller(app).post(COHORT_PATH, json=sent).status_code == 200
+    redis_client.config_resetstat()
+    reader = caller(app, READ_KEY)
+    told = reader.get("/api/v1/users/u").json
+    calls = redis_client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert told["traits"] == traits
+    assert sorted(cohort["trait"] for cohort in told["cohorts"]) == sorted(
+        name for name, member in traits.items() if member
+    )
+    assert calls > 8
+    both = reader.post("/api/v1/users/query", json={"userIds": ["nobody", "u"]}).json["users"]
+    assert both[1] == told
