@@ -37,7 +37,9 @@ class Id(Text):
     """An id, as a string or a whole number."""
 
     def json_schema(self) -> dict[str, Any]:
-        return {"anyOf": [super().json_schema(), {"type": "integer"}], "example": "abc123"}
+        # Larger ones come rounded: whose id it was can't be told.
+        whole = {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 64) - 1}
+        return {"anyOf": [super().json_schema(), whole], "example": "abc123"}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if type(value) is int or (
