@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +15,14 @@ from flask import Flask
 
 from app.cohorts import Cohort, MembershipChange
 from app.settings import ApiKey, Settings
-from app.store import Copier, CopyRefused, PlaceLost, Store, connect, side
+from app.store import Copier, CopyRefused, PlaceLost, Store, connect, side, wait_for
 from simulator import payloads
-from tests.cluster import Cluster, running_cluster
+from tests.cluster import Cluster, running_cluster, running_server
 from tests.conftest import running_store
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.reading import say
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 OLD, NEW, OTHER = "[Amplitude] Old name: 1", "[Amplitude] New name: 1", "No id at all"
 
 
@@ -317,3 +321,33 @@ def test_command__copies_and_says_so(
     assert runner.invoke(args=[*words, "--cluster"]).exit_code == 2
     assert runner.invoke(args=["store", "copy", "--to", "x", "--partitions", "1"]).exit_code == 2
     assert KEY not in done.output
+
+
+def rights(page: str, first: str) -> list[str]:
+    """The rights that a page lists in a block that begins so."""
+    block = re.search(rf"^({re.escape(first)}.*)$", (DOCS / page).read_text(), re.M)
+    assert block
+    return block[1].split()
+
+
+def test_user_of_its_own__with_the_rights_of_the_pages__is_refused_nothing() -> None:
+    _, name, *own = (DOCS / "acl" / "service.acl").read_text().replace("PASSWORD", "pw").split()
+    own += rights("scaling.md", "+cluster|slots") + rights("moving.md", "+client|id")
+    with running_server() as single, running_cluster(2, 1) as cluster:
+        nodes = [single, *cluster.nodes]
+        try:
+            for node in nodes:
+                node.client.execute_command("ACL", "SETUSER", name, *own)
+        except redis.ResponseError as error:
+            pytest.skip(f"an older store, with fewer commands: {error}")
+        one, many = (url.replace("//", f"//{name}:pw@") for url in (single.url, cluster.url))
+        source = settings_of(one, 1)
+        target = replace(settings_of(many, 4, cluster=True), store_wait_replicas=1)
+        say(open_store(source), OTHER, True, payloads.user_ids(50))
+        open_store(source).register_users(APP, ["registered"])
+        assert copy(source, target, follow_seconds=0.1).ok
+        assert copy(source, target).ok
+        store = Store(connect(target), partitions=4, wait=wait_for(target))
+        say(store, OTHER, False, payloads.user_ids(50))
+        assert store.checker.run([APP]).ok
+        assert [entry for node in nodes for entry in node.client.acl_log()] == []
