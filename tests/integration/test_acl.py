@@ -74,6 +74,9 @@ def use(app: Flask) -> None:
     for _ in range(2):
         http.post(payloads.COHORT_PATH, json=payloads.batch([USER, "bob"], f"n: {COHORT}", True))
     http.post(payloads.COHORT_PATH, json=payloads.batch([USER], f"renamed: {COHORT}", True))
+    very_many = {f"{n}: {n}": True for n in range(1100)}
+    http.post(payloads.COHORT_PATH, json={**BODY, "userId": "bob", "traits": very_many})
+    assert len(http.get("/api/v1/users/bob").json["traits"]) > 1000
     webhook = {**BODY, "computed_time": 1, "message_id": "m"}
     http.post(payloads.WEBHOOK_PATH, json=webhook)
     http.post(payloads.COHORT_PATH, json=payloads.batch([USER], f"n: {COHORT}", False))
