@@ -40,7 +40,8 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 call('XLEN', stream)
 
 local message_key = base .. 'message:' .. message
-if message ~= '' and call('EXISTS', message_key) == 1 then return {1, 0, {}, {}, {}, {}, {}} end
+-- A write, so that a caller who then waits for replicas waits for what the first time wrote too.
+if message ~= '' and call('PEXPIRE', message_key, HORIZON) == 1 then return {1, 0, {}, {}, {}, {}, {}} end
 
 local changes, changed, unknown, suppressed, conflicts, refused = 0, {}, {}, {}, {}, {}
 local moves = {}

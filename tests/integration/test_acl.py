@@ -142,7 +142,7 @@ def test_service__as_its_own_user__has_few_rights_that_it_does_not_use(
 
 # Needed, but not in an ordinary run: repairs, the end of long jobs, and what a server is asked when
 # it has lost its scripts.
-RARELY_USED = {"type", "lrange", "ltrim", "script|exists"}
+RARELY_USED = {"type", "lrange", "ltrim", "script|exists", "script|load"}
 
 
 @pytest.mark.parametrize(
