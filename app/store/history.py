@@ -257,15 +257,20 @@ def in_calls(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         yield portion
 
 
+# The values that may be left out at the end of a record, in their order.
+_DEFAULTS = list(RequestRecord._field_defaults.values())
+_NEEDED = len(RequestRecord._fields) - len(_DEFAULTS)
+
+
 def _trimmed(record: RequestRecord) -> list[Any]:
     """A record's values, without those at the end that are as by default."""
-    values = list(record._replace(rejections=[list(pair) for pair in record.rejections] or ()))  # type: ignore[arg-type]
-    defaults = RequestRecord._field_defaults
-    for name in reversed(RequestRecord._fields):
-        if name not in defaults or values[-1] != defaults[name]:
-            break
-        values.pop()
-    return values
+    values: list[Any] = list(record)
+    if record.rejections:
+        values[-1] = [list(pair) for pair in record.rejections]
+    kept = len(values)
+    while kept > _NEEDED and values[kept - 1] == _DEFAULTS[kept - 1 - _NEEDED]:
+        kept -= 1
+    return values[:kept]
 
 
 def _record(row: bytes) -> RequestRecord:
