@@ -18,12 +18,12 @@ install: .venv/installed ## make .venv with all that the service and its tests n
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	@touch $@
 
-.venv/installed-browser: .venv/installed requirements-browser.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+.venv/installed-browser: .venv/installed requirements/browser.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/browser.txt
 	@touch $@
 
 run: install ## start the service on its own store, and say how to try it
@@ -39,15 +39,15 @@ FUZZ_SECONDS ?= 3600
 
 fuzz: install ## look for inputs that break the parsers: an hour, or FUZZ_SECONDS
 	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: \
-		-r requirements-fuzz.txt || true
+		-r requirements/fuzz.txt || true
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 
 browser: install .venv/installed-browser ## test the dashboard in Chromium, and take its pictures for docs/
 	PICTURES=docs/pictures $(BIN)/pytest tests/system/test_dashboard.py
 
-.venv/audit/installed: requirements-audit.txt .venv/installed
+.venv/audit/installed: requirements/audit.txt .venv/installed
 	test -x .venv/audit/bin/python || $(BIN)/python -m venv .venv/audit
-	.venv/audit/bin/pip install --quiet --disable-pip-version-check -r requirements-audit.txt
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check -r requirements/audit.txt
 	@touch $@
 
 audit: .venv/audit/installed ## look for known holes in packages, and for doubtful code of our own
@@ -94,7 +94,7 @@ docs: install ## write the parts of docs/ that are made from the code
 		page.write_text(page.read_text().split("\n## ")[0].rstrip() + "\n\n" + reference())'
 
 requirements: .venv/installed-dev ## update the pinned requirements to the newest versions
-	for name in requirements requirements-dev requirements-browser requirements-fuzz requirements-audit; do $(BIN)/uv pip compile --quiet --upgrade --universal \
+	for name in requirements requirements/dev requirements/browser requirements/fuzz requirements/audit; do $(BIN)/uv pip compile --quiet --upgrade --universal \
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
