@@ -118,6 +118,8 @@ def test_sync__requests_given_up__fail() -> None:
 
 
 def test_sync__interrupted__prints_the_table_and_exits_130() -> None:
+    # Tests that run in the background of a script would hand on that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Receiver(delay=0.05) as receiver:
         process = subprocess.Popen(
             [
