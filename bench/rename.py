@@ -67,7 +67,7 @@ class Plan:
     members: int = 1_000_000
     batch: int = 1000
     clients: int = 16
-    share: float = 0.6
+    share: float = 0.3
     seconds: float = 20.0
     settle_seconds: float = 2.0
     kill_at: float = 0.6
