@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from unittest.mock import Mock
 
 import redis
 from flask import Flask, Response, jsonify
 
 PREFIX = os.environ["USER_KEYS"]
 
+
+class Nothing:
+    """Stands where gunicorn.conf.py expects a part of the service that works beside requests."""
+
+    def start(self) -> None:
+        """There is no background work."""
+
+    def flush(self) -> None:
+        """There are no metrics."""
+
+    def finish(self) -> None:
+        """There is no history."""
+
+
 app = Flask(__name__)
-# What gunicorn.conf.py asks of the service does nothing here.
-app.extensions = defaultdict(Mock)
+app.extensions = defaultdict(Nothing)
 store = redis.Redis.from_url(os.environ["REDIS_URL"], decode_responses=True)
 
 
