@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -67,3 +68,20 @@ class Reader:
             following = link and link.removeprefix("<").removesuffix('>; rel="next"')
             assert bool(following) == (reply.json["next"] is not None)
         return found
+
+
+# For modules to take over as they are: `app, store = reading.app, reading.store`.
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
+    return make_app(store_partitions=request.param, **KEYS)
+
+
+@pytest.fixture
+def store(app: Flask) -> Store:
+    store: Store = app.extensions["store"]
+    return store
+
+
+@pytest.fixture
+def reader(app: Flask) -> Reader:
+    return Reader(app)

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
-from flask import Flask
 
 from app.store import EntryId, PlaceLost, Store
 from app.store import changes as store_changes
+from tests.integration import reading
 from tests.integration.conftest import APP
-from tests.integration.reading import KEYS, Reader, say
+from tests.integration.reading import Reader, say
 
 ONE = "[Amplitude] one: 1"
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
-def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
-    return make_app(store_partitions=request.param, **KEYS)
-
-
-@pytest.fixture
-def store(app: Flask) -> Store:
-    store: Store = app.extensions["store"]
-    return store
-
-
-@pytest.fixture
-def reader(app: Flask) -> Reader:
-    return Reader(app)
+app, store, reader = reading.app, reading.store, reading.reader
 
 
 def told(reader: Reader, cursor: str = "earliest", limit: int = 100) -> tuple[list[Any], str]:

@@ -14,27 +14,15 @@ from flask import Flask
 from app.cohorts import Cohort
 from app.store import Store, catalog
 from app.store import freshness as book
+from tests.integration import reading
 from tests.integration.conftest import APP
-from tests.integration.reading import ADMIN_KEY, KEYS, Reader, say
+from tests.integration.reading import ADMIN_KEY, Reader, say
 
 HOUR = 3600 * 1000
 DAY = 24 * HOUR
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
-def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
-    return make_app(store_partitions=request.param, **KEYS)
-
-
-@pytest.fixture
-def store(app: Flask) -> Store:
-    store: Store = app.extensions["store"]
-    return store
-
-
-@pytest.fixture
-def reader(app: Flask) -> Reader:
-    return Reader(app)
+app, store, reader = reading.app, reading.store, reading.reader
 
 
 @pytest.fixture

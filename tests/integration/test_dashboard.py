@@ -22,6 +22,7 @@ from app.store import Size, Store
 from app.store.errors import StoreError
 from app.web.dashboard import charts, words
 from simulator.payloads import COHORT_PATH, batch, identify
+from tests.integration import reading
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.reading import ADMIN_KEY, KEYS, OTHER_KEY, READ_KEY, say
 
@@ -29,15 +30,7 @@ ONE = "[Amplitude] Power users: abc123"
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
-def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
-    return make_app(store_partitions=request.param, **KEYS)
-
-
-@pytest.fixture
-def store(app: Flask) -> Store:
-    store: Store = app.extensions["store"]
-    return store
+app, store = reading.app, reading.store
 
 
 class Browser:

@@ -19,22 +19,15 @@ from app.recorder import Recorder
 from app.store import Store, sizes
 from app.store.errors import StoreError, StoreTimeout
 from simulator.payloads import COHORT_PATH, batch, identify
+from tests.integration import reading
 from tests.integration.conftest import APP, KEY, caller
-from tests.integration.reading import KEYS, OTHER_KEY, READ_KEY, Reader
+from tests.integration.reading import OTHER_KEY, READ_KEY, Reader
 
 ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
 MINUTE = 60_000
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
-def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
-    return make_app(store_partitions=request.param, **KEYS)
-
-
-@pytest.fixture
-def store(app: Flask) -> Store:
-    store: Store = app.extensions["store"]
-    return store
+app, store = reading.app, reading.store
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from app.cohorts import Cohort
 from app.settings import Settings
 from app.store import Store, connect
 from simulator.payloads import COHORT_PATH, identify
+from tests.integration import reading
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.reading import KEYS, OTHER_KEY, READ_KEY, Reader, say
 
@@ -25,20 +26,7 @@ ONE, TWO, NO_ID = "[Amplitude] one: 1", "two: b: 2", "no id"
 NO_ID_ID = "name-745677f0e14bf1bdd94d58d8"
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
-def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
-    return make_app(store_partitions=request.param, **KEYS)
-
-
-@pytest.fixture
-def store(app: Flask) -> Store:
-    store: Store = app.extensions["store"]
-    return store
-
-
-@pytest.fixture
-def reader(app: Flask) -> Reader:
-    return Reader(app)
+app, store, reader = reading.app, reading.store, reading.reader
 
 
 HARD_IDS = [
