@@ -1,8 +1,8 @@
 """``python -m bench``: compare the service with the afternoon version and the store alone, then
-its reads with a bare Flask.
+its reads with a bare Flask, then itself with and without history and metrics.
 
-By themselves: ``python -m bench reads``, ``pages``, ``rename``, ``stalled``, ``apps``, ``cluster``
-and ``growth``.
+By themselves: ``python -m bench reads``, ``watching``, ``pages``, ``rename``, ``stalled``,
+``apps``, ``cluster`` and ``growth``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench import apps, cluster, docs, growth, pages, reads, rename, stalled
+from bench import apps, cluster, docs, growth, pages, reads, rename, stalled, watching
 from bench.measure import Plan, measure, tell_stderr
 from bench.report import Results
 
@@ -24,6 +24,7 @@ OTHERS = {
     "reads": reads.main,
     "rename": rename.main,
     "stalled": stalled.main,
+    "watching": watching.main,
 }
 
 
@@ -51,10 +52,11 @@ def main(arguments: list[str]) -> int:
     if options.write_docs:
         docs.write("speed", results.text())
     missed = not all(bar.passed for bar in results.bars())
-    if options.reads:
-        print()
-        same = [f"--{name}" for name in ("quick", "write-docs") if f"--{name}" in arguments]
-        missed |= bool(reads.main(same))
+    same = [f"--{name}" for name in ("quick", "write-docs") if f"--{name}" in arguments]
+    for wanted, part in ((options.reads, reads), (options.watching, watching)):
+        if wanted:
+            print()
+            missed |= bool(part.main(same))
     return int(missed)
 
 
@@ -72,6 +74,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument("--memory-users", type=int, default=plan.memory_users)
     parser.add_argument("--no-reads", dest="reads", action="store_false", help="no reads")
+    parser.add_argument(
+        "--no-watching", dest="watching", action="store_false", help="not what watching costs"
+    )
     parser.add_argument("--rate-limit", default=plan.rate_limit, help="the service's RATE_LIMIT")
     parser.add_argument("--appendonly", choices=["yes", "no"], default=plan.appendonly)
     parser.add_argument(

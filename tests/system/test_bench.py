@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import apps, pages, reads, rename
+import pytest
+
+from bench import apps, pages, reads, rename, watching
 from tests.system.service import ROOT
 
 
@@ -21,6 +23,7 @@ def test_bench__small_loads__measures_every_contestant(tmp_path: Path) -> None:
             "bench",
             "--quick",
             "--no-reads",
+            "--no-watching",
             "--seconds",
             "0.1",
             *sizes,
@@ -97,3 +100,25 @@ def test_bench_pages__small_numbers__asks_for_every_page() -> None:
     assert all(page.size > 1000 and min(page.took_ms) > 0 for page in results.pages)
     assert 50 < results.bytes_per_request < 1000
     assert all(bar.name in results.text() for bar in results.bars())
+
+
+def test_bench_watching__small_numbers__compares_what_is_watched_with_what_is_not() -> None:
+    plan = watching.Plan(seconds=0.3, repeat=1)
+    results = watching.measure(plan, lambda line: None)
+    measured = {(sample.contestant, sample.batch) for sample in results.samples}
+    names = (watching.WATCHED, watching.UNWATCHED)
+    assert measured == {(name, batch) for name in names for batch in (1, 1000)}
+    assert all(sample.users_per_second > 0 and sample.cpu > 0 for sample in results.samples)
+    assert len(results.bars()) == 2
+    assert all(bar.name in results.text() for bar in results.bars())
+
+
+def test_bench_watching__rates__are_judged_by_the_median_of_the_rounds() -> None:
+    def sample(name: str, number: int, rate: float) -> watching.Sample:
+        return watching.Sample(name, 1, number, rate, 1.0, 1.0)
+
+    rates = {watching.WATCHED: (90, 80, 99), watching.UNWATCHED: (100, 160, 100)}
+    samples = [sample(name, n, r) for name, all_ in rates.items() for n, r in enumerate(all_)]
+    results = watching.Results(watching.Plan(batches=(1,), repeat=3), samples)
+    (bar,) = results.bars()
+    assert bar.value == pytest.approx(10)
