@@ -13,7 +13,7 @@ def test_page__without_a_key__brings_all_that_it_needs(make_app: Callable[..., F
     page = http.get("/docs", buffered=True)
     assert (page.status_code, page.mimetype) == (200, "text/html")
     named = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert "docs/page.js" in named
+    assert {"docs/page.js", "docs/page.css"} <= {*named}
     for name in named:
         assert http.get(f"/{name}", buffered=True).status_code == 200, name
     assert (

@@ -33,6 +33,7 @@ _OURS = Path(str(files("app.web.description")))
 _SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
 # Nothing else of these folders is given out.
 _FILES = {
+    "page.css": _OURS,
     "page.js": _OURS,
     "swagger-ui-bundle.js": _SWAGGER_UI,
     "swagger-ui.css": _SWAGGER_UI,
