@@ -17,6 +17,7 @@ import redis
 from app.cohorts import Cohort
 from app.store.errors import StoreError, translated
 from app.store.keys import Keys
+from app.store.sizes import Sizes
 
 # Users that one step looks at: about half of what a batch of a thousand takes of the store's time.
 USERS_PER_STEP = 500
@@ -56,6 +57,7 @@ class Lifecycle:
         self._move = client.register_script((files("app.store") / "move.lua").read_text())
         self._delete = client.register_script((files("app.store") / "delete.lua").read_text())
         self._erase = client.register_script((files("app.store") / "erase.lua").read_text())
+        self._sizes = Sizes(client, keys)
         self._token = secrets.token_hex(8)
 
     def jobs(self) -> list[Job]:
@@ -154,7 +156,7 @@ class Lifecycle:
         stream = self._keys.changes(*place)
         with translated():
             for _ in range(100):
-                found: Any = self._client.hkeys(self._keys.user(app_id, user_id))
+                found: Any = self._client.hgetall(self._keys.user(app_id, user_id))
                 args: list[str | bytes] = [user_id, "suppress" if suppress else ""]
                 for trait in found:
                     args += (trait, Cohort.from_trait(trait.decode()).id)
@@ -163,6 +165,10 @@ class Lifecycle:
             else:
                 raise StoreError("The user's traits kept changing.")
             removed, kept = self._erase_from(place, user_id, last.decode())
+        was_in = [
+            Cohort.from_trait(t.decode()).id for t, value in found.items() if value == b"true"
+        ]
+        self._sizes.note(app_id, was_in)
         return Erased(len(found), removed, kept)
 
     def unsuppress(self, app_id: str, user_id: str) -> bool:

@@ -479,6 +479,17 @@ class TestSizes:
         assert none == []
         assert abs(one[-1].at_ms - time.time() * 1000) < MINUTE
 
+    def test_sizes__after_a_user_was_erased__are_without_the_user(
+        self, app: Flask, http: FlaskClient, store: Store
+    ) -> None:
+        http.post(COHORT_PATH, json=batch(["u1", "u2"], ONE, True))
+        http.post(COHORT_PATH, json=identify("u1", TWO, False))
+        flush(app)
+        store.lifecycle.erase(APP, "u1")
+        one, two = store.sizes.of(APP, ["1", "2"])
+        assert one[-1].members == 1
+        assert two == []  # the user was never in it
+
     def test_sizes__of_a_long_time__are_thinned_and_bounded(
         self, store: Store, http: FlaskClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
