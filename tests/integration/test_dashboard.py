@@ -338,6 +338,8 @@ class TestSyncs:
         assert "Register the users" in page
         assert "Refused requests" in page
         assert "The body is not JSON." in page
+        (refused,) = (line for line in page.split("<summary>") if "Refused requests" in line)
+        assert "by identify: <code>invalid_json</code>" in refused.split("</summary>")[0]
 
     def test_sync__its_page__tells_each_request_and_whom_it_left_out(self, synced: Flask) -> None:
         browser = Browser(synced).log_in()
@@ -347,8 +349,9 @@ class TestSyncs:
         (sync,) = (text for text in texts if "Sync of <a" in text)
         assert "stranger" not in sync
         found = browser.get("/users?id=stranger-1").text
-        assert "Nothing was ever heard of this user" in found
+        assert "Nothing is stored of this user" in found
         assert user_hash("stranger-1") in sync
+        assert user_hash("stranger-1") in found
 
     def test_problems__alone__are_shown(self, synced: Flask) -> None:
         caller(synced).post(COHORT_PATH, json=identify("known", "good: 1", True))
