@@ -165,10 +165,10 @@ class Lifecycle:
             else:
                 raise StoreError("The user's traits kept changing.")
             removed, kept = self._erase_from(place, user_id, last.decode())
-        was_in = [
+        was_in = {
             Cohort.from_trait(t.decode()).id for t, value in found.items() if value == b"true"
-        ]
-        self._sizes.note(app_id, was_in)
+        }
+        self._sizes.note(app_id, sorted(was_in))
         return Erased(len(found), removed, kept)
 
     def unsuppress(self, app_id: str, user_id: str) -> bool:

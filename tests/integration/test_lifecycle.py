@@ -212,17 +212,17 @@ class TestErase:
         say(store, ONE, True, "u1")
         key = store.keys.user(APP, "u1")
         seen: list[list[bytes]] = []
-        hkeys = store.lifecycle._client.hkeys
+        hgetall = store.lifecycle._client.hgetall
 
-        def meanwhile(name: str) -> list[bytes]:
-            found = hkeys(name)
+        def meanwhile(name: str) -> dict[bytes, bytes]:
+            found = hgetall(name)
             if not seen:  # one trait goes and another comes, so that their number stays the same
                 sum(store.lifecycle.delete(APP, "1"))
                 say(store, TWO, True, "u1")
-            seen.append(found)
+            seen.append([*found])
             return found
 
-        monkeypatch.setattr(store.lifecycle._client, "hkeys", meanwhile)
+        monkeypatch.setattr(store.lifecycle._client, "hgetall", meanwhile)
         store.lifecycle.erase(APP, "u1")
         assert seen == [[ONE.encode()], [TWO.encode()]]
         assert redis_client.exists(key) == 0
