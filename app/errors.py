@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import structlog
-from flask import Flask, Response, g
+from flask import Flask, Response, g, request
 from orjson import dumps
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.http import HTTP_STATUS_CODES
 
 from app import reporting
@@ -278,7 +278,13 @@ def render(problem: Problem, **members: Any) -> Response:
 
 def _render_http(error: HTTPException) -> Response:
     """Werkzeug's own errors: no such path, wrong method."""
-    problem = Problem(error.description)
+    detail = error.description
+    if error.code == 404:
+        detail = "There is no such path here. /docs shows all that there are."
+    elif isinstance(error, MethodNotAllowed) and error.valid_methods:
+        taken = sorted({*error.valid_methods} - {"HEAD", "OPTIONS"})
+        detail = f"This path takes {' and '.join(taken)}, not {request.method}."
+    problem = Problem(detail)
     problem.status = error.code or 500
     problem.reason = HTTP_STATUS_CODES[problem.status].lower().replace(" ", "_")
     response = render(problem)

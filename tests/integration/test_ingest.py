@@ -319,10 +319,13 @@ class TestCredentials:
         assert http.post(COHORT_PATH, data=b"{", headers={"api_key": "no"}).status_code == 401
 
     def test_no_such_path_or_method__is_a_problem_document(self, http: FlaskClient) -> None:
-        assert_problem(http.get("/nothing"), 404, "not_found")
+        reply = http.get("/nothing")
+        assert_problem(reply, 404, "not_found")
+        assert "/docs" in reply.json["detail"]
         reply = http.get(COHORT_PATH)
         assert_problem(reply, 405, "method_not_allowed")
         assert "POST" in reply.headers["Allow"]
+        assert reply.json["detail"] == "This path takes POST, not GET."
 
 
 class TestLimits:
