@@ -95,8 +95,8 @@ def create(app_id: str | None, scope: str, label: str, expires: int | None, as_j
         return
     click.echo(key)
     click.echo(
-        f"The key {kept.id} of the app {kept.app_id} has the scope {scope} and expires "
-        f"{_at(expires, 'never')}. It is not shown again.",
+        f"The key {kept.id} of the app {kept.app_id} has the scope {scope} and "
+        f"{_ends(expires)}. It is not shown again.",
         err=True,
     )
 
@@ -133,7 +133,7 @@ def expire(key_id: str, expires: int | None) -> None:
     if key.revoked_ms is not None:
         raise click.ClickException("The key was revoked. That is for good.")
     store.api_keys.expire(key_id, expires)
-    click.echo(f"The key {key_id} expires {_at(expires, 'never')}.")
+    click.echo(f"The key {key_id} {_ends(expires)}.")
 
 
 @keys.command("revoke", epilog=EXIT_CODES)
@@ -197,6 +197,10 @@ def _row(key: dict[str, object]) -> tuple[object, ...]:
         *(key[name] for name in ("id", "app_id", "scope", "from", "status")),
         *(when(ms) if isinstance(ms, int) else "-" for ms in times),
     )
+
+
+def _ends(ms: int | None) -> str:
+    return "never expires" if ms is None else f"expires at {when(ms)}"
 
 
 def _at(ms: int | None, otherwise: str) -> str:

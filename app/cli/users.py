@@ -77,8 +77,9 @@ def erase(user_id: str, app_id: str | None, suppress: bool, yes: bool) -> None:
         click.confirm(f"Erase the user {shown(user_id)}?", abort=True, err=True)
     erased = store.lifecycle.erase(app, user_id, suppress=suppress)
     click.echo(
-        f"Erased: {erased.traits} traits; {erased.stream_entries_removed} stream entries removed, "
-        f"{erased.stream_entries_kept} kept, as they tell about other users too."
+        f"Erased. Traits: {erased.traits}. Entries of the change stream: "
+        f"{erased.stream_entries_removed} removed, {erased.stream_entries_kept} kept, as they tell "
+        "about other users too."
     )
     if suppress:
         click.echo("Later syncs skip the user.")

@@ -332,7 +332,9 @@ class TestUsers:
     ) -> None:
         result = run("users", "erase", "u1", input="y\n")
         assert result.exit_code == 0
-        assert result.stdout.startswith("Erased: 2 traits; 0 stream entries removed, ")
+        assert result.stdout.startswith(
+            "Erased. Traits: 2. Entries of the change stream: 0 removed, "
+        )
         assert "u1" not in traits(redis_client, APP)
 
     def test_erase__not_confirmed__changes_nothing(self, store: Store, run: Run) -> None:
