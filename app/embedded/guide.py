@@ -40,11 +40,11 @@ class Guide:
     def text(self) -> str:
         lines = ["", f"The dashboard: {self.url}/"]
         if "admin" in self.made_keys:
-            lines.append(f"Log in with the admin key: {self.made_keys['admin']}")
-        lines += ["", f"Cohort Receiver listens on {self.url}", "Stop it with Ctrl-C."]
-        lines += [""] * bool(self.made_keys)
-        for scope, key in self.made_keys.items():
-            lines.append(f"{scope} key: {key} (kept in {_short(self.data.key_file(scope))})")
+            lines.append(f"Log in with the {self._key('admin')}")
+        lines += [f"The HTTP API, to read and try: {self.url}/docs", ""]
+        lines.append(f"Cohort Receiver listens on {self.url}. Stop it with Ctrl-C.")
+        if "ingest" in self.made_keys:
+            lines.append(f"Cohorts are sent with the {self._key('ingest')}")
         lines += ["", "Send a cohort change, as in Amplitude's document:", "", *self._curl(), ""]
         lines += [
             'The reply is {"accepted":1,"changed":1,"rejected":0,"errors":[]}; a repeat has '
@@ -63,6 +63,10 @@ class Guide:
             "",
         ]
         return "\n".join(lines)
+
+    def _key(self, scope: str) -> str:
+        file = _short(self.data.key_file(scope))
+        return f"{scope} key: {self.made_keys[scope]} (kept in {file})"
 
     def _curl(self) -> list[str]:
         key = self.made_keys.get("ingest", "YOUR_KEY")

@@ -63,5 +63,6 @@ def test_text__dashboard__comes_first_with_the_key_to_log_in_with() -> None:
     lines = guide({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "k2"}).split()
     assert lines[:3] == ["The", "dashboard:", "http://127.0.0.1:8000/"]
     text = guide({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "k2"})
-    assert "Log in with the admin key: k2\n" in text
+    assert f"Log in with the admin key: k2 (kept in {FOLDER}/admin-key)\n" in text
+    assert text.count("k2") == 1
     assert "Log in" not in guide({"API_KEYS": "k1", "ADMIN_API_KEYS": "mine"}, {"ingest": "k1"})
