@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app.cli import cohorts, config, keys, store, users
+from app.cli import audit, cohorts, config, keys, store, users
 
 COMMANDS = (config.config,)
-GROUPS = (cohorts.cohorts, users.users, keys.keys, store.store)
+GROUPS = (cohorts.cohorts, users.users, keys.keys, store.store, audit.audit)
 
 
 def init_app(app: Flask) -> None:

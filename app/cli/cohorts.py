@@ -18,6 +18,7 @@ from app.cli.group import (
     one_app,
     print_json,
     progress,
+    record,
     shown,
     table,
     the_store,
@@ -61,21 +62,21 @@ def list_cohorts(app_id: str | None, as_json: bool) -> None:
 def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
     """Show one cohort: names, counts, ways in."""
     store = the_store()
-    record = _find(store, one_app(store, app_id), cohort_id)
+    cohort = _find(store, one_app(store, app_id), cohort_id)
     if as_json:
-        print_json(asdict(record))
+        print_json(asdict(cohort))
         return
     for name, value in (
-        ("id", record.id),
-        ("name", record.trait),
-        *(("earlier name", f"{n} (until {when(ms)})") for n, ms in record.earlier_names.items()),
-        ("members", record.members),
-        ("entered", record.entered),
-        ("left", record.left),
-        ("first received", when(record.first_ms)),
-        ("last received", when(record.last_ms)),
-        *(("way in", f"{way} (last {when(ms)})") for way, ms in record.ways.items()),
-        ("status", record.status),
+        ("id", cohort.id),
+        ("name", cohort.trait),
+        *(("earlier name", f"{n} (until {when(ms)})") for n, ms in cohort.earlier_names.items()),
+        ("members", cohort.members),
+        ("entered", cohort.entered),
+        ("left", cohort.left),
+        ("first received", when(cohort.first_ms)),
+        ("last received", when(cohort.last_ms)),
+        *(("way in", f"{way} (last {when(ms)})") for way, ms in cohort.ways.items()),
+        ("status", cohort.status),
     ):
         click.echo(f"{name + ':':16}{shown(value)}")
 
@@ -92,16 +93,17 @@ def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
     """
     store = the_store()
     app_id = one_app(store, app_id)
-    record = _find(store, app_id, cohort_id)
+    cohort = _find(store, app_id, cohort_id)
     total = store.lifecycle.remaining(app_id, cohort_id)
-    if record.status == Status.DELETING:
+    if cohort.status == Status.DELETING:
         click.echo(f"Its deletion was begun before and goes on: {total} users are left.", err=True)
     elif not yes:
         click.confirm(
-            f"Delete the cohort {shown(record.trait)} with {record.members} members?",
+            f"Delete the cohort {shown(cohort.trait)} with {cohort.members} members?",
             abort=True,
             err=True,
         )
+    record(store, "delete_cohort", app_id, cohort=cohort_id)
     with progress(total, "Deleting") as advance:
         left = total
         for _ in store.lifecycle.delete(app_id, cohort_id):
@@ -146,6 +148,7 @@ def cadence_of_cohort(
     app_id = one_app(store, app_id)
     _find(store, app_id, cohort_id)
     if cadence is not None:
+        record(store, "set_cadence", app_id, cohort=cohort_id, seconds=cadence)
         store.freshness.set_cadence(app_id, cohort_id, cadence * 1000 or None)
     (freshness,) = store.freshness.of(app_id, [cohort_id])
     state = freshness.state(time.time_ns() // 1_000_000)
@@ -168,10 +171,10 @@ def _when_known(ms: int | None) -> str:
 
 
 def _find(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
-    record = store.registry.find(app_id, cohort_id)
-    if record is None:
+    found = store.registry.find(app_id, cohort_id)
+    if found is None:
         raise click.ClickException(f"There is no cohort with the id {shown(cohort_id)}.")
-    return record
+    return found
 
 
 def _pages(store: Store, app_id: str) -> Iterator[list[CohortRecord]]:
@@ -198,7 +201,7 @@ def _row(record: CohortRecord) -> tuple[object, ...]:
 def _print_array(records: Iterator[CohortRecord]) -> None:
     """A JSON array with one cohort a line, written as it is read."""
     before = b"["
-    for record in records:
-        click.echo(before + b"\n" + orjson.dumps(record), nl=False)
+    for cohort in records:
+        click.echo(before + b"\n" + orjson.dumps(cohort), nl=False)
         before = b","
     click.echo(b"[]" if before == b"[" else b"\n]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import orjson
 from flask import current_app
 from flask.cli import AppGroup
 
-from app import logs
+from app import audit, logs
 from app.settings import APP_ID
 from app.store import Store, StoreError
 
@@ -61,7 +62,7 @@ def _check_app_id(ctx: click.Context, parameter: click.Parameter, value: str | N
 def the_store() -> Store:
     """The store, once it has been seen to answer and to be laid out as the settings say."""
     store: Store = current_app.extensions["store"]
-    store.check()
+    store.check_for_deleting()
     return store
 
 
@@ -80,6 +81,15 @@ def one_app(store: Store, given: str | None, *, may_be_new: bool = False) -> str
     if given is None:
         raise click.UsageError(f"Say which app with --app-id. {there}")
     raise click.UsageError(f"The app {given} is not known. {there}")
+
+
+def record(store: Store, action: str, app_id: str | None = None, **about: Any) -> None:
+    """Write down what is about to be done, in the audit trail."""
+    try:
+        who = getpass.getuser()
+    except (KeyError, OSError):
+        who = "unknown"  # a container's user may have no name
+    audit.record(store, action, by=audit.COMMAND, who=who, app_id=app_id, **about)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from app.cli.group import (
     json_option,
     one_app,
     print_json,
+    record,
     shown,
     table,
     the_store,
@@ -88,6 +89,7 @@ def create(app_id: str | None, scope: str, label: str, expires: int | None, as_j
     """
     store = the_store()
     key, kept = make_key(one_app(store, app_id, may_be_new=True), scope, label, expires)
+    record(store, "create_key", kept.app_id, key_id=kept.id, scope=scope, expires=expires)
     if not store.api_keys.create(kept):
         raise click.ClickException("There is a key with this id already. Do it again.")
     if as_json:
@@ -132,6 +134,7 @@ def expire(key_id: str, expires: int | None) -> None:
     key = _find(store, key_id)
     if key.revoked_ms is not None:
         raise click.ClickException("The key was revoked. That is for good.")
+    record(store, "expire_key", key.app_id, key_id=key.id, expires=expires)
     store.api_keys.expire(key_id, expires)
     click.echo(f"The key {key_id} {_ends(expires)}.")
 
@@ -146,6 +149,7 @@ def revoke(key_id: str, yes: bool) -> None:
     if not yes:
         last = _at(store.api_keys.used().get(key_id), "never")
         click.confirm(f"Revoke the key {key.id}, last used {last}?", abort=True, err=True)
+    record(store, "revoke_key", key.app_id, key_id=key.id)
     store.api_keys.revoke(key_id)
     click.echo(f"The key {key_id} is revoked.")
 

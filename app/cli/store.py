@@ -16,6 +16,7 @@ from app.cli.group import (
     one_app,
     print_json,
     progress,
+    record,
     shown,
     the_store,
 )
@@ -40,6 +41,8 @@ def check(repair: bool, app_id: str | None, as_json: bool) -> None:
     """
     there = the_store()
     app_ids = there.apps() if app_id is None else [one_app(there, app_id)]
+    if repair:
+        record(there, "repair_store", app_id)
     with progress(there.checker.size(app_ids), "Checking") as advance:
         report = there.checker.run(app_ids, repair=repair, progress=advance)
     if as_json:

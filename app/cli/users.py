@@ -17,9 +17,11 @@ from app.cli.group import (
     one_app,
     print_json,
     progress,
+    record,
     shown,
     the_store,
 )
+from app.cohorts import user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.store import StoreError
 
@@ -56,6 +58,7 @@ def unregister(file: BinaryIO, app_id: str | None) -> None:
     """
     store = the_store()
     app = one_app(store, app_id)
+    record(store, "unregister_users", app)
     _work_through(file, "unregistered", lambda ids: store.unregister_users(app, ids))
 
 
@@ -75,6 +78,7 @@ def erase(user_id: str, app_id: str | None, suppress: bool, yes: bool) -> None:
     _check(user_id)
     if not yes:
         click.confirm(f"Erase the user {shown(user_id)}?", abort=True, err=True)
+    record(store, "erase_user", app, user=user_hash(user_id), suppress=suppress)
     erased = store.lifecycle.erase(app, user_id, suppress=suppress)
     click.echo(
         f"Erased. Traits: {erased.traits}. Entries of the change stream: "
@@ -93,6 +97,7 @@ def unsuppress(user_id: str, app_id: str | None) -> None:
     store = the_store()
     app = one_app(store, app_id)
     _check(user_id)
+    record(store, "unsuppress_user", app, user=user_hash(user_id))
     if store.lifecycle.unsuppress(app, user_id):
         click.echo("Later syncs take the user in again.")
     else:
@@ -108,17 +113,17 @@ def show(user_id: str, app_id: str | None, as_json: bool) -> None:
     store = the_store()
     app = one_app(store, app_id)
     _check(user_id)
-    record = store.user(app, user_id)
+    known = store.user(app, user_id)
     if as_json:
-        print_json(record._asdict())
+        print_json(known._asdict())
     else:
-        for name, value in sorted(record.traits.items()):
+        for name, value in sorted(known.traits.items()):
             click.echo(f"{str(value).lower():6}{shown(name)}")
-        if record.registered:
+        if known.registered:
             click.echo("The user is registered.")
-        if record.suppressed:
+        if known.suppressed:
             click.echo("The user was erased for good; syncs skip the user.")
-    if not any(record):
+    if not any(known):
         raise click.ClickException("Nothing is known about this user.")
 
 

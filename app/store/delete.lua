@@ -1,5 +1,7 @@
-#!lua
+#!lua flags=allow-oom
 -- Delete a cohort from one partition: mark it, take some of its users out, finish.
+--
+-- It works where memory is full too: deleting makes room.
 --
 -- KEYS[1]  the partition's change stream; its name gives the other keys
 -- ARGV[1]  'begin', 'mark', 'unmark', 'step' or 'finish'

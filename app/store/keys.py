@@ -131,6 +131,10 @@ class Keys:
         """Sorted set of API keys' names, by when they were last used. Private."""
         return f"{self.prefix}:keys:used"
 
+    def audit(self) -> str:
+        """List of what operators have done, as JSON. Names no user and no key. Private."""
+        return f"{self.prefix}:audit"
+
     def store_id(self) -> str:
         """A random name for this store's data, by which a copy knows its source. Private."""
         return f"{self.prefix}:id"

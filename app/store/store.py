@@ -14,11 +14,12 @@ from redis.client import Pipeline
 
 from app.cohorts import Cohort, FreshnessState, MembershipChange, Moves
 from app.store.api_keys import ApiKeys
+from app.store.audit import AuditTrail
 from app.store.catalog import Catalog
 from app.store.changes import Changes
 from app.store.check import Checker
 from app.store.cluster import Call, Wait
-from app.store.errors import StoreMisconfigured, translated
+from app.store.errors import StoreFull, StoreMisconfigured, translated
 from app.store.freshness import FreshnessBook
 from app.store.history import History, HistoryLimits
 from app.store.keys import Keys
@@ -104,6 +105,7 @@ class Store:
         self.catalog = Catalog(client, self.keys, self.registry)
         self.freshness = FreshnessBook(client, self.keys)
         self.api_keys = ApiKeys(client, self.keys)
+        self.audit = AuditTrail(client, self.keys)
         self.vitals = Vitals(client)
         self.history = History(client, self.keys, history)
         self.sizes = Sizes(client, self.keys)
@@ -333,6 +335,13 @@ class Store:
             self._client.ping()
             self._check_layout()
         return time.perf_counter() - started
+
+    def check_for_deleting(self) -> None:
+        """As :meth:`check`, but a store may be full: deleting is how one makes room."""
+        try:
+            self.check()
+        except StoreFull:
+            self.check_readable()
 
 
 def _add_moves(moves: dict[str, Moves], reply: list[Any]) -> None:

@@ -6,9 +6,11 @@ from flask import Blueprint, Response, current_app, g
 from orjson import dumps
 
 from app.auth import ADMIN, requires
+from app.cohorts import user_hash
 from app.errors import InvalidParameter, UnknownCohort
 from app.settings import Settings
 from app.store import Store
+from app.web import audit
 from app.web.body import load, read_json
 from app.web.contract import cohort_in_path, describes, parameters, user_in_path
 from app.web.replies import DeletingReply, ErasedReply, RegisteredReply, UnsuppressedReply
@@ -26,7 +28,9 @@ def delete_cohort(cohort_id: str) -> Response:
     """Begin to delete a cohort. The background work takes it from all users."""
     cohort_id = cohort_in_path(cohort_id)
     g.event["cohorts"] = [cohort_id]
-    if not _store().lifecycle.begin_delete(g.caller.app_id, cohort_id):
+    store = _store()
+    audit.record("delete_cohort", cohort=cohort_id)
+    if not store.lifecycle.begin_delete(g.caller.app_id, cohort_id):
         raise UnknownCohort()
     return _reply({"cohort_id": cohort_id, "status": "deleting"}, 202)
 
@@ -37,7 +41,9 @@ def delete_cohort(cohort_id: str) -> Response:
 def erase_user(user_id: str) -> Response:
     """Erase a user, known or not; with ``?suppress=true`` for good."""
     user_id, suppress = user_in_path(user_id), parameters(_ERASE)["suppress"]
-    erased = _store().lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
+    store = _store()
+    audit.record("erase_user", user=user_hash(user_id), suppress=suppress)
+    erased = store.lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
     return _reply({**erased._asdict(), "suppressed": suppress})
 
 
@@ -47,7 +53,9 @@ def erase_user(user_id: str) -> Response:
 def unsuppress_user(user_id: str) -> Response:
     """Take a user in again who was erased for good."""
     user_id = user_in_path(user_id)
-    return _reply({"removed": _store().lifecycle.unsuppress(g.caller.app_id, user_id)})
+    store = _store()
+    audit.record("unsuppress_user", user=user_hash(user_id))
+    return _reply({"removed": store.lifecycle.unsuppress(g.caller.app_id, user_id)})
 
 
 @blueprint.post("/users")
@@ -63,7 +71,7 @@ def register_users() -> Response:
 def _store() -> Store:
     """The store, once it is seen to be laid out as the settings say: else ids aren't found."""
     store: Store = current_app.extensions["store"]
-    store.check()
+    store.check_for_deleting()
     return store
 
 

@@ -11,6 +11,7 @@ from app.auth import ADMIN, READ, requires
 from app.cohorts import CohortRecord, CohortSummary, Freshness
 from app.errors import InvalidParameter, TooManyCohorts, UnknownCohort
 from app.store import Filter
+from app.web import audit
 from app.web.body import load, read_json
 from app.web.contract import cohort_in_path, describes, parameters, send
 from app.web.read import known_cohort, store
@@ -85,6 +86,7 @@ def delete_cadence(cohort_id: str) -> Response:
 def _set_cadence(cohort_id: str, cadence_ms: int | None) -> Response:
     app_id = g.caller.app_id
     known_cohort(cohort_in_path(cohort_id))
+    audit.record("set_cadence", cohort=cohort_id, seconds=(cadence_ms or 0) // 1000)
     store().freshness.set_cadence(app_id, cohort_id, cadence_ms)
     return send(_shown_freshness(store().freshness.of(app_id, [cohort_id])[0]))
 

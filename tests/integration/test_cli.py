@@ -14,7 +14,7 @@ from flask import Flask
 
 from app.background import Background
 from app.cohorts import Cohort, MembershipChange
-from app.store import Store
+from app.store import Store, StoreError
 from tests.integration.state import members, traits
 
 APP = "shop"
@@ -186,6 +186,21 @@ class TestCohorts:
         assert result.exit_code == 2
         assert "must be learned, or 60 to 31622400 whole seconds" in result.stderr
         assert store.freshness.of(APP, ["1"])[0].cadence_ms is None
+
+    def test_delete__store_full__makes_room(
+        self, store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        redis_client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(StoreError, match="memory"):
+                say(store, ONE, True, "late")
+            result = run("cohorts", "delete", "1", "--yes")
+        finally:
+            redis_client.config_set("maxmemory", 0)
+        assert result.exit_code == 0, result.output
+        assert store.registry.find(APP, "1") is None
+        assert store.traits(APP, "u1") == {TWO: True}
+        assert run("store", "check").exit_code == 0
 
     def test_delete__confirmed__takes_the_cohort_from_all_users(
         self, store: Store, run: Run, redis_client: redis.Redis

@@ -26,7 +26,8 @@ APP = ROOT / "app"
 MAY_IMPORT = {
     "cohorts": {"cohorts"},
     "store": {"store", "cohorts", "settings"},
-    "web": {"web", "store", "cohorts", "settings", "auth", "errors", "metrics"},
+    "web": {"web", "store", "cohorts", "settings", "auth", "errors", "metrics", "audit"},
+    "audit": {"store"},
     "metrics": {"metrics", "store"},
     "errors": {"store", "reporting"},
     "reporting": set(),
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "background": {"store", "reporting"},
     "recorder": {"store", "cohorts"},
     "boot": {"keyring", "settings", "store"},
-    "cli": {"cli", "store", "cohorts", "settings", "logs", "keyring"},
+    "cli": {"cli", "store", "cohorts", "settings", "logs", "keyring", "audit"},
     "sessions": {"store", "keyring"},
 }
 FORBIDDEN = {

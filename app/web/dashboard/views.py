@@ -43,6 +43,7 @@ from app.errors import (
 )
 from app.settings import Settings
 from app.store import Filter, StoreError, TooManyToSort
+from app.web import audit
 from app.web.dashboard import charts, words
 from app.web.dashboard.forms import read_form, read_signed_form
 from app.web.history_schemas import RequestsQuery, SyncsQuery, request_cursor, sync_cursor
@@ -189,7 +190,9 @@ def delete_cohort() -> BaseResponse:
     if not _same(form.get("confirm", ""), words.name(trait, cohort_id)):
         return _cohort_page(cohort_id, error="The name was not typed as it is.", status=400)
     g.event["cohorts"] = [cohort_id]
-    _checked_store().lifecycle.begin_delete(g.caller.app_id, cohort_id)
+    current = _checked_store()
+    audit.record("delete_cohort", cohort=cohort_id)
+    current.lifecycle.begin_delete(g.caller.app_id, cohort_id)
     return redirect(url_for(".overview", done="deleting"), 303)
 
 
@@ -229,7 +232,9 @@ def erase_user() -> BaseResponse:
         abort(400, "That can't be a user id.")
     if form.get("confirm") != user_id:
         return _user_page(user_id, error="The user id was not typed as it is.", status=400)
-    _checked_store().lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
+    current = _checked_store()
+    audit.record("erase_user", user=user_hash(user_id), suppress=suppress)
+    current.lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
     return redirect(url_for(".users", done="suppressed" if suppress else "erased"), 303)
 
 
@@ -459,7 +464,7 @@ def _is_late(freshness: Freshness) -> bool:
 
 def _checked_store() -> Any:
     current = current_app.extensions["store"]
-    current.check()
+    current.check_for_deleting()
     return current
 
 
