@@ -67,13 +67,6 @@ def post_fork(server, worker):
     worker.handle_quit = worker.handle_exit
 
 
-def child_exit(server, worker):
-    """What a worker has counted stays; what it is no longer must not."""
-    from prometheus_client.multiprocess import mark_process_dead
-
-    mark_process_dead(worker.pid, str(metrics_folder))
-
-
 def worker_exit(server, worker):
     """Keep what a worker has counted and noted of its last requests."""
     # One that could not load the service has none.
@@ -131,6 +124,10 @@ def _has_ended(body, seconds):
 
 def post_worker_init(worker):
     """Begin the background work of a worker, once it has loaded the service."""
+    # Only now, as it imports what uses locks.
+    from app.metrics import departed
+
+    departed.gather(metrics_folder)
     # A batch is thousands of short-lived objects and no cycle: looking for cycles each time they
     # add up, among all that the libraries hold for good, took a sixth of a worker's time.
     gc.collect()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from app.metrics import declared
+from app.metrics import declared, departed
 from app.metrics.folder import VARIABLE
 
 
@@ -88,11 +90,20 @@ class Meter:
         return known
 
 
+class _Together(MultiProcessCollector):
+    """What all workers have counted, those that are no more too."""
+
+    def collect(self) -> Iterable[Metric]:
+        with departed.reading(Path(self._path)):
+            found: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call]
+        return found
+
+
 def exposition(gauges: Collector) -> bytes:
     """All metrics, in Prometheus' text format: of all workers, where these count together."""
     registry = CollectorRegistry()
     if os.environ.get(VARIABLE):
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        _Together(registry)  # type: ignore[no-untyped-call]
     else:
         registry.register(declared.COUNTED)
     registry.register(gauges)

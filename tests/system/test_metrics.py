@@ -94,6 +94,34 @@ def test_metrics__of_three_workers__add_up_and_outlive_a_killed_one(store_url: s
         assert scrape(service)[accepted] == sent + 1
 
 
+def test_metrics__of_workers_that_are_killed_again_and_again__stay_and_their_files_do_not(
+    store_url: str,
+) -> None:
+    env = {"REDIS_URL": store_url, "METRICS_TOKEN": TOKEN, "WEB_CONCURRENCY": "1"}
+    accepted = "cohort_receiver_users_accepted_total way=identify"
+    count = "cohort_receiver_request_seconds_count way=identify"
+    rejected = (
+        "cohort_receiver_requests_total method=POST reason=invalid_json "
+        f"route={IDENTIFY} status=400"
+    )
+    with running(env) as service:
+        folder = metrics_folder(service)
+        for number in range(1, 6):
+            assert service.post(identify(number), Connection="close").status == 200
+            assert service.post(b"{", Connection="close").status == 400
+            wait_until(lambda n=number: scrape(service).get(accepted) == n)
+            told = scrape(service)
+            assert (told[count], told[rejected]) == (2 * number, number), number
+            (victim,) = workers(service)
+            victim.send_signal(signal.SIGKILL)
+            victim.wait(30)
+            wait_until(lambda pid=victim.pid: [w.pid for w in workers(service)] not in ([], [pid]))
+            wait_until(lambda: service.request("GET", "/healthz", Connection="close").status == 200)
+        assert len(list(folder.glob("*_departed.db"))) == 2
+        # Those of the one that runs, and of the departed.
+        wait_until(lambda: len(list(folder.glob("*.db"))) <= 4)
+
+
 def test_metrics__after_a_start_anew__begin_at_zero_and_leave_no_folder(store_url: str) -> None:
     env = {"REDIS_URL": store_url, "METRICS_TOKEN": TOKEN}
     accepted = "cohort_receiver_users_accepted_total way=identify"
