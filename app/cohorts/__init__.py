@@ -1,6 +1,6 @@
 """What a cohort and a change of its membership are. Pure Python: no Flask, no Redis."""
 
-from app.cohorts.changes import Identify, MembershipChange, membership_changes
+from app.cohorts.changes import Identify, MembershipChange, Statement, membership_changes
 from app.cohorts.cohort import Cohort
 from app.cohorts.freshness import Freshness, FreshnessState
 from app.cohorts.history import Moves, Outcome, Rejection, RequestRecord, Sync, user_hash
@@ -18,6 +18,7 @@ __all__ = [
     "Outcome",
     "Rejection",
     "RequestRecord",
+    "Statement",
     "Status",
     "Sync",
     "membership_changes",

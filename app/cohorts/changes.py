@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from app.cohorts.cohort import Cohort
 
 
-class Identify(NamedTuple):
-    """One identify call: a user and, for each trait name, whether the user has it.
+class Statement(Protocol):
+    """What a call says of a user: for each trait name, whether the user has it.
 
     ``at_ms`` is when that was true, in ms since the epoch; None for the time of arrival.
     """
+
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def traits(self) -> Mapping[str, bool]: ...
+    @property
+    def at_ms(self) -> int | None: ...
+
+
+class Identify(NamedTuple):
+    """One identify call, a statement."""
 
     user_id: str
     traits: Mapping[str, bool]
@@ -29,57 +39,44 @@ class MembershipChange(NamedTuple):
     at_ms: int | None = None
 
 
-def membership_changes(identifies: Sequence[Identify]) -> list[MembershipChange]:
-    """The changes that a request's identify calls ask for, each (user, cohort) once.
+def membership_changes(statements: Sequence[Statement]) -> list[MembershipChange]:
+    """The changes that a request's statements ask for, each (user, cohort) once.
 
     The last statement about a (user, cohort) wins, or the newest where they carry times; and so
     does the last name of a cohort.
     """
-    changes = _of_one_trait(identifies)
-    return _of_any(identifies) if changes is None else changes
-
-
-def _of_one_trait(identifies: Sequence[Identify]) -> list[MembershipChange] | None:
-    """The changes where all calls are about the same trait at the same time, as Amplitude's are.
-
-    None where they are not.
-    """
-    if not identifies:
+    if not statements:
         return []
-    ((trait, _),) = islice(identifies[0].traits.items(), 1)
-    at_ms = identifies[0].at_ms
-    users: dict[str, bool] = {}
-    for user_id, traits, at in identifies:
-        member = traits.get(trait)
-        if member is None or at != at_ms or len(traits) != 1:
-            return None
-        users[user_id] = member
-    cohort = Cohort.from_trait(trait)
-    changes = (
-        MembershipChange(cohort, member, [u for u, said in users.items() if said is member], at_ms)
-        for member in (True, False)
-    )
-    return [change for change in changes if change.user_ids]
+    # Amplitude's batches say the same of all their users.
+    traits, at_ms = statements[0].traits, statements[0].at_ms
+    same = [said.traits for said in statements].count(traits) == len(statements)
+    if len(traits) == 1 and same and all(said.at_ms == at_ms for said in statements):
+        ((trait, member),) = traits.items()
+        user_ids = list(dict.fromkeys([said.user_id for said in statements]))
+        return [MembershipChange(Cohort.from_trait(trait), member, user_ids, at_ms)]
+    return _of_any(statements)
 
 
-def _of_any(identifies: Sequence[Identify]) -> list[MembershipChange]:
+def _of_any(statements: Sequence[Statement]) -> list[MembershipChange]:
     cohorts: dict[str, Cohort] = {}  # by trait name
     named: dict[str, Cohort] = {}  # by id, under the last name
-    statements: dict[str, dict[str, tuple[bool, int | None]]] = {}  # cohort id → user id
-    for user_id, traits, at_ms in identifies:
-        for trait, member in traits.items():
+    last: dict[str, dict[str, tuple[bool, int | None]]] = {}  # cohort id → user id
+    for said in statements:
+        at_ms = said.at_ms
+        for trait, member in said.traits.items():
             cohort = cohorts.get(trait)
             if cohort is None:
                 cohort = cohorts[trait] = Cohort.from_trait(trait)
-                statements.setdefault(cohort.id, {})
-            users = statements[cohort.id]
-            if at_ms is not None and (users.get(user_id, (False, None))[1] or at_ms) > at_ms:
+                last.setdefault(cohort.id, {})
+            users = last[cohort.id]
+            before = users.get(said.user_id, (False, None))[1]
+            if at_ms is not None and before is not None and before > at_ms:
                 continue
-            users[user_id] = member, at_ms
+            users[said.user_id] = member, at_ms
             named[cohort.id] = cohort
 
     changes: dict[tuple[str, bool, int | None], list[str]] = {}
-    for cohort_id, users in statements.items():
+    for cohort_id, users in last.items():
         for user_id, (member, at_ms) in users.items():
             key = cohort_id, member, at_ms
             if key in changes:

@@ -10,7 +10,8 @@ from app.auth import INGEST, requires
 from app.cohorts import Identify
 from app.settings import Settings
 from app.web import ingest
-from app.web.body import load, read_json
+from app.web.batch import accept_batch
+from app.web.body import decoded, load, read_text
 from app.web.contract import describes
 from app.web.replies import AppliedReply
 from app.web.schemas import BatchSchema, IdentifySchema, accept, limited
@@ -27,7 +28,11 @@ _IDENTIFY = IdentifySchema()
 )
 def receive_cohort() -> Response:
     """Take one identify or a batch."""
-    return receive(read_json())
+    text = read_text()
+    settings: Settings = current_app.extensions["settings"]
+    if calls := accept_batch(text, settings.max_batch_users):
+        return ingest.apply(calls, way="identify")
+    return receive(decoded(text))
 
 
 def receive(body: dict[str, Any]) -> Response:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from flask import Response, current_app, g
 from orjson import dumps
 
-from app.cohorts import Cohort, Identify, Outcome, Rejection, membership_changes, user_hash
+from app.cohorts import Cohort, Outcome, Rejection, Statement, membership_changes, user_hash
 from app.errors import CohortBeingDeleted, Problem, SuppressedUser, UnknownUser
 from app.settings import Settings
 from app.store import Applied, Store
@@ -22,7 +22,7 @@ MAX_REJECTIONS = 20
 
 
 def apply(
-    calls: Sequence[Identify],
+    calls: Sequence[Statement],
     *,
     way: str,
     place: str = "batch.{}.userId",
@@ -30,9 +30,10 @@ def apply(
     left_out: Sequence[tuple[str, type[Problem]]] = (),
     message_id: str = "",
 ) -> Response:
-    """Apply identify calls and say what happened, once the store has acknowledged it.
+    """Apply what calls say and tell what happened, once the store has acknowledged it.
 
     Args:
+        calls: each about one user.
         way: how they came in.
         place: where in the body the user of a call stands, with the call's number for ``{}``.
         numbers: of the calls, where others stood between them; else 0, 1, 2 …
@@ -83,7 +84,7 @@ def apply(
     return Response(dumps({**counts, "errors": errors}), mimetype="application/json")
 
 
-def _refused(calls: Sequence[Identify], applied: Applied) -> Iterator[tuple[int, type[Problem]]]:
+def _refused(calls: Sequence[Statement], applied: Applied) -> Iterator[tuple[int, type[Problem]]]:
     """The calls that were left out, and why."""
     if not (applied.unknown or applied.suppressed or applied.refused):
         return

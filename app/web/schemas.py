@@ -22,7 +22,8 @@ from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 # Errors after which a batch is not looked at any further.
 MAX_ITEM_ERRORS = 50
 
-_ANY_USER_ID_FITS = MAX_USER_ID_BYTES // 4  # characters; UTF-8 takes at most 4 bytes for one
+# Characters of a user id that is short enough in any case: UTF-8 takes at most 4 bytes for one.
+ANY_USER_ID_FITS = MAX_USER_ID_BYTES // 4
 
 Item = TypeVar("Item")
 
@@ -198,7 +199,7 @@ class Items(fields.Field[list[Item]]):
 def accept_user_id(value: Any, seen: set[str]) -> str | None:
     """The user id that ``value`` is, or None where :class:`UserId` must look at it."""
     try:
-        if "\0" in value or not 0 < len(value) <= _ANY_USER_ID_FITS:
+        if "\0" in value or not 0 < len(value) <= ANY_USER_ID_FITS:
             return None
         if not value.isascii():
             value.encode()
@@ -218,7 +219,7 @@ def accept(item: Any, good_names: set[str]) -> Identify | None:
         user_id, traits = item["userId"], item["traits"]
         if item["type"] != "identify" or type(item.get("context", traits)) is not dict:
             return None
-        if "\0" in user_id or not 0 < len(user_id) <= _ANY_USER_ID_FITS or not traits:
+        if "\0" in user_id or not 0 < len(user_id) <= ANY_USER_ID_FITS or not traits:
             return None
         if not user_id.isascii():
             user_id.encode()

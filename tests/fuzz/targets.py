@@ -14,11 +14,12 @@ from flask import Flask
 from marshmallow import Schema, ValidationError
 
 from app import create_app
-from app.cohorts import Cohort, Identify, membership_changes
+from app.cohorts import Cohort, Identify, Statement, membership_changes
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 from app.errors import Problem
 from app.settings import ApiKey, Settings
-from app.web.body import load, read_json
+from app.web.batch import accept_batch
+from app.web.body import decoded, load, read_text
 from app.web.read_schemas import UsersQuery
 from app.web.schemas import (
     BatchSchema,
@@ -77,9 +78,13 @@ def body(data: bytes) -> None:
         headers={"Content-Encoding": ENCODINGS[headers >> 2 & 3]},
     )
     with context:
+        calls = None
         try:
-            value = read_json()
+            text = read_text()
+            calls = accept_batch(text, MOST_USERS)
+            value = decoded(text)
         except Problem as problem:
+            assert calls is None
             check_problem(problem)
             return
         try:
@@ -89,6 +94,12 @@ def body(data: bytes) -> None:
         else:
             check_loaded(loaded)
         check_agreement(value)
+        if calls is not None:
+            assert list(map(as_identify, calls)) == SCHEMAS[1].load(value)["batch"]
+
+
+def as_identify(said: Statement) -> Identify:
+    return Identify(said.user_id, said.traits, said.at_ms)
 
 
 def trait(data: bytes) -> None:
