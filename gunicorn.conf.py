@@ -61,9 +61,11 @@ metrics_folder = folder.prepare(os.environ)
 
 
 def post_fork(server, worker):
-    """Let Ctrl-C end a worker as SIGTERM does, from its first moment on."""
-    # gunicorn's own way ends it in the middle of a request, and of gevent's own work, which says
-    # so with a traceback.
+    """Let a worker stand back from the store, and end by Ctrl-C as by SIGTERM."""
+    # All workers wait for the one store: where it has to wait for a turn on their machine, all do.
+    os.nice(settings.worker_nice)
+    # From its first moment on. gunicorn's own way ends it in the middle of a request, and of
+    # gevent's own work, which says so with a traceback.
     worker.handle_quit = worker.handle_exit
 
 

@@ -105,6 +105,11 @@ class Settings:
     web_concurrency: int = _setting(
         _whole(1, 256), default=2, help="Number of gunicorn worker processes."
     )
+    worker_nice: int = _setting(
+        _whole(0, 19),
+        default=5,
+        help="How far workers stand back from other programs of the machine, such as its store.",
+    )
     redis_url: str | None = _setting(
         kinds.String(
             validate=validate.Regexp(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -115,3 +116,9 @@ def test_boot__environment_of_app_json__starts() -> None:
         body = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
         reply = service.post(body, **headers)
         assert (reply.status, reply.json()["reason"]) == (503, "store_unreachable")
+
+
+def test_start__worker_nice__puts_the_workers_behind_the_store(store_url: str) -> None:
+    with running({"REDIS_URL": store_url, "API_KEYS": KEY, "WORKER_NICE": "7"}) as service:
+        arbiter = psutil.Process(service.process.pid)
+        assert {worker.nice() for worker in arbiter.children()} == {min(arbiter.nice() + 7, 19)}
