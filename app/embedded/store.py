@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -36,6 +37,10 @@ CONFIG = {
     "auto-aof-rewrite-min-size": "64mb",
     "maxmemory-policy": "noeviction",
 }
+
+# For the server's own process: the C library keeps what a thousand commands have freed at hand for
+# the next thousand. Elsewhere than with glibc it says nothing to anybody.
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000"}
 
 _OTHER_STORE = (
     "Set REDIS_URL to the address of a Redis or Valkey server, for example "
@@ -90,6 +95,7 @@ class EmbeddedStore:
                     [str(self._binary), *arguments],
                     pass_fds=[self._claim],
                     cwd=self._data.store,
+                    env={**os.environ, **ENVIRONMENT},
                     output=log,
                 )
         except OSError as error:
