@@ -155,6 +155,7 @@ class _Run:
 
     def make_each_call(self) -> None:
         cohort, user = f"/api/v1/cohorts/{traffic.COHORT_ID}", next(traffic.user_ids(1))
+        erased = traffic.user_ids(_REPEATS)
         middle = self._call("GET", f"{cohort}/members?limit=10000")["next"]
         members = list(traffic.user_ids(BATCH))
         batch = json.loads(traffic.identify(members))
@@ -176,11 +177,15 @@ class _Run:
             "the cohort": lambda: self._call("GET", cohort),
             "all cohorts, by members": lambda: self._call("GET", "/api/v1/cohorts?sort=-members"),
             "changes": lambda: self._call("GET", "/api/v1/changes?limit=1000"),
-            "a user is erased": lambda: self._call("DELETE", f"/api/v1/users/{user}"),
+            "a user is erased": lambda: self._call("DELETE", f"/api/v1/users/{next(erased)}"),
         }
         for name, call in calls.items():
             tell_stderr(name)
             self.outcome.calls[name] = min(self._longest(call) for _ in range(_REPEATS))
+        tell_stderr("the user of many cohorts is erased")
+        self.outcome.calls["a step of erasing the user of many cohorts"] = self._step(
+            lambda: self._call("DELETE", f"/api/v1/users/{_ONE_USER}")
+        )
         tell_stderr("a rename begins")
         renamed = payloads.trait_name("Renamed", traffic.COHORT_ID)
         self.outcome.calls["a step of a rename"] = self._step(

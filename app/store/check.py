@@ -26,6 +26,8 @@ from app.store.replay import Replay
 
 # Users that one script call looks at: about a millisecond of the store's time.
 USERS_PER_CALL = 250
+# Fields after which a call looks at no further user, and those that are too many for one call.
+_FIELDS_PER_CALL = 1000
 # Cohorts that one round trip looks at.
 _COHORTS_PER_CALL = 100
 # Members whose fields are looked through for the lost name of a cohort.
@@ -221,15 +223,34 @@ class Checker:
             self._judge_fields(walk, place, users)
 
     def _judge_fields(self, walk: _Walk, place: Place, users: list[bytes]) -> None:
-        reply = self._check_fields(keys=[self._keys.changes(*place)], args=users)
-        walk.report.users += len(users)
-        for where in reply[0]:
-            user_id = _text(users[where - 1])
-            walk.report.add(Finding(Problem.NOT_A_HASH, *place, "", user_id))
-        pairs: list[Pair] = []
-        for field, places in zip(reply[1::2], reply[2::2], strict=True):
-            cohort_id = _cohort_id(field)
-            pairs += [Pair(cohort_id, users[where - 1], field) for where in places]
+        stream = self._keys.changes(*place)
+        while users:
+            args: list[int | bytes] = [_FIELDS_PER_CALL, _FIELDS_PER_CALL, *users]
+            looked_at, wrong, large, *fields = self._check_fields(keys=[stream], args=args)
+            for where in wrong:
+                user_id = _text(users[where - 1])
+                walk.report.add(Finding(Problem.NOT_A_HASH, *place, "", user_id))
+            self._judge_pairs(
+                walk,
+                place,
+                [
+                    Pair(_cohort_id(field), users[where - 1], field)
+                    for field, places in zip(fields[::2], fields[1::2], strict=True)
+                    for where in places
+                ],
+            )
+            for where in large:
+                user_id = users[where - 1]
+                hash_key = self._keys.base(*place).encode() + b"user:" + user_id
+                scanned = self._client.hscan_iter(hash_key, count=USERS_PER_CALL)
+                # A scan may tell of a field twice, which must not be reported twice.
+                for some in _in_pages(list({field for field, _ in scanned}), USERS_PER_CALL):
+                    pairs = [Pair(_cohort_id(field), user_id, field) for field in some]
+                    self._judge_pairs(walk, place, pairs)
+            walk.report.users += looked_at
+            users = users[looked_at:]
+
+    def _judge_pairs(self, walk: _Walk, place: Place, pairs: list[Pair]) -> None:
         for some in _in_pages(pairs, USERS_PER_CALL):
             self._judge(walk, place, "fields", some)
             walk.report.fields += len(some)

@@ -34,8 +34,8 @@ end
 for n = 2, #ARGV do
   if count >= budget then break end
   local user = ARGV[n]
-  local row = call('HGETALL', base .. 'user:' .. user)
-  if #row > 2 * VERY_MANY then row = {''} end
+  local hash = base .. 'user:' .. user
+  local row = call('HLEN', hash) > VERY_MANY and {''} or call('HGETALL', hash)
   for place = 2, #row, 2 do
     if row[place] == 'true' then
       local cohort = cohort_id(row[place - 1])

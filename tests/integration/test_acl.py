@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -16,9 +17,12 @@ from app import create_app
 from app.background import Background
 from app.settings import ApiKey, Settings
 from simulator import payloads
+from tests.cluster import Cluster, running_cluster
 from tests.conftest import socket_url, start_store, store_folder
 from tests.integration.conftest import caller
-from tests.integration.test_apps import BODY, COHORT, PARTS, USER, path
+from tests.integration.test_apps import BODY, COHORT, PARTS, USER, path, rules
+from tests.integration.test_copy import rights
+from tests.integration.test_dashboard import Browser
 
 ACL = Path(__file__).resolve().parents[2] / "docs" / "acl"
 SERVICE, READER = "cohort-receiver", "cohort-reader"
@@ -55,13 +59,17 @@ def address(socket: Path, user: str) -> str:
 
 @pytest.fixture
 def service(store_socket: Path, everything: redis.Redis) -> Flask:
+    return make_service(redis_url=address(store_socket, SERVICE))
+
+
+def make_service(**settings: Any) -> Flask:
     return create_app(
         Settings(
-            redis_url=address(store_socket, SERVICE),
             admin_api_keys=(ApiKey("shop", KEY),),
             stream_heartbeat_seconds=0.1,
             user_policy="known",
             auth_failure_rate_limit=parse("1/hour"),
+            **settings,
         )
     )
 
@@ -96,7 +104,7 @@ def use(app: Flask) -> None:
                 pass
             reply.close()
             assert reply.status_code < 500, (url, reply.get_data())
-    app.test_client().post("/login", data={"key": KEY})
+    use_pages(app)
     for _ in range(2):
         Background(app.extensions["store"]).work()
     app.extensions["recorder"].finish()
@@ -116,6 +124,26 @@ def use(app: Flask) -> None:
         assert "store_misconfigured" not in done.output, (command, done.output)
         assert "rights" not in done.output, (command, done.output)
         assert done.exit_code in (0, 1, 2), (command, done.output)
+
+
+def use_pages(app: Flask) -> None:
+    """Every page of the dashboard, and every form."""
+    caller(app, KEY).post(payloads.COHORT_PATH, json=payloads.batch(["bob"], "n: c2", True))
+    app.extensions["recorder"].finish()
+    sync_id = caller(app, KEY).get("/api/v1/syncs").json["syncs"][0]["id"]
+    browser = Browser(app).log_in(KEY)
+    fields = {"token": browser.token(), "suppress": "on", "id": "bob", "confirm": "bob"}
+    others = {
+        "/cohort": {"id": "c2"},
+        "/cohort/delete": {"id": "c2", "confirm": "n"},
+        "/sync": {"id": sync_id},
+    }
+    # Logging out comes last.
+    for method, url in sorted(rules(pages=True), key=lambda rule: (rule[0], rule[1] == "/logout")):
+        row = {**fields, **others.get(url, {})}
+        sent: dict[str, Any] = {"data" if method == "POST" else "query_string": row}
+        reply = browser._http.open(url, method=method, **sent)
+        assert reply.status_code == (303 if method == "POST" else 200), (url, reply.text)
 
 
 def test_service__as_its_own_user__is_refused_nothing(
@@ -213,3 +241,59 @@ def test_reader__writes_nothing_and_reads_nothing_private(store_socket: Path, co
     reader = redis.Redis.from_url(address(store_socket, READER))
     with reader, pytest.raises(NoPermissionError):
         reader.execute_command(*command.split())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster with these users, and the rights that its page gives them besides."""
+    with running_cluster(3, 0) as cluster:
+        for node in cluster.nodes:
+            for name, first in (("service", "+cluster|slots"), ("reader", "+readonly")):
+                _, user, *own = (
+                    (ACL / f"{name}.acl").read_text().replace("PASSWORD", PASSWORD).split()
+                )
+                own += rights("scaling.md", first)
+                node.client.execute_command("ACL", "SETUSER", user, *own)
+        yield cluster
+
+
+@pytest.fixture
+def cluster_service(cluster: Cluster) -> Flask:
+    for node in cluster.nodes:
+        node.client.flushall()
+        node.client.acl_log_reset()
+    url = cluster.url.replace("//", f"//{SERVICE}:{PASSWORD}@")
+    return make_service(redis_url=url, store_cluster=True, store_partitions=6)
+
+
+def test_service__as_its_own_user_on_a_cluster__is_refused_nothing(
+    cluster: Cluster, cluster_service: Flask
+) -> None:
+    use(cluster_service)
+    refused = [entry for node in cluster.nodes for entry in node.client.acl_log()]
+    assert refused == []
+
+
+def test_reader__on_a_cluster__reads_the_contract_and_nothing_else(
+    cluster: Cluster, cluster_service: Flask
+) -> None:
+    http = caller(cluster_service, KEY)
+    users = [USER, "bob", "carol", "dave"]
+    http.post("/api/v1/users", json={"userIds": users})
+    http.post(payloads.COHORT_PATH, json=payloads.batch(users, f"n: {COHORT}", True))
+    keys = cluster_service.extensions["store"].keys
+    url = cluster.url.replace("//", f"//{READER}:{PASSWORD}@")
+    with redis.RedisCluster.from_url(url, decode_responses=True) as reader:
+        for user in users:
+            partition = keys.partition(user)
+            assert reader.hgetall(keys.user("shop", user)) == {f"n: {COHORT}": "true"}
+            assert reader.zscore(keys.cohort("shop", partition, COHORT, "members"), user)
+            assert reader.xrange(keys.changes("shop", partition))
+            for refused in (
+                lambda user=user: reader.hset(keys.user("shop", user), "n", "true"),
+                lambda user=user: reader.delete(keys.user("shop", user)),
+                lambda p=partition: reader.hgetall(keys.cohort("shop", p, COHORT, "state")),
+                lambda p=partition: reader.smembers(keys.suppressed("shop", p)),
+            ):
+                with pytest.raises(NoPermissionError):
+                    refused()

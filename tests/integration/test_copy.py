@@ -332,7 +332,7 @@ def rights(page: str, first: str) -> list[str]:
 
 def test_user_of_its_own__with_the_rights_of_the_pages__is_refused_nothing() -> None:
     _, name, *own = (DOCS / "acl" / "service.acl").read_text().replace("PASSWORD", "pw").split()
-    own += rights("scaling.md", "+cluster|slots") + rights("moving.md", "+client|id")
+    own += rights("scaling.md", "+cluster|slots") + rights("moving.md", "+del")
     with running_server() as single, running_cluster(2, 1) as cluster:
         nodes = [single, *cluster.nodes]
         try:

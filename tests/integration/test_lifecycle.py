@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import redis
@@ -10,7 +11,7 @@ import redis
 from app.background import Background
 from app.cohorts import Cohort, MembershipChange, Status
 from app.settings import Settings
-from app.store import Applied, Store, connect
+from app.store import Applied, Store, StoreError, connect
 from app.store.lifecycle import Job
 from tests.integration.state import Transition, members, traits, transitions
 
@@ -227,6 +228,34 @@ class TestErase:
         assert seen == [[ONE.encode()], [TWO.encode()]]
         assert redis_client.exists(key) == 0
         assert members(redis_client, APP) == {}
+
+    def test_erase__of_a_user_with_very_many_traits__cut_short__is_completed_by_a_repeat(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        changes = [
+            MembershipChange(Cohort(f"{n}", f"n: {n}"), True, ["u1", "u2"]) for n in range(900)
+        ]
+        store.apply(APP, changes, way="test")
+        erase, steps = store.lifecycle._erase, iter(range(2))
+
+        def breaks_after_two(**call: Any) -> Any:
+            if next(steps, None) is None:
+                raise redis.ConnectionError
+            return erase(**call)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.lifecycle, "_erase", breaks_after_two)
+            with pytest.raises(StoreError):
+                store.lifecycle.erase(APP, "u1", suppress=True)
+        left = len(store.traits(APP, "u1"))
+        assert 300 < left < 900
+        # What is left agrees everywhere, and no sync brings back what is gone.
+        assert say(store, "n: 1", True, "u1").suppressed == {"u1"}
+        assert store.checker.run([APP]).ok
+        assert store.lifecycle.erase(APP, "u1", suppress=True).traits == left
+        assert store.traits(APP, "u1") == {}
+        assert len(store.traits(APP, "u2")) == 900
+        assert store.checker.run([APP]).ok
 
     def test_suppressed__later_sync__skips_the_user_and_says_so(
         self, store: Store, redis_client: redis.Redis

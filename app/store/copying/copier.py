@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from importlib.resources import files
+from itertools import zip_longest
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -31,6 +32,9 @@ _USERS = 1000
 _USERS_PER_CALL = 250
 # Users' traits and cohorts in one script call: Lua takes no more than some thousand arguments.
 _PAIRS_PER_CALL = 1500
+# A user with so many is read and put part by part, in parts of this size.
+_VERY_MANY = 1000
+_PART = 250
 _KEYS_PER_SCAN = 1000
 _IDS_PER_CALL = 1000
 # A statement that comes late brings a time of its own; older ones wait for the next run.
@@ -291,51 +295,92 @@ class Copier:
         ids = list(dict.fromkeys(user_ids))
         if not ids:
             return 0
-        parts = _by_partition(self._source.keys, ids)
-        calls = [
-            (p, some) for p, users in parts.items() for some in _in_parts(users, _USERS_PER_CALL)
-        ]
-        rows: dict[bytes, dict[bytes, bytes]] = {}
-        for (_, some), reply in zip(
-            calls,
-            together(
-                self._read, [Call(self._source.keys.changes(app_id, p), some) for p, some in calls]
-            ),
-            strict=True,
-        ):
-            for user_id, flat in zip(some, reply, strict=True):
-                rows[user_id] = dict(zip(flat[::2], flat[1::2], strict=True))
+        rows = self._rows(app_id, ids)
         times = self._times(app_id, rows)
         different = 0
         places: list[tuple[int, list[bytes]]] = []
         puts: list[Call] = []
-        for partition, users in _by_partition(self._target.keys, ids).items():
+        large = [user_id for user_id in ids if len(rows[user_id]) >= _VERY_MANY]
+        others = [user_id for user_id in ids if len(rows[user_id]) < _VERY_MANY]
+        for partition, users in _by_partition(self._target.keys, others).items():
             for some in _by_weight(users, lambda user: 1 + len(rows[user])):
-                args: list[Any] = []
+                args: list[Any] = [_VERY_MANY]
                 for user_id in some:
-                    row = rows[user_id]
-                    args += [user_id, len(row)]
-                    for pair in row.items():
-                        args += pair
-                    cohorts = times.get(user_id, {})
-                    args.append(len(cohorts))
-                    for cohort_id, scores in cohorts.items():
-                        args += [cohort_id, *scores]
+                    args += _put_args(
+                        user_id, rows[user_id].items(), times.get(user_id, {}).items()
+                    )
                 places.append((partition, some))
                 puts.append(Call(self._target.keys.changes(app_id, partition), args))
-        for (partition, some), (changed, stale) in zip(
+        for (partition, some), (changed, stale, left_alone) in zip(
             places, together(self._put, puts), strict=True
         ):
-            different += len(changed)
+            alone = {some[place - 1] for place in left_alone}
+            large += alone
+            different += len({some[place - 1] for place in changed} - alone)
             drops: list[bytes] = []
             for place, field in zip(stale[::2], stale[1::2], strict=True):
                 user_id, cohort_id = some[place - 1], _cohort_id(field)
                 if cohort_id not in times.get(user_id, {}):
                     drops += [cohort_id, user_id]
-            if drops:
-                stream = self._target.keys.changes(app_id, partition)
-                self._drop(keys=[stream], args=drops)
+            self._drop_pairs(app_id, partition, drops)
+        for user_id in large:
+            different += self._put_large(app_id, user_id, rows[user_id], times.get(user_id, {}))
         return different
+
+    def _rows(self, app_id: str, user_ids: Sequence[bytes]) -> dict[bytes, dict[bytes, bytes]]:
+        """The source's hashes of some users; empty for who is not there."""
+        keys, rows = self._source.keys, {}
+        waiting = _by_partition(keys, user_ids)
+        while waiting:
+            parts = [(p, users[:_USERS_PER_CALL]) for p, users in waiting.items()]
+            calls = [
+                Call(keys.changes(app_id, p), [_PAIRS_PER_CALL, _VERY_MANY, *some])
+                for p, some in parts
+            ]
+            for (partition, some), reply in zip(parts, together(self._read, calls), strict=True):
+                for user_id, flat in zip(some, reply, strict=False):
+                    if len(flat) == 1:
+                        key = keys.base(app_id, partition).encode() + b"user:" + user_id
+                        rows[user_id] = dict(self._source.client.hscan_iter(key, count=_PART))
+                    else:
+                        rows[user_id] = dict(zip(flat[::2], flat[1::2], strict=True))
+                waiting[partition] = waiting[partition][len(reply) :]
+                if not waiting[partition]:
+                    del waiting[partition]
+        return rows
+
+    def _put_large(
+        self,
+        app_id: str,
+        user_id: bytes,
+        row: dict[bytes, bytes],
+        times: dict[bytes, list[bytes]],
+    ) -> bool:
+        """Make a user of very many fields what is wanted. Returns whether that changed anything."""
+        partition = self._target.keys.partition_of(user_id)
+        stream = self._target.keys.changes(app_id, partition)
+        key = self._target.keys.base(app_id, partition).encode() + b"user:" + user_id
+        there: Any = self._target.client.hscan_iter(key, count=_PART)
+        stale = list({field for field, _ in there} - row.keys())
+        for some in _in_parts(stale, _PART):
+            self._target.client.hdel(key, *some)
+            gone = {_cohort_id(field) for field in some} - times.keys()
+            self._drop_pairs(app_id, partition, [x for c in gone for x in (c, user_id)])
+        changed = bool(stale)
+        parts = zip_longest(
+            _in_parts(list(row.items()), _PART), _in_parts(list(times.items()), _PART), fillvalue=()
+        )
+        for fields, cohorts in parts:
+            args = ["part", *_put_args(user_id, fields, cohorts)]
+            different, _, _ = self._put(keys=[stream], args=args)
+            changed = changed or bool(different)
+        return changed
+
+    def _drop_pairs(self, app_id: str, partition: int, pairs: Sequence[bytes]) -> None:
+        """Forget what the target keeps about pairs: cohort id, user id, and so on."""
+        stream = self._target.keys.changes(app_id, partition)
+        for some in _in_parts(pairs, 2 * _PART):
+            self._drop(keys=[stream], args=some)
 
     def _times(
         self, app_id: str, rows: dict[bytes, dict[bytes, bytes]]
@@ -667,6 +712,21 @@ def _number(value: Any) -> str:
     """A score as it goes into a command: exact, and without an exponent where it is whole."""
     number = float(value)
     return str(int(number)) if number.is_integer() else repr(number).replace("inf", "+inf")
+
+
+def _put_args(
+    user_id: bytes,
+    fields: Collection[tuple[bytes, bytes]],
+    cohorts: Collection[tuple[bytes, list[bytes]]],
+) -> list[Any]:
+    """What put.lua takes about a user."""
+    args: list[Any] = [user_id, len(fields)]
+    for pair in fields:
+        args += pair
+    args.append(len(cohorts))
+    for cohort_id, scores in cohorts:
+        args += [cohort_id, *scores]
+    return args
 
 
 def _by_partition(keys: Keys, ids: Iterable[bytes]) -> dict[int, list[bytes]]:
