@@ -105,6 +105,8 @@ def use(app: Flask) -> None:
             reply.close()
             assert reply.status_code < 500, (url, reply.get_data())
     use_pages(app)
+    http.post("/api/v1/users", json={"userIds": ["erin"]})
+    http.post(payloads.COHORT_PATH, json=payloads.batch(["erin"], "n: c3", True))
     for _ in range(2):
         Background(app.extensions["store"]).work()
     app.extensions["recorder"].finish()
