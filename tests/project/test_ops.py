@@ -115,6 +115,26 @@ def test_dashboard__panels__do_not_overlap() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 
 
+def test_dashboard__as_grafana_loads_it__is_whole() -> None:
+    assert isinstance(DASHBOARD["schemaVersion"], int)
+    assert DASHBOARD.get("id") is None, "an id is Grafana's own, and would overwrite another"
+    assert re.fullmatch(r"[a-z0-9-]{1,40}", DASHBOARD["uid"])
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    source = {"type": variables["datasource"]["query"], "uid": "${datasource}"}
+    assert source["type"] == "prometheus"
+    assert variables["job"]["datasource"] == source
+    for panel in DASHBOARD["panels"]:
+        assert panel["type"] in {"stat", "timeseries"}, "no plugin"
+        assert panel["title"]
+        assert panel["description"]
+        targets = panel["targets"]
+        assert len({target["refId"] for target in targets}) == len(targets) > 0
+        assert all(place["datasource"] == source for place in (panel, *targets))
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD)))
+    assert used - {"__rate_interval", "__all"} == variables.keys()
+
+
 def test_metrics__that_dashboard_rules_and_runbook_name__are_there() -> None:
     for text in (
         (OPS / "alerts.yml").read_text(),

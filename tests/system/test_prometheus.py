@@ -10,12 +10,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import urllib3
 
 from tests.conftest import socket_url, start_store, store_folder
-from tests.system.service import ROOT, running, wait_until
+from tests.system.command import flask
+from tests.system.service import APP, ROOT, running, wait_until
 
 TOKEN = "TEST_METRICS_TOKEN"
 
@@ -102,3 +104,52 @@ def test_prometheus__on_the_service__reads_its_metrics_and_sees_the_store_go(
             wait_until(lambda: value(ask, "cohort_receiver_store_up") == 0)
             states = 'ALERTS{alertname="StoreDown"}'
             wait_until(lambda: value(ask, states) == 1)  # pending: it fires after a minute
+
+
+def test_dashboard__every_panel_on_the_running_service__has_something_to_draw(
+    prometheus: Callable[[str], Ask],
+) -> None:
+    dashboard = json.loads((ROOT / "ops" / "dashboard.json").read_text())
+    panels = {
+        (panel["title"], target["refId"]): target["expr"]
+        .replace("$job", "cohort-receiver")
+        .replace("$__rate_interval", "1m")
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+    }
+    assert len(panels) > 15
+    with store_folder() as folder:
+        store = start_store(folder, "--maxmemory", "1gb")
+        try:
+            url = socket_url(folder)
+            env = {"REDIS_URL": url, "METRICS_TOKEN": TOKEN, "USER_POLICY": "known"}
+            with running(env) as service:
+                ask = prometheus(service.url.removeprefix("http://"))
+                words = ("keys", "create", "--json", "--app-id", APP, "--expires", "9d")
+                made = json.loads(flask(url, *words).stdout)
+                key = {"Authorization": f"Bearer {made['key']}"}
+                users = flask(url, "users", "register", "-", "--app-id", APP, input="ann\n")
+                assert users.returncode == 0, users.stderr
+
+                def sent() -> bool:
+                    """Some that is good, some that is left out and some that is refused."""
+                    batch = [
+                        {"type": "identify", "userId": user, "traits": {"Buyers:b1": True}}
+                        for user in ("ann", "unknown")
+                    ]
+                    service.post(b"{")
+                    return service.post({"batch": batch}, **key).status == 200
+
+                def drawn(place: tuple[str, str]) -> bool:
+                    """Whether Prometheus has something for a panel."""
+                    sent()
+                    return bool(ask(f"query?query={quote(panels[place])}").get("result"))
+
+                wait_until(sent)
+                for place in panels:
+                    wait_until(lambda place=place: drawn(place))
+                (job,) = ask("label/job/values?match[]=cohort_receiver_store_up")
+                assert job == "cohort-receiver"  # what the variable offers
+        finally:
+            store.terminate()
+            store.wait(30)
