@@ -328,6 +328,13 @@ class Settings:
                 "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
                 "example redis://localhost:6379/0; or use `make run`, which brings its own store."
             )
+        if not _can_be_read(self.redis_url):
+            # Without the parser's own message: it quotes the password, taken for a port.
+            raise BadSettings(
+                "REDIS_URL: not an address that can be read. It must look like "
+                "redis://user:password@host:6379/0, with / # ? @ [ ] % in the password written as "
+                "%2F %23 %3F %40 %5B %5D %25"
+            )
         if self.store_cluster and not _CLUSTER_URL.fullmatch(self.redis_url):
             raise BadSettings(
                 "REDIS_URL: a cluster is reached by redis:// or rediss://, at database 0"
@@ -345,6 +352,18 @@ class Settings:
                 "API_KEYS: no key is set, so nobody could send anything. Set it to app_id:key, "
                 "with a long random key; or make a key with `flask --app wsgi keys create`."
             )
+
+
+def _can_be_read(url: str) -> bool:
+    """Whether an address of a store has its parts where they belong."""
+    if url.startswith("unix://"):
+        return True
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return "@" not in parts.path + parts.query + parts.fragment
 
 
 def env_name(f: Field[Any]) -> str:

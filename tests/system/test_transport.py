@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from simulator.payloads import identify
+from tests.cluster import running_cluster
 from tests.conftest import socket_url, start_store, store_folder
+from tests.system.command import flask
 from tests.system.service import Service, running
 
 CALL = identify("u", "n: 1", True)
@@ -56,3 +60,63 @@ def test_store__whose_password_is_wrong__is_not_told_about_it() -> None:
         finally:
             store.terminate()
             store.wait(30)
+
+
+SECRET = "the-password-of-the-store"
+AWAY = f"rediss://somebody:{SECRET}@127.0.0.1:1/0"
+ONE, MANY = {"STORE_CLUSTER": "false"}, {"STORE_CLUSTER": "true"}
+
+
+@pytest.mark.parametrize("kind", [ONE, MANY], ids=["single", "cluster"])
+def test_store__that_is_away__has_its_password_told_to_nobody(kind: dict[str, str]) -> None:
+    env = {"REDIS_URL": AWAY, "LOG_LEVEL": "debug", **kind}
+    with running(env) as service:
+        replies = [service.post(CALL), service.request("GET", "/readyz")]
+        assert {reply.status for reply in replies} == {503}
+    assert SECRET not in service.output() + "".join(reply.data.decode() for reply in replies)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["config"],
+        ["cohorts", "list"],
+        ["users", "show", "u"],
+        ["keys", "list"],
+        ["store", "check"],
+        ["store", "copy", "--to", AWAY.replace(":1/", ":2/"), "--partitions", "1"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("kind", [ONE, MANY], ids=["single", "cluster"])
+def test_command__with_the_store_away__does_not_tell_its_password(
+    kind: dict[str, str], words: list[str]
+) -> None:
+    done = flask(AWAY, *words, **kind)
+    assert SECRET not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cluster__whose_password_is_wrong__is_not_told_about_it() -> None:
+    with running_cluster(3, 0) as cluster:
+        url = cluster.url.replace("//", f"//somebody:{SECRET}@")
+        with running({"REDIS_URL": url, "LOG_LEVEL": "debug", **MANY}) as service:
+            reply = service.post(CALL)
+            assert reply.status == 503
+        done = flask(url, "store", "check", **MANY)
+    assert done.returncode == 1
+    assert SECRET not in service.output() + reply.data.decode() + done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("sign", "/#?[")
+def test_password__with_a_sign_that_breaks_the_address__is_not_told_when_it_is_refused(
+    store_url: str, sign: str
+) -> None:
+    url = f"redis://somebody:secret{sign}word@127.0.0.1:6379/0"
+    for done in (
+        flask(url, "store", "check"),
+        flask(store_url, "store", "copy", "--to", url, "--partitions", "1"),
+    ):
+        assert done.returncode != 0
+        assert "REDIS_URL: not an address that can be read" in done.stdout + done.stderr
+        assert "secret" not in done.stdout + done.stderr
