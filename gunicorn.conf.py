@@ -13,6 +13,7 @@ from app.boot import keys_in_store
 from app.logs import stdlib_config
 from app.metrics import folder
 from app.settings import BadSettings, Settings
+from app.worker import HeadHeld, Worker
 
 try:
     settings = Settings.from_environ()
@@ -26,7 +27,7 @@ workers = settings.web_concurrency
 
 # Greenlets: a sender that stalls in the middle of a request costs a socket, not a thread.
 # docs/decisions/workers.md has the measurement.
-worker_class = "gevent"
+worker_class = Worker
 worker_connections = 1000
 
 # Amplitude's test request sends the headers api_key and app_id. gunicorn drops headers with an
@@ -102,6 +103,8 @@ def post_request(worker, req, environ, resp):
     to its end, or with one request after another.
     """
     global _turn_began
+    if resp is not None and isinstance(resp.sock, HeadHeld):
+        resp.sock.flush()
     if not _has_ended(req.body, worker.cfg.keepalive):
         req.force_close()
     if time.monotonic() - _turn_began > TURN_SECONDS:
