@@ -51,7 +51,11 @@ def list_actions(app_id: str | None, action: str | None, last: int, as_json: boo
 
 def _row(entry: dict[str, Any]) -> tuple[object, ...]:
     at = entry.get("at")
-    about = (f"{name}={entry[name]}" for name in entry if name not in ("at", *_COLUMNS))
+    about = (
+        f"{name}={when(value) if name == 'expires' and isinstance(value, int) else value}"
+        for name, value in entry.items()
+        if name not in ("at", *_COLUMNS)
+    )
     return (
         when(at) if isinstance(at, int) else "-",
         *(entry.get(name, "-") for name in _COLUMNS),

@@ -161,7 +161,7 @@ def test_commands__of_an_operator__are_in_the_trail_and_listed(
     listed = run("audit", "list").stdout
     for secret in (USER, "secret.person", made["key"]):
         assert secret not in kept + listed
-    assert f"key_id={made['id']}" in listed
+    assert f"key_id={made['id']} scope=ingest expires=20" in listed
     (line,) = [line for line in listed.splitlines() if "erase_user" in line]
     assert f"user={user_hash(USER)}" in line
     assert json.loads(run("audit", "list", "--json").stdout) == trail(app)

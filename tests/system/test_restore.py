@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,16 @@ def store_in(folder: Path, *options: str) -> Iterator[tuple[str, redis.Redis]]:
         store.wait(30)
 
 
+def back_up(folder: Path, client: redis.Redis) -> None:
+    """Take a snapshot as the page says, where there is such a program; else as the store does."""
+    program = shutil.which("redis-cli") or shutil.which("valkey-cli")
+    if program is None:
+        client.save()
+        return
+    command = [program, "-s", str(folder / "socket"), "--rdb", str(folder / "backup.rdb")]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+
+
 def test_restore__of_a_snapshot__brings_back_users_cohorts_and_keys() -> None:
     ids = payloads.user_ids(1000)
     with store_folder() as lost, store_folder() as restored:
@@ -38,7 +49,7 @@ def test_restore__of_a_snapshot__brings_back_users_cohorts_and_keys() -> None:
                 assert service.post(payloads.batch(ids, TRAIT, True)).status == 200
             made = flask(url, "keys", "create", "--json", "--app-id", APP)
             key = json.loads(made.stdout)["key"]
-            client.save()
+            back_up(lost, client)
 
         shutil.copy(lost / "backup.rdb", restored / "dump.rdb")
         with store_in(restored, "--appendonly", "no") as (url, client):
