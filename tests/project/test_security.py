@@ -19,6 +19,13 @@ def test_security__every_test_that_it_names__is_there() -> None:
     assert named <= there, named - there
 
 
+def test_security__every_defence__names_a_test() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    defences = page.split("## What stands against it")[1].split("\n## ")[0].split("\n- ")[1:]
+    assert len(defences) > 20
+    assert not [defence for defence in defences if "`test_" not in defence.split("\n\n")[0]]
+
+
 def test_licences__of_every_package_that_runs__are_listed() -> None:
     page = (ROOT / "docs" / "licences.md").read_text()
     listed = dict(re.findall(r"^\| (\S+) +\| \S+ +\| (.+?) +\|", page, re.M))
