@@ -35,87 +35,81 @@ TIMEOUT = 30.0
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _target_options(function: Function) -> Function:
-    for option in reversed(
-        (
-            click.argument("url"),
-            click.option(
-                "--key",
-                envvar="SIMULATOR_KEY",
-                help="The API key that Amplitude would hold; also taken from SIMULATOR_KEY.",
-            ),
-            click.option("--app-id", help="Sent as app_id with --auth headers."),
-            click.option(
-                "--auth",
-                type=click.Choice(AUTHS),
-                default="basic",
-                show_default=True,
-                help="Basic with the key as user name, the headers api_key and app_id, "
-                "a Bearer token, or nothing.",
-            ),
-            click.option(
-                "--header", multiple=True, metavar="'NAME: VALUE'", help="A header to send as well."
-            ),
-        )
-    ):
-        function = option(function)
-    return function
+def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one decorator."""
+
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
 
 
-def _path_options(function: Function) -> Function:
-    for option in reversed(
-        (
-            click.option(
-                "--path",
-                default=payloads.COHORT_PATH,
-                show_default=True,
-                help="Where identify and batch go.",
-            ),
-            click.option("--lists-path", default=payloads.LISTS_PATH, show_default=True),
-            click.option("--webhook-path", default=payloads.WEBHOOK_PATH, show_default=True),
-        )
-    ):
-        function = option(function)
-    return function
+_target_options = _options(
+    click.argument("url"),
+    click.option(
+        "--key",
+        envvar="SIMULATOR_KEY",
+        help="The API key that Amplitude would hold; also taken from SIMULATOR_KEY.",
+    ),
+    click.option("--app-id", help="Sent as app_id with --auth headers."),
+    click.option(
+        "--auth",
+        type=click.Choice(AUTHS),
+        default="basic",
+        show_default=True,
+        help="Basic with the key as user name, the headers api_key and app_id, "
+        "a Bearer token, or nothing.",
+    ),
+    click.option(
+        "--header", multiple=True, metavar="'NAME: VALUE'", help="A header to send as well."
+    ),
+)
 
+_path_options = _options(
+    click.option(
+        "--path",
+        default=payloads.COHORT_PATH,
+        show_default=True,
+        help="Where identify and batch go.",
+    ),
+    click.option("--lists-path", default=payloads.LISTS_PATH, show_default=True),
+    click.option("--webhook-path", default=payloads.WEBHOOK_PATH, show_default=True),
+)
 
-def _reader_options(function: Function) -> Function:
-    for option in reversed(
-        (
-            click.option(
-                "--reader",
-                "reader_url",
-                metavar="URL",
-                help="Where the receiver's state is read: its store (redis://, rediss:// or "
-                "unix://), or its own address (http:// or https://). Compares it with the truth, "
-                "user by user.",
-            ),
-            click.option(
-                "--reader-key",
-                default="",
-                metavar="KEY",
-                help="A key that may read, for a reader over HTTP.",
-            ),
-            click.option(
-                "--key-prefix",
-                default="cohorts",
-                show_default=True,
-                help="The reader's KEY_PREFIX.",
-            ),
-            click.option(
-                "--app", default="default", show_default=True, help="The app whose keys are read."
-            ),
-            click.option(
-                "--partitions",
-                type=click.IntRange(1),
-                default=1,
-                show_default=True,
-                help="The reader's STORE_PARTITIONS.",
-            ),
-        )
-    ):
-        function = option(function)
-    return function
+_reader_options = _options(
+    click.option(
+        "--reader",
+        "reader_url",
+        metavar="URL",
+        help="Where the receiver's state is read: its store (redis://, rediss:// or "
+        "unix://), or its own address (http:// or https://). Compares it with the truth, "
+        "user by user.",
+    ),
+    click.option(
+        "--reader-key",
+        default="",
+        metavar="KEY",
+        help="A key that may read, for a reader over HTTP.",
+    ),
+    click.option(
+        "--key-prefix",
+        default="cohorts",
+        show_default=True,
+        help="The reader's KEY_PREFIX.",
+    ),
+    click.option(
+        "--app", default="default", show_default=True, help="The app whose keys are read."
+    ),
+    click.option(
+        "--partitions",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="The reader's STORE_PARTITIONS.",
+    ),
+)
 
 
 @click.group(

@@ -94,8 +94,9 @@ def test_kill_9__store_under_load__every_answered_write_is_found(
         check_complete(client, APP, load.answered)
 
 
+@pytest.mark.parametrize("with_store", [False, True], ids=["alone", "with its store"])
 def test_kill_9__service_under_load__every_answered_write_is_found(
-    durable_store: DurableStore,
+    durable_store: DurableStore, with_store: bool
 ) -> None:
     env = {"REDIS_URL": durable_store.url, "RATE_LIMIT": "off"}
     urls: list[str] = []
@@ -103,33 +104,16 @@ def test_kill_9__service_under_load__every_answered_write_is_found(
         urls.append(first.url)
         with Load(lambda: urls[-1], KEY) as load:
             more(load)
+            if with_store:
+                durable_store.kill()
             os.killpg(first.process.pid, signal.SIGKILL)  # the master and all workers
+            if with_store:
+                durable_store.start()
             with running(env) as second:
                 urls.append(second.url)
                 more(load)
                 load.finish()
 
     assert load.refused, "it was killed between two requests, not in the middle of a load"
-    with durable_store.client() as client:
-        check_complete(client, APP, load.answered)
-
-
-def test_kill_9__both_under_load__every_answered_write_is_found(
-    durable_store: DurableStore,
-) -> None:
-    env = {"REDIS_URL": durable_store.url, "RATE_LIMIT": "off"}
-    urls: list[str] = []
-    with running(env) as first:
-        urls.append(first.url)
-        with Load(lambda: urls[-1], KEY) as load:
-            more(load)
-            durable_store.kill()
-            os.killpg(first.process.pid, signal.SIGKILL)
-            durable_store.start()
-            with running(env) as second:
-                urls.append(second.url)
-                more(load)
-                load.finish()
-
     with durable_store.client() as client:
         check_complete(client, APP, load.answered)
