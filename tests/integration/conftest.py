@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -15,6 +16,8 @@ from app.store import Store, connect
 from tests.integration.described import Replies
 
 APP, KEY = "shop", "the-ingest-key"
+
+Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -47,6 +50,20 @@ def client(make_app: Callable[..., Flask]) -> FlaskClient:
 @pytest.fixture
 def store(store_url: str, redis_client: redis.Redis) -> Store:
     return Store(connect(Settings(redis_url=store_url)))
+
+
+@pytest.fixture
+def run(app: Flask) -> Run:
+    """Run a command of the test's own service, given as words."""
+    runner = app.test_cli_runner()
+
+    def run(*words: str, input: str | None = None) -> Result:
+        result = runner.invoke(args=words, input=input)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
 
 
 def caller(app: Flask, key: str = KEY) -> FlaskClient:

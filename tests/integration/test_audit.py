@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import Result
 from flask import Flask
 from structlog.testing import capture_logs
 
@@ -19,14 +18,12 @@ from app.settings import ApiKey
 from app.store import Store
 from app.store.audit import KEPT
 from simulator import payloads
-from tests.integration.conftest import APP, caller
+from tests.integration.conftest import APP, Run, caller
 from tests.integration.test_dashboard import Browser
 
 BOSS = "the-admin-key"
 USER = "secret.person@example.com"
 TRAIT = "[Amplitude] Power users: abc123"
-
-Run = Callable[..., Result]
 
 # What each call of an operator writes down. Registering is routine: a service may do it for each of
 # its users.
@@ -61,19 +58,6 @@ def app(make_app: Callable[..., Flask]) -> Flask:
     body = payloads.batch([USER, "other"], TRAIT, True)
     assert caller(app, BOSS).post(payloads.COHORT_PATH, json=body).status_code == 200
     return app
-
-
-@pytest.fixture
-def run(app: Flask) -> Run:
-    runner = app.test_cli_runner()
-
-    def run(*words: str, input: str | None = None) -> Result:
-        result = runner.invoke(args=words, input=input)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
 
 
 def trail(app: Flask) -> list[dict[str, Any]]:

@@ -8,37 +8,21 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from click.testing import Result
 from flask import Flask
 
 from app import keyring
 from app.keyring import KeyRing
 from app.settings import ApiKey
 from app.store import ApiKeys, Store
-from tests.integration.conftest import APP, KEY, caller
+from tests.integration.conftest import APP, KEY, Run, caller
 
 COHORT = "/api/v1/integration/amplitude/cohort"
 ONE = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture
 def app(make_app: Callable[..., Flask]) -> Flask:
     return make_app()
-
-
-@pytest.fixture
-def run(app: Flask) -> Run:
-    runner = app.test_cli_runner()
-
-    def run(*words: str, input: str | None = None) -> Result:
-        result = runner.invoke(args=words, input=input)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
 
 
 def make(run: Run, *words: str, app_id: str = APP) -> tuple[str, str]:
