@@ -107,7 +107,7 @@ class Settings:
     )
     worker_nice: int = _setting(
         _whole(0, 19),
-        default=5,
+        default=3,
         help="How far workers stand back from other programs of the machine, such as its store.",
     )
     redis_url: str | None = _setting(
