@@ -11,18 +11,22 @@
 -- ARGV[4]   change stream: age to keep, in ms
 -- ARGV[5]   way in, or '' where nothing was received
 -- ARGV[6]   id of the message, or '' where it has none; a message is applied once
--- ARGV[7..] groups: cohort id, trait name, 'true' or 'false', time of the statement in ms since
+-- ARGV[7]   'named' where cohorts may be new, or renamed by this; 'as known' to leave out those that
+--           are not known here by just this name
+-- ARGV[8..] groups: cohort id, trait name, 'true' or 'false', time of the statement in ms since
 --           the epoch or '' for the time of arrival, number of users, user ids. A (user, cohort)
 --           stands in one group at most. A group of no users registers the cohort.
 --
 -- Returns {1 if the message was applied before, changed users, unknown users, suppressed users,
--- users whose key holds something else than a hash, ids of cohorts that are being deleted, and for
--- each group of which users really entered or left: cohort id, 'true' or 'false', how many}.
+-- users whose key holds something else than a hash, ids of cohorts that are being deleted, for each
+-- group of which users really entered or left: cohort id, 'true' or 'false', how many; and ids of
+-- cohorts that were left out as they are not known by this name}.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
 local known_only, count_only = ARGV[1] == 'known', ARGV[2] == 'count'
 local max_entries, max_age, way, message = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local as_known = ARGV[7] == 'as known'
 
 -- How long a message is recognised, and an older statement about a member, in ms.
 local HORIZON = 24 * 3600 * 1000
@@ -41,10 +45,10 @@ call('XLEN', stream)
 
 local message_key = base .. 'message:' .. message
 -- A write, so that a caller who then waits for replicas waits for what the first time wrote too.
-if message ~= '' and call('PEXPIRE', message_key, HORIZON) == 1 then return {1, 0, {}, {}, {}, {}, {}} end
+if message ~= '' and call('PEXPIRE', message_key, HORIZON) == 1 then return {1, 0, {}, {}, {}, {}, {}, {}} end
 
 local changes, changed, unknown, suppressed, conflicts, refused = 0, {}, {}, {}, {}, {}
-local moves = {}
+local moves, otherwise_named = {}, {}
 
 local function number(value) return string.format('%d', value) end
 
@@ -54,11 +58,18 @@ local function note_change(user)
 end
 
 -- The trait name to write, and the earlier names to remove from users who are touched; nil for a
--- cohort that is being deleted.
+-- cohort that is left out.
 local function resolve(state, cohort, trait, at, said)
   local current, names, moving, deleting, named =
     unpack(call('HMGET', state, 'trait', 'names', 'moving', 'deleting', 'named'))
-  if deleting then return nil end
+  if as_known and current ~= trait then
+    otherwise_named[#otherwise_named + 1] = cohort
+    return nil
+  end
+  if deleting then
+    refused[#refused + 1] = cohort
+    return nil
+  end
   if not current then
     call('HSET', state, 'trait', trait, 'named', number(at), 'first', number(now))
     call('ZADD', base .. 'cohorts', 0, cohort)
@@ -133,10 +144,7 @@ local function apply(cohort, trait, value, said, users)
 
   local earlier
   trait, earlier = resolve(state, cohort, trait, at, said)
-  if not trait then
-    refused[#refused + 1] = cohort
-    return
-  end
+  if not trait then return end
   if way ~= '' then call('HSET', state, 'last', number(now), 'way:' .. way, number(now)) end
   if #users == 0 then return end
 
@@ -233,7 +241,7 @@ local function append(list, more)
 end
 
 local some_suppressed = call('EXISTS', base .. 'suppressed') == 1
-local position = 7
+local position = 8
 while position <= #ARGV do
   local cohort, trait, value, said, count = unpack(ARGV, position, position + 4)
   local final = position + 4 + tonumber(count)
@@ -257,4 +265,4 @@ if changes > 0 then call('XTRIM', stream, 'MINID', '~', number(now - max_age)) e
 if message ~= '' and #unknown + #suppressed + #conflicts + #refused == 0 then
   call('SET', message_key, 1, 'PX', HORIZON)
 end
-return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused, moves}
+return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused, moves, otherwise_named}

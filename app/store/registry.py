@@ -15,6 +15,8 @@ from app.store.errors import translated
 from app.store.keys import Keys
 
 PAGE = 500
+# Trait names that are remembered.
+REMEMBERED = 10_000
 
 
 class Named(NamedTuple):
@@ -35,6 +37,8 @@ class Registry:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._keys = keys
+        # What `trait` has told: by app and cohort id.
+        self._told: dict[tuple[str, str], str] = {}
 
     def find(self, app_id: str, cohort_id: str) -> CohortRecord | None:
         """One cohort, or None where it was never received."""
@@ -43,7 +47,17 @@ class Registry:
     def trait(self, app_id: str, cohort_id: str) -> str | None:
         """The current trait name of a cohort, or None where it was never received."""
         named = self.named(app_id, cohort_id)
-        return max(named.values()).trait if named else None
+        if not named:
+            return None
+        trait = max(named.values()).trait
+        if len(self._told) >= REMEMBERED:
+            self._told.clear()
+        self._told[app_id, cohort_id] = trait
+        return trait
+
+    def last_trait(self, app_id: str, cohort_id: str) -> str | None:
+        """What `trait` told last, if it is remembered: the cohort may have another name by now."""
+        return self._told.get((app_id, cohort_id))
 
     def named(self, app_id: str, cohort_id: str) -> dict[int, Named]:
         """The name of a cohort in each partition that knows it; the greatest is the newest."""

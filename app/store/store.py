@@ -54,6 +54,7 @@ class Applied:
         refused: ids of cohorts that are being deleted, and were left alone.
         repeated: the message was applied before, and nothing was done.
         moves: by cohort id, how many users really entered and left.
+        otherwise_named: ids of cohorts that were left out, as they are not known by this name.
     """
 
     changed: int = 0
@@ -62,6 +63,7 @@ class Applied:
     refused: set[str] = field(default_factory=set)
     repeated: bool = False
     moves: dict[str, Moves] = field(default_factory=dict)
+    otherwise_named: set[str] = field(default_factory=set)
 
 
 class UserRecord(NamedTuple):
@@ -121,6 +123,7 @@ class Store:
         way: str,
         message_id: str = "",
         known_only: bool = False,
+        as_known: bool = False,
     ) -> Applied:
         """Apply the changes of one request; may be repeated at will.
 
@@ -130,6 +133,7 @@ class Store:
             way: how they came in; kept with the cohort.
             message_id: where given, the message is applied once and then recognised for a day.
             known_only: apply only to registered users.
+            as_known: leave cohorts out that are not known by just the name that is given.
 
         Raises:
             StoreError: a part of the changes may have been applied; a repeat completes them.
@@ -152,12 +156,17 @@ class Store:
             calls = [
                 Call(
                     self.keys.changes(app_id, partition),
-                    [*options, f"{message_id}:{number}" if message_id else "", *groups],
+                    [
+                        *options,
+                        f"{message_id}:{number}" if message_id else "",
+                        "as known" if as_known else "named",
+                        *groups,
+                    ],
                 )
                 for number, (partition, groups) in enumerate(self._calls(changes))
             ]
             for reply in together(self._apply, calls, self._wait):
-                repeated, changed, unknown, suppressed, conflicting, refused, moves = reply
+                repeated, changed, unknown, suppressed, conflicting, refused, moves, other = reply
                 if one_cohort:
                     applied.changed += changed
                 else:
@@ -166,6 +175,7 @@ class Store:
                 applied.unknown.update(map(bytes.decode, unknown))
                 applied.suppressed.update(map(bytes.decode, suppressed))
                 applied.refused.update(map(bytes.decode, refused))
+                applied.otherwise_named.update(map(bytes.decode, other))
                 conflicts += len(conflicting)
                 _add_moves(applied.moves, moves)
         if conflicts:
@@ -175,7 +185,7 @@ class Store:
             )
         applied.changed += len(changed_users)
         applied.repeated = bool(repeats) and all(repeats)
-        self.freshness.received(app_id, cohort_ids - applied.refused)
+        self.freshness.received(app_id, cohort_ids - applied.refused - applied.otherwise_named)
         return applied
 
     def register_cohort(self, app_id: str, cohort: Cohort, *, way: str) -> bool:
@@ -210,7 +220,7 @@ class Store:
         way: str,
         at_ms: int | str = "",
     ) -> bool:
-        args = ["open", "count", *self._limits, way, "", *cohort, "true", at_ms, 0]
+        args = ["open", "count", *self._limits, way, "", "named", *cohort, "true", at_ms, 0]
         calls = [Call(self.keys.changes(app_id, partition), args) for partition in partitions]
         return not any(reply[5] for reply in together(self._apply, calls, self._wait))
 

@@ -21,6 +21,10 @@ PROBLEMS = (UnknownUser, CohortBeingDeleted)
 MAX_REJECTIONS = 20
 
 
+class OtherwiseNamed(Exception):
+    """A cohort was left out, as it has another name by now, or is no more."""
+
+
 def apply(
     calls: Sequence[Statement],
     *,
@@ -29,6 +33,7 @@ def apply(
     numbers: Sequence[int] | None = None,
     left_out: Sequence[tuple[str, type[Problem]]] = (),
     message_id: str = "",
+    as_known: bool = False,
 ) -> Response:
     """Apply what calls say and tell what happened, once the store has acknowledged it.
 
@@ -39,8 +44,10 @@ def apply(
         numbers: of the calls, where others stood between them; else 0, 1, 2 …
         left_out: the places of these others, and why.
         message_id: the sender's id of the whole message, where it has one.
+        as_known: the trait names may be out of date.
 
     Raises:
+        OtherwiseNamed: with ``as_known``, a cohort is not known by the name that is given.
         UnknownUser, CohortBeingDeleted: nothing could be applied, for this reason.
         StoreError: the store could not be had.
     """
@@ -56,7 +63,11 @@ def apply(
         way=way,
         message_id=message_id,
         known_only=settings.user_policy == "known",
+        as_known=as_known,
     )
+    if applied.otherwise_named:
+        del g.outcome
+        raise OtherwiseNamed
     g.event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
     outcome.moves = applied.moves
     refused = list(_refused(calls, applied))

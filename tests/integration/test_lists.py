@@ -10,6 +10,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.store import Store
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.state import members, traits
@@ -128,3 +129,46 @@ def test_list__created_under_a_new_name__is_renamed(
     create(client, renamed)
     client.post("/lists/abc/add", json={"userIds": ["b"]})
     assert traits(redis_client, APP)["b"] == {renamed: "true"}
+
+
+def test_add__after_a_rename_that_another_worker_has_seen__takes_the_new_name(
+    client: FlaskClient, make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    other = caller(make_app())
+    create(client)
+    client.post("/lists/abc/add", json={"userIds": ["a"]})
+    renamed = payloads.trait_name("Other", "abc")
+    create(other, renamed)
+    assert client.post("/lists/abc/add", json={"userIds": ["a", "b"]}).json["changed"] == 2
+    assert {user: held[renamed] for user, held in traits(redis_client, APP).items()} == {
+        "a": "true",
+        "b": "true",
+    }
+    state = redis_client.hgetall(f"cohorts:{{{APP}}}:cohort:abc:state")
+    assert state["trait"] == renamed
+
+
+@pytest.mark.parametrize("users", [[], ["a"]])
+def test_add__to_a_list_that_another_worker_has_deleted__is_404(
+    client: FlaskClient, store: Store, redis_client: redis.Redis, users: list[str]
+) -> None:
+    create(client)
+    client.post("/lists/abc/add", json={"userIds": ["a"]})
+    store.lifecycle.begin_delete(APP, "abc")
+    while jobs := store.lifecycle.jobs():
+        for job in jobs:
+            store.lifecycle.step(job)
+    reply = client.post("/lists/abc/add", json={"userIds": users})
+    assert (reply.status_code, reply.json["reason"]) == (404, "unknown_cohort")
+    assert members(redis_client, APP) == {}
+
+
+def test_add__again_and_again__asks_the_store_once_for_the_name(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    create(client)
+    client.post("/lists/abc/add", json={"userIds": ["a"]})
+    asked = redis_client.info("commandstats")["cmdstat_hmget"]["calls"]
+    client.post("/lists/abc/add", json={"userIds": ["b"]})
+    # The script asks once for itself.
+    assert redis_client.info("commandstats")["cmdstat_hmget"]["calls"] == asked + 1
