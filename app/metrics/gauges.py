@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from app.metrics import declared
 from app.metrics.declared import Asked
-from app.store import Store, StoreError
+from app.store import Store, StoreError, StoreFull
 
 # However often the metrics are asked for, the store is asked no more than every so many seconds.
 CACHE_SECONDS = 5.0
@@ -51,7 +51,8 @@ class StoreGauges(Collector):
                 families += part()
             except StoreError as error:
                 self._log.warning("metrics are incomplete", reason=error.reason)
-                if error.reason in _GONE or part == self._ping:
+                # A store that is full answers, and tells of its memory all the same.
+                if error.reason in _GONE or (part == self._ping and type(error) is not StoreFull):
                     up = False
                     break
         return [_gauge(declared.STORE_UP, up), *families]

@@ -147,6 +147,18 @@ def test_gauges__store_with_a_limit__tell_how_full_it_is_and_whether_it_drops_da
         redis_client.config_set("maxmemory", "0")
 
 
+def test_gauges__full_store__is_up_and_tells_of_its_memory(
+    metered: Metered, redis_client: redis.Redis
+) -> None:
+    redis_client.config_set("maxmemory", "1")
+    try:
+        told = fresh_gauges(metered)
+        assert told["cohort_receiver_store_up"] == 1
+        assert told["cohort_receiver_store_memory_limit_bytes"] == 1
+    finally:
+        redis_client.config_set("maxmemory", "0")
+
+
 def test_gauges__store_that_refuses_to_tell_of_its_memory__leave_that_out(
     make_app: Callable[..., Flask], store_url: str, redis_client: redis.Redis
 ) -> None:
