@@ -68,7 +68,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--batches", type=_numbers, default=plan.batches, metavar="N,N", help="users a request"
     )
     parser.add_argument("--seconds", type=float, help="of each load; default 1.5, quick 0.5")
-    parser.add_argument("--repeat", type=int, help="rounds; default 3, quick 1")
+    parser.add_argument("--repeat", type=int, help="rounds; default 7, quick 1")
     parser.add_argument("--quick", action="store_true", help="a rough picture, in under 40 s")
     parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")

@@ -23,7 +23,10 @@ USUAL_CLIENTS, USUAL_BATCH = 4, 1000
 _MOST_USERS_PER_SECOND = 350_000
 _MOST_REQUESTS_PER_SECOND = 10_000
 
-# Users in flight above which a load takes so long that one round of it must do.
+# The sizes of requests that bars are about get all rounds. Of the others three must do, and one of
+# loads with so many users in flight that they take long.
+_JUDGED = (1, USUAL_BATCH)
+_OTHERS_ROUNDS = 3
 _HEAVY = 200_000
 
 
@@ -41,7 +44,7 @@ class Plan:
     clients: tuple[int, ...] = (4, 64)
     batches: tuple[int, ...] = (1, 100, 1000, 10_000)
     seconds: float = 1.5
-    repeat: int = 3
+    repeat: int = 7
     store_clients: int = 3
     memory_users: int = 100_000
     rate_limit: str = servers.NO_LIMIT
@@ -53,7 +56,10 @@ class Plan:
         """The loads of a round, as clients and users a request."""
         for batch in self.batches:
             for clients in self.clients:
-                if clients * batch < _HEAVY or (self.heavy and round_number == 0):
+                rounds = self.repeat if batch in _JUDGED else min(_OTHERS_ROUNDS, self.repeat)
+                if clients * batch >= _HEAVY:
+                    rounds = int(self.heavy)
+                if round_number < rounds:
                     yield clients, batch
 
 
