@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import redis
@@ -36,12 +35,24 @@ PORTS_TRIED = 5
 NO_LIMIT = "1000000/second"
 
 
-class RunningStore(NamedTuple):
+class RunningStore:
     """A store server, and a client of it for the benchmark's own questions."""
 
-    url: str
-    process: psutil.Process
-    client: redis.Redis
+    def __init__(self, server: ValkeyServer) -> None:
+        self._server = server
+        self.url = f"redis://127.0.0.1:{server.port}/0"
+        self.client = redis.Redis.from_url(self.url)
+        self.process = self._find_process()
+
+    def restart(self) -> None:
+        """Begin with a new process that holds nothing, at the same address."""
+        self._server.stop()
+        shutil.rmtree(self._server.data_dir / "appendonlydir")
+        self._server.start()
+        self.process = self._find_process()
+
+    def _find_process(self) -> psutil.Process:
+        return psutil.Process(int(self.client.info("server")["process_id"]))
 
     def empty(self) -> None:
         self.client.flushall()
@@ -71,10 +82,9 @@ def running_store(appendonly: str = "yes", appendfsync: str = "everysec") -> Ite
     }
     server = _start_store(folder, options)
     try:
-        url = f"redis://127.0.0.1:{server.port}/0"
-        with redis.Redis.from_url(url) as client:
-            process = psutil.Process(int(client.info("server")["process_id"]))
-            yield RunningStore(url, process, client)
+        store = RunningStore(server)
+        with store.client:
+            yield store
     finally:
         server.stop()
         shutil.rmtree(folder)
