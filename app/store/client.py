@@ -11,7 +11,7 @@ from redis.retry import Retry
 
 from app.settings import Settings
 from app.store.cluster import ClusterClient, Wait
-from app.store.pool import make_pool
+from app.store.pool import Client, make_pool
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -42,7 +42,7 @@ def connect(settings: Settings) -> redis.Redis:
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         **options,
     )
-    return redis.Redis.from_pool(pool)
+    return Client.from_pool(pool)
 
 
 def wait_for(settings: Settings) -> Wait:
