@@ -51,11 +51,12 @@ def apply(
         UnknownUser, CohortBeingDeleted: nothing could be applied, for this reason.
         StoreError: the store could not be had.
     """
-    store: Store = current_app.extensions["store"]
-    settings: Settings = current_app.extensions["settings"]
+    extensions, event = current_app.extensions, g.event
+    store: Store = extensions["store"]
+    settings: Settings = extensions["settings"]
     changes = membership_changes(calls)
     outcome = g.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
-    g.event.update(way=way, cohorts=list(outcome.traits)[:10])
+    event.update(way=way, cohorts=list(outcome.traits)[:10])
     started = time.perf_counter()
     applied = store.apply(
         g.caller.app_id,
@@ -68,7 +69,7 @@ def apply(
     if applied.otherwise_named:
         del g.outcome
         raise OtherwiseNamed
-    g.event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
+    event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
     outcome.moves = applied.moves
     refused = list(_refused(calls, applied))
     rejected = [*left_out]
@@ -79,9 +80,9 @@ def apply(
         "changed": applied.changed,
         "rejected": len(rejected),
     }
-    g.event.update(counts, repeated=applied.repeated)
+    event.update(counts, repeated=applied.repeated)
     if rejected:
-        g.event["rejected_by"] = Counter(problem.reason for _, problem in rejected)
+        event["rejected_by"] = Counter(problem.reason for _, problem in rejected)
         outcome.rejections = [
             Rejection(user_hash(calls[n].user_id), problem.reason)
             for n, problem in refused[:MAX_REJECTIONS]

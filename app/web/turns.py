@@ -122,7 +122,8 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 def begin() -> None:
     """Begin the turn of the current request, unless it has one. It ends with the request."""
-    if "turn" not in g and "caller" in g:
+    caller = g.get("caller")
+    if caller is not None and "turn" not in g:
         turns: Turns = current_app.extensions["turns"]
-        turns.take(g.caller.app_id)
-        g.turn = g.caller.app_id
+        turns.take(caller.app_id)
+        g.turn = caller.app_id
