@@ -52,9 +52,11 @@ local moves, otherwise_named = {}, {}
 
 local function number(value) return string.format('%d', value) end
 
-local function note_change(user)
-  changes = changes + 1
-  if not count_only then changed[changes] = user end
+local function note_changes(users)
+  if not count_only then
+    for i = 1, #users do changed[changes + i] = users[i] end
+  end
+  changes = changes + #users
 end
 
 -- The trait name to write, and the earlier names to remove from users who are touched; nil for a
@@ -166,6 +168,7 @@ local function apply(cohort, trait, value, said, users)
     scored[#scored + 1] = user
   end
 
+  local count = 0
   for i = 1, #users do
     local user = users[i]
     local member = since[i]
@@ -175,26 +178,26 @@ local function apply(cohort, trait, value, said, users)
       remember(user)
       if earlier and remove(user, earlier) > 0 then
         set(user, trait, 'true')
-        note_change(user)
+        note_changes({user})
       end
     elseif value == 'true' or member then
       if set(user, trait, value) then
         if earlier then remove(user, earlier) end
-        moved[#moved + 1] = user
-        if value == 'false' then remember(user) end
-        note_change(user)
+        count = count + 1
+        moved[count] = user
       end
     else
       -- Told to be out, and is not in: make sure that the field says so.
       local added = checked(user, attempt('HSETNX', user_key .. user, trait, 'false'))
       if added then
         local removed = earlier and remove(user, earlier) or 0
-        if added + removed > 0 then note_change(user) end
+        if added + removed > 0 then note_changes({user}) end
         remember(user)
       end
     end
   end
 
+  note_changes(moved)
   if #moved > 0 then
     local n = #moves
     moves[n + 1], moves[n + 2], moves[n + 3] = cohort, value, #moved
@@ -216,6 +219,7 @@ local function apply(cohort, trait, value, said, users)
     if #moved > 0 then
       call('ZREM', members, unpack(moved))
       call('ZREM', seen, unpack(moved))
+      for i = 1, #moved do remember(moved[i]) end
       call('HINCRBY', state, 'left', #moved)
       emit(cohort, 'left', at, moved)
     end
