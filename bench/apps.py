@@ -83,13 +83,10 @@ def measure(noise: str | None, seconds: float, clients: int) -> Row:
     with ExitStack() as stack:
         store = stack.enter_context(servers.running_store())
         service = stack.enter_context(
-            servers.running_gunicorn(
-                "wsgi:app",
-                cwd=servers.ROOT,
-                REDIS_URL=store.url,
+            servers.running_service(
+                store.url,
+                servers.NO_LIMIT,
                 ADMIN_API_KEYS=f"{QUIET}:{QUIET_KEY},{NOISY}:{NOISY_KEY}",
-                RATE_LIMIT=servers.NO_LIMIT,
-                WEB_CONCURRENCY="2",
             )
         )
         fill = islice(_batches(1 << 40), 30)

@@ -5,11 +5,28 @@ from __future__ import annotations
 import os
 import platform
 import re
+from argparse import Namespace
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from bench.measure import tell_stderr
+from bench.report import Bar
 from bench.servers import ROOT, running_store
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+def tell(section: str, text: str, bars: Sequence[Bar], options: Namespace) -> int:
+    """Print what was measured, and write it where ``--write-docs`` says so.
+
+    Returns:
+        the exit code: 1 when a bar is missed.
+    """
+    tell_stderr("")
+    print(text)
+    if options.write_docs:
+        write(section, text)
+    return 0 if all(bar.passed for bar in bars) else 1
 
 
 def write(section: str, text: str) -> None:

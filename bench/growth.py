@@ -244,15 +244,11 @@ def run(users: int, cohorts: int, points: int) -> Outcome:
         store.client.config_set("slowlog-log-slower-than", int(BLOCKS_MS * 1000))
         store.client.config_set("latency-monitor-threshold", int(BLOCKS_MS))
         service = stack.enter_context(
-            servers.running_gunicorn(
-                "wsgi:app",
-                cwd=servers.ROOT,
-                REDIS_URL=store.url,
-                API_KEYS=f"{servers.APP_ID}:{traffic.KEY}",
+            servers.running_service(
+                store.url,
+                servers.NO_LIMIT,
                 ADMIN_API_KEYS=f"{servers.APP_ID}:{_ADMIN}",
-                RATE_LIMIT=servers.NO_LIMIT,
                 STORE_TIMEOUT_SECONDS="30",
-                WEB_CONCURRENCY="2",
             )
         )
         going = _Run(store, service)

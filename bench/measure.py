@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from bench import load as generator
 from bench import servers, traffic
 from bench.load import Load, LoadFailed
 from bench.servers import Gunicorn, RunningStore, StoreClients
 from bench.traffic import Way
+
+AnyPlan = TypeVar("AnyPlan", bound=Any)
 
 SERVICE, AFTERNOON, STORE = "service", "afternoon", "store alone"
 
@@ -235,6 +239,12 @@ def _cpu(entrant: Contestant) -> tuple[float, float, float]:
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least ``percent`` of the values do not exceed."""
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
+
+
+def chosen(plan: AnyPlan, options: Namespace) -> AnyPlan:
+    """A plan with what the command line says instead of its own."""
+    said = {part.name: getattr(options, part.name, None) for part in fields(plan)}
+    return replace(plan, **{name: value for name, value in said.items() if value})
 
 
 def tell_stderr(line: str) -> None:

@@ -220,8 +220,4 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args(arguments)
     results = measure(Plan(), tell_stderr)
-    tell_stderr("")
-    print(results.text())
-    if options.write_docs:
-        docs.write("pages", results.text())
-    return 0 if all(bar.passed for bar in results.bars()) else 1
+    return docs.tell("pages", results.text(), results.bars(), options)

@@ -31,7 +31,7 @@ from bench import docs, servers, traffic
 from bench import load as generator
 from bench.followers import following
 from bench.load import Load, LoadFailed
-from bench.measure import USUAL_BATCH, USUAL_CLIENTS, percentile, tell_stderr
+from bench.measure import USUAL_BATCH, USUAL_CLIENTS, chosen, percentile, tell_stderr
 from bench.report import Bar, shown
 from bench.servers import APP_ID, NO_LIMIT, Gunicorn, RunningStore
 from simulator import payloads
@@ -472,17 +472,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the figures here as well")
     parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    plan = asdict(Plan.quick() if options.quick else Plan())
-    plan |= {name: value for name, value in vars(options).items() if name in plan and value}
-    results = measure(Plan(**plan), tell_stderr)
-    tell_stderr("")
-    print(results.text())
+    results = measure(chosen(Plan.quick() if options.quick else Plan(), options), tell_stderr)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(results.document(), file, indent=1)
-    if options.write_docs:
-        docs.write("reads", results.text())
-    return 0 if all(bar.passed for bar in results.bars()) else 1
+    return docs.tell("reads", results.text(), results.bars(), options)
 
 
 if __name__ == "__main__":

@@ -339,7 +339,4 @@ def main(arguments: list[str]) -> int:
             seconds=options.seconds,
         )
     )
-    print(outcome.text())
-    if options.write_docs:
-        docs.write("rename", outcome.text())
-    return 0 if all(bar.passed for bar in outcome.bars()) else 1
+    return docs.tell("rename", outcome.text(), outcome.bars(), options)

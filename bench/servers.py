@@ -167,11 +167,16 @@ def running_gunicorn(
 
 @contextmanager
 def running_service(
-    store_url: str, rate_limit: str, *args: str, workers: int = 2, **environment: str
+    store_url: str,
+    rate_limit: str,
+    *args: str,
+    app: str = "wsgi:app",
+    workers: int = 2,
+    **environment: str,
 ) -> Iterator[Gunicorn]:
     """The service as production has it: its own gunicorn.conf.py, its limiter at work."""
     with running_gunicorn(
-        "wsgi:app",
+        app,
         *args,
         cwd=ROOT,
         REDIS_URL=store_url,

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 
 from app.settings import ApiKey, Settings
@@ -20,7 +20,7 @@ from app.store import Store, connect
 from bench import docs, servers, traffic
 from bench import load as generator
 from bench.load import Load, LoadFailed
-from bench.measure import USUAL_BATCH, USUAL_CLIENTS, tell_stderr
+from bench.measure import USUAL_BATCH, USUAL_CLIENTS, chosen, tell_stderr
 from bench.report import Bar, shown
 from bench.servers import APP_ID, NO_LIMIT, Gunicorn, RunningStore
 
@@ -143,13 +143,10 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Results:
                 servers.running_service(store.url, NO_LIMIT, METRICS_TOKEN=TOKEN)
             ),
             UNWATCHED: stack.enter_context(
-                servers.running_gunicorn(
-                    "bench.unwatched:app",
-                    cwd=servers.ROOT,
-                    REDIS_URL=store.url,
-                    API_KEYS=f"{APP_ID}:{traffic.KEY}",
-                    RATE_LIMIT=NO_LIMIT,
-                    WEB_CONCURRENCY="2",
+                servers.running_service(
+                    store.url,
+                    NO_LIMIT,
+                    app="bench.unwatched:app",
                     METRICS_TOKEN=TOKEN,
                     HISTORY_MAX_REQUESTS="0",
                 )
@@ -254,14 +251,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repeat", type=int, help=f"rounds; default {Plan().repeat}")
     parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    plan = asdict(Plan.quick() if options.quick else Plan())
-    plan |= {name: value for name, value in vars(options).items() if name in plan and value}
-    results = measure(Plan(**plan), tell_stderr)
-    tell_stderr("")
-    print(results.text())
-    if options.write_docs:
-        docs.write("watching", results.text())
-    return 0 if all(bar.passed for bar in results.bars()) else 1
+    results = measure(chosen(Plan.quick() if options.quick else Plan(), options), tell_stderr)
+    return docs.tell("watching", results.text(), results.bars(), options)
 
 
 if __name__ == "__main__":
