@@ -56,8 +56,13 @@ class Service:
         return "".join(self.lines)
 
     def events(self) -> list[dict[str, Any]]:
-        """The log lines that are JSON."""
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
+        """The log lines that are JSON.
+
+        A runner's own words may follow one in the same line: it writes a line and its end apart,
+        and a signal may come between the two.
+        """
+        decode = json.JSONDecoder().raw_decode
+        return [decode(line)[0] for line in self.lines if line.startswith("{")]
 
     def wait_until_listening(self) -> None:
         wait_until(lambda: self._url is not None or self.process.poll() is not None)

@@ -74,7 +74,6 @@ def test_web_line__log__is_one_json_event_a_request_with_its_id(web: Service) ->
     ids = [reply.headers["X-Request-ID"] for reply in replies]
     assert ids[0] == sent_id
     assert len(set(ids)) == 4
-    # Before the end: the runner's own words about that may land in the middle of a line.
     wait_until(lambda: all(any(i in line for line in web.lines) for i in ids))
     posts = [e for e in web.events() if e["event"] == "request" and e["method"] == "POST"]
     assert sorted(e["request_id"] for e in posts) == sorted(ids)  # one event each
