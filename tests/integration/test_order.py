@@ -154,10 +154,14 @@ def test_orders__all_permutations_of_timed_statements__end_alike(store, redis_cl
 
 
 def test_old_repeats__after_a_day__are_forgotten(say, store, redis_client) -> None:
-    seen = "cohorts:{shop}:cohort:1:seen"
+    seen, state = "cohorts:{shop}:cohort:1:seen", "cohorts:{shop}:cohort:1:state"
+    day_ago = now_ms() - 25 * 3_600_000
+    cohort = Cohort.from_trait(TRAIT)
     say(True)
-    say(True)
-    assert redis_client.zcard(seen) == 1
-    redis_client.zadd(seen, {"u": now_ms() - 25 * 3_600_000})
-    store.apply(APP, [MembershipChange(Cohort.from_trait(TRAIT), True, ["other"])], way="test")
-    assert redis_client.zcard(seen) == 0
+    # The first call in a second looks for them, and each about many users.
+    for users in (["a"], [f"b{n}" for n in range(99)]):
+        redis_client.zadd(seen, {"u": day_ago})
+        if len(users) == 1:
+            redis_client.hset(state, "last", day_ago)
+        store.apply(APP, [MembershipChange(cohort, True, users)], way="test")
+        assert redis_client.zcard(seen) == 0
