@@ -72,12 +72,13 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
 
     web.headers.init_app(app)
-    web.events.init_app(app)
+    listeners = [web.metrics.counting(meter)]
+    if store.history.is_kept:
+        listeners.append(recorder.noting(app.extensions["recorder"]))
+    web.events.init_app(app, listeners)
     errors.init_app(app)
     if settings.require_https:
         web.headers.require_https(app)
-    if store.history.is_kept:
-        recorder.init_app(app, app.extensions["recorder"])
     auth.init_app(app, settings, ring, rates)
     app.extensions["sessions"] = Sessions(store, ring)
     web.turns.init_app(app, settings)

@@ -62,7 +62,8 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> Non
 
     @app.before_request
     def authenticate() -> None:
-        endpoint = request.endpoint
+        sent: Request = request._get_current_object()  # type: ignore[attr-defined]
+        endpoint = sent.endpoint
         if endpoint is None:
             return  # no such path, or not by this method: an error reply without secrets
         view = app.view_functions[endpoint]
@@ -72,9 +73,10 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> Non
         if getattr(view, "by_session", False):
             caller = _of_session(app)
         else:
-            caller = _identify(ring, settings, rates)
-        g.caller = caller
-        g.event.update(app=caller.app_id, key=caller.label)
+            caller = _identify(sent, ring, settings, rates)
+        now: Any = g._get_current_object()
+        now.caller = caller
+        now.event.update(app=caller.app_id, key=caller.label)
         if scope is None or not caller.may(scope):
             raise MissingScope(f"This call needs a key with the scope {scope}.")
         if scope == METRICS:
@@ -117,10 +119,10 @@ def _of_session(app: Flask) -> Caller:
     return caller
 
 
-def _identify(ring: KeyRing, settings: Settings, rates: Rates) -> Caller:
-    key = _sent_key(request)
+def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) -> Caller:
+    key = _sent_key(sent)
     caller = ring.find(key) if key else None
-    claimed_app = request.environ.get("HTTP_APP_ID")
+    claimed_app = sent.environ.get("HTTP_APP_ID")
     if caller is not None and claimed_app in (None, caller.app_id):
         return caller
     _count_failure(settings, rates)

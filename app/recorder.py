@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import gevent
 import structlog
-from flask import Flask, Response, g, request
 from gevent.lock import RLock
 
 from app.cohorts import Moves, Outcome, RequestRecord
 from app.store import Batch, Group, Store, StoreError, in_calls
+from app.web.events import Answered, Listener
 
 # Seconds between two looks at how large the cohorts are that have changed.
 SIZES_SECONDS = 3.0
@@ -212,23 +212,14 @@ def _sum(moves: Iterable[Moves]) -> Moves:
     return Moves(entered, left)
 
 
-def init_app(app: Flask, recorder: Recorder) -> None:
-    """Note every request that brings cohorts, once it is answered."""
+def noting(recorder: Recorder) -> Listener:
+    """Notes every request that brings cohorts."""
 
-    @app.after_request
-    def note(response: Response) -> Response:
-        rule = request.url_rule
-        way = rule and WAYS.get(rule.endpoint.partition(".")[0])
+    def note(answered: Answered) -> None:
+        way = WAYS.get(answered.blueprint)
         if way:
-            event = g.event
-            recorder.note(
-                Note(
-                    time.time(),
-                    time.perf_counter() - g.started,
-                    response.status_code,
-                    event.get("way", way),
-                    event,
-                    g.get("outcome"),
-                )
-            )
-        return response
+            event, _, outcome, status, seconds = answered
+            way = event.get("way", way)
+            recorder.note(Note(time.time(), seconds, status, way, event, outcome))
+
+    return note

@@ -7,7 +7,7 @@ import zlib
 from typing import Any
 
 import orjson
-from flask import current_app, request
+from flask import Request, current_app, request
 from gevent import Timeout
 from gunicorn.http.errors import ParseException
 from marshmallow import Schema, ValidationError
@@ -126,14 +126,15 @@ def read_raw(settings: Settings) -> bytes:
     Raises:
         BodyTooLarge, BodyTimeout, InvalidEncoding: see :func:`read_json`.
     """
-    limit, length = settings.max_body_bytes, request.content_length
+    sent: Request = request._get_current_object()  # type: ignore[attr-defined]
+    limit, length = settings.max_body_bytes, sent.content_length
     if length is not None and length > limit:
         raise _too_large(limit)
     raw: bytes | None = None
     try:
         with Timeout(settings.body_timeout_seconds, False):  # type: ignore[arg-type]
             # The server ends the stream with the body, also where it comes in chunks.
-            raw = request.environ["wsgi.input"].read(limit + 1 if length is None else length)
+            raw = sent.environ["wsgi.input"].read(limit + 1 if length is None else length)
     except (OSError, ParseException):
         raise InvalidEncoding("The body can't be read to its end.") from None
     if raw is None:

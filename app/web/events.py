@@ -1,19 +1,44 @@
-"""One log event for each request, with its id."""
+"""One log event for each request, with its id; others are told of each request too."""
 
 from __future__ import annotations
 
 import re
 import secrets
 import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import structlog
 from flask import Flask, Response, g, request
 
+from app.cohorts import Outcome
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=+/-]{1,200}")
 
 
-def init_app(app: Flask) -> None:
-    """Give each request an id and log it once, when its answer is ready.
+class Answered(NamedTuple):
+    """A request whose answer is ready.
+
+    Args:
+        event: what is known of it, as it is logged.
+        blueprint: which part of the service it was for; "" where there is no such path.
+        outcome: what it did to cohorts; None where it was not about any.
+        status: of the answer.
+        seconds: that it took so far.
+    """
+
+    event: dict[str, Any]
+    blueprint: str
+    outcome: Outcome | None
+    status: int
+    seconds: float
+
+
+Listener = Callable[[Answered], None]
+
+
+def init_app(app: Flask, listeners: Sequence[Listener]) -> None:
+    """Give each request an id; log it once and tell the listeners, when its answer is ready.
 
     Views add what they know to ``g.event``. Neither keys nor user ids belong there: the path is
     logged as its rule, without its values.
@@ -22,21 +47,28 @@ def init_app(app: Flask) -> None:
 
     @app.before_request
     def begin() -> None:
-        environ, rule = request.environ, request.url_rule
+        # Each use of one of Flask's proxies looks for the request anew.
+        now: Any = g._get_current_object()
+        rule, environ = request.url_rule, request.environ
         sent = environ.get("HTTP_X_REQUEST_ID", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
-        g.event = {
+        now.event = {
             "request_id": request_id,
             "method": environ["REQUEST_METHOD"],
             "path": rule.rule if rule else None,
         }
-        g.started = time.perf_counter()
+        now.blueprint = rule.endpoint.partition(".")[0] if rule else ""
+        now.started = time.perf_counter()
 
     @app.after_request
     def finish(response: Response) -> Response:
-        event, started = g.event, g.started
+        now: Any = g._get_current_object()
+        event, status = now.event, response.status_code
         response.headers["X-Request-ID"] = event["request_id"]
-        duration = round((time.perf_counter() - started) * 1000, 2)
-        log = logger.error if response.status_code >= 500 else logger.info
-        log("request", status=response.status_code, ms=duration, **event)
+        seconds = time.perf_counter() - now.started
+        answered = Answered(event, now.blueprint, now.get("outcome"), status, seconds)
+        for listener in listeners:
+            listener(answered)
+        log = logger.error if status >= 500 else logger.info
+        log("request", status=status, ms=round(seconds * 1000, 2), **event)
         return response

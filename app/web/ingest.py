@@ -51,15 +51,16 @@ def apply(
         UnknownUser, CohortBeingDeleted: nothing could be applied, for this reason.
         StoreError: the store could not be had.
     """
-    extensions, event = current_app.extensions, g.event
+    extensions, now = current_app.extensions, g._get_current_object()
+    event = now.event
     store: Store = extensions["store"]
     settings: Settings = extensions["settings"]
     changes = membership_changes(calls)
-    outcome = g.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
+    outcome = now.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
     event.update(way=way, cohorts=list(outcome.traits)[:10])
     started = time.perf_counter()
     applied = store.apply(
-        g.caller.app_id,
+        now.caller.app_id,
         changes,
         way=way,
         message_id=message_id,
@@ -67,7 +68,7 @@ def apply(
         as_known=as_known,
     )
     if applied.otherwise_named:
-        del g.outcome
+        del now.outcome
         raise OtherwiseNamed
     event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
     outcome.moves = applied.moves

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
-from flask import Blueprint, Flask, Response, current_app, g, request
+from flask import Blueprint, Flask, Response, current_app
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.auth import METRICS, requires
 from app.metrics.count import Meter, exposition
 from app.metrics.gauges import StoreGauges
 from app.web.contract import describes
+from app.web.events import Answered, Listener
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -32,34 +31,36 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def init_app(app: Flask, meter: Meter, gauges: StoreGauges) -> None:
-    """Count every request of ``app``, and tell of it."""
+    """Tell of what was counted."""
     app.extensions["meter"] = meter
     app.extensions["gauges"] = gauges
     app.register_blueprint(blueprint)
 
-    labels: dict[tuple[str, str], tuple[str, str]] = {}
 
-    def find_labels(method: str, path: str) -> tuple[str, str]:
-        way = _WAYS.get(request.blueprint or "", "other")
-        return labels.setdefault((method, path), (path.rstrip("/") or "/", way))
+def counting(meter: Meter) -> Listener:
+    """Counts each request."""
+    labels: dict[str, tuple[str, str]] = {}
 
-    @app.after_request
-    def count(response: Response) -> Response:
-        event, started = g.event, g.started
+    def find_labels(path: str, blueprint: str) -> tuple[str, str]:
+        way = _WAYS.get(blueprint, "other")
+        return labels.setdefault(path, (path.rstrip("/") or "/", way))
+
+    def count(answered: Answered) -> None:
+        event = answered.event
         method, path = event["method"], event["path"]
         if path is None:  # a method of any name is possible here
             method, route, way = method if method in _METHODS else "other", "none", "other"
         else:
-            route, way = labels.get((method, path)) or find_labels(method, path)
+            route, way = labels.get(path) or find_labels(path, answered.blueprint)
         way = event.get("way", way)
         reason = event.get("reason", "none")
-        seconds = time.perf_counter() - started
-        meter.request(method, route, response.status_code, reason, way, seconds)
+        meter.request(method, route, answered.status, reason, way, answered.seconds)
         if "accepted" in event:
             meter.users(way, event["accepted"], event["changed"], event.get("rejected_by", {}))
         if "store_ms" in event:
             meter.store(way, event["store_ms"] / 1000)
-        return response
+
+    return count
 
 
 @blueprint.get("/metrics")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flask import Flask, current_app, g, request
 from gevent.event import Event
@@ -122,8 +122,9 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 def begin() -> None:
     """Begin the turn of the current request, unless it has one. It ends with the request."""
-    caller = g.get("caller")
-    if caller is not None and "turn" not in g:
+    now: Any = g._get_current_object()
+    caller = now.get("caller")
+    if caller is not None and "turn" not in now:
         turns: Turns = current_app.extensions["turns"]
         turns.take(caller.app_id)
-        g.turn = caller.app_id
+        now.turn = caller.app_id
