@@ -24,7 +24,10 @@ class HeadHeld:
             self._head, self._is_first = data, False
         elif self._head is not None:
             data, self._head = self._head + data, None
-            self._connection.sendall(data)
+            # Nearly always all of it; `sendall` first asks how large the system's buffer is.
+            sent = self._connection.send(data)
+            if sent < len(data):
+                self._connection.sendall(memoryview(data)[sent:])
         else:
             self._connection.sendall(data)
 

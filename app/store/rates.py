@@ -15,7 +15,7 @@ from app.store.errors import translated
 from app.store.keys import Keys
 
 # A worker counts this part of a limit in advance, at most so many requests at once.
-_SHARE, _MOST = 50, 20
+_SHARE, _MOST = 50, 100
 # Names over their limit that a process remembers.
 _REMEMBERED = 10_000
 

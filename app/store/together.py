@@ -30,7 +30,14 @@ def together(script: Script, calls: Sequence[Call], wait: Wait = NO_WAIT) -> lis
             return client.call(script, calls, wait)
     elif wait.replicas:
         return [_and_wait(client, script, call, wait) for call in calls]
-    return [script(keys=[stream], args=args) for stream, args in calls]
+    return [_call(client, script, call) for call in calls]
+
+
+def _call(client: Any, script: Script, call: Call) -> Any:
+    try:
+        return client.execute_command("EVALSHA", script.sha, 1, call.stream, *call.args)
+    except exceptions.NoScriptError:
+        return script(keys=[call.stream], args=call.args)
 
 
 def _and_wait(client: Any, script: Script, call: Call, wait: Wait) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Callable, Sequence
+from random import getrandbits
 from typing import Any, NamedTuple
 
 import structlog
@@ -51,7 +51,7 @@ def init_app(app: Flask, listeners: Sequence[Listener]) -> None:
         now: Any = g._get_current_object()
         rule, environ = request.url_rule, request.environ
         sent = environ.get("HTTP_X_REQUEST_ID", "")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else f"{getrandbits(128):032x}"
         now.event = {
             "request_id": request_id,
             "method": environ["REQUEST_METHOD"],
