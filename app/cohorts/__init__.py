@@ -1,12 +1,19 @@
 """What a cohort and a change of its membership are. Pure Python: no Flask, no Redis."""
 
-from app.cohorts.changes import Identify, MembershipChange, Statement, membership_changes
+from app.cohorts.changes import (
+    Alike,
+    Identify,
+    MembershipChange,
+    Statement,
+    membership_changes,
+)
 from app.cohorts.cohort import Cohort
 from app.cohorts.freshness import Freshness, FreshnessState
 from app.cohorts.history import Moves, Outcome, Rejection, RequestRecord, Sync, user_hash
 from app.cohorts.record import CohortRecord, CohortSummary, Status
 
 __all__ = [
+    "Alike",
     "Cohort",
     "CohortRecord",
     "CohortSummary",

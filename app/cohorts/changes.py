@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 from app.cohorts.cohort import Cohort
 
@@ -30,6 +30,33 @@ class Identify(NamedTuple):
     at_ms: int | None = None
 
 
+class Alike(Sequence[Identify]):
+    """Statements that say the same of many users.
+
+    What is the same is held once: to make a thousand statements takes longer than what is then
+    done with them.
+    """
+
+    def __init__(
+        self, user_ids: Sequence[str], traits: Mapping[str, bool], at_ms: int | None = None
+    ) -> None:
+        self.user_ids = user_ids
+        self.traits = traits
+        self.at_ms = at_ms
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    @overload
+    def __getitem__(self, place: int) -> Identify: ...
+    @overload
+    def __getitem__(self, place: slice) -> Alike: ...
+    def __getitem__(self, place: int | slice) -> Identify | Alike:
+        if isinstance(place, slice):
+            return Alike(self.user_ids[place], self.traits, self.at_ms)
+        return Identify(self.user_ids[place], self.traits, self.at_ms)
+
+
 class MembershipChange(NamedTuple):
     """Users who are said to be in a cohort (``member``) or not in it, as of one time."""
 
@@ -48,13 +75,20 @@ def membership_changes(statements: Sequence[Statement]) -> list[MembershipChange
     if not statements:
         return []
     # Amplitude's batches say the same of all their users.
+    alike = statements if isinstance(statements, Alike) else _alike(statements)
+    if alike and len(alike.traits) == 1:
+        ((trait, member),) = alike.traits.items()
+        user_ids = list(dict.fromkeys(alike.user_ids))
+        return [MembershipChange(Cohort.from_trait(trait), member, user_ids, alike.at_ms)]
+    return _of_any(statements)
+
+
+def _alike(statements: Sequence[Statement]) -> Alike | None:
     traits, at_ms = statements[0].traits, statements[0].at_ms
     same = [said.traits for said in statements].count(traits) == len(statements)
-    if len(traits) == 1 and same and all(said.at_ms == at_ms for said in statements):
-        ((trait, member),) = traits.items()
-        user_ids = list(dict.fromkeys([said.user_id for said in statements]))
-        return [MembershipChange(Cohort.from_trait(trait), member, user_ids, at_ms)]
-    return _of_any(statements)
+    if same and all(said.at_ms == at_ms for said in statements):
+        return Alike([said.user_id for said in statements], traits, at_ms)
+    return None
 
 
 def _of_any(statements: Sequence[Statement]) -> list[MembershipChange]:

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, current_app, g
 from orjson import dumps
 
 from app.auth import INGEST, requires
-from app.cohorts import Cohort, Identify, Outcome
+from app.cohorts import Alike, Cohort, Outcome
 from app.errors import CohortBeingDeleted, InvalidParameter, UnknownCohort
 from app.settings import Settings
 from app.store import Store
@@ -79,8 +79,7 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
     registry, app_id = current_app.extensions["store"].registry, g.caller.app_id
 
     def enter_or_leave(trait: str, as_known: bool) -> Response:
-        traits = {trait: member}
-        calls = [Identify(user_id, traits) for user_id in user_ids]
+        calls = Alike(user_ids, {trait: member})
         return ingest.apply(calls, way="list", place=f"{key}.{{}}", as_known=as_known)
 
     # The name it had is most often the name it has, and to ask for it takes as long as the rest.

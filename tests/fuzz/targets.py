@@ -6,7 +6,9 @@ Nothing here needs the fuzzer, so that the tests can look at its corpus without 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 
 import orjson
@@ -84,7 +86,11 @@ def body(data: bytes) -> None:
             calls = accept_batch(text, MOST_USERS)
             value = decoded(text)
         except Problem as problem:
-            assert calls is None
+            if calls is not None:
+                # Good JSON all the same: of a key that stands twice, only the last value is decoded
+                # there, and the first is deeper, or larger as a number, than orjson takes.
+                with suppress(RecursionError):
+                    json.loads(text)
             check_problem(problem)
             return
         try:

@@ -118,6 +118,11 @@ def test_batch__as_amplitude_sends_it__needs_no_second_look(
         b'{"batch":[' + GOOD.replace(b'"u"', b'"' + b"x" * 257 + b'"') + b"]}",
         b'{"batch":[' + GOOD + b"]",
         b'{"batch":[' + GOOD + b"]} x",
+        b'{"batch":[' + GOOD + b"," + GOOD.replace(b"true", b"null") + b"]}",
+        b'{"batch":[' + GOOD + b"," + GOOD.replace(b"{", b'{"context":{"x":1},', 1) + b"]}",
+        b'{"batch":[' + GOOD.replace(b"{", b'{"traits":"\xff",', 1) + b"]}",
+        b'{"batch":[' + GOOD.replace(b"{", b'{"traits":"\\ud800",', 1) + b"]}",
+        b'{"batch":[' + GOOD.replace(b"{", b'{"context":"\xff","context":{},', 1) + b"]}",
         GOOD,
         b"",
     ],
@@ -130,3 +135,16 @@ def test_batch__with_keys_twice__takes_the_last_as_the_schema_does() -> None:
     twice = b'"traits":{"m":false},"userId":"a","userId":"u","traits":{"n: 1":false,"n: 1":true}'
     check(b'{"batch":[],"batch":[{"type":"identify",' + twice + b"}]}")
     assert accept_batch(b'{"batch":[],"batch":[{"type":"identify",' + twice + b"}]}", MOST)
+
+
+def test_batch__that_says_this_and_that__is_taken_call_by_call() -> None:
+    other = GOOD.replace(b"true", b"false").replace(b'"u"', b'"v"')
+    spaced = b'{"context":{"integration":{}},' + GOOD[1:].replace(b":true", b" : true")
+    check(b'{"batch":[' + b",".join((GOOD, other, spaced)) + b"]}")
+    accepted = accept_batch(b'{"batch":[' + b",".join((GOOD, other, spaced)) + b"]}", MOST)
+    assert accepted is not None
+    assert [(call.user_id, call.traits) for call in accepted] == [
+        ("u", {"n: 1": True}),
+        ("v", {"n: 1": False}),
+        ("u", {"n: 1": True}),
+    ]

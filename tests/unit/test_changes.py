@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.cohorts import Cohort, Identify, MembershipChange, membership_changes
+from app.cohorts import Alike, Cohort, Identify, MembershipChange, membership_changes
 
 
 def test_membership_changes__one_cohort__are_grouped_by_direction() -> None:
@@ -33,6 +33,15 @@ def test_membership_changes__two_names_of_one_cohort__last_name_and_statement_wi
         MembershipChange(Cohort("1", "new: 1"), True, ["b"]),
         MembershipChange(Cohort("2", "x:2"), True, ["a"]),
     ]
+
+
+def test_membership_changes__alike__are_as_if_said_one_by_one() -> None:
+    for traits in ({"n:1": True}, {"n:1": False, "m:2": True}, {"n:1": True, "m:1": False}):
+        alike = Alike(["a", "b", "a"], traits, 7)
+        assert list(alike) == [Identify(user, traits, 7) for user in ("a", "b", "a")]
+        assert list(alike[1:]) == list(alike)[1:]
+        assert membership_changes(alike) == membership_changes(list(alike))
+    assert membership_changes(Alike([], {"n:1": True})) == []
 
 
 def test_membership_changes__nothing_said__is_nothing() -> None:
