@@ -19,7 +19,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=+/-]{1,200}")
 class Answered(NamedTuple):
     """A request whose answer is ready.
 
-    Args:
+    Attributes:
         event: what is known of it, as it is logged.
         blueprint: which part of the service it was for; "" where there is no such path.
         outcome: what it did to cohorts; None where it was not about any.

@@ -41,8 +41,8 @@ def counting(meter: Meter) -> Listener:
     """Counts each request."""
     labels: dict[str, tuple[str, str]] = {}
 
-    def find_labels(path: str, blueprint: str) -> tuple[str, str]:
-        way = _WAYS.get(blueprint, "other")
+    def find_labels(path: str, part: str) -> tuple[str, str]:
+        way = _WAYS.get(part, "other")
         return labels.setdefault(path, (path.rstrip("/") or "/", way))
 
     def count(answered: Answered) -> None:
