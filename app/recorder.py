@@ -16,9 +16,9 @@ import gevent
 import structlog
 from gevent.lock import RLock
 
+from app.answered import Answered, Listener
 from app.cohorts import Moves, Outcome, RequestRecord
 from app.store import Batch, Group, Store, StoreError, in_calls
-from app.web.events import Answered, Listener
 
 # Seconds between two looks at how large the cohorts are that have changed.
 SIZES_SECONDS = 3.0

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
 from random import getrandbits
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from flask import Flask, Response, g, request
 
-from app.cohorts import Outcome
+from app.answered import Answered, Listener
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=+/-]{1,200}")
 
 
-class Answered(NamedTuple):
-    """A request whose answer is ready.
-
-    Attributes:
-        event: what is known of it, as it is logged.
-        blueprint: which part of the service it was for; "" where there is no such path.
-        outcome: what it did to cohorts; None where it was not about any.
-        status: of the answer.
-        seconds: that it took so far.
-    """
-
-    event: dict[str, Any]
-    blueprint: str
-    outcome: Outcome | None
-    status: int
-    seconds: float
-
-
-Listener = Callable[[Answered], None]
-
-
-def init_app(app: Flask, listeners: Sequence[Listener]) -> None:
+def init_app(app: Flask, listeners: list[Listener]) -> None:
     """Give each request an id; log it once and tell the listeners, when its answer is ready.
 
     Views add what they know to ``g.event``. Neither keys nor user ids belong there: the path is
     logged as its rule, without its values.
     """
+    app.extensions["listeners"] = listeners
     logger = structlog.get_logger()
 
     @app.before_request

@@ -5,11 +5,11 @@ from __future__ import annotations
 from flask import Blueprint, Flask, Response, current_app
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from app.answered import Answered, Listener
 from app.auth import METRICS, requires
 from app.metrics.count import Meter, exposition
 from app.metrics.gauges import StoreGauges
 from app.web.contract import describes
-from app.web.events import Answered, Listener
 
 blueprint = Blueprint("metrics", __name__)
 
