@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -59,11 +60,18 @@ def members(database: Path) -> set[str]:
 
 
 def pending(client: redis.Redis, service: Service) -> int:
-    return sum(
-        group["pending"] + (group["lag"] or 0)
-        for key in client.scan_iter(match=f"cohorts:{{{service.app}*:changes")
-        for group in client.xinfo_groups(key)
-    )
+    """Entries that are not done yet."""
+    return sum(group["pending"] + (group["lag"] or 0) for group in groups(client, service))
+
+
+def given(client: redis.Redis, service: Service) -> int:
+    """Entries that a worker has been given, and has not done yet."""
+    return sum(group["pending"] for group in groups(client, service))
+
+
+def groups(client: redis.Redis, service: Service) -> list[dict[str, Any]]:
+    keys = client.scan_iter(match=f"cohorts:{{{service.app}*:changes")
+    return [group for key in keys for group in client.xinfo_groups(key)]
 
 
 def test_worker__keeps_the_members_of_a_cohort(
@@ -85,12 +93,18 @@ def test_worker__killed_at_work__is_replaced_without_a_gap(
     service: Service, start: Start, database: Path, redis_client: redis.Redis
 ) -> None:
     users = payloads.user_ids(600)
-    for user_id in users:
+    for user_id in users[:300]:
         service.push(user_id)
     first = start()
-    wait_until(lambda: members(database))
-    first.kill()
-    first.wait(DEADLINE)
+    wait_until(lambda: members(database) == set(users[:300]))
+    wait_until(lambda: pending(redis_client, service) == 0)
+    with closing(sqlite3.connect(database, timeout=DEADLINE)) as held:
+        held.execute("BEGIN IMMEDIATE")  # what it is given now, it can't write
+        for user_id in users[300:]:
+            service.push(user_id)
+        wait_until(lambda: given(redis_client, service) > 0)
+        first.kill()
+        first.wait(DEADLINE)
     assert pending(redis_client, service) > 0
     forget_who_died(redis_client, service)
     start()
