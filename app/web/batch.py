@@ -71,8 +71,10 @@ def accept_batch(raw: bytes, max_users: int) -> Sequence[Statement] | None:
             return None
         user_ids = [call.user_id for call in calls]
         sizes = list(map(len, user_ids))
-        # NUL can only stand there as an escape.
-        if min(sizes) == 0 or max(sizes) > ANY_USER_ID_FITS or b"\\u0000" in raw:
+        if min(sizes) == 0 or max(sizes) > ANY_USER_ID_FITS:
+            return None
+        # NUL can only stand there as an escape. To look for one byte takes a fiftieth of the time.
+        if b"\\" in raw and b"\\u0000" in raw:
             return None
         for context in _distinct(call.context for call in calls):
             _decode_context(context)
@@ -83,6 +85,7 @@ def accept_batch(raw: bytes, max_users: int) -> Sequence[Statement] | None:
         if not traits or any(text_problem(name, MAX_TRAIT_BYTES) for name in traits):
             return None
     if len(said) == 1:
+        (traits,) = said.values()
         return Alike(user_ids, traits)
     return [Identify(call.user_id, said[bytes(call.traits)]) for call in calls]
 

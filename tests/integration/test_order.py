@@ -158,6 +158,8 @@ def test_old_repeats__after_a_day__are_forgotten(say, store, redis_client) -> No
     day_ago = now_ms() - 25 * 3_600_000
     cohort = Cohort.from_trait(TRAIT)
     say(True)
+    say(True)
+    assert redis_client.zcard(seen) == 1
     # The first call in a second looks for them, and each about many users.
     for users in (["a"], [f"b{n}" for n in range(99)]):
         redis_client.zadd(seen, {"u": day_ago})
