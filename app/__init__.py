@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from flask import Flask, Request
+    from flask import Flask
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -18,16 +18,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     # Imported here so that gunicorn's master, which reads the settings, loads none of it: the
     # workers must import what uses sockets and locks after gevent has replaced these.
-    from flask import Flask
     from werkzeug.middleware.proxy_fix import ProxyFix
-    from werkzeug.routing import MapAdapter
-    from werkzeug.wsgi import get_host
 
     from app import auth, cli, errors, logs, recorder, reporting, web
     from app.background import Background
     from app.keyring import KeyRing
     from app.metrics.count import Meter
     from app.metrics.gauges import StoreGauges
+    from app.service import Service
     from app.sessions import Sessions
     from app.store import HistoryLimits, Rates, Store, connect, wait_for
 
@@ -53,31 +51,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     rates = Rates(client, store.keys)
     meter = Meter()
     ring = KeyRing(settings, store.api_keys)
-
-    class Service(Flask):
-        """Flask without what is not used here, and is looked for at every request.
-
-        No view is a coroutine, and no route is for a host name of its own.
-        """
-
-        def ensure_sync(self, func: Any) -> Any:
-            return func
-
-        def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-            if request is None:
-                return super().create_url_adapter(request)
-            environ = request.environ
-            request.host = host = get_host(environ)  # refuses what can't be one
-            return MapAdapter(
-                self.url_map,
-                host,
-                environ.get("SCRIPT_NAME", ""),
-                "",
-                environ["wsgi.url_scheme"],
-                environ["PATH_INFO"].encode("latin-1").decode(errors="replace"),
-                environ["REQUEST_METHOD"],
-                environ.get("QUERY_STRING"),
-            )
 
     app = Service(__name__, static_folder=None)
     app.url_map.strict_slashes = False

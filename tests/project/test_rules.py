@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "boot": {"keyring", "settings", "store"},
     "cli": {"cli", "store", "cohorts", "settings", "logs", "keyring", "audit"},
     "sessions": {"store", "keyring"},
+    "service": set(),
 }
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},
