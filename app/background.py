@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import gevent
 import structlog
 
 from app import reporting
-from app.store import Job, Store, StoreError
+from app.store import Job, Store, StoreError, StoreFull
 
 # Seconds between two looks for work.
 POLL_SECONDS = 2.0
@@ -97,10 +98,23 @@ class Background:
         for app_id, cohort_id in {
             (job.app_id, job.cohort_id) for job in self._store.lifecycle.jobs()
         }:
-            self._store.spread_name(app_id, cohort_id)
+            with suppress(StoreFull):  # to be done when there is room, as the rename itself
+                self._store.spread_name(app_id, cohort_id)
         going_on = [_Progress(job) for job in self._store.lifecycle.jobs()]
         while going_on:
-            going_on = [progress for progress in going_on if self._advance(progress)]
+            going_on = [progress for progress in going_on if self._advance_if_room(progress)]
+
+    def _advance_if_room(self, progress: _Progress) -> bool:
+        """As :meth:`_advance`. A rename that a full store refuses is left for the next look: the
+        others go on, as deletions make room.
+        """
+        try:
+            return self._advance(progress)
+        except StoreFull as error:
+            self._log.warning(
+                "background work waits", reason=error.reason, cohort=progress.job.cohort_id
+            )
+            return False
 
     def _advance(self, progress: _Progress) -> bool:
         """Work on a job for one turn. Whether there is more of it to do here."""

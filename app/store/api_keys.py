@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import orjson
@@ -64,6 +65,7 @@ class ApiKeys:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._name, self._used_name = keys.api_keys(), keys.api_keys_used()
+        self._revoke = client.register_script((files("app.store") / "revoke.lua").read_text())
 
     def all(self) -> list[StoredKey]:
         """All keys, the ended ones too, in the order in which they were made."""
@@ -102,7 +104,7 @@ class ApiKeys:
     def revoke(self, key_id: str) -> None:
         """Refuse a key from now on, for good."""
         with translated():
-            self._client.hsetnx(self._name, f"{key_id}:revoked", _now_ms())
+            self._revoke(keys=[self._name], args=[f"{key_id}:revoked", _now_ms()])
 
     def note_used(self, used: Mapping[str, int]) -> None:
         """Note when keys were last used, in ms since the epoch; an earlier time changes nothing."""

@@ -29,8 +29,11 @@ _ATTEMPTS = 2
 
 # While a slot moves from one node to another key by key, a script finds some of its keys here and
 # others there, and would take those for missing. Two keys that never exist tell: asking for both
-# fails then, on either node, before anything is written.
-_GUARD = "redis.call('EXISTS', KEYS[1] .. ':none', KEYS[1] .. ':neither') "
+# fails then, on either node, before anything is written. A key without a hash tag is one itself.
+_GUARD = (
+    "do local tag = string.find(KEYS[1], '{', 1, true) and KEYS[1] or '{' .. KEYS[1] .. '}' "
+    "redis.call('EXISTS', tag .. ':none', tag .. ':neither') end "
+)
 _SHEBANG = "#!lua"
 
 

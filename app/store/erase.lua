@@ -1,6 +1,8 @@
-#!lua
+#!lua flags=allow-oom
 -- Erase a user: the hash and all memberships. In one step, but for a user of very many traits, of
 -- whom each step takes some, so that no call takes the store long.
+--
+-- It works where memory is full too: erasing makes room.
 --
 -- KEYS[1]  the partition's change stream; its name gives the other keys
 -- ARGV[1]  user id

@@ -73,13 +73,6 @@ class Keys:
         """Set of the users who were erased for good. Private."""
         return f"{self.base(app_id, partition)}suppressed"
 
-    def erased(self, app_id: str, partition: int) -> str:
-        """Hash: up to which entry of the stream users were erased, and how many entries. Private.
-
-        Names nobody.
-        """
-        return f"{self.base(app_id, partition)}erased"
-
     def history(self, app_id: str, kind: str) -> str:
         """Part of an app's sync history; all of it is in the partition that the app id gives.
 

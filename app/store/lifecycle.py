@@ -62,6 +62,10 @@ class Lifecycle:
         self._move = client.register_script((files("app.store") / "move.lua").read_text())
         self._delete = client.register_script((files("app.store") / "delete.lua").read_text())
         self._erase = client.register_script((files("app.store") / "erase.lua").read_text())
+        self._erase_entries = client.register_script(
+            (files("app.store") / "erase_entries.lua").read_text()
+        )
+        self._lease = client.register_script((files("app.store") / "lease.lua").read_text())
         self._sizes = Sizes(client, keys)
         self._token = secrets.token_hex(8)
 
@@ -85,12 +89,7 @@ class Lifecycle:
         """Take a job, or keep it: False while another process works on it."""
         key = self._keys.cohort(*job, "lease")
         with translated():
-            if self._client.set(key, self._token, nx=True, px=LEASE_MS):
-                return True
-            owner = self._client.get(key)
-            if owner is None or owner != self._token.encode():
-                return False
-            return bool(self._client.pexpire(key, LEASE_MS))
+            return bool(self._lease(keys=[key], args=[self._token, LEASE_MS]))
 
     def step(self, job: Job) -> int | None:
         """Do a little of a job. Returns the users looked at; None when the job is done."""
@@ -214,18 +213,16 @@ class Lifecycle:
             entries: Any = self._client.xrange(stream, start, last, count=_ENTRIES_PER_READ)
             if not entries:
                 break
+            alone = []
             for entry_id, entry in entries:
                 users = orjson.loads(entry[b"users"])
-                if user_id not in users:
-                    continue
-                if len(users) == 1:
-                    removed += self._client.xdel(stream, entry_id)
+                if users == [user_id]:
+                    alone.append(entry_id)
                 else:
-                    kept += 1
+                    kept += user_id in users
+            if alone:
+                removed += self._erase_entries(keys=[stream], args=alone)
             start = f"({entries[-1][0].decode()}"
-        if removed:
-            # Told apart from entries that left by age, which end what a replay can prove.
-            self._client.hincrby(self._keys.erased(*place), "entries", removed)
         return removed, kept
 
     def _stream(self, job: Job) -> str:

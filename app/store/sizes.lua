@@ -1,5 +1,7 @@
-#!lua
+#!lua flags=allow-oom
 -- Note the sizes of cohorts, for their charts.
+--
+-- It works where memory is full too: erasing a user does, and takes only a few bytes of it for this.
 --
 -- KEYS[1]   the change stream of the cohorts' home partition; its name gives the other keys
 -- ARGV[1]   when they had these sizes, in s since the epoch

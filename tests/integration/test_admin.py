@@ -104,6 +104,17 @@ class TestEraseUser:
         assert members(redis_client, APP)["2"] == {"u7"}
         assert service.extensions["store"].checker.run([APP, "other"]).findings == []
 
+    def test_erase__store_full__takes_everything_too(
+        self, boss: FlaskClient, redis_client: redis.Redis
+    ) -> None:
+        redis_client.config_set("maxmemory", 1)
+        try:
+            assert reply(boss.delete("/api/v1/users/u7"))[0] == 200
+        finally:
+            redis_client.config_set("maxmemory", 0)
+        assert "u7" not in traits(redis_client, APP)
+        assert "u7" not in members(redis_client, APP)["abc123"]
+
     def test_erase__of_nobody__is_fine_and_may_be_repeated(self, boss: FlaskClient) -> None:
         for _ in range(2):
             status, erased = reply(boss.delete("/api/v1/users/nobody"))

@@ -220,6 +220,17 @@ def test_revoke__of_what_it_can_not_revoke__says_why(app: Flask, run: Run) -> No
     assert "environment" in fixed.stderr
 
 
+def test_revoke__store_full__works(app: Flask, run: Run, redis_client: redis.Redis) -> None:
+    key, key_id = make(run)
+    redis_client.config_set("maxmemory", 1)
+    try:
+        assert run("keys", "revoke", key_id, "--yes").exit_code == 0
+    finally:
+        redis_client.config_set("maxmemory", 0)
+    refresh(app)
+    assert post(app, key) == (401, "revoked_key")
+
+
 def test_revoke__not_confirmed__changes_nothing(app: Flask, run: Run) -> None:
     key, key_id = make(run)
     assert run("keys", "revoke", key_id, input="n\n").exit_code == 1

@@ -1,0 +1,75 @@
+"""What makes room works where the store's memory is full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from app.background import Background
+from app.cohorts import Cohort, MembershipChange
+from app.settings import Settings
+from app.store import Store, StoreFull, connect
+from tests.integration.conftest import APP
+from tests.integration.state import members, traits
+
+ONE, TWO, NEW = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] new: 1"
+USERS = [f"u{n}" for n in range(900)]
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
+    return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
+
+
+@pytest.fixture
+def make_full(store: Store, redis_client: redis.Redis) -> Iterator[Callable[[], None]]:
+    def make_full() -> None:
+        redis_client.config_set("maxmemory", 1)
+        with pytest.raises(StoreFull):
+            say(store, TWO, "late")
+
+    yield make_full
+    redis_client.config_set("maxmemory", 0)
+
+
+def say(store: Store, trait: str, *users: str) -> None:
+    change = MembershipChange(Cohort.from_trait(trait), True, list(users))
+    store.apply(APP, [change], way="test")
+
+
+def test_erase__takes_everything_and_keeps_the_user_out(
+    store: Store, make_full: Callable[[], None], redis_client: redis.Redis
+) -> None:
+    say(store, ONE, *USERS)
+    say(store, TWO, "u1")
+    make_full()
+    erased = store.lifecycle.erase(APP, "u1", suppress=True)
+    assert erased == (2, 1, 1)
+    assert store.traits(APP, "u1") == {}
+    assert store.sizes.of(APP, ["2"])[0][-1].members == 0
+    redis_client.config_set("maxmemory", 0)
+    say(store, TWO, "u1", "u2")
+    assert members(redis_client, APP)["2"] == {"u2"}
+    assert store.checker.run([APP]).ok
+
+
+def test_deletion__goes_on_beside_a_rename_that_has_to_wait(
+    store: Store, make_full: Callable[[], None], redis_client: redis.Redis
+) -> None:
+    say(store, ONE, *USERS)
+    say(store, TWO, *USERS[:600])
+    say(store, NEW, "u0")
+    assert store.lifecycle.begin_delete(APP, "2")
+    make_full()
+    Background(store).work()
+    Background(store).work()
+    assert store.registry.find(APP, "2") is None
+    assert TWO not in {name for names in traits(redis_client, APP).values() for name in names}
+    assert {job.cohort_id for job in store.lifecycle.jobs()} == {"1"}
+    redis_client.config_set("maxmemory", 0)
+    Background(store).work()
+    assert store.lifecycle.jobs() == []
+    assert traits(redis_client, APP) == {user: {NEW: "true"} for user in USERS}
+    assert store.checker.run([APP]).ok
