@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import ConstantBackoff
@@ -25,15 +25,42 @@ NODE_TIMEOUT_MS = 1500
 _DEADLINE = 60.0
 
 
+class Tls(NamedTuple):
+    """What servers need for TLS, as files. The embedded server's program knows none."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+    def options(self, port: int) -> list[str]:
+        """Of a server that listens for TLS on ``port`` too, and of its replication and its bus."""
+        return [
+            *("--tls-port", str(port), "--tls-cert-file", str(self.certificate)),
+            *("--tls-key-file", str(self.key), "--tls-ca-cert-file", str(self.authority)),
+            *("--tls-auth-clients", "no", "--tls-replication", "yes", "--tls-cluster", "yes"),
+        ]
+
+
 class Node:
     """One server of a cluster, and a client of it alone."""
 
-    def __init__(self, folder: Path, port: int, bus_port: int, options: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        bus_port: int,
+        options: Sequence[str],
+        tls: Tls | None = None,
+    ) -> None:
         self.folder = folder
         self.port = port
         self.bus_port = bus_port
         self.url = f"redis://127.0.0.1:{port}/0"
         self._options = options
+        if tls:
+            (tls_port,) = _free_ports(1)
+            self.url = f"rediss://127.0.0.1:{tls_port}/0"
+            self._options = [*options, *tls.options(tls_port)]
         self.start()
         retry = Retry(ConstantBackoff(0.02), 500)
         self.client: Any = redis.Redis(port=port, decode_responses=True, retry=retry)
@@ -68,7 +95,8 @@ class Cluster:
 
     def client(self) -> redis.RedisCluster:
         """A client as a downstream reader has it."""
-        return redis.RedisCluster.from_url(self.url, decode_responses=True)
+        port = self.nodes[-1].port
+        return redis.RedisCluster(host="127.0.0.1", port=port, decode_responses=True)
 
     def master_of(self, key: str) -> Node:
         """The node that has a key now."""
@@ -135,11 +163,14 @@ def running_server(*options: str) -> Iterator[Node]:
 
 
 @contextmanager
-def running_cluster(masters: int = 3, replicas: int = 1, *options: str) -> Iterator[Cluster]:
+def running_cluster(
+    masters: int = 3, replicas: int = 1, *options: str, tls: Tls | None = None
+) -> Iterator[Cluster]:
     """Start a cluster of ``masters`` times ``1 + replicas`` nodes, and end it afterwards.
 
     Args:
         options: further options of the servers.
+        tls: what they need to be reached by TLS as well; the cluster's address is for that then.
     """
     folder = Path(tempfile.mkdtemp(prefix="cluster-"))
     nodes: list[Node] = []
@@ -149,7 +180,7 @@ def running_cluster(masters: int = 3, replicas: int = 1, *options: str) -> Itera
         for number in range(count):
             own = folder / str(number)
             own.mkdir()
-            nodes.append(Node(own, ports[2 * number], ports[2 * number + 1], options))
+            nodes.append(Node(own, ports[2 * number], ports[2 * number + 1], options, tls))
         cluster = Cluster(nodes, masters)
         _join(cluster)
         yield cluster

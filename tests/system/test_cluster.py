@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections import Counter
+from pathlib import Path
 
+import pytest
 import redis
+import trustme
 
-from tests.cluster import NODE_TIMEOUT_MS, running_cluster
+from tests.cluster import NODE_TIMEOUT_MS, Tls, running_cluster
 from tests.system.command import flask
 from tests.system.load import COHORT_ID, TRAIT, Load
 from tests.system.service import APP, KEY, running, wait_until
@@ -22,9 +27,33 @@ def more(load: Load) -> None:
     wait_until(lambda: len(load.answered) >= goal)
 
 
-def test_master__killed_under_load__is_503_until_the_failover_and_nothing_is_lost() -> None:
-    with running_cluster() as cluster:
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tls:
+    """Certificates, and a server that knows TLS. In CI it must be there."""
+    program = shutil.which("redis-server")
+    if program is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("redis-server is missing, which CI must have")
+        pytest.skip("redis-server is missing; Debian has it in the package redis-server")
+    monkeypatch.setenv("TEST_STORE_SERVER", program)
+    found = Tls(*(tmp_path / name for name in ("certificate.pem", "key.pem", "authority.pem")))
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(str(found.certificate))
+    issued.private_key_pem.write_to_path(str(found.key))
+    authority.cert_pem.write_to_path(str(found.authority))
+    return found
+
+
+@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "over TLS"])
+def test_master__killed_under_load__is_503_until_the_failover_and_nothing_is_lost(
+    over_tls: bool, request: pytest.FixtureRequest
+) -> None:
+    tls: Tls | None = request.getfixturevalue("tls") if over_tls else None
+    trust = {"SSL_CERT_FILE": str(tls.authority)} if tls else {}
+    with running_cluster(tls=tls) as cluster:
         env = {
+            **trust,
             "REDIS_URL": cluster.url,
             "STORE_CLUSTER": "true",
             "STORE_PARTITIONS": str(PARTITIONS),
@@ -50,7 +79,7 @@ def test_master__killed_under_load__is_503_until_the_failover_and_nothing_is_los
         cluster.wait_until_healthy()
         with cluster.client() as client:
             check_complete(client, load.answered)
-        checked = flask(cluster.url, "store", "check", "--json", **settings(env))
+        checked = flask(cluster.url, "store", "check", "--json", **trust, **settings(env))
         assert (checked.returncode, checked.stderr) == (0, "")
         assert json.loads(checked.stdout)["memberships"] == len(load.answered)
 
