@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +16,13 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from tests.conftest import store_program
+from tests.conftest import reserved_ports, store_program
 
 SLOTS = 16384
 # After this long without an answer a node is taken for dead, in ms.
 NODE_TIMEOUT_MS = 1500
+# Where no node is to fail: longer than a busy machine keeps one waiting.
+CALM = ("--cluster-node-timeout", "10000")
 _DEADLINE = 60.0
 
 
@@ -47,23 +48,20 @@ class Node:
     def __init__(
         self,
         folder: Path,
-        port: int,
-        bus_port: int,
+        ports: Sequence[int],
         options: Sequence[str],
         tls: Tls | None = None,
     ) -> None:
         self.folder = folder
-        self.port = port
-        self.bus_port = bus_port
-        self.url = f"redis://127.0.0.1:{port}/0"
+        self.port, self.bus_port, tls_port = ports
+        self.url = f"redis://127.0.0.1:{self.port}/0"
         self._options = options
         if tls:
-            (tls_port,) = _free_ports(1)
             self.url = f"rediss://127.0.0.1:{tls_port}/0"
             self._options = [*options, *tls.options(tls_port)]
         self.start()
         retry = Retry(ConstantBackoff(0.02), 500)
-        self.client: Any = redis.Redis(port=port, decode_responses=True, retry=retry)
+        self.client: Any = redis.Redis(port=self.port, decode_responses=True, retry=retry)
 
     def start(self) -> None:
         command = [
@@ -136,30 +134,18 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
 @contextmanager
 def running_server(*options: str) -> Iterator[Node]:
     """Start a single server, no cluster, on a port."""
     folder = Path(tempfile.mkdtemp(prefix="server-"))
-    port, bus_port = _free_ports(2)
-    node = Node(folder, port, bus_port, ["--cluster-enabled", "no", *options])
-    try:
-        node.client.ping()
-        yield node
-    finally:
-        node.stop()
-        shutil.rmtree(folder)
+    with reserved_ports(3) as ports:
+        node = Node(folder, ports, ["--cluster-enabled", "no", *options])
+        try:
+            node.client.ping()
+            yield node
+        finally:
+            node.stop()
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -174,19 +160,23 @@ def running_cluster(
     """
     folder = Path(tempfile.mkdtemp(prefix="cluster-"))
     nodes: list[Node] = []
+    stack = ExitStack()
+    if not replicas:
+        options = (*CALM, *options)
     try:
         count = masters * (1 + replicas)
-        ports = _free_ports(2 * count)
+        ports = stack.enter_context(reserved_ports(3 * count))
         for number in range(count):
             own = folder / str(number)
             own.mkdir()
-            nodes.append(Node(own, ports[2 * number], ports[2 * number + 1], options, tls))
+            nodes.append(Node(own, ports[3 * number : 3 * number + 3], options, tls))
         cluster = Cluster(nodes, masters)
         _join(cluster)
         yield cluster
     finally:
         for node in nodes:
             node.stop()
+        stack.close()
         shutil.rmtree(folder)
 
 

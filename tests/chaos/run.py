@@ -29,6 +29,7 @@ from simulator.wire import Target
 from tests.chaos.faults import Faults
 from tests.chaos.processes import ServiceProcess, StoreProcess
 from tests.chaos.proxy import Proxy
+from tests.conftest import reserved_ports
 from tests.system.service import ROOT
 
 APP, KEY = "chaos", "the-key-of-the-chaos-run"
@@ -116,7 +117,8 @@ def run(seconds: float, seed: int, *, partitions: int = 1, share: float = 1.0) -
 def _stage(partitions: int) -> Iterator[tuple[ServiceProcess, StoreProcess, Proxy, Path]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
-        store = StoreProcess(folder)
+        store_port, service_port = stack.enter_context(reserved_ports(2))
+        store = StoreProcess(folder, store_port)
         stack.callback(store.stop)
         store.start()
         proxy = Proxy(("127.0.0.1", store.port))
@@ -130,6 +132,7 @@ def _stage(partitions: int) -> Iterator[tuple[ServiceProcess, StoreProcess, Prox
                 "RATE_LIMIT": "100000/second",
             },
             folder / "service.log",
+            service_port,
         )
         service.start()
         stack.callback(service.stop)

@@ -15,7 +15,7 @@ from app.keyring import make_key
 from app.settings import Settings
 from app.store import Store, StoreError, connect, wait_for
 from simulator import payloads
-from tests.cluster import Cluster, Node, running_cluster, running_server
+from tests.cluster import CALM, Cluster, Node, running_cluster, running_server
 from tests.conftest import running_store
 from tests.integration import test_contract, test_segment, test_webhook
 from tests.integration.conftest import APP, caller
@@ -29,7 +29,7 @@ PARTITIONS = 12
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster that belongs to this test process alone; no test may break it."""
-    with running_cluster() as cluster:
+    with running_cluster(3, 1, *CALM) as cluster:
         yield cluster
 
 

@@ -17,7 +17,7 @@ from app.cohorts import Cohort, MembershipChange
 from app.settings import ApiKey, Settings
 from app.store import Copier, CopyRefused, PlaceLost, Store, connect, side, wait_for
 from simulator import payloads
-from tests.cluster import Cluster, running_cluster, running_server
+from tests.cluster import CALM, Cluster, running_cluster, running_server
 from tests.conftest import running_store
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.reading import say
@@ -333,7 +333,7 @@ def rights(page: str, first: str) -> list[str]:
 def test_user_of_its_own__with_the_rights_of_the_pages__is_refused_nothing() -> None:
     _, name, *own = (DOCS / "acl" / "service.acl").read_text().replace("PASSWORD", "pw").split()
     own += rights("scaling.md", "+cluster|slots") + rights("moving.md", "+del")
-    with running_server() as single, running_cluster(2, 1) as cluster:
+    with running_server() as single, running_cluster(2, 1, *CALM) as cluster:
         nodes = [single, *cluster.nodes]
         try:
             for node in nodes:

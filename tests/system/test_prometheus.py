@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 import urllib3
 
-from tests.conftest import socket_url, start_store, store_folder
+from tests.conftest import reserved_ports, socket_url, start_store, store_folder
 from tests.system.command import flask
 from tests.system.service import APP, ROOT, running, wait_until
 
@@ -43,14 +43,14 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[[str], Ask]]:
             pytest.fail("prometheus is missing, which CI must have")
         pytest.skip("prometheus is missing; Debian has it in the package prometheus")
     processes: list[subprocess.Popen[bytes]] = []
+    ports = ExitStack()
 
     def start(target: str) -> Ask:
         rules = ROOT / "ops" / "alerts.yml"
         config = CONFIG.format(token=TOKEN, target=target, rules=rules)
         (tmp_path / "prometheus.yml").write_text(config)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        (port,) = ports.enter_context(reserved_ports(1))
+        address = f"127.0.0.1:{port}"
         command = [
             program,
             f"--config.file={tmp_path / 'prometheus.yml'}",
@@ -75,6 +75,7 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[[str], Ask]]:
     for process in processes:
         process.terminate()
         process.wait(30)
+    ports.close()
 
 
 def value(ask: Ask, name: str) -> float | None:

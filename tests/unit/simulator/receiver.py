@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import socket
 import threading
 import time
 from collections import Counter
@@ -24,6 +23,8 @@ from simulator.reader import Traits
 KEY = "test-key"
 APP = "test-app"
 INVALID_USER = "nobody"
+# Nothing listens there.
+CLOSED_PORT = 1
 
 FLAWS = {
     "accepts-any-key": "a wrong or missing key is let in",
@@ -421,11 +422,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from simulator import payloads
 from simulator.cli import main
 from simulator.exits import Exit
-from tests.unit.simulator.receiver import KEY, Receiver, free_port
+from tests.unit.simulator.receiver import CLOSED_PORT, KEY, Receiver
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -84,7 +84,7 @@ def test_sync__misbehaviour__is_counted() -> None:
         (["--cohort", "noid:"], "NAME:ID"),
         (["--header", "x"], "NAME: VALUE"),
         (["--reader", "ftp://x"], "--reader"),
-        (["--reader", f"redis://user:secret@127.0.0.1:{free_port()}"], "--reader"),
+        (["--reader", f"redis://user:secret@127.0.0.1:{CLOSED_PORT}"], "--reader"),
     ],
 )
 def test_sync__wrong_command_line__says_what_is_wrong(words: list[str], said: str) -> None:
@@ -100,7 +100,7 @@ def test_sync__wrong_address__is_a_usage_error() -> None:
 
 
 def test_sync__nothing_listens__says_so_at_once() -> None:
-    result = call("sync", f"http://127.0.0.1:{free_port()}")
+    result = call("sync", f"http://127.0.0.1:{CLOSED_PORT}")
     assert result.exit_code == Exit.UNREACHABLE
     assert "Nothing answers" in result.output
 

@@ -19,7 +19,7 @@ from simulator.reader import Value
 from simulator.stats import Stats, percentile, short
 from simulator.truth import Truth
 from simulator.wire import BadUrl, Reply, Target, Wire
-from tests.unit.simulator.receiver import APP, KEY, Receiver, free_port
+from tests.unit.simulator.receiver import APP, CLOSED_PORT, KEY, Receiver
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -250,7 +250,7 @@ def test_wire__unusable_address__says_so(url: str) -> None:
 
 
 def test_post__nothing_listens__was_not_sent() -> None:
-    reply = Wire(Target(f"http://127.0.0.1:{free_port()}")).post("/", b"{}")
+    reply = Wire(Target(f"http://127.0.0.1:{CLOSED_PORT}")).post("/", b"{}")
     assert (reply.status, reply.error, reply.ok) == (None, wire.REFUSED, False)
     assert "refused" in reply.detail
 
