@@ -78,6 +78,13 @@ def started(store_url: str) -> Any:
 
 
 @pytest.fixture
+def own_store() -> Iterator[str]:
+    """A store that nobody else writes to, neither now nor of what was sent before."""
+    with running_store() as url:
+        yield url
+
+
+@pytest.fixture
 def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
     """Open a browser window, logged in. At the end nothing may have gone wrong in any."""
     contexts = []
@@ -219,9 +226,9 @@ def test_without_a_script__everything_works(filled: Service, open_page: Callable
 
 
 def test_names_and_ids__that_are_markup__do_nothing(
-    service: Service, open_page: Callable[..., Any], redis_client: redis.Redis, store_url: str
+    open_page: Callable[..., Any], own_store: str
 ) -> None:
-    with started(store_url) as own:
+    with started(own_store) as own:
         trait = f"{HOSTILE}: {HOSTILE}"
         own.post(payloads.batch([HOSTILE, "javascript:alert(1)"], trait, True))
         own.post({"type": "identify", "userId": "u", "traits": {HOSTILE: 1}})
@@ -252,9 +259,9 @@ def _reload_until(page: Any, condition: Callable[[], bool]) -> None:
 
 
 def test_first_cohort__arrives_while_the_page_is_open__shows_by_itself(
-    open_page: Callable[..., Any], redis_client: redis.Redis, store_url: str, pictures: Path
+    open_page: Callable[..., Any], own_store: str, pictures: Path
 ) -> None:
-    with started(store_url) as own:
+    with started(own_store) as own:
         page = open_page(own)
         page.get_by_role("heading", name="Ready for the first cohort").wait_for()
         page.screenshot(path=pictures / "empty.png")
@@ -265,9 +272,9 @@ def test_first_cohort__arrives_while_the_page_is_open__shows_by_itself(
 
 
 def test_delete__asks_for_the_name_and_takes_the_cohort_away(
-    open_page: Callable[..., Any], redis_client: redis.Redis, store_url: str
+    open_page: Callable[..., Any], own_store: str
 ) -> None:
-    with started(store_url) as own:
+    with started(own_store) as own:
         own.post(payloads.batch(["u1", "u2"], "[Amplitude] Early birds: e1", True))
         page = open_page(own, ADMIN_KEY)
         page.goto("/cohort?id=e1")
