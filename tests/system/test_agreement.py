@@ -76,7 +76,8 @@ class Sender:
 
     def send(self, path: str, body: bytes) -> None:
         # Now and then it doesn't wait for the answer: what it says next comes at the same moment.
-        timeout = 0.002 if self.chance.random() < 0.1 else DEADLINE
+        wait = 0.002 if self.chance.random() < 0.1 else DEADLINE
+        timeout = urllib3.Timeout(connect=DEADLINE, read=wait)  # in any case it is sent
         try:
             reply = self.http.request("POST", self.service.url + path, body=body, timeout=timeout)
         except urllib3.exceptions.HTTPError as error:

@@ -59,8 +59,12 @@ def test_web_line__wrong_setting__is_one_clear_line() -> None:
 
 
 def test_web_line__web_concurrency__starts_that_many_workers(web: Service) -> None:
-    started = [e for e in web.events() if e["event"].startswith("Booting worker")]
-    assert len(started) == 3
+    def started() -> int:
+        return len([e for e in web.events() if e["event"].startswith("Booting worker")])
+
+    wait_until(lambda: started() >= 3)  # the first one answers before the last one has begun
+    web.stop()
+    assert started() == 3
 
 
 def test_web_line__log__is_one_json_event_a_request_with_its_id(web: Service) -> None:
