@@ -300,7 +300,8 @@ def test_order__of_each_user__holds_though_handlers_fail(service: Service, make:
         if calls["all"] % 3 == 0:
             raise RuntimeError("once more, please")
 
-    options = {**QUICK, "batch": 4, "max_deliveries": None}
+    # Nobody is slow here, and none may be taken for it.
+    options = {**QUICK, "handler_seconds": 10.0, "batch": 4, "max_deliveries": None}
     with following(*[(make(**options), sometimes_fail) for _ in range(2)]):
         for number in range(rounds):
             for user_id in users:
@@ -504,22 +505,21 @@ def test_stop__in_the_handler__leaves_the_rest_to_others(service: Service, make:
 def test_batch__that_takes_longer_than_one_change_may__is_not_taken_over(
     service: Service, make: Make, ordered: bool
 ) -> None:
-    for _ in range(4):
-        service.push("a", True)
-        service.push("a", False)
+    for number in range(40):
+        service.push("a", number % 2 == 0)
     heard, others = Heard(), Heard()
 
     def slow(change: Change) -> None:
         heard(change)
-        time.sleep(0.15)  # eight of these are twice the time that one may take
+        time.sleep(0.1)  # all of these are twice the time that one may take
 
-    first = make(ordered=ordered, handler_seconds=0.6)
-    second = make(ordered=ordered, handler_seconds=0.6)
+    first = make(ordered=ordered, handler_seconds=2.0)
+    second = make(ordered=ordered, handler_seconds=2.0)
     with following((first, slow)):
         wait_until(lambda: heard.changes)
         with following((second, others)):
-            wait_until(lambda: len(heard.changes) + len(others.changes) >= 8)
-    assert len(heard.changes) + len(others.changes) == 8
+            wait_until(lambda: len(heard.changes) + len(others.changes) >= 40)
+    assert len(heard.changes) + len(others.changes) == 40
     assert {change.deliveries for change in [*heard.changes, *others.changes]} == {1}
 
 
