@@ -101,7 +101,7 @@ def outcomes(found: Report) -> dict[str, str]:
 
 def test_certify__right_receiver__passes_every_check() -> None:
     with Receiver() as receiver:
-        found = run(receiver, skip=("network.slow-body", "sync.webhook"))
+        found = run(receiver, skip=("network.slow-body", "sync.webhook", "*within*"))
         wrong = [report.line(o) for o in found.outcomes if o.verdict != "passed"]
         assert wrong == ["skip " + wrong[0][5:]]
         assert wrong[0].startswith("skip status.429: needs --throttle")
@@ -111,7 +111,7 @@ def test_certify__right_receiver__passes_every_check() -> None:
 
 def test_certify__right_receiver_without_a_reader__passes_and_says_what_was_not_compared() -> None:
     with Receiver() as receiver:
-        found = run(receiver, skip=("network.slow-body", "sync.webhook"), read=False)
+        found = run(receiver, skip=("network.slow-body", "sync.webhook", "*within*"), read=False)
         assert [name for name, verdict in outcomes(found).items() if verdict == "skipped"] == [
             "invalid.writes-nothing",
             "ways.same-cohort",
@@ -119,6 +119,15 @@ def test_certify__right_receiver_without_a_reader__passes_and_says_what_was_not_
         ]
         assert found.certified
         assert "not compared" in report.verdict(found)
+
+
+def test_certify__right_receiver__is_fast_enough() -> None:
+    with Receiver() as receiver:
+        verdicts = {"failed"}
+        for _ in range(5):  # other programs may have the machine busy
+            if verdicts != {"passed"}:
+                verdicts = set(outcomes(run(receiver, ["*within*"])).values())
+        assert verdicts == {"passed"}
 
 
 def test_certify__slow_bodies_and_webhook_sync__pass_on_a_right_receiver() -> None:
