@@ -25,6 +25,8 @@ ADMIN_KEY = "TEST_ADMIN_KEY"
 APP = "TEST_APP_ID"
 COHORT_PATH = "/api/v1/integration/amplitude/cohort"
 DEADLINE = 30.0
+# Less than what the service waits for the next request on a connection.
+IDLE_SECONDS = 2.0
 
 
 class Service:
@@ -37,6 +39,7 @@ class Service:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.http = urllib3.PoolManager(retries=False, timeout=DEADLINE, maxsize=16)
+        self._last_sent = 0.0
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -77,6 +80,10 @@ class Service:
         if not headers.keys() & {"Authorization", "api_key"}:
             sent.update(urllib3.make_headers(basic_auth=f"{KEY}:"))
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        # Connections that rested may be closed by the service just as something is sent on them.
+        if time.monotonic() - self._last_sent > IDLE_SECONDS:
+            self.http.clear()
+        self._last_sent = time.monotonic()
         return self.http.request(method, self.url + path, body=data, headers=sent)
 
     def post(self, body: Any, path: str = COHORT_PATH, **headers: str) -> urllib3.BaseHTTPResponse:
