@@ -198,6 +198,7 @@ def test_copy__while_requests_come_in__agrees_in_the_end(
     def tell(line: str) -> None:
         if line.startswith("Following"):
             stop.set()
+            thread.join()  # what it is at may come later than half a second of rest
 
     thread = threading.Thread(target=write)
     thread.start()
