@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def call(*words: str) -> Result:
-    return CliRunner().invoke(main, words)
+    return CliRunner(env={"COLUMNS": "80"}).invoke(main, words)
 
 
 def test_sync__table__tells_what_was_done() -> None:
@@ -152,7 +152,7 @@ def test_mock__commands__are_understood_by_a_shell_and_the_receiver() -> None:
         run = subprocess.run(
             ["sh", "-e"],
             input=script,
-            env={**os.environ, "LIST_ID": "list%201%2F%C3%BC"},
+            env={**os.environ, "LIST_ID": "list%201%2F%C3%BC", "NO_PROXY": "127.0.0.1"},
             capture_output=True,
             text=True,
         )
