@@ -21,7 +21,6 @@ def init_app(app: Flask, listeners: list[Listener]) -> None:
     Views add what they know to ``g.event``. Neither keys nor user ids belong there: the path is
     logged as its rule, without its values.
     """
-    app.extensions["listeners"] = listeners
     logger = structlog.get_logger()
 
     @app.before_request
