@@ -16,6 +16,7 @@ from flask import Flask
 from app.cohorts import Cohort, MembershipChange
 from app.settings import ApiKey, Settings
 from app.store import Copier, CopyRefused, PlaceLost, Store, connect, side, wait_for
+from app.store.copying.copier import Side
 from simulator import payloads
 from tests.cluster import CALM, Cluster, running_cluster, running_server
 from tests.conftest import running_store
@@ -235,6 +236,56 @@ def test_copy__stopped_half_way__goes_on_where_it_was(source: Settings, target_u
     assert report.ok
     assert sum(steps) < 2 * Copier(side(source), side(target)).size() - 3000
     assert everything(target) == everything(source)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def killed_at(target: Side, command: int) -> Side:
+    """A side whose process is no more when it is about to send this command."""
+    client, left = target.client, iter(range(command))
+    send, pipeline = client.execute_command, client.pipeline
+
+    def one_less() -> None:
+        if next(left, None) is None:
+            raise KilledError
+
+    def execute_command(*args: Any, **options: Any) -> Any:
+        one_less()
+        return send(*args, **options)
+
+    def make_pipeline(*args: Any, **options: Any) -> Any:
+        one_less()
+        return pipeline(*args, **options)
+
+    client.execute_command, client.pipeline = execute_command, make_pipeline
+    return target
+
+
+def test_copy__killed_between_any_two_commands__goes_on(
+    store_url: str, redis_client: redis.Redis, target_url: str
+) -> None:
+    source = settings_of(store_url, 2)
+    say(open_store(source), OLD, True, ["a", "b", "c"])
+    say(open_store(source), OLD, False, ["c"])
+    target = settings_of(target_url, 2)
+    for command in range(10_000):
+        connect(target).flushall()
+        try:
+            Copier(side(source), killed_at(side(target), command)).run()
+        except KilledError:
+            pass
+        else:
+            break
+        assert copy(source, target).ok, command
+        assert everything(target) == everything(source), command
+        # What it can't prove must not pass for proved: the copy's streams begin with the copy.
+        copied = open_store(target)
+        for partition in range(2):
+            begun = f"{copied.keys.changes(APP, partition)}:begun"
+            assert connect(target).exists(begun), command
+    assert command > 40
 
 
 def test_streams__of_a_copy__begin_anew_and_say_so(source: Settings, target_url: str) -> None:

@@ -173,7 +173,7 @@ class Copier:
             if not is_stream:
                 continue
             last: Any = self._target.client.get(self._target.keys.last_change(app_id, partition))
-            if last not in first.split(b","):
+            if (last or b"") not in first.split(b","):
                 raise CopyRefused(
                     "A service has written to the target since it was copied. Copy to an empty one."
                 )
@@ -188,7 +188,8 @@ class Copier:
         if client.sismember(keys.apps(), app_id):
             return
         for partition in range(keys.partitions):
-            if client.hexists(self._marker, f"stream:{app_id}:{partition}"):
+            begun: Any = client.hget(self._marker, f"stream:{app_id}:{partition}")
+            if begun and b"," not in begun:
                 continue
             stream = keys.changes(app_id, partition)
             with client.pipeline(transaction=True) as pipeline:
@@ -202,7 +203,7 @@ class Copier:
         """Let an empty stream follow on this entry."""
         keys, client = self._target.keys, self._target.client
         field = f"stream:{app_id}:{partition}"
-        before: Any = client.hget(self._marker, field) or last
+        before: Any = client.hget(self._marker, field) or b""
         client.hset(self._marker, field, before + b"," + last)  # whichever it is after a crash
         with client.pipeline(transaction=True) as pipeline:
             pipeline.set(keys.last_change(app_id, partition), last)
