@@ -16,11 +16,11 @@ from flask import Flask
 from app.cohorts import Cohort, MembershipChange
 from app.settings import ApiKey, Settings
 from app.store import Copier, CopyRefused, PlaceLost, Store, connect, side, wait_for
-from app.store.copying.copier import Side
 from simulator import payloads
 from tests.cluster import CALM, Cluster, running_cluster, running_server
 from tests.conftest import running_store
 from tests.integration.conftest import APP, KEY, caller
+from tests.integration.killed import KilledError, killed_at
 from tests.integration.reading import say
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -238,31 +238,6 @@ def test_copy__stopped_half_way__goes_on_where_it_was(source: Settings, target_u
     assert everything(target) == everything(source)
 
 
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
-def killed_at(target: Side, command: int) -> Side:
-    """A side whose process is no more when it is about to send this command."""
-    client, left = target.client, iter(range(command))
-    send, pipeline = client.execute_command, client.pipeline
-
-    def one_less() -> None:
-        if next(left, None) is None:
-            raise KilledError
-
-    def execute_command(*args: Any, **options: Any) -> Any:
-        one_less()
-        return send(*args, **options)
-
-    def make_pipeline(*args: Any, **options: Any) -> Any:
-        one_less()
-        return pipeline(*args, **options)
-
-    client.execute_command, client.pipeline = execute_command, make_pipeline
-    return target
-
-
 def test_copy__killed_between_any_two_commands__goes_on(
     store_url: str, redis_client: redis.Redis, target_url: str
 ) -> None:
@@ -272,8 +247,10 @@ def test_copy__killed_between_any_two_commands__goes_on(
     target = settings_of(target_url, 2)
     for command in range(10_000):
         connect(target).flushall()
+        to = side(target)
+        killed_at(to.client, command)
         try:
-            Copier(side(source), killed_at(side(target), command)).run()
+            Copier(side(source), to).run()
         except KilledError:
             pass
         else:
