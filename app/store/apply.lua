@@ -34,6 +34,8 @@ local HORIZON = 24 * 3600 * 1000
 local LATE_NAME = 10 * 60 * 1000
 local NAMES_KEPT = 50
 local TRIM = 500
+-- What a member's score can tell apart, in ms: a double of this size has no more digits until 2039.
+local TICK = 1 / 4096
 
 local call, attempt = redis.call, redis.pcall
 
@@ -143,9 +145,20 @@ local function emit(cohort, change, at, users)
   call('SET', stream .. ':last', id)
 end
 
+-- The score of the newest in a set.
 local function newest(set)
   local last = call('ZRANGE', set, 0, 0, 'REV', 'WITHSCORES')
   return last[2] and tonumber(last[2]) or -math.huge
+end
+
+-- The score of users who enter at a time that the call carries. All calls of a webhook's sync carry
+-- the same one, and among equal scores the store finds each user's place by comparing ids with those
+-- of all the cohort. So those of each call come just after those of the last, in the same ms.
+local function entry_score(at, newest_score)
+  if math.floor(newest_score) == at and newest_score + TICK < at + 1 then
+    return string.format('%.17g', newest_score + TICK)
+  end
+  return number(at)
 end
 
 local function apply(cohort, trait, value, said, users)
@@ -161,13 +174,14 @@ local function apply(cohort, trait, value, said, users)
   if #users == 0 then return end
 
   local since = call('ZMSCORE', members, unpack(users))
+  local newest_member = newest(members)
   -- Calls arrive nearly in order: most carry a time that nothing about the cohort is newer than.
   local in_order = not said
-    or (at >= newest(members) and at >= newest(left) and at >= newest(seen))
+    or (at >= math.floor(newest_member) and at >= newest(left) and at >= newest(seen))
   local left_at = not in_order and call('ZMSCORE', left, unpack(users))
   local seen_at = not in_order and call('ZMSCORE', seen, unpack(users))
   local function stale(i)
-    return (since[i] and at < tonumber(since[i])) or (left_at[i] and at < tonumber(left_at[i]))
+    return (since[i] and at < math.floor(since[i])) or (left_at[i] and at < tonumber(left_at[i]))
       or (seen_at[i] and at < tonumber(seen_at[i]))
   end
 
@@ -214,9 +228,9 @@ local function apply(cohort, trait, value, said, users)
   end
   if value == 'true' then
     if #moved > 0 then
-      local entries = {}
+      local entries, score = {}, said and entry_score(at, newest_member) or when
       for i = 1, #moved do
-        entries[2 * i - 1] = when
+        entries[2 * i - 1] = score
         entries[2 * i] = moved[i]
       end
       call('ZADD', members, unpack(entries))

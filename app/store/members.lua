@@ -1,14 +1,14 @@
 #!lua flags=no-writes
--- Read some members of a cohort, from a place on, in the order of since and user id.
+-- Read some members of a cohort, from a place on, in the order of score and user id.
 --
 -- KEYS[1]  the partition's change stream; its name gives the other keys
 -- ARGV[1]  cohort id
 -- ARGV[2]  members at most
 -- ARGV[3]  only those since this time, in ms since the epoch, or ''
--- ARGV[4]  since of the last member that was read, or '' to begin
+-- ARGV[4]  score of the last member that was read, or '' to begin
 -- ARGV[5]  id of that member, who may have left
 --
--- Returns a flat list: user id, since.
+-- Returns a flat list: user id, score.
 --
 -- The place is found by halving ranks, so that a million members with the same time cost no more
 -- than a few.

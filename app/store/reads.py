@@ -56,7 +56,7 @@ class Position(NamedTuple):
     """A place in the list of a cohort's members: after this member of this partition."""
 
     partition: int
-    since_ms: int
+    score: float
     user_id: str
 
 
@@ -104,7 +104,7 @@ class Reads:
         with translated():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
             score: Any = self._client.zscore(key, user_id)
-        return None if score is None else int(score)
+        return None if score is None else _since_ms(score)
 
     def members(
         self,
@@ -127,7 +127,7 @@ class Reads:
         Returns:
             the members; and the place to go on from, or None at the end.
         """
-        found: list[Member] = []
+        found: list[tuple[str, float]] = []
         for partition in range(after.partition if after else 0, self._keys.partitions):
             last = after if after and after.partition == partition else None
             while len(found) <= limit:
@@ -136,12 +136,11 @@ class Reads:
                 found += page
                 if len(page) < count:
                     break
-                last = Position(partition, page[-1].since_ms, page[-1].user_id)
-        if len(found) <= limit:
-            return found, None
-        del found[limit:]
-        user_id, since = found[-1]
-        return found, Position(self._keys.partition(user_id), since, user_id)
+                last = _position(partition, page)
+        here = found[:limit]
+        more = len(found) > limit
+        position = _position(self._keys.partition(here[-1][0]), here) if more else None
+        return _members(here), position
 
     def all_members(self, app_id: str, cohort_id: str) -> Iterator[list[Member]]:
         """All members of a cohort in the order of :meth:`members`, some thousands at a time."""
@@ -150,8 +149,8 @@ class Reads:
             while page := self._member_page(
                 app_id, partition, cohort_id, MEMBERS_PER_CALL, None, last
             ):
-                yield page
-                last = Position(partition, page[-1].since_ms, page[-1].user_id)
+                yield _members(page)
+                last = _position(partition, page)
 
     def _member_page(
         self,
@@ -161,15 +160,16 @@ class Reads:
         count: int,
         since_ms: int | None,
         last: Position | None,
-    ) -> list[Member]:
-        args: list[str | int] = [cohort_id, count, "" if since_ms is None else since_ms]
-        args += [last.since_ms, last.user_id] if last else ["", ""]
+    ) -> list[tuple[str, float]]:
+        """Some members and their scores."""
+        args: list[str | float] = [cohort_id, count, "" if since_ms is None else since_ms]
+        args += [last.score, last.user_id] if last else ["", ""]
         with translated():
             flat: list[bytes] = self._members(
                 keys=[self._keys.changes(app_id, partition)], args=args
             )
         entries = iter(flat)
-        return [Member(user_id.decode(), int(since)) for user_id, since in zip(entries, entries)]  # noqa: B905
+        return [(user_id.decode(), float(score)) for user_id, score in zip(entries, entries)]  # noqa: B905
 
     def _call_users(self, app_id: str, parts: dict[int, list[str]]) -> list[list[list[bytes]]]:
         """The script's rows about some users of each partition; of the first ones at least."""
@@ -219,18 +219,33 @@ class Reads:
                 if since == _TO_FIND_OUT:
                     open_ends.setdefault(cohort.id, []).append((user, cohort))
                 elif since not in _NO_TIME:
-                    memberships.append(_new(Membership, (cohort, int(since))))
+                    memberships.append(_new(Membership, (cohort, _since_ms(since))))
             users.append(user)
         for cohort_id, pairs in open_ends.items():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
             scores: Any = self._client.zmscore(key, [user.id for user, _ in pairs])
             for (user, cohort), score in zip(pairs, scores, strict=True):
                 if score is not None:
-                    user.memberships.append(Membership(cohort, int(score)))
+                    user.memberships.append(Membership(cohort, _since_ms(score)))
         for pairs in open_ends.values():
             for user, _ in pairs:
                 user.memberships.sort()
         return users
+
+
+def _members(page: list[tuple[str, float]]) -> list[Member]:
+    return [_new(Member, (user_id, int(score))) for user_id, score in page]
+
+
+def _position(partition: int, page: list[tuple[str, float]]) -> Position:
+    """The place after the last member of a page."""
+    user_id, score = page[-1]
+    return Position(partition, score, user_id)
+
+
+def _since_ms(score: float | bytes) -> int:
+    """Since when a member is in: a score may have a fraction of a ms, see apply.lua."""
+    return int(float(score))
 
 
 def _by_cohort(names: tuple[bytes, ...]) -> tuple[list[str], list[tuple[int, Cohort]]]:

@@ -6,7 +6,7 @@
 -- ARGV[2..] user ids
 --
 -- Returns for each user that was read, in order, a flat list of trait names, and for each: 'false';
--- since when the user is a member, in ms since the epoch; 'true' where the user is none all the same; '?'
+-- the user's score as a member, in ms since the epoch; 'true' where the user is none all the same; '?'
 -- where the name doesn't tell the cohort's id in plain ASCII, so that the caller must find it out
 -- (app/cohorts/cohort.py). For a user of very many traits the list holds '' alone: they are read
 -- with user_traits.lua, so that no call takes the store long.

@@ -58,12 +58,12 @@ class MemberCursor(fields.Field[Position]):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Position:
         match open_cursor(value):
-            case ["m", int(partition), int(since), str(user_id)] if (
+            case ["m", int(partition), int() | float() as score, str(user_id)] if (
                 0 <= partition < 1 << 14
-                and abs(since) < 1 << 53
+                and abs(score) < 1 << 53
                 and not text_problem(user_id, MAX_USER_ID_BYTES)
             ):
-                return Position(partition, since, user_id)
+                return Position(partition, score, user_id)
         raise ValidationError("Not a cursor of this call.")
 
 

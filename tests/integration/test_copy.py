@@ -76,7 +76,8 @@ def source(
     for member, users in ((True, ids), (False, [*ids[:50], "never in"]), (True, ids[40:60])):
         body = payloads.batch(users, OLD, member)
         assert http.post(payloads.COHORT_PATH, json=body).status_code == 200
-    say(store, OTHER, True, ids[100:200], at_ms=1_700_000_000_000)
+    for users in (ids[100:170], ids[170:200]):  # with scores in the same millisecond
+        say(store, OTHER, True, users, at_ms=1_700_000_000_000)
     say(store, OTHER, False, ids[150:160], at_ms=1_700_000_001_000)
     say(store, NEW, True, ids[:5])  # a rename that is not done yet
     say(store, "[Amplitude] Going: going", True, ids[300:])
@@ -110,7 +111,7 @@ def everything(settings: Settings) -> dict[str, Any]:
         found[f"{app} freshness"] = store.freshness.of(app, [c.id for c in cohorts])
         found[f"{app} sizes"] = store.sizes.of(app, [c.id for c in cohorts])
         found[f"{app} known"] = [store.user(app, u) for u in [*users, "é", "registered"]]
-        for part in ("left", "seen"):
+        for part in ("members", "left", "seen"):
             found[f"{app} {part}"] = sorted(
                 (key.decode().rpartition("cohort:")[2], *pair)
                 for key in client.scan_iter(match=f"cohorts:{{{app}*:{part}")

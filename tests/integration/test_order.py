@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -109,6 +110,38 @@ def test_time_of_the_statement__is_since_when(say, redis_client) -> None:
     assert redis_client.zscore("cohorts:{shop}:cohort:1:members", "u") == at
     ((_, entry),) = redis_client.xrange("cohorts:{shop}:changes")
     assert entry["at"] == str(at)
+
+
+def test_members__of_calls_of_one_time__stand_in_the_order_of_arrival(store, redis_client) -> None:
+    def enter(user: str, at_ms: int) -> None:
+        change = MembershipChange(Cohort.from_trait(TRAIT), True, [user], at_ms)
+        store.apply(APP, [change], way="test")
+
+    at, key = now_ms() - 5000, "cohorts:{shop}:cohort:1:members"
+    users = [f"u{n}" for n in (2, 0, 3, 1)]
+    for user in users:
+        enter(user, at)
+    found = redis_client.zrange(key, 0, -1, withscores=True)
+    assert [user for user, _ in found] == users
+    assert [math.floor(score) for _, score in found] == [at] * 4
+    assert found[0][1] == at
+
+    redis_client.zadd(key, {"last": math.nextafter(at + 1, 0)})  # no room within the ms
+    enter("more", at)
+    assert redis_client.zscore(key, "more") == at
+    enter("next", at + 1)
+    assert redis_client.zscore(key, "next") == at + 1
+
+
+def test_statement__of_the_time_of_several_calls__is_not_taken_for_an_older_one(
+    store, redis_client
+) -> None:
+    at = now_ms() - 5000
+    for member in (True, False):
+        for user in ("a", "b", "c"):
+            change = MembershipChange(Cohort.from_trait(TRAIT), member, [user], at)
+            assert store.apply(APP, [change], way="test").changed == 1
+    assert members(redis_client, APP) == {}
 
 
 def test_message__applied_before__is_recognised_and_does_nothing(

@@ -239,6 +239,25 @@ class TestMembers:
         if store.keys.partitions == 1:
             assert [since for _, since in met] == sorted(since for _, since in met)
 
+    def test_members__of_many_calls_of_one_time__are_told_whole_ms(
+        self, store: Store, reader: Reader
+    ) -> None:
+        ids = [f"u{n}" for n in range(40)]
+        for user_id in ids:
+            say(store, ONE, True, [user_id], 1000)
+            say(store, NO_ID, True, [user_id], 1000)
+        shown = [{"userId": user_id, "since": 1000} for user_id in ids]
+        for query in ("limit=1", "limit=7", "limit=7&entered_since=1000"):
+            pages = reader.pages(f"/api/v1/cohorts/1/members?{query}", "members")
+            met = [member for page in pages for member in page]
+            assert sorted(met, key=str) == sorted(shown, key=str)
+        lines = reader.get("/api/v1/cohorts/1/members.ndjson").text.splitlines()
+        assert sorted(map(json.loads, lines), key=str) == sorted(shown, key=str)
+        asked = reader.send("POST", "/api/v1/users/query", json={"userIds": ids}).json["users"]
+        assert {cohort["since"] for user in asked for cohort in user["cohorts"]} == {1000}
+        assert {len(user["cohorts"]) for user in asked} == {2}
+        assert reader.get("/api/v1/cohorts/1/members/u7").json["since"] == 1000
+
     def test_entered_since__tells_only_who_did(self, store: Store, reader: Reader) -> None:
         for n in range(10):
             say(store, ONE, True, [f"u{n}"], 1000 + n)

@@ -33,8 +33,22 @@ class Service:
     def push(self, user_ids: Sequence[str] | str, member: bool = True, trait: str = TRAIT) -> None:
         """Send one call, as Amplitude does, and see that it is acknowledged."""
         users = [user_ids] if isinstance(user_ids, str) else user_ids
-        body = payloads.batch(users, trait, member)
-        reply = self._http.post(payloads.COHORT_PATH, json=body)
+        self._post(payloads.COHORT_PATH, payloads.batch(users, trait, member))
+
+    def push_webhook(self, user_id: str, computed_time: int) -> None:
+        """Tell by a webhook that a user is in the cohort."""
+        body = payloads.webhook(
+            "Power users",
+            COHORT,
+            [user_id],
+            True,
+            computed_time=computed_time,
+            message_id=f"{user_id}::enter::0",
+        )
+        self._post(payloads.WEBHOOK_PATH, body)
+
+    def _post(self, path: str, body: object) -> None:
+        reply = self._http.post(path, json=body)
         assert reply.status_code == 200, reply.text
 
 

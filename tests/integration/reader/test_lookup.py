@@ -67,6 +67,13 @@ def test_since__of_a_member__is_when_the_user_entered(
     assert reader.since("b", COHORT) is None
 
 
+def test_since__of_members_in_the_same_ms__is_whole(service: Service, reader: CohortReader) -> None:
+    users = [f"u{n}" for n in range(10)]
+    for user in users:
+        service.push_webhook(user, computed_time=1_700_000_000)
+    assert {reader.since(user, COHORT) for user in users} == {1_700_000_000_000}
+
+
 def test_users__with_ids_of_every_kind__are_found(service: Service, reader: CohortReader) -> None:
     service.push(ODD_IDS)
     assert reader.is_member_many([*ODD_IDS, "other"], COHORT) == {
