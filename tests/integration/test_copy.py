@@ -365,11 +365,8 @@ def test_user_of_its_own__with_the_rights_of_the_pages__is_refused_nothing() -> 
     own += rights("scaling.md", "+cluster|slots") + rights("moving.md", "+del")
     with running_server() as single, running_cluster(2, 1, *CALM) as cluster:
         nodes = [single, *cluster.nodes]
-        try:
-            for node in nodes:
-                node.client.execute_command("ACL", "SETUSER", name, *own)
-        except redis.ResponseError as error:
-            pytest.skip(f"an older store, with fewer commands: {error}")
+        for node in nodes:
+            node.client.execute_command("ACL", "SETUSER", name, *own)
         one, many = (url.replace("//", f"//{name}:pw@") for url in (single.url, cluster.url))
         source = settings_of(one, 1)
         target = replace(settings_of(many, 4, cluster=True), store_wait_replicas=1)
