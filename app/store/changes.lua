@@ -7,7 +7,7 @@
 -- ARGV[3]  bytes of users after which no further entry is read
 --
 -- Returns {1 if entries after that place are gone, id of the last entry ever added or '0-0',
--- 1 if there may be more, entries as XRANGE gives them}.
+-- 1 if there may be more, entries as XRANGE gives them, the place before these}.
 
 local stream, place = KEYS[1], ARGV[1]
 local limit, budget = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -15,7 +15,7 @@ local AT_ONCE = 8
 local call = redis.call
 
 local newest = call('GET', stream .. ':last') or '0-0'
-if place == newest then return {0, newest, 0, {}} end
+if place == newest then return {0, newest, 0, {}, newest} end
 
 local function field(entry, name)
   for i = 1, #entry[2], 2 do
@@ -47,7 +47,7 @@ if #entries == 0 then
   -- Unless nothing was ever added: a copy's stream begins at the newest entry of its source's.
   local lost = before(newest, place ~= '' and place or newest)
     or (place ~= '' and call('GET', stream .. ':begun') == newest)
-  return {lost and 1 or 0, newest, 0, {}}
+  return {lost and 1 or 0, newest, 0, {}, newest}
 end
 if entries[#entries][1] ~= newest then more = 1 end
 
@@ -59,4 +59,4 @@ if place ~= '' and previous ~= place then
   local oldest = call('XRANGE', stream, '-', '+', 'COUNT', 1)[1][1]
   if oldest == entries[1][1] or before(previous, place) then lost = 1 end
 end
-return {lost, newest, more, entries}
+return {lost, newest, more, entries, place ~= '' and place or previous}

@@ -56,13 +56,17 @@ class Change(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Some changes, the place after them, and whether there are more already.
+    """Some changes, the places before and after them, and whether there are more already.
+
+    Both places are known in every partition, so that whoever goes on from there is told when
+    something was lost meanwhile.
 
     Each partition's changes are in order. There is none between partitions: a page has them by
     their ids, which are times of the store's clock.
     """
 
     changes: list[Change]
+    before: Place
     place: Place
     more: bool
 
@@ -113,19 +117,17 @@ class Changes:
             raise PlaceLost
         found = [
             [_change(partition, entry) for entry in entries]
-            for partition, (_, _, _, entries) in enumerate(replies)
+            for partition, (_, _, _, entries, _) in enumerate(replies)
         ]
         shown = list(heapq.merge(*found, key=lambda change: (change.id, change.partition)))
-        after = [
-            # Nothing is left to read: the place is the end, whatever was erased before it.
-            last if entries else EntryId.parse(newest)
-            for last, (_, newest, _, entries) in zip(place, replies, strict=True)
-        ]
-        more = len(shown) > limit or any(more for _, _, more, _ in replies)
+        # Where nothing is left to read that is the end, whatever was erased before it.
+        before = [EntryId.parse(start) for *_, start in replies]
+        after = before.copy()
+        more = len(shown) > limit or any(more for _, _, more, _, _ in replies)
         del shown[limit:]
         for change in shown:
             after[change.partition] = change.id
-        return Page(shown, tuple(after), more)
+        return Page(shown, tuple(before), tuple(after), more)
 
 
 def _change(partition: int, entry: Any) -> Change:

@@ -40,7 +40,9 @@ LONGEST_SECONDS = 15 * 60.0
 # Of all apps together: the worker's other connections are left for requests.
 MOST_FOLLOWERS = 900
 
-_RETRY = b"retry: 1000\n\n"
+# With the place where the stream begins: a client that comes back before the first event, too,
+# goes on from there.
+_BEGINNING = b"retry: 1000\nid: %b\n\n"
 _HEARTBEAT = b": nothing new\n\n"
 
 
@@ -193,14 +195,15 @@ class Feed:
         of_each = {app: reader.followers for app, reader in self._readers.items()}
         if of_each.get(app_id, 0) >= self._max_followers or sum(of_each.values()) >= MOST_FOLLOWERS:
             raise TooManyFollowers(self._max_followers)
-        return self._events(app_id, place, first, connection)
+        return self._events(app_id, first, connection)
 
     def _events(
-        self, app_id: str, place: Place, first: Page, connection: socket.socket | None
+        self, app_id: str, first: Page, connection: socket.socket | None
     ) -> Iterator[bytes]:
         ends = time.monotonic() + LONGEST_SECONDS
         with self._reader(app_id) as reader, _hangup(connection) as hung_up:
-            yield _RETRY + events(place, first.changes)
+            beginning = _BEGINNING % place_cursor(first.before).encode()
+            yield beginning + events(first.before, first.changes)
             place, said = first.place, time.monotonic()
             while self.is_open() and not hung_up.is_set() and time.monotonic() < ends:
                 news, before = reader.news, place

@@ -153,6 +153,25 @@ class TestExpired:
         self.trim(store, redis_client, 3)
         assert reader.get(f"/api/v1/changes?cursor={cursor}", 410) == "cursor_expired"
 
+    def test_cursor__after_a_part_of_what_was_held__knows_what_is_trimmed_later(
+        self, store: Store, reader: Reader, redis_client: redis.Redis
+    ) -> None:
+        for n in range(40):
+            say(store, ONE, True, [f"u{n}"])
+        cursor = reader.get("/api/v1/changes?cursor=earliest&limit=1").json["next"]
+        for partition in range(store.keys.partitions):
+            redis_client.xtrim(store.keys.changes(APP, partition), maxlen=2, approximate=False)
+        assert reader.get(f"/api/v1/changes?cursor={cursor}", 410) == "cursor_expired"
+        for partition in range(1, store.keys.partitions):  # also where nothing was told of yet
+            stream = store.keys.changes(APP, partition)
+            place = list(store.changes.newest(APP))
+            place[partition] = store.changes.read(APP, store.changes.oldest(), limit=1).before[
+                partition
+            ]
+            redis_client.xtrim(stream, maxlen=1, approximate=False)
+            with pytest.raises(PlaceLost):
+                store.changes.read(APP, tuple(place), limit=10)
+
     def test_cursor__at_the_end_of_a_feed_that_rested__goes_on(
         self, store: Store, reader: Reader, redis_client: redis.Redis
     ) -> None:

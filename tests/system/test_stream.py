@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
@@ -59,6 +60,12 @@ class Stream:
             while b"\n\n" in self._rest:
                 message, _, self._rest = self._rest.partition(b"\n\n")
                 yield message
+
+    def begin(self) -> str:
+        """The id that the stream begins with, before any event."""
+        first = next(self.messages()).decode()
+        assert first.startswith("retry: 1000\nid: ")
+        return first.partition("id: ")[2]
 
     def events(self) -> Iterator[Event]:
         for message in self.messages():
@@ -121,7 +128,26 @@ def test_stream__says_what_it_is_and_tells_changes_as_they_happen(service: Servi
 def test_stream__with_nothing_to_tell__beats(service: Service) -> None:
     messages = Stream(service).messages()
     beats = [message for message, _ in zip(messages, range(3), strict=False)]
-    assert beats == [b"retry: 1000", b": nothing new", b": nothing new"]
+    assert beats[0].startswith(b"retry: 1000\nid: ")
+    assert beats[1:] == [b": nothing new"] * 2
+
+
+@pytest.mark.parametrize("partitions", ["1", "3"])
+@pytest.mark.parametrize("query", ["", "?cursor=earliest"])
+def test_follower__that_reconnects_before_the_first_event__misses_nothing(
+    store_url: str, redis_client: redis.Redis, partitions: str, query: str
+) -> None:
+    with serving(store_url, STORE_PARTITIONS=partitions) as service:
+        stream = Stream(service, query)
+        beginning = stream.begin()
+        stream.close()
+        users = [f"u{n}" for n in range(10)]
+        for user in users:
+            service.post(payloads.identify(user, TRAIT, True))
+        again = Stream(service, query, beginning)
+        assert again.begin() == beginning
+        events = islice(again.events(), len(users))
+        assert sorted(event.data["userIds"][0] for event in events) == users
 
 
 @pytest.mark.parametrize("partitions", ["1", "3"])
@@ -155,7 +181,7 @@ def test_followers__that_reconnect_under_load__skip_and_repeat_nothing(
             stream = Stream(service, "", last)
             # a heartbeat tells that all is told
             rest = [next(stream.messages()) for _ in range(2)]
-            if rest != [b"retry: 1000", b": nothing new"]:
+            if rest != [f"retry: 1000\nid: {last}".encode(), b": nothing new"]:
                 failures.append(rest)
 
         followed: list[list[tuple[str, str]]] = [[] for _ in range(3)]
@@ -197,7 +223,7 @@ def test_follower__that_hangs_up__is_noticed_at_once(store_url: str) -> None:
     env = {"MAX_FOLLOWERS": "1", "WEB_CONCURRENCY": "1", "STREAM_HEARTBEAT_SECONDS": "600"}
     with serving(store_url, **env) as service:
         first = Stream(service)
-        assert next(first.messages()) == b"retry: 1000"
+        assert first.begin()
         refused = Stream(service)
         assert refused.status == 503
         assert refused.headers["retry-after"] == "5"
@@ -208,7 +234,7 @@ def test_follower__that_hangs_up__is_noticed_at_once(store_url: str) -> None:
 def test_shutdown__with_followers__ends_their_streams_and_the_process(store_url: str) -> None:
     with serving(store_url) as service:
         streams = [Stream(service) for _ in range(10)]
-        assert all(next(stream.messages()) == b"retry: 1000" for stream in streams)
+        assert all(stream.begin() for stream in streams)
         started = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         for stream in streams:
