@@ -11,8 +11,8 @@
 -- ARGV[4]   change stream: age to keep, in ms
 -- ARGV[5]   way in, or '' where nothing was received
 -- ARGV[6]   id of the message, or '' where it has none; a message is applied once
--- ARGV[7]   'named' where cohorts may be new, or renamed by this; 'as known' to leave out those that
---           are not known here by just this name
+-- ARGV[7]   'named' where cohorts may be new, or renamed by this; 'met' to leave out those that are
+--           not known here; 'as known' to leave out those that are not known by just this name
 -- ARGV[8..] groups: cohort id, trait name, 'true' or 'false', time of the statement in ms since
 --           the epoch or '' for the time of arrival, number of users, user ids. A (user, cohort)
 --           stands in one group at most. A group of no users registers the cohort.
@@ -20,13 +20,13 @@
 -- Returns {1 if the message was applied before, changed users, unknown users, suppressed users,
 -- users whose key holds something else than a hash, ids of cohorts that are being deleted, for each
 -- group of which users really entered or left: cohort id, 'true' or 'false', how many; and ids of
--- cohorts that were left out as they are not known by this name}.
+-- cohorts that were left out as they are not known, or not by this name}.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
 local known_only, count_only = ARGV[1] == 'known', ARGV[2] == 'count'
 local max_entries, max_age, way, message = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local as_known = ARGV[7] == 'as known'
+local met, as_known = ARGV[7] == 'met', ARGV[7] == 'as known'
 
 -- How long a message is recognised, and an older statement about a member, in ms.
 local HORIZON = 24 * 3600 * 1000
@@ -53,11 +53,21 @@ end
 call('XLEN', stream)
 
 local message_key = base .. 'message:' .. message
--- A write, so that a caller who then waits for replicas waits for what the first time wrote too.
-if message ~= '' and call('PEXPIRE', message_key, HORIZON) == 1 then return {1, 0, {}, {}, {}, {}, {}, {}} end
+-- Of a message that was applied before, the users whom it left out then: they may be let in by now.
+local left_out_before
+if message ~= '' then
+  local kept = call('GET', message_key)
+  if kept then
+    -- A write, so that a caller who then waits for replicas waits for what the first time wrote too.
+    call('PEXPIRE', message_key, HORIZON)
+    if kept == '1' then return {1, 0, {}, {}, {}, {}, {}, {}} end
+    left_out_before = {}
+    for _, user in ipairs(cjson.decode(kept)) do left_out_before[user] = true end
+  end
+end
 
 local changes, changed, unknown, suppressed, conflicts, refused = 0, {}, {}, {}, {}, {}
-local moves, otherwise_named = {}, {}
+local moves, unmet = {}, {}
 
 local function number(value) return string.format('%d', value) end
 
@@ -73,8 +83,8 @@ end
 local function resolve(state, cohort, trait, at, said)
   local current, names, moving, deleting, named, last =
     unpack(call('HMGET', state, 'trait', 'names', 'moving', 'deleting', 'named', 'last'))
-  if as_known and current ~= trait then
-    otherwise_named[#otherwise_named + 1] = cohort
+  if as_known and current ~= trait or met and not current and not deleting then
+    unmet[#unmet + 1] = cohort
     return nil
   end
   if deleting then
@@ -85,6 +95,9 @@ local function resolve(state, cohort, trait, at, said)
     call('HSET', state, 'trait', trait, 'named', number(at), 'first', number(now))
     call('ZADD', base .. 'cohorts', 0, cohort)
     return trait
+  end
+  if current == trait and said and at > tonumber(named) then
+    call('HSET', state, 'named', number(at)) -- what says another name is late up to here
   end
   if current == trait and not moving then return trait, last end
 
@@ -103,7 +116,8 @@ local function resolve(state, cohort, trait, at, said)
       trait = current
     else
       kept[#kept + 1] = {trait = current, ['until'] = now}
-      while #kept > NAMES_KEPT do table.remove(kept, 1) end
+      -- While users are moved, all names are needed to find what they still have.
+      while not moving and #kept > NAMES_KEPT do table.remove(kept, 1) end
       names = kept
       call('HSET', state, 'trait', trait, 'named', number(at), 'names', cjson.encode(names),
         'moving', '')
@@ -265,6 +279,14 @@ local function split(set, users)
   return inside, outside
 end
 
+local function only(wanted, users)
+  local found = {}
+  for i = 1, #users do
+    if wanted[users[i]] then found[#found + 1] = users[i] end
+  end
+  return found
+end
+
 local function append(list, more)
   for i = 1, #more do list[#list + 1] = more[i] end
 end
@@ -276,6 +298,7 @@ while position <= #ARGV do
   local final = position + 4 + tonumber(count)
   local users = {unpack(ARGV, position + 5, final)}
   position = final + 1
+  if left_out_before then users = only(left_out_before, users) end
   if some_suppressed and #users > 0 then
     local dropped
     dropped, users = split(base .. 'suppressed', users)
@@ -290,8 +313,11 @@ while position <= #ARGV do
 end
 
 if trim_stream then call('XTRIM', stream, 'MINID', '~', number(now - max_age)) end
--- A message that left somebody out is looked at again when it is repeated: the reply tells who.
-if message ~= '' and #unknown + #suppressed + #conflicts + #refused == 0 then
-  call('SET', message_key, 1, 'PX', HORIZON)
+-- Where the sender is told to come again, the message was not applied yet.
+if message ~= '' and #conflicts + #refused + #unmet == 0 then
+  local left_out = {}
+  append(left_out, unknown)
+  append(left_out, suppressed)
+  call('SET', message_key, #left_out > 0 and cjson.encode(left_out) or 1, 'PX', HORIZON)
 end
-return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused, moves, otherwise_named}
+return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused, moves, unmet}

@@ -57,9 +57,12 @@ class Checker:
     Memory: a page of users, the ids of all cohorts, and what Replay holds, one partition at a time.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: Keys, spread_name: Callable[[str, str], str]
+    ) -> None:
         self._client = client
         self._keys = keys
+        self._spread_name = spread_name
         self._check_cohort = self._script("check_cohort.lua")
         self._check_users = self._script("check_users.lua")
         self._check_fields = self._script("check_fields.lua")
@@ -101,6 +104,9 @@ class Checker:
                 report.cohorts += len(set().union(*places.values()))
                 for place, cohort_ids in places.items():
                     self._walk_partition(walk, place, sorted(cohort_ids))
+                if self._keys.partitions > 1:
+                    for some in _in_pages(sorted(set().union(*places.values())), _COHORTS_PER_CALL):
+                        self._judge_names(walk, list(places), some)
                 self._walk_fields(walk, app_id)
         report.seconds = round(time.monotonic() - started, 2)
         return report
@@ -174,6 +180,38 @@ class Checker:
                         repaired=walk.repair,
                     )
                 )
+
+    def _judge_names(self, walk: _Walk, places: list[Place], cohort_ids: Sequence[bytes]) -> None:
+        # A rename goes on while there is a job for it. One that ended between two looks has told
+        # its name to all partitions by then.
+        before = self._names(places, cohort_ids)
+        waiting = set[bytes]()
+        for place in places:
+            jobs: Any = self._client.smembers(self._keys.jobs(*place))
+            waiting |= jobs
+        for cohort_id, names in self._names(places, cohort_ids).items():
+            known = {name for name in names if name is not None}
+            if len(known) < 2 or names != before[cohort_id] or cohort_id in waiting:
+                continue
+            app_id = places[0].app_id
+            if walk.repair:
+                self._spread_name(app_id, _text(cohort_id))
+            told = ", ".join(sorted(map(_text, known)))
+            finding = Finding(
+                Problem.NAMES_DISAGREE, app_id, 0, _text(cohort_id), "", told, walk.repair
+            )
+            walk.report.add(finding)
+
+    def _names(
+        self, places: list[Place], cohort_ids: Sequence[bytes]
+    ) -> dict[bytes, list[bytes | None]]:
+        """The trait name of each cohort in each partition."""
+        with self._client.pipeline(transaction=False) as pipeline:
+            for cohort_id in cohort_ids:
+                for place in places:
+                    pipeline.hget(self._part(place, cohort_id, "state"), "trait")
+            replies = pipeline.execute()
+        return dict(zip(cohort_ids, _in_pages(replies, len(places)), strict=True))
 
     def _lost_name(self, place: Place, cohort_id: bytes) -> str:
         """A cohort's trait name as its users have it; where none has, one that tells the id."""

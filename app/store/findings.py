@@ -27,6 +27,7 @@ class Problem(StrEnum):
     WRONG_COUNTERS = "wrong_counters"
     JOB_WITHOUT_WORK = "job_without_work"
     WORK_WITHOUT_JOB = "work_without_job"
+    NAMES_DISAGREE = "names_disagree"
     CHANGE_REPEATED = "change_repeated"
     CHANGE_MISSING = "change_missing"
     MEMBER_NOT_IN_STREAM = "member_not_in_stream"
@@ -69,6 +70,9 @@ MEANINGS = {
     Problem.WRONG_COUNTERS: Meaning("entered minus left isn't the number of members"),
     Problem.JOB_WITHOUT_WORK: Meaning("background work is listed where there is none"),
     Problem.WORK_WITHOUT_JOB: Meaning("a rename or deletion isn't listed for the background work"),
+    Problem.NAMES_DISAGREE: Meaning(
+        "two partitions have a cohort under two names, and nothing is under way that ends it"
+    ),
     Problem.CHANGE_REPEATED: Meaning(
         "the stream tells the same change of a user twice in a row", repairable=False
     ),

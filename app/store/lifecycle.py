@@ -7,7 +7,7 @@ process that does the same.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from itertools import islice
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ USERS_PER_STEP = 500
 _ENTRIES_PER_READ = 50
 # Of one user, traits that a step erases: about two milliseconds of the store's time.
 TRAITS_PER_STEP = 250
+# Cohorts that a step looks for a user in: about a millisecond.
+COHORTS_PER_STEP = 250
 # How often the traits of a user who is erased may turn out to be others by now.
 _LOOKS = 100
 # How long a process keeps a job to itself after its last step.
@@ -43,8 +45,8 @@ class Job(NamedTuple):
 class Erased(NamedTuple):
     """What erasing a user has done.
 
-    ``stream_entries_kept`` tell about other users too. They can't be changed, and leave the
-    stream by age.
+    ``traits`` counts memberships that had lost their trait as well. ``stream_entries_kept`` tell
+    about other users too. They can't be changed, and leave the stream by age.
     """
 
     traits: int
@@ -55,13 +57,25 @@ class Erased(NamedTuple):
 class Lifecycle:
     """Steps of long work. Raises StoreError; what was done till then stays done."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, changes_max_entries: int) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        changes_max_entries: int,
+        spread_name: Callable[[str, str], str],
+    ) -> None:
         self._client = client
+        self._spread_name = spread_name
+        # Of jobs that this process works on, the name that all partitions were told of.
+        self._told: dict[Job, str] = {}
         self._keys = keys
         self._max_entries = changes_max_entries
         self._move = client.register_script((files("app.store") / "move.lua").read_text())
         self._delete = client.register_script((files("app.store") / "delete.lua").read_text())
         self._erase = client.register_script((files("app.store") / "erase.lua").read_text())
+        self._erase_memberships = client.register_script(
+            (files("app.store") / "erase_memberships.lua").read_text()
+        )
         self._erase_entries = client.register_script(
             (files("app.store") / "erase_entries.lua").read_text()
         )
@@ -97,10 +111,7 @@ class Lifecycle:
             state = self._keys.cohort(*job, "state")
             deleting, drained = self._client.hmget(state, "deleting", "drained")
             if not deleting:
-                done, looked_at = self._move(
-                    keys=[self._stream(job)], args=[job.cohort_id, USERS_PER_STEP]
-                )
-                return None if done else int(looked_at)
+                return self._move_some(job)
             first, *others = self._all_partitions(job)
             # The first partition is the first to be marked and the first to be finished: what it
             # says of a deletion holds for all.
@@ -121,6 +132,23 @@ class Lifecycle:
                 for place in (first, *others):
                     self._delete_call("finish", place)
             return None
+
+    def _move_some(self, job: Job) -> int | None:
+        done, looked_at = self._try_to_move(job)
+        if done < 0:
+            self._told[job] = self._spread_name(job.app_id, job.cohort_id)
+            done, looked_at = self._try_to_move(job)
+        if done > 0:
+            self._told.pop(job, None)
+            return None
+        return looked_at
+
+    def _try_to_move(self, job: Job) -> tuple[int, int]:
+        args: list[str | int] = [job.cohort_id, USERS_PER_STEP]
+        if self._keys.partitions > 1:
+            args.append(self._told.get(job, ""))
+        done, looked_at = self._move(keys=[self._stream(job)], args=args)
+        return done, looked_at
 
     def begin_delete(self, app_id: str, cohort_id: str) -> bool:
         """Mark a cohort for deletion: pushes are refused from now on. False if it's not known."""
@@ -180,8 +208,23 @@ class Lifecycle:
                 looks += rest < 0 or not found
                 if looks > _LOOKS:
                     raise StoreError("The user's traits kept changing.")
+            traits += self._erase_untold(place, user_id)
             removed, kept = self._erase_from(place, user_id, last.decode())
         return Erased(traits, removed, kept)
+
+    def _erase_untold(self, place: tuple[str, int], user_id: str) -> int:
+        """Erase memberships that the user's hash did not tell of. Returns how many there were."""
+        untold, start, stream = 0, "-", self._keys.changes(*place)
+        while True:
+            cohort_ids: Any = self._client.zrange(
+                self._keys.cohorts(*place), start, "+", bylex=True, offset=0, num=COHORTS_PER_STEP
+            )
+            if not cohort_ids:
+                return untold
+            found = self._erase_memberships(keys=[stream], args=[user_id, *cohort_ids])
+            self._sizes.note(place[0], [cohort_id.decode() for cohort_id in found])
+            untold += len(found)
+            start = f"({cohort_ids[-1].decode()}"
 
     def _some_traits(self, key: str) -> dict[bytes, bytes]:
         """All traits of a user; of one with very many, some."""

@@ -4,8 +4,10 @@
 -- KEYS[1]  the partition's change stream; its name gives the other keys
 -- ARGV[1]  cohort id
 -- ARGV[2]  users to look at, roughly
+-- ARGV[3]  the name that all partitions were told of; not given where there is only one partition
 --
--- Returns {1 when all is moved, users looked at}. The place reached is kept with the cohort, in
+-- Returns {1 when all is moved, users looked at}; {-1, 0} if the cohort has another name by now, which
+-- the others must be told of first: once this is done, nobody would. The place reached is kept with the cohort, in
 -- the same step as the moves: whoever goes on after a crash begins where this ended.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
@@ -18,6 +20,7 @@ local trait, names, moving, deleting =
   unpack(call('HMGET', state, 'trait', 'names', 'moving', 'deleting'))
 -- Marked for deletion a moment ago: the job is another one now.
 if deleting then return {1, 0} end
+if ARGV[3] and trait and trait ~= ARGV[3] then return {-1, 0} end
 if not moving then
   call('SREM', base .. 'jobs', cohort)
   return {1, 0}

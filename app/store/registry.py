@@ -20,15 +20,16 @@ REMEMBERED = 10_000
 
 
 class Named(NamedTuple):
-    """A cohort's name in one partition.
+    """A cohort's name in one partition, and its earlier ones there.
 
     Two partitions may learn of two names in the same millisecond; the one that has seen more
     names knows the newer.
     """
 
     at_ms: int
-    earlier: int
+    names: int
     trait: str
+    earlier: list[str]
 
 
 class Registry:
@@ -67,11 +68,12 @@ class Registry:
                 state = self._keys.cohort(app_id, partition, cohort_id, "state")
                 pipeline.hmget(state, "named", "names", "trait")
             shares: list[tuple[bytes | None, ...]] = pipeline.execute()
-        return {
-            partition: Named(int(at), len(orjson.loads(names or b"[]")), trait.decode())
-            for partition, (at, names, trait) in zip(partitions, shares, strict=True)
-            if at and trait
-        }
+        found = {}
+        for partition, (at, names, trait) in zip(partitions, shares, strict=True):
+            if at and trait:
+                earlier = [name["trait"] for name in orjson.loads(names or b"[]")]
+                found[partition] = Named(int(at), len(earlier), trait.decode(), earlier)
+        return found
 
     def ids(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[str]:
         """Up to ``limit`` ids of cohorts in their order, from the first one after ``after``."""

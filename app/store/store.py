@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -35,6 +35,10 @@ from app.store.vitals import Vitals
 STATEMENTS_PER_CALL = 1000
 # What a further cohort in one call costs, counted in users.
 _GROUP_COST = 8
+# Characters of ids that cost as much as one more user: the store copies each id a dozen times.
+_CHARACTERS_PER_USER = 64
+# Earlier names that a partition is told of with a cohort: a late retry may still bring them.
+_EARLIER_NAMES = 3
 
 _LAYOUT_CHECK_SECONDS = 1.0
 # Apps whose cohorts are counted by freshness: readiness is asked for every few seconds.
@@ -54,7 +58,7 @@ class Applied:
         refused: ids of cohorts that are being deleted, and were left alone.
         repeated: the message was applied before, and nothing was done.
         moves: by cohort id, how many users really entered and left.
-        otherwise_named: ids of cohorts that were left out, as they are not known by this name.
+        not_known: ids of cohorts that were left out, as they are not known.
     """
 
     changed: int = 0
@@ -63,7 +67,26 @@ class Applied:
     refused: set[str] = field(default_factory=set)
     repeated: bool = False
     moves: dict[str, Moves] = field(default_factory=dict)
-    otherwise_named: set[str] = field(default_factory=set)
+    not_known: set[str] = field(default_factory=set)
+
+
+class _Part(NamedTuple):
+    """A call of the atomic step: for which partition, how, and the groups as arguments."""
+
+    partition: int
+    options: list[Any]
+    groups: list[Any]
+
+    def renamed(self, names: Mapping[str, str | None]) -> _Part:
+        """With only the groups of these cohorts, under these names; None leaves one out."""
+        groups, start = [], 0
+        while start < len(self.groups):
+            cohort_id, _, value, at_ms, count = self.groups[start : start + 5]
+            end = start + 5 + count
+            if name := names.get(cohort_id):
+                groups += [cohort_id, name, value, at_ms, count, *self.groups[start + 5 : end]]
+            start = end
+        return self._replace(groups=groups)
 
 
 class UserRecord(NamedTuple):
@@ -100,8 +123,8 @@ class Store:
         self._limits = (changes_max_entries, changes_max_age_hours * _MS_PER_HOUR)
         self._apply = client.register_script((files("app.store") / "apply.lua").read_text())
         self.registry = Registry(client, self.keys)
-        self.lifecycle = Lifecycle(client, self.keys, changes_max_entries)
-        self.checker = Checker(client, self.keys)
+        self.lifecycle = Lifecycle(client, self.keys, changes_max_entries, self.spread_name)
+        self.checker = Checker(client, self.keys, self.spread_name)
         self.reads = Reads(client, self.keys)
         self.changes = Changes(client, self.keys)
         self.catalog = Catalog(client, self.keys, self.registry)
@@ -133,7 +156,8 @@ class Store:
             way: how they came in; kept with the cohort.
             message_id: where given, the message is applied once and then recognised for a day.
             known_only: apply only to registered users.
-            as_known: leave cohorts out that are not known by just the name that is given.
+            as_known: the names may be out of date: each cohort gets the one that it has by now.
+                Those that are not known are left out.
 
         Raises:
             StoreError: a part of the changes may have been applied; a repeat completes them.
@@ -154,19 +178,15 @@ class Store:
         with translated():
             self._check_layout(app_id)
             calls = [
-                Call(
-                    self.keys.changes(app_id, partition),
-                    [
-                        *options,
-                        f"{message_id}:{number}" if message_id else "",
-                        "as known" if as_known else "named",
-                        *groups,
-                    ],
+                _Part(
+                    partition,
+                    [*options, f"{message_id}:{number}" if message_id else ""],
+                    groups,
                 )
                 for number, (partition, groups) in enumerate(self._calls(changes))
             ]
-            for reply in together(self._apply, calls, self._wait):
-                repeated, changed, unknown, suppressed, conflicting, refused, moves, other = reply
+            for reply in self._apply_all(app_id, calls, as_known, applied.not_known):
+                repeated, changed, unknown, suppressed, conflicting, refused, moves, _ = reply
                 if one_cohort:
                     applied.changed += changed
                 else:
@@ -175,7 +195,6 @@ class Store:
                 applied.unknown.update(map(bytes.decode, unknown))
                 applied.suppressed.update(map(bytes.decode, suppressed))
                 applied.refused.update(map(bytes.decode, refused))
-                applied.otherwise_named.update(map(bytes.decode, other))
                 conflicts += len(conflicting)
                 _add_moves(applied.moves, moves)
         if conflicts:
@@ -185,8 +204,50 @@ class Store:
             )
         applied.changed += len(changed_users)
         applied.repeated = bool(repeats) and all(repeats)
-        self.freshness.received(app_id, cohort_ids - applied.refused - applied.otherwise_named)
+        self.freshness.received(app_id, _received(changes, applied))
         return applied
+
+    def _apply_all(
+        self, app_id: str, parts: list[_Part], as_known: bool, not_known: set[str]
+    ) -> Iterator[Any]:
+        """The replies of the atomic step. A part that has left cohorts out is called once more.
+
+        With several partitions, one that meets a cohort is told first by which names the others
+        know it: or a late retry's name would pass for the newest, and a new one for the first.
+        """
+        mode = "as known" if as_known else "named" if self.keys.partitions == 1 else "met"
+        again = []
+        unmet: dict[str, list[int]] = {}
+        for part, reply in zip(parts, self._call(app_id, parts, mode), strict=True):
+            yield reply
+            if reply[7]:
+                again.append(part)
+                for cohort_id in reply[7]:
+                    unmet.setdefault(cohort_id.decode(), []).append(part.partition)
+        if as_known:
+            names = {cohort_id: self.registry.trait(app_id, cohort_id) for cohort_id in unmet}
+            not_known.update(cohort_id for cohort_id, name in names.items() if name is None)
+            again = [part.renamed(names) for part in again]
+        for cohort_id, partitions in unmet.items():
+            self._introduce(app_id, cohort_id, partitions)
+        yield from self._call(app_id, again, "named")
+
+    def _call(self, app_id: str, parts: Iterable[_Part], mode: str) -> list[Any]:
+        calls = [
+            Call(self.keys.changes(app_id, part.partition), [*part.options, mode, *part.groups])
+            for part in parts
+        ]
+        return together(self._apply, calls, self._wait)
+
+    def _introduce(self, app_id: str, cohort_id: str, partitions: Iterable[int]) -> None:
+        """Tell partitions of a cohort that they don't know, by the names that others know."""
+        named = self.registry.named(app_id, cohort_id)
+        strangers = set(partitions) - set(named)
+        if not named or not strangers:
+            return
+        newest = max(named.values())
+        for trait in (*newest.earlier[-_EARLIER_NAMES:], newest.trait):
+            self._register(app_id, strangers, Cohort(cohort_id, trait), newest.at_ms)
 
     def register_cohort(self, app_id: str, cohort: Cohort, *, way: str) -> bool:
         """Make a cohort known, or rename it, without any user; may be repeated.
@@ -196,33 +257,30 @@ class Store:
         """
         with translated():
             self._check_layout(app_id)
-            taken = self._register(app_id, range(self.keys.partitions), cohort, way)
+            group = [*cohort, "true", "", 0]
+            options = ["open", "count", *self._limits, way, ""]
+            parts = [_Part(p, options, group) for p in range(self.keys.partitions)]
+            replies = self._apply_all(app_id, parts, False, set())
+            taken = not any(reply[5] for reply in replies)
             if taken:
                 self.freshness.known(app_id, cohort.id)
         return taken
 
-    def spread_name(self, app_id: str, cohort_id: str) -> None:
-        """Tell a cohort's newest name to the partitions that only saw earlier ones."""
+    def spread_name(self, app_id: str, cohort_id: str) -> str:
+        """Tell a cohort's newest name to the partitions that only saw earlier ones. Returns it."""
         with translated():
             named = self.registry.named(app_id, cohort_id)
             if not named:
-                return
+                return ""
             newest = max(named.values())
             behind = [p for p, name in named.items() if name.trait != newest.trait]
-            cohort = Cohort(cohort_id, newest.trait)
-            self._register(app_id, behind, cohort, "", newest.at_ms)
+            self._register(app_id, behind, Cohort(cohort_id, newest.trait), newest.at_ms)
+            return newest.trait
 
-    def _register(
-        self,
-        app_id: str,
-        partitions: Iterable[int],
-        cohort: Cohort,
-        way: str,
-        at_ms: int | str = "",
-    ) -> bool:
-        args = ["open", "count", *self._limits, way, "", "named", *cohort, "true", at_ms, 0]
+    def _register(self, app_id: str, partitions: Iterable[int], cohort: Cohort, at_ms: int) -> None:
+        args = ["open", "count", *self._limits, "", "", "named", *cohort, "true", at_ms, 0]
         calls = [Call(self.keys.changes(app_id, partition), args) for partition in partitions]
-        return not any(reply[5] for reply in together(self._apply, calls, self._wait))
+        together(self._apply, calls, self._wait)
 
     def _calls(self, changes: Sequence[MembershipChange]) -> Iterator[tuple[int, list[Any]]]:
         """Split changes into calls: the partition of each, and its groups as arguments.
@@ -237,12 +295,12 @@ class Store:
                 while start < len(users):
                     used, groups = pending.pop(partition, (0, []))
                     room = STATEMENTS_PER_CALL - used - _GROUP_COST * bool(used)
-                    if room <= 0:
+                    part, cost = _as_many_as_fit(users[start : start + max(room, 0)], room)
+                    if not part:
                         yield partition, groups
                         continue
-                    part = users[start : start + room]
                     groups += [*head, len(part), *part]
-                    pending[partition] = used + _GROUP_COST * bool(used) + len(part), groups
+                    pending[partition] = used + _GROUP_COST * bool(used) + cost, groups
                     start += len(part)
         for partition, (_, groups) in pending.items():
             yield partition, groups
@@ -352,6 +410,30 @@ class Store:
             self.check()
         except StoreFull:
             self.check_readable()
+
+
+def _as_many_as_fit(user_ids: Sequence[str], room: int) -> tuple[Sequence[str], int]:
+    """The first of some users, whom there is room for, and what they cost."""
+    cost = max(len(user_ids), sum(map(len, user_ids)) // _CHARACTERS_PER_USER)
+    if cost <= room:
+        return user_ids, cost
+    cost = 0
+    for number, user_id in enumerate(user_ids):
+        more = 1 + len(user_id) // _CHARACTERS_PER_USER
+        if cost + more > room:
+            return user_ids[:number], cost
+        cost += more
+    return user_ids, cost
+
+
+def _received(changes: Sequence[MembershipChange], applied: Applied) -> set[str]:
+    """The ids of cohorts that users came in of. Those who were left out did not."""
+    left_out = applied.unknown | applied.suppressed
+    return {
+        change.cohort.id
+        for change in changes
+        if not (left_out and change.user_ids) or not left_out.issuperset(change.user_ids)
+    } - (applied.refused | applied.not_known)
 
 
 def _add_moves(moves: dict[str, Moves], reply: list[Any]) -> None:

@@ -21,8 +21,8 @@ PROBLEMS = (UnknownUser, CohortBeingDeleted)
 MAX_REJECTIONS = 20
 
 
-class OtherwiseNamed(Exception):
-    """A cohort was left out, as it has another name by now, or is no more."""
+class NotKnown(Exception):
+    """A cohort is not known, or no more."""
 
 
 def apply(
@@ -47,7 +47,7 @@ def apply(
         as_known: the trait names may be out of date.
 
     Raises:
-        OtherwiseNamed: with ``as_known``, a cohort is not known by the name that is given.
+        NotKnown: with ``as_known``, a cohort is not known.
         UnknownUser, CohortBeingDeleted: nothing could be applied, for this reason.
         StoreError: the store could not be had.
     """
@@ -67,9 +67,9 @@ def apply(
         known_only=settings.user_policy == "known",
         as_known=as_known,
     )
-    if applied.otherwise_named:
+    if applied.not_known:
         del now.outcome
-        raise OtherwiseNamed
+        raise NotKnown
     event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
     outcome.moves = applied.moves
     refused = list(_refused(calls, applied))

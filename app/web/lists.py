@@ -84,7 +84,7 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
 
     # The name it had is most often the name it has, and to ask for it takes as long as the rest.
     if user_ids and (trait := registry.last_trait(app_id, list_id)):
-        with suppress(ingest.OtherwiseNamed):
+        with suppress(ingest.NotKnown):
             return enter_or_leave(trait, as_known=True)
     if (trait := registry.trait(app_id, list_id)) is None:
         g.event["cohorts"] = [list_id]

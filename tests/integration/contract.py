@@ -36,14 +36,14 @@ class CohortContract:
         self.redis = redis_client
 
     @abstractmethod
-    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> None:
-        """Say it, and see that it is answered with 200."""
+    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
+        """Say it, see that it is answered with 200, and return how many users changed."""
 
-    def say(self, user_ids: Sequence[str], member: bool) -> None:
-        self.send(self.http, user_ids, member)
+    def say(self, user_ids: Sequence[str], member: bool) -> int:
+        return self.send(self.http, user_ids, member)
 
     def test_true__of_new_users__writes_hash_set_and_stream(self) -> None:
-        self.say(["a", "b"], True)
+        assert self.say(["a", "b"], True) == 2
         assert traits(self.redis, APP) == {"a": {TRAIT: "true"}, "b": {TRAIT: "true"}}
         assert members(self.redis, APP) == {COHORT: {"a", "b"}}
         assert set(transitions(self.redis, APP)) == {
@@ -53,7 +53,7 @@ class CohortContract:
 
     def test_false__of_members__keeps_the_field_at_false(self) -> None:
         self.say(["a", "b"], True)
-        self.say(["b"], False)
+        assert self.say(["b"], False) == 1
         assert traits(self.redis, APP) == {"a": {TRAIT: "true"}, "b": {TRAIT: "false"}}
         assert members(self.redis, APP) == {COHORT: {"a"}}
         told = transitions(self.redis, APP)
@@ -63,7 +63,7 @@ class CohortContract:
         ]
 
     def test_false__of_users_never_in__sets_the_field_and_tells_nobody(self) -> None:
-        self.say(["a"], False)
+        assert self.say(["a"], False) == 1
         assert traits(self.redis, APP) == {"a": {TRAIT: "false"}}
         assert members(self.redis, APP) == {}
         assert transitions(self.redis, APP) == []
@@ -74,7 +74,7 @@ class CohortContract:
         self.say(["a"], member)
         before = contents(self.redis)
         for _ in range(3):
-            self.say(["a"], member)
+            assert self.say(["a"], member) == 0
         assert contents(self.redis) == before
 
     def test_back_and_forth__each_transition__is_told_once(self) -> None:
@@ -108,6 +108,6 @@ class CohortContract:
 
     def test_many_users__more_than_one_call_takes__all_arrive(self) -> None:
         ids = payloads.user_ids(2500)
-        self.say(ids, True)
+        assert self.say(ids, True) == 2500
         assert members(self.redis, APP) == {COHORT: set(ids)}
         assert len(transitions(self.redis, APP)) == 2500

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from app.cohorts import Cohort, MembershipChange
+from app.cohorts.cohort import MAX_USER_ID_BYTES
 from app.settings import Settings
 from app.store import Copier, Store, connect, side
 from tests.conftest import running_store
@@ -139,3 +140,21 @@ def test_copy__of_users_in_thousands_of_cohorts__holds_up_neither_store() -> Non
         if not slow:
             return
     pytest.fail(f"{slow}")
+
+
+@pytest.mark.parametrize("sign", ["x", "語", "\x01"])  # of one byte, of three, of six in the stream
+def test_store__told_of_users_with_the_longest_ids__is_not_held_up(
+    url: str, client: redis.Redis, sign: str
+) -> None:
+    store, slow = open_store(url), []
+    for number in range(ATTEMPTS):
+        length = MAX_USER_ID_BYTES // len(sign.encode())
+        ids = [f"{number:03}{n:05}".ljust(length, sign)[:length] for n in range(1000)]
+        slow_calls(client)
+        assert (
+            store.apply(APP, [MembershipChange(cohort(0), True, ids)], way="test").changed == 1000
+        )
+        slow = slow_calls(client)
+        if not slow:
+            return
+    assert slow == []

@@ -403,6 +403,26 @@ def test_check__in_the_middle_of_a_rename_and_a_deletion__finds_nothing(
     assert steps > 2
 
 
+def test_names__that_disagree_for_good__are_found_and_the_newest_is_spread(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    store = Store(connect(Settings(redis_url=store_url)), partitions=2)
+    say(store, ONE, True, *USERS)
+    for user in USERS:
+        if store.keys.partition(user) == 1:
+            redis_client.hdel(store.keys.user(APP, user), ONE)
+            redis_client.hset(store.keys.user(APP, user), OLD, "true")
+    redis_client.hset(store.keys.cohort(APP, 1, "1", "state"), mapping={"trait": OLD, "named": 0})
+    (finding,) = check(store).findings
+    assert (finding.problem, finding.cohort_id) == (Problem.NAMES_DISAGREE, "1")
+    assert finding.detail == f"{OLD}, {ONE}"
+    assert check(store, repair=True).repaired[Problem.NAMES_DISAGREE] == 1
+    assert check(store).ok, "the move is under way"
+    Background(store).work()
+    assert check(store).ok
+    assert traits(redis_client, APP) == {user: {ONE: "true"} for user in USERS}
+
+
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_check__while_everything_goes_on_at_once__raises_no_alarm(
     partitions: int, store_url: str, redis_client: redis.Redis

@@ -11,7 +11,7 @@ import pytest
 import redis
 from flask import Flask
 
-from app.cohorts import Cohort
+from app.cohorts import Cohort, MembershipChange
 from app.store import Store, catalog
 from app.store import freshness as book
 from tests.integration import reading
@@ -279,6 +279,18 @@ class TestFreshness:
         reply = app.test_client().get("/readyz")
         assert reply.status_code == 200
         assert reply.json["cohorts"] == {"fresh": 3, "late": 2, "never": 1}
+
+    def test_users__all_of_whom_were_left_out__are_no_arrival(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        store.lifecycle.erase(APP, "gone", suppress=True)
+        for known_only, user in ((True, "unknown"), (False, "gone")):
+            change = MembershipChange(Cohort.from_trait("n: 1"), True, [user])
+            store.apply(APP, [change], way="test", known_only=known_only)
+        assert redis_client.keys("*:freshness") == []
+        assert set(store.freshness.counts([APP]).values()) == {0}
+        say(store, "n: 1", True, ["gone", "u"])
+        assert sum(store.freshness.counts([APP]).values()) == 1
 
     def test_freshness__in_the_store__is_what_the_reference_says(
         self, store: Store, admin: Reader, redis_client: redis.Redis

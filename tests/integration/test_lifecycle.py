@@ -202,6 +202,35 @@ class TestErase:
         record = store.registry.find(APP, "1")
         assert (record.members, record.entered - record.left) == (19, 19)
 
+    def test_erase__of_a_user_whose_hash_was_lost__takes_out_the_memberships(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *USERS)
+        say(store, TWO, True, "u1")
+        say(store, TWO, False, "u1")
+        redis_client.delete(store.keys.user(APP, "u1"))
+        assert store.lifecycle.erase(APP, "u1").traits == 2
+        for key in redis_client.scan_iter(match="*", _type="zset"):
+            assert redis_client.zscore(key, "u1") is None
+        record = store.registry.find(APP, "1")
+        assert (record.members, record.entered - record.left) == (19, 19)
+
+    def test_erase__of_a_user_who_enters_meanwhile__leaves_what_is_new_whole(
+        self, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        say(store, ONE, True, "u1")
+        erase_untold = store.lifecycle._erase_untold
+
+        def meanwhile(*args: Any) -> int:
+            say(store, ONE, True, "u1")
+            return erase_untold(*args)
+
+        monkeypatch.setattr(store.lifecycle, "_erase_untold", meanwhile)
+        store.lifecycle.erase(APP, "u1")
+        assert members(redis_client, APP) == {"1": {"u1"}}
+        assert traits(redis_client, APP)["u1"] == {ONE: "true"}
+        assert store.checker.run([APP]).ok
+
     def test_erased__later_sync__takes_the_user_in_again(self, store: Store) -> None:
         say(store, ONE, True, "u1")
         store.lifecycle.erase(APP, "u1")

@@ -148,6 +148,19 @@ def test_add__after_a_rename_that_another_worker_has_seen__takes_the_new_name(
     assert state["trait"] == renamed
 
 
+def test_add__where_only_some_partitions_know_the_name__counts_all_that_changed(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(store_partitions=8)
+    http, ids = caller(app), payloads.user_ids(100)
+    http.post(payloads.COHORT_PATH, json=payloads.identify(ids[0], TRAIT, True))
+    assert http.post("/lists/abc/add", json={"userIds": ids[:50]}).json["changed"] == 49
+    renamed = payloads.trait_name("Other", "abc")
+    http.post(payloads.COHORT_PATH, json=payloads.identify(ids[0], renamed, True))
+    assert http.post("/lists/abc/add", json={"userIds": ids[50:]}).json["changed"] == 50
+    assert app.extensions["store"].registry.find(APP, "abc").entered == 100
+
+
 @pytest.mark.parametrize("users", [[], ["a"]])
 def test_add__to_a_list_that_another_worker_has_deleted__is_404(
     client: FlaskClient, store: Store, redis_client: redis.Redis, users: list[str]

@@ -38,6 +38,36 @@ def test_message__refused_for_unknown_users__is_applied_once_they_are_registered
     assert post(http)[1] == {"accepted": 2, "changed": 0, "rejected": 0, "errors": []}
 
 
+def test_message__that_left_somebody_out__repeated_after_a_newer_one__undoes_nothing(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(user_policy="known")
+    http, store = caller(app), app.extensions["store"]
+    store.register_users(APP, ["a"])
+    assert post(http)[1]["changed"] == 1
+    leaves = payloads.webhook("n", "1", ["a"], False, computed_time="1692206763", message_id="m2")
+    assert http.post(payloads.WEBHOOK_PATH, json=leaves).json["changed"] == 1
+    store.register_users(APP, ["b"])
+    status, reply = post(http)
+    assert (status, reply["accepted"], reply["changed"], reply["rejected"]) == (200, 2, 1, 0)
+    assert members(redis_client, APP) == {"1": {"b"}}
+    assert post(http)[1]["changed"] == 0
+
+
+def test_message__that_left_out_a_suppressed_user__is_recognised(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(store_partitions=3)
+    http, store = caller(app), app.extensions["store"]
+    store.lifecycle.erase(APP, "b", suppress=True)
+    assert post(http)[1]["changed"] == 1
+    leaves = payloads.webhook("n", "1", ["a"], False, computed_time="1692206763", message_id="m2")
+    assert http.post(payloads.WEBHOOK_PATH, json=leaves).json["changed"] == 1
+    status, reply = post(http)
+    assert (status, reply["changed"], reply["rejected"]) == (200, 0, 1)
+    assert members(redis_client, APP) == {}
+
+
 def test_message__that_met_a_key_of_another_type__is_503_until_it_is_gone(
     client: FlaskClient, redis_client: redis.Redis
 ) -> None:

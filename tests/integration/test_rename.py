@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import permutations
 
 import pytest
 import redis
@@ -144,3 +145,70 @@ def test_lease__held_by_another_process__leaves_the_job_to_it(
     assert not store.lifecycle.lease(job)
     Background(store).work()
     assert store.lifecycle.jobs() == [job]
+
+
+def test_new_name__while_users_are_moved_to_another__reaches_all_partitions(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    users, third = [f"user-{n}" for n in range(6000)], "[Amplitude] third: 1"
+    for start in range(0, 6000, 1000):
+        say(store, OLD, True, *users[start : start + 1000])
+    say(store, NEW, True, "user-0")
+    background = Background(store)
+    (job, *_) = store.lifecycle.jobs()
+    assert store.lifecycle.step(job) is not None
+    say(store, third, True, "user-0")
+    for _ in range(store.keys.partitions):
+        background.work()
+    assert set(map(tuple, traits(redis_client, APP).values())) == {(third,)}
+    assert store.lifecycle.jobs() == []
+    assert store.registry.find(APP, "1").status == Status.ACTIVE
+
+
+def test_names__more_than_are_kept_while_users_are_moved__leave_no_old_field(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, OLD, True, *USERS)
+    for n in range(60):
+        say(store, f"n{n}: 1", True, "u0")
+    for _ in range(2):
+        Background(store).work()
+    assert traits(redis_client, APP) == {u: {"n59: 1": "true"} for u in USERS}
+
+
+def test_old_name__in_a_late_retry_to_a_partition_that_meets_the_cohort__does_not_undo_the_rename(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    home = store.keys.partition("u0")
+    others = [user for user in USERS if store.keys.partition(user) != home]
+    say(store, OLD, True, "u0")
+    say(store, NEW, True, "u0")
+    say(store, OLD, True, *others)
+    for _ in range(2):
+        Background(store).work()
+    assert store.registry.trait(APP, "1") == NEW
+    assert traits(redis_client, APP) == {u: {NEW: "true"} for u in ["u0", *others]}
+
+
+def test_new_name__first_told_to_a_partition_that_meets_the_cohort__reaches_the_others(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    home = store.keys.partition("u0")
+    others = [user for user in USERS if store.keys.partition(user) != home] or USERS[1:]
+    say(store, OLD, True, "u0")
+    say(store, NEW, True, *others)
+    for _ in range(2):
+        Background(store).work()
+    assert traits(redis_client, APP) == {u: {NEW: "true"} for u in ["u0", *others]}
+
+
+@pytest.mark.parametrize("order", sorted(permutations([0, 1, 2])))
+def test_names_with_times__in_any_order__end_at_that_of_the_newest(
+    store: Store, redis_client: redis.Redis, order: tuple[int, ...]
+) -> None:
+    now = time.time_ns() // 1_000_000
+    said = [(OLD, now - 3000), (NEW, now - 2000), (OLD, now - 1000)]
+    for place in order:
+        trait, at_ms = said[place]
+        say(store, trait, True, "u0", "u1", at_ms=at_ms)
+    assert store.registry.trait(APP, "1") == OLD

@@ -55,28 +55,35 @@ def post(http: FlaskClient, body: Any, path: str = BATCH_PATH) -> dict[str, Any]
 
 
 class TestBatch(CohortContract):
-    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> None:
+    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         now = at()
         sent = post(http, batch(*(call(user, member, timestamp=now) for user in user_ids)))
         assert sent["accepted"] == len(user_ids)
+        return sent["changed"]
 
 
 class TestSingleIdentify(CohortContract):
-    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> None:
+    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
+        changed = 0
         for user_id in user_ids:
-            assert post(http, call(user_id, member), IDENTIFY_PATH)["accepted"] == 1
+            sent = post(http, call(user_id, member), IDENTIFY_PATH)
+            assert sent["accepted"] == 1
+            changed += sent["changed"]
+        return changed
 
 
 class TestTraitsInContext(CohortContract):
     """As RudderStack's libraries send them."""
 
-    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> None:
+    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         now, calls = at(), []
         for user_id in user_ids:
             moved = call(user_id, member, timestamp=now)
             moved["context"]["traits"] = moved.pop("traits")
             calls.append(moved)
-        assert post(http, batch(*calls))["accepted"] == len(user_ids)
+        sent = post(http, batch(*calls))
+        assert sent["accepted"] == len(user_ids)
+        return sent["changed"]
 
 
 def test_identify__without_a_type__is_taken(client: FlaskClient, redis_client: redis.Redis) -> None:
