@@ -240,13 +240,9 @@ class Follower:
                         handled += self._work(stream, handler)
             self._streams.rotate(-1)
         except exceptions.ResponseError as error:
-            if "NOGROUP" not in str(error):
+            if not _is_gone(error):
                 raise
-            # The store lost its data, so all that is there now is new.
-            log.warning("the group %s is gone, it is made again", self._group)
-            self._streams.clear()
-            self._keys.forget_partitions()
-            self._start = "0"
+            self._begin_anew()
         except BaseException:
             self._recovered = False
             raise
@@ -280,15 +276,25 @@ class Follower:
         return True
 
     def lag(self) -> list[Lag]:
-        """How far the group is behind, for each partition; for a monitor."""
+        """How far the group is behind, for each partition; for a monitor.
+
+        Returns:
+            An empty list if nothing was ever received, or where the store has just lost its data.
+        """
         if not self.create_group():
             return []
         found = []
         for stream in sorted(self._streams):
-            with self._client.pipeline() as pipeline:
-                pipeline.xinfo_stream(stream.name)
-                pipeline.xinfo_groups(stream.name)
-                about, groups = pipeline.execute()
+            try:
+                with self._client.pipeline() as pipeline:
+                    pipeline.xinfo_stream(stream.name)
+                    pipeline.xinfo_groups(stream.name)
+                    about, groups = pipeline.execute()
+            except exceptions.ResponseError as error:
+                if not _is_gone(error):
+                    raise
+                self._begin_anew()
+                return []
             group = next((g for g in groups if text(g["name"]) == self._group), None)
             if group is None:
                 continue
@@ -319,6 +325,13 @@ class Follower:
         """Remove a change from those that were given up: it is dealt with."""
         stream = next(s for s in self._streams if s.partition == failed.change.partition)
         self._client.xdel(stream.failed, failed.id)
+
+    def _begin_anew(self) -> None:
+        """Make the group again at the next use. The store lost its data: all there then is new."""
+        log.warning("the group %s is gone, it is made again", self._group)
+        self._streams.clear()
+        self._keys.forget_partitions()
+        self._start = "0"
 
     @contextmanager
     def _lease(self, stream: _Stream) -> Iterator[bool]:
@@ -510,10 +523,15 @@ class Follower:
         limit = self._client.get_connection_kwargs().get("socket_timeout")
         if limit is not None:
             seconds = min(seconds, limit / 2)
-        with self._client.pipeline(transaction=False) as pipeline:
-            for stream in self._quiet:
-                pipeline.xinfo_groups(stream.name)
-            replies = pipeline.execute()
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for stream in self._quiet:
+                    pipeline.xinfo_groups(stream.name)
+                replies = pipeline.execute()
+        except exceptions.ResponseError as error:
+            if not _is_gone(error):
+                raise
+            return  # the next poll makes the group again
         positions: dict[Any, Any] = {
             stream.name: text(group["last-delivered-id"])
             for stream, groups in zip(self._quiet, replies, strict=True)
@@ -533,6 +551,11 @@ def _start_id(start: Literal["new", "all"] | datetime) -> str:
     if start not in ("new", "all"):
         raise ValueError("start must be 'new', 'all' or a datetime")
     return "$" if start == "new" else "0"
+
+
+def _is_gone(error: exceptions.ResponseError) -> bool:
+    """Whether the store says that it has no such stream or group."""
+    return "NOGROUP" in str(error) or "no such key" in str(error)
 
 
 def _change(partition: int, entry: _Entry) -> Change:

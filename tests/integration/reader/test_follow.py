@@ -619,6 +619,50 @@ def test_store__that_lost_its_data__is_followed_from_its_new_beginning(
     assert heard.users() == ["b"]
 
 
+def test_store__that_loses_its_data_between_poll_and_wait__ends_no_run(
+    service: Service,
+    make: Make,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.store.store._LAYOUT_CHECK_SECONDS", 0.0)
+    service.push("a")
+    follower = make()
+    wait = follower._wait
+
+    def lose_all_and_wait() -> None:
+        monkeypatch.setattr(follower, "_wait", wait)
+        redis_client.flushall()
+        wait()
+        service.push("b")
+
+    monkeypatch.setattr(follower, "_wait", lose_all_and_wait)
+    heard = Heard()
+    with following((follower, heard)):
+        wait_until(lambda: "b" in heard.users())
+    assert heard.users() == ["a", "b"]
+
+
+def test_lag__after_the_store_lost_its_data__tells_of_the_group_that_is_made_again(
+    service: Service,
+    make: Make,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.store.store._LAYOUT_CHECK_SECONDS", 0.0)
+    service.push("a")
+    follower = make(start="new")
+    follower.poll(Heard())
+    redis_client.flushall()
+    assert follower.lag() == []
+    assert follower.lag() == []
+    service.push("b")
+    assert sum(lag.waiting or 0 for lag in follower.lag()) == 1
+    heard = Heard()
+    follower.poll(heard)
+    assert heard.users() == ["b"]
+
+
 def test_store__killed_and_started_again__is_followed_on(
     restartable_store: RestartableStore, make_app: Callable[..., Flask], ordered: bool
 ) -> None:
