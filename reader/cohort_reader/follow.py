@@ -53,6 +53,41 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1
 """
 
+# Note it where entries left the stream before the group read them. The first entry that the group
+# has not read follows on the last that it has; if not, those between are gone. Trimming takes the
+# oldest ones: where something is held from before them, they were erased. It works where memory is
+# full too, as reading does.
+_NOTE_LOSS = """#!lua flags=allow-oom
+local call = redis.call
+local read
+for _, group in ipairs(call('XINFO', 'GROUPS', KEYS[1])) do
+  local about = {}
+  for i = 1, #group, 2 do about[group[i]] = group[i + 1] end
+  if about['name'] == ARGV[1] then read = about['last-delivered-id'] end
+end
+
+local function after(a, b)
+  local ms_a, n_a = string.match(a, '(%d+)-(%d+)')
+  local ms_b, n_b = string.match(b, '(%d+)-(%d+)')
+  if ms_a ~= ms_b then return tonumber(ms_a) > tonumber(ms_b) end
+  return tonumber(n_a) > tonumber(n_b)
+end
+
+local entry = read and call('XRANGE', KEYS[1], '(' .. read, '+', 'COUNT', 1)[1]
+local previous = '0-0'
+for i = 1, entry and #entry[2] or 0, 2 do
+  if entry[2][i] == 'previous' then previous = entry[2][i + 1] end
+end
+if entry and after(previous, read)
+    and call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1] == entry[1] then
+  call('SET', KEYS[2], previous)
+  return 2
+end
+return call('EXISTS', KEYS[2])
+"""
+# What it returns.
+_LOST_EARLIER, _LOST_NOW = 1, 2
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -98,7 +133,9 @@ class Lag:
         waiting: entries that were not delivered yet; None where the store can't tell.
         pending: entries that were delivered and not yet acknowledged.
         lost: some entries left the stream before they were delivered: the group was behind for
-            longer than the stream is kept.
+            longer than the stream is kept. Told until :meth:`Follower.forget_lost`. Where all
+            that is held of the stream is not delivered yet, and entries before that were erased
+            with their users, it is told as well: the two look the same.
     """
 
     partition: int
@@ -112,6 +149,7 @@ class _Stream(NamedTuple):
     name: str
     lease: str
     failed: str
+    lost: str
 
 
 class _Entry(NamedTuple):
@@ -143,7 +181,8 @@ class Follower:
             others take over what a crashed one left after 1.5 times ``handler_seconds``.
         app, prefix: as for :class:`CohortReader`.
         start: where a new group begins: with ``"new"`` changes, with ``"all"`` that the stream
-            still holds, or with those since a time (timezone-aware).
+            still holds, or with those since a time (timezone-aware). Those since the time that
+            the stream no longer holds are lost to the group.
         ordered: see above.
         handler_seconds: longest time that the handler may take for one change.
         retry_seconds: wait before a failed change is delivered again; doubled with each failure, up
@@ -189,6 +228,7 @@ class Follower:
         self._batch = batch
         self._take_lease = client.register_script(_TAKE_LEASE)
         self._leave_lease = client.register_script(_LEAVE_LEASE)
+        self._note_loss = client.register_script(_NOTE_LOSS)
         self._streams: deque[_Stream] = deque()
         self._recovered = False
         self._quiet: list[_Stream] = []
@@ -264,9 +304,10 @@ class Follower:
         for partition, base in enumerate(self._keys.bases()):
             name = f"{base}changes"
             prefix = f"{name}:{self._group}"
-            streams.append(_Stream(partition, name, f"{prefix}:lease", f"{prefix}:failed"))
+            keys = (f"{prefix}:{part}" for part in ("lease", "failed", "lost"))
+            streams.append(_Stream(partition, name, *keys))
             try:
-                self._client.xgroup_create(name, self._group, self._start, mkstream=True)
+                self._client.xgroup_create(name, self._group, self._first_id(name), mkstream=True)
             except exceptions.ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
@@ -286,10 +327,8 @@ class Follower:
         found = []
         for stream in sorted(self._streams):
             try:
-                with self._client.pipeline() as pipeline:
-                    pipeline.xinfo_stream(stream.name)
-                    pipeline.xinfo_groups(stream.name)
-                    about, groups = pipeline.execute()
+                lost = self._loss(stream) in (_LOST_EARLIER, _LOST_NOW)
+                groups: Any = self._client.xinfo_groups(stream.name)
             except exceptions.ResponseError as error:
                 if not _is_gone(error):
                     raise
@@ -298,14 +337,12 @@ class Follower:
             group = next((g for g in groups if text(g["name"]) == self._group), None)
             if group is None:
                 continue
-            read = group["entries-read"]
-            gone = about["entries-added"] - about["length"]
             found.append(
                 Lag(
                     partition=stream.partition,
                     waiting=group["lag"],
                     pending=group["pending"],
-                    lost=read is not None and read < gone,
+                    lost=lost,
                 )
             )
         return found
@@ -325,6 +362,38 @@ class Follower:
         """Remove a change from those that were given up: it is dealt with."""
         stream = next(s for s in self._streams if s.partition == failed.change.partition)
         self._client.xdel(stream.failed, failed.id)
+
+    def forget_lost(self) -> None:
+        """Let :meth:`lag` no longer say ``lost``, until more is lost.
+
+        Call it before you make up for the loss, so that one that comes meanwhile is told, and
+        after followers have read on: before they have, it is told again.
+        """
+        if self.create_group():
+            for stream in self._streams:
+                self._client.delete(stream.lost)
+
+    def _loss(self, stream: _Stream) -> int:
+        """Whether the group lost entries, earlier or now. Whoever reads on no longer sees it."""
+        return int(self._note_loss(keys=[stream.name, stream.lost], args=[self._group]))
+
+    def _first_id(self, stream_name: str) -> str:
+        """The id that a new group has read to in a stream.
+
+        What left the stream before a group that begins with all it holds is not lost to the group.
+        """
+        if self._start != "all":
+            return self._start
+        try:
+            last = text(self._client.xinfo_stream(stream_name)["last-generated-id"])
+        except exceptions.ResponseError as error:
+            if not _is_gone(error):
+                raise
+            return "0"
+        # Asked for second: where it finds nothing, nothing came since.
+        for _, oldest in _entries(self._client.xrange(stream_name, count=1)):
+            return oldest.get("previous", "0")
+        return last
 
     def _begin_anew(self) -> None:
         """Make the group again at the next use. The store lost its data: all there then is new."""
@@ -418,6 +487,12 @@ class Follower:
                 return [_Entry(entry_id, fields, pending["times_delivered"] + 1)]
             # Another was faster; or it is no longer in the stream, and the store forgets it now.
 
+        if self._loss(stream) == _LOST_NOW:
+            log.error(
+                "changes left %s before the group %s read them: see Lag.lost",
+                stream.name,
+                self._group,
+            )
         with self._client.pipeline() as pipeline:
             pipeline.xreadgroup(self._group, self._consumer, {stream.name: ">"}, self._batch)
             pipeline.xpending_range(stream.name, self._group, "-", "+", 1)
@@ -543,14 +618,14 @@ class Follower:
 
 
 def _start_id(start: Literal["new", "all"] | datetime) -> str:
-    """The id of the last entry before ``start``."""
+    """The id of the last entry before ``start``; "all" itself, as each stream has its own."""
     if isinstance(start, datetime):
         if start.tzinfo is None:
             raise ValueError("start must have a timezone")
         return f"{max(0, int(start.timestamp() * 1000) - 1)}-{2**64 - 1}"
     if start not in ("new", "all"):
         raise ValueError("start must be 'new', 'all' or a datetime")
-    return "$" if start == "new" else "0"
+    return "$" if start == "new" else "all"
 
 
 def _is_gone(error: exceptions.ResponseError) -> bool:

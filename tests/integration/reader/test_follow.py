@@ -596,9 +596,176 @@ def test_lag__after_unread_entries_left_the_stream__says_lost(
     service.push("a", False)
     service.push("a")
     assert not any(lag.lost for lag in follower.lag())
-    for key in redis_client.scan_iter(match="*:changes"):
-        redis_client.xtrim(key, maxlen=1, approximate=False)
+    trim(redis_client, 1)
     assert sum(lag.lost for lag in follower.lag()) == 1
+
+
+def trim(client: redis.Redis, entries: int) -> None:
+    """Let the oldest entries leave each stream, as age does."""
+    for key in client.scan_iter(match="*:changes"):
+        client.xtrim(key, maxlen=entries, approximate=False)
+
+
+def lost(follower: Follower) -> bool:
+    return any(lag.lost for lag in follower.lag())
+
+
+STARTS = pytest.mark.parametrize(
+    "start", ["new", "all", datetime(2020, 1, 1, tzinfo=UTC)], ids=["new", "all", "at a time"]
+)
+
+
+@STARTS
+@pytest.mark.parametrize("seen", ["by a monitor", "as it reads on"])
+def test_loss__before_a_new_groups_first_read__is_told_until_it_is_dealt_with(
+    service: Service,
+    make: Make,
+    redis_client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    start: object,
+    seen: str,
+) -> None:
+    service.push("before")
+    follower = make(start=start)
+    follower.create_group()
+    for number in range(10):
+        service.push("a", number % 2 == 0)
+    assert not lost(follower)
+    trim(redis_client, 2)
+    if seen == "by a monitor":
+        assert sum(lag.lost for lag in make().lag()) == 1
+    heard = Heard()
+    follower.poll(heard)
+    assert heard.of("a") == [True, False]
+    assert caplog.text.count("before the group mail read them") == 1
+    service.push("b")
+    follower.poll(heard)
+    assert sum(lag.lost for lag in follower.lag()) == 1
+    assert lost(make()), "told by others too"
+    assert not lost(make(group="audit")), "of this group alone"
+    follower.forget_lost()
+    assert not lost(make())
+    service.push("c")
+    service.push("c", False)
+    trim(redis_client, 1)
+    assert lost(follower), "once more"
+
+
+@STARTS
+def test_loss__none__is_told_of_what_was_trimmed_after_it_was_read(
+    service: Service, make: Make, redis_client: redis.Redis, start: object
+) -> None:
+    follower = make(start=start)
+    for number in range(10):
+        service.push("a", number % 2 == 0)
+        follower.poll(Heard())
+    trim(redis_client, 2)
+    assert not lost(follower)
+    service.push("a")
+    trim(redis_client, 1)
+    assert not lost(follower)
+    follower.poll(Heard())
+    assert not lost(follower)
+
+
+def test_loss__none__is_told_to_a_group_that_begins_with_all_that_is_held(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    for number in range(10):
+        service.push("a", number % 2 == 0)
+    trim(redis_client, 2)
+    follower = make(start="all")
+    assert not lost(follower)
+    heard = Heard()
+    follower.poll(heard)
+    assert heard.of("a") == [True, False]
+    assert not lost(follower)
+
+
+def test_loss__before_the_group_was_made__is_told_where_it_begins_earlier(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    for number in range(10):
+        service.push("a", number % 2 == 0)
+    trim(redis_client, 2)
+    assert lost(make(start=datetime(2020, 1, 1, tzinfo=UTC)))
+
+
+@pytest.fixture
+def erase(service: Service, store_url: str) -> Callable[..., None]:
+    def erase(*user_ids: str) -> None:
+        store = Store(connect(Settings(redis_url=store_url)), partitions=service.partitions)
+        for user_id in user_ids:
+            store.lifecycle.erase(service.app, user_id)
+
+    return erase
+
+
+ONE_PARTITION = pytest.mark.parametrize("service", [1], indirect=True, ids=["one partition"])
+
+
+@ONE_PARTITION
+@pytest.mark.parametrize("erased", ["abc", "abcd"])
+def test_erasure__of_users_whose_changes_were_read__is_no_loss(
+    service: Service, make: Make, erase: Callable[..., None], erased: str
+) -> None:
+    follower = make()
+    for user_id in "abcd":
+        service.push(user_id)
+    follower.poll(Heard())
+    erase(*erased)
+    assert not lost(follower)
+    service.push("e")
+    assert not lost(follower)
+    follower.poll(Heard())
+    assert not lost(follower)
+
+
+@ONE_PARTITION
+def test_erasure__of_users_whose_changes_were_not_read__is_no_loss(
+    service: Service, make: Make, erase: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = make()
+    service.push("a")
+    follower.poll(Heard())
+    for user_id in "bcd":
+        service.push(user_id)
+    erase("b", "c")
+    assert not lost(follower)
+    heard = Heard()
+    follower.poll(heard)
+    assert heard.users() == ["d"]
+    assert not lost(follower)
+    assert "before the group" not in caplog.text
+
+
+@ONE_PARTITION
+def test_erasure__of_all_before_a_group_begins__is_no_loss(
+    service: Service, make: Make, erase: Callable[..., None]
+) -> None:
+    service.push("a")
+    erase("a")
+    follower = make(start="all")
+    follower.create_group()
+    service.push("b")
+    assert not lost(follower)
+    heard = Heard()
+    follower.poll(heard)
+    assert heard.users() == ["b"]
+
+
+@ONE_PARTITION
+def test_erasure__where_nothing_older_is_held__is_told_as_loss(
+    service: Service, make: Make, erase: Callable[..., None]
+) -> None:
+    follower = make()
+    service.push("a")
+    follower.poll(Heard())
+    service.push("b")
+    erase("a", "b")
+    assert not lost(follower)
+    service.push("c")
+    assert lost(follower), "it looks like a loss, and may not be left out"
 
 
 def test_store__that_lost_its_data__is_followed_from_its_new_beginning(

@@ -230,5 +230,14 @@ def test_reading__rights__are_enough_and_not_more(
         for failed in follower.failed():
             follower.forget_failed(failed)
         assert {(lag.waiting, lag.pending) for lag in follower.lag()} == {(0, 0)}
+
+        for member in (False, True):
+            service.push("a", member, trait=TRAIT)
+        for key in redis_client.scan_iter(match="*:changes"):
+            redis_client.xtrim(key, maxlen=1, approximate=False)
+        follower.poll(fail)
+        assert any(lag.lost for lag in follower.lag())
+        follower.forget_lost()
+        assert not any(lag.lost for lag in follower.lag())
     finally:
         redis_client.acl_deluser("shop-reader", "shop-follower")
