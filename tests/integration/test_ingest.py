@@ -12,8 +12,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.settings import ApiKey, Settings
-from simulator.payloads import COHORT_PATH, batch, identify
+from simulator.payloads import COHORT_PATH, batch, identify, user_ids
 from tests.integration.conftest import APP, KEY, caller
+from tests.integration.state import traits, transitions
 
 TRAIT = "[Amplitude] n: 1"
 ONE = identify("u1", TRAIT, True)
@@ -425,3 +426,21 @@ def test_store__other_number_of_partitions_than_the_data__is_refused(
     for reply in (other.post(COHORT_PATH, json=ONE), other.get("/readyz")):
         problem = assert_problem(reply, 503, "store_misconfigured")
         assert problem["detail"] == "STORE_PARTITIONS is 4, but the stored data has 2."
+
+
+def test_request__of_several_calls__failing_half_way__is_503_and_completed_by_the_retry(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app, ids = make_app(store_partitions=2), user_ids(100)
+    http, body, keys = caller(app), batch(ids, "n: 1", True), app.extensions["store"].keys
+    broken = keys.changes(APP, 1 - keys.partition(ids[0]))  # not that of the first call
+    assert http.post(COHORT_PATH, json=identify(ids[0], "n: 1", True)).status_code == 200
+    redis_client.set(broken, "no stream")
+    assert http.post(COHORT_PATH, json=body).status_code == 503
+    written = len(traits(redis_client, APP))
+    assert 1 < written < 100
+    redis_client.delete(broken)
+    reply = http.post(COHORT_PATH, json=body)
+    assert (reply.status_code, reply.json["changed"]) == (200, 100 - written)
+    told = [transition.user for transition in transitions(redis_client, APP)]
+    assert sorted(told) == sorted(ids)
