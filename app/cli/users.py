@@ -79,7 +79,8 @@ def erase(user_id: str, app_id: str | None, suppress: bool, yes: bool) -> None:
     if not yes:
         click.confirm(f"Erase the user {shown(user_id)}?", abort=True, err=True)
     record(store, "erase_user", app, user=user_hash(user_id), suppress=suppress)
-    erased = store.lifecycle.erase(app, user_id, suppress=suppress)
+    with progress(store.lifecycle.stream_entries(app, user_id), "Erasing") as advance:
+        erased = store.lifecycle.erase(app, user_id, suppress=suppress, progress=advance)
     click.echo(
         f"Erased. Traits: {erased.traits}. Entries of the change stream: "
         f"{erased.stream_entries_removed} removed, {erased.stream_entries_kept} kept, as they tell "

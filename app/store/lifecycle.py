@@ -178,13 +178,26 @@ class Lifecycle:
             while (looked_at := self.step(job)) is not None:
                 yield looked_at
 
-    def erase(self, app_id: str, user_id: str, *, suppress: bool = False) -> Erased:
+    def stream_entries(self, app_id: str, user_id: str) -> int:
+        """How many entries of the change stream erasing a user will look at."""
+        with translated():
+            return int(self._client.xlen(self._keys.changes(app_id, self._keys.partition(user_id))))
+
+    def erase(
+        self,
+        app_id: str,
+        user_id: str,
+        *,
+        suppress: bool = False,
+        progress: Callable[[int], None] = lambda entries: None,
+    ) -> Erased:
         """Erase a user: hash, memberships, registration, and the stream's entries as far as can be.
 
         Of a user with very many traits some go at a time; a repeat completes what was cut short.
 
         Args:
             suppress: refuse the user in later syncs.
+            progress: called with a number of entries of the stream that were looked at.
         """
         place = app_id, self._keys.partition(user_id)
         stream, options = self._keys.changes(*place), (user_id, "suppress" if suppress else "")
@@ -209,7 +222,7 @@ class Lifecycle:
                 if looks > _LOOKS:
                     raise StoreError("The user's traits kept changing.")
             traits += self._erase_untold(place, user_id)
-            removed, kept = self._erase_from(place, user_id, last.decode())
+            removed, kept = self._erase_from(place, user_id, last.decode(), progress)
         return Erased(traits, removed, kept)
 
     def _erase_untold(self, place: tuple[str, int], user_id: str) -> int:
@@ -244,7 +257,9 @@ class Lifecycle:
         with translated():
             return bool(self._client.srem(key, user_id))
 
-    def _erase_from(self, place: tuple[str, int], user_id: str, last: str) -> tuple[int, int]:
+    def _erase_from(
+        self, place: tuple[str, int], user_id: str, last: str, progress: Callable[[int], None]
+    ) -> tuple[int, int]:
         """Remove the entries up to ``last`` that are about this user alone.
 
         What came later is about a user who was taken in again, and stays.
@@ -265,6 +280,7 @@ class Lifecycle:
                     kept += user_id in users
             if alone:
                 removed += self._erase_entries(keys=[stream], args=alone)
+            progress(len(entries))
             start = f"({entries[-1][0].decode()}"
         return removed, kept
 
