@@ -21,6 +21,8 @@ FAILURES = FOLDER.parents[1] / "var" / "fuzz-failures"
 TARGETS = ("body", "trait")
 _MOST_BYTES = 4096
 _MERGE_SECONDS = 60
+# An input is short: one that takes longer than this is a failure.
+_INPUT_SECONDS = 5
 
 
 def main(arguments: list[str]) -> int:
@@ -44,6 +46,7 @@ def _run_all(folder: Path, seconds: int, keep: bool) -> int:
         found.mkdir()
         log = (folder / f"{target}.log").open("w+")
         limits = (f"-max_total_time={seconds}", f"-max_len={_MOST_BYTES}")
+        limits += (f"-timeout={_INPUT_SECONDS}",)
         options = (f"-dict={DICTIONARY}", f"-artifact_prefix={FAILURES}/{target}-")
         command = _command(target, *limits, *options, str(found), str(CORPUS / target))
         running[target] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.system.service import APP, Service, stored, wait_until
 from tests.system.wire import AUTH, JSON, connect, head, status
 
 LIMIT = 8 << 20  # the service's MAX_BODY_BYTES, by default
+LONGEST_WAIT = 1.0  # of another client, in seconds, on a busy machine
 MOST_MEMORY = 64 << 20  # over idle, of all its processes together
 GZIP = {"Content-Encoding": "gzip"}
 GOOD = json.dumps(identify("u", "n: 1", True))
@@ -107,6 +109,22 @@ def test_bombs__of_every_kind_at_once__are_refused_in_bounded_memory(
     over_idle = peak(service) - idle
     assert over_idle <= MOST_MEMORY, f"{over_idle >> 20} MB over idle"
     assert redis_client.keys(f"{BASE}user:*") == [f"{BASE}user:u"]
+
+
+def test_bomb__of_empty_members__holds_up_no_other_client(service: Service) -> None:
+    bomb = gzip.compress(b"", mtime=0) * (LIMIT // 20)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(service.post(bomb, **GZIP).status))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        began = time.monotonic()
+        assert service.post(GOOD.encode()).status == 200
+        assert time.monotonic() - began < LONGEST_WAIT
+    assert answers == [413] * len(threads)
 
 
 def test_body__announced_as_huge__is_refused_before_any_of_it_is_read(service: Service) -> None:
