@@ -65,7 +65,7 @@ def read_text() -> bytes:
         raise UnsupportedMediaType(
             "Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"}
         )
-    raw = read_raw(settings)
+    raw = read_raw(settings, settings.max_body_bytes)
     turns.begin()
     if encoding.endswith("gzip"):
         raw = _gunzip(raw, settings.max_body_bytes)
@@ -124,14 +124,14 @@ def _check_media_type() -> None:
         raise UnsupportedMediaType("The charset must be utf-8.")
 
 
-def read_raw(settings: Settings) -> bytes:
-    """The body of the current request as it came.
+def read_raw(settings: Settings, limit: int) -> bytes:
+    """The body of the current request as it came, of at most so many bytes.
 
     Raises:
         BodyTooLarge, BodyTimeout, InvalidEncoding: see :func:`read_json`.
     """
     sent: Request = request._get_current_object()  # type: ignore[attr-defined]
-    limit, length = settings.max_body_bytes, sent.content_length
+    length = sent.content_length
     if length is not None and length > limit:
         raise _too_large(limit)
     raw: bytes | None = None

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import zlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -159,6 +159,27 @@ def test_body__without_end__is_hung_up_on_in_bounded_memory(
                 sent += len(piece)
     assert sent < 64 << 20
     assert peak(service) - idle <= MOST_MEMORY
+
+
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", f"Content-Length: {LIMIT}"])
+def test_forms__of_strangers_that_stall_in_large_ones__are_refused_in_bounded_memory(
+    service: Service, framing: str
+) -> None:
+    assert service.post(GOOD.encode()).status == 200
+    idle = memory(service)
+    forget_peak(service)
+    form = head("Content-Type: application/x-www-form-urlencoded", framing, path="/login")
+    most = LIMIT - BLOCK
+    body = CHUNK * (most // BLOCK) if "chunked" in framing else b"%41" * (most // 3)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(service)) for _ in range(30)]
+        for sock in clients:
+            sock.sendall(form)
+            with suppress(OSError):  # it has hung up
+                sock.sendall(body)
+        assert {status(sock.recv(65536)) for sock in clients} == {413}
+        assert service.post(GOOD.encode()).status == 200
+        assert peak(service) - idle <= MOST_MEMORY
 
 
 def test_body__too_large_but_not_endless__is_answered_and_the_connection_stays(
