@@ -37,6 +37,9 @@ forwarder_headers = "API_KEY,APP_ID"
 forwarded_allow_ips = "*"
 secure_scheme_headers = {}
 
+# The longest path names a cohort by 512 bytes and a user by 1,024, each of them as %XX.
+limit_request_line = 8190
+
 # Also the time that a request's headers may take to arrive.
 keepalive = 5
 # Requests in flight finish; the process is gone within 10 s of SIGTERM.

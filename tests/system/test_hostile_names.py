@@ -221,3 +221,11 @@ def test_script__name_or_code_as_an_argument__is_stored_and_never_run(
     ran = redis_client.info("commandstats")
     assert not {"cmdstat_flushall", "cmdstat_eval", "cmdstat_function|load"} & ran.keys()
     assert is_untouched(redis_client)
+
+
+def test_ids__as_long_as_they_may_be__fit_into_a_path(service: Service) -> None:
+    cohort, user = "\u00e9" * 250, "\u00e9" * 512
+    assert service.post(identify(user, f"n: {cohort}", True)).status == 200
+    path = f"{COHORTS}{quote(cohort)}/members/{quote(user)}"
+    reply = service.request("GET", path, **ADMIN)
+    assert (reply.status, reply.json()["member"]) == (200, True)
