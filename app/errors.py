@@ -51,6 +51,14 @@ class Problem(Exception):
         """What it may look like, for the API's description."""
         return [cls()]
 
+    @classmethod
+    def of_status(cls, status: int, detail: str | None) -> Self:
+        """A problem that HTTP itself has a word for, which is the reason."""
+        problem = cls(detail)
+        problem.status = status
+        problem.reason = HTTP_STATUS_CODES[status].lower().replace(" ", "_")
+        return problem
+
     def document(self, request_id: str, **members: Any) -> dict[str, Any]:
         """The body of the reply, with further members where a protocol wants them."""
         errors = {"errors": self.errors} if self.errors else {}
@@ -284,10 +292,7 @@ def _render_http(error: HTTPException) -> Response:
     elif isinstance(error, MethodNotAllowed) and error.valid_methods:
         taken = sorted({*error.valid_methods} - {"HEAD", "OPTIONS"})
         detail = f"This path takes {' and '.join(taken)}, not {request.method}."
-    problem = Problem(detail)
-    problem.status = error.code or 500
-    problem.reason = HTTP_STATUS_CODES[problem.status].lower().replace(" ", "_")
-    response = render(problem)
+    response = render(Problem.of_status(error.code or 500, detail))
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value

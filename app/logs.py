@@ -34,18 +34,21 @@ def _without_messages(exc_info: Any) -> str:
     return "".join(parts)
 
 
+def _tracebacks(level: str) -> Any:
+    if level == "debug":
+        return structlog.processors.format_exc_info
+    return structlog.processors.ExceptionRenderer(_without_messages)
+
+
 def configure(level: str) -> None:
     """Send the service's own log lines to standard output, as JSON.
 
     Errors are told without their messages, but for the level ``debug``.
     """
-    renderer = structlog.processors.ExceptionRenderer(_without_messages)
-    if level == "debug":
-        renderer = structlog.processors.format_exc_info
     structlog.configure(
         processors=[
             *_PROCESSORS,
-            renderer,
+            _tracebacks(level),
             structlog.processors.JSONRenderer(serializer=orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
@@ -66,7 +69,11 @@ def on_stderr() -> Iterator[None]:
 
 
 def stdlib_config(level: str) -> dict[str, Any]:
-    """A ``logging.config`` dictionary that renders library log lines (gunicorn's) the same way."""
+    """A ``logging.config`` dictionary that renders library log lines (gunicorn's) the same way.
+
+    gunicorn's level ``debug`` is left out: it quotes whole requests, with their keys.
+    """
+    servers = "INFO" if level == "debug" else level.upper()
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -79,7 +86,7 @@ def stdlib_config(level: str) -> dict[str, Any]:
                 ],
                 "foreign_pre_chain": [
                     *_PROCESSORS,
-                    structlog.processors.format_exc_info,
+                    _tracebacks(level),
                     structlog.stdlib.add_logger_name,
                 ],
             }
@@ -93,7 +100,7 @@ def stdlib_config(level: str) -> dict[str, Any]:
         },
         "root": {"handlers": ["stdout"], "level": level.upper()},
         "loggers": {
-            "gunicorn.error": {"level": level.upper(), "propagate": True, "handlers": []},
+            "gunicorn.error": {"level": servers, "propagate": True, "handlers": []},
             "gunicorn.access": {"level": "WARNING", "propagate": True, "handlers": []},
         },
     }

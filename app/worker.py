@@ -1,10 +1,35 @@
-"""The gunicorn worker of the service: gevent's, which sends a short reply in one piece."""
+"""The gunicorn worker of the service: gevent's, which sends a short reply in one piece.
+
+Requests that break HTTP never get as far as the service. They are answered here, as it answers.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from random import getrandbits
 from typing import Any
 
+from gunicorn import util
+from gunicorn.http import errors as http
 from gunicorn.workers.ggevent import GeventWorker
+
+# What gunicorn refuses by another status than 400.
+_REFUSALS: dict[type[Exception], tuple[int, str]] = {
+    http.LimitRequestLine: (414, "The request line is longer than this service takes."),
+    http.LimitRequestHeaders: (431, "There are more headers, or longer ones, than are taken here."),
+    http.ExpectationFailed: (417, "Expect may only be 100-continue."),
+    http.UnsupportedTransferCoding: (501, "Transfer-Encoding may only be chunked."),
+}
+# The service would send a header that can't be one.
+_OF_THE_SERVICE = (http.InvalidResponseHeader, http.InvalidResponseHeaderName)
+_REPLY = """\
+HTTP/1.1 {} {}\r
+Connection: close\r
+Content-Type: application/problem+json\r
+Content-Length: {}\r
+X-Request-ID: {}\r
+\r
+"""
 
 
 class HeadHeld:
@@ -54,3 +79,33 @@ class Worker(GeventWorker):  # type: ignore[misc]  # without types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         super().handle_request(listener_name, req, HeadHeld(sock), addr)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer with a problem document, and log it without what was sent.
+
+        gunicorn's own quotes parts of the request, and with them keys and users' ids.
+        """
+        # Only now: gunicorn's master has this module too, and loads nothing that uses sockets.
+        import orjson
+        import structlog
+        from werkzeug.http import HTTP_STATUS_CODES
+
+        from app.errors import Problem
+
+        error = type(exc).__name__
+        if isinstance(exc, http.ParseException) and not isinstance(exc, _OF_THE_SERVICE):
+            status, detail = _REFUSALS.get(type(exc), (400, f"This is not good HTTP: {error}."))
+            problem = Problem.of_status(status, detail)
+        else:
+            self.log.exception("Error handling request")
+            problem = Problem("An error in the service. It has been logged.")
+        request_id = f"{getrandbits(128):032x}"
+        logger = structlog.get_logger()
+        log = logger.error if problem.status >= 500 else logger.info
+        told = {"request_id": request_id, "status": problem.status, "reason": problem.reason}
+        log("request", **told, error=error, ip=addr[0] if addr else None)
+        body = orjson.dumps(problem.document(request_id))
+        title = HTTP_STATUS_CODES[problem.status]
+        head = _REPLY.format(problem.status, title, len(body), request_id)
+        with suppress(OSError):  # it has hung up
+            util.write_nonblock(client, head.encode() + body)

@@ -178,6 +178,36 @@ def test_headers__over_the_servers_limits__are_refused(service: Service) -> None
     assert raw(service, head(*[f"X-{i}: 1" for i in range(200)])).startswith(b"HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize(
+    ("data", "code", "reason"),
+    [
+        (head(path="/" + "x" * 9000), 414, "request_uri_too_long"),
+        (head("X: " + "x" * 10_000), 431, "request_header_fields_too_large"),
+        (head("Content-Length: 1e3"), 400, "bad_request"),
+        (head("Expect: nothing"), 417, "expectation_failed"),
+        (head("Transfer-Encoding: other"), 501, "not_implemented"),
+    ],
+    ids=["line", "header", "length", "expectation", "coding"],
+)
+def test_request__that_breaks_http__is_answered_and_logged_with_its_reason(
+    service: Service, data: bytes, code: int, reason: str
+) -> None:
+    reply, _, body = raw(service, data).partition(b"\r\n\r\n")
+    assert status(reply) == code
+    assert b"\r\nContent-Type: application/problem+json\r\n" in reply
+    problem = json.loads(body)
+    assert (problem["status"], problem["reason"]) == (code, reason)
+    assert f"X-Request-ID: {problem['request_id']}" in reply.decode()
+
+    def logged() -> list[tuple[int, str]]:
+        id_ = problem["request_id"]
+        told = [event for event in service.events() if event.get("request_id") == id_]
+        return [(event["status"], event["reason"]) for event in told]
+
+    wait_until(logged)
+    assert logged() == [(code, reason)]
+
+
 def test_rejected_request__with_a_large_body__is_answered_before_the_body_is_sent(
     service: Service,
 ) -> None:

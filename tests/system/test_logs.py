@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from tests.system.service import ADMIN_KEY, APP, COHORT_PATH, KEY, Service, running, wait_until
+from tests.system.wire import connect, head, raw, status
 
 READ_KEY = "TEST_READ_KEY"
 USER = "secret.person@example.com"
@@ -95,6 +96,34 @@ def test_log__of_calls_of_all_kinds__names_no_user_and_no_key(
     assert [event["request_id"] for event in requests_in(service)][-len(ids) - 1 : -1] == ids
     for secret in (USER, KEY, READ_KEY, ADMIN_KEY, "wrong-key-of-somebody", "secret.person"):
         assert secret not in text, [line for line in service.lines if secret in line]
+
+
+BROKEN = {
+    "InvalidHTTPVersion": f"GET /api/v1/users/john {USER} HTTP/1.1\r\n\r\n".encode(),
+    "InvalidRequestLine": f"GET /api/v1/users/\xe9{USER} HTTP/1.1\r\n\r\n".encode("latin-1"),
+    "InvalidRequestMethod": f"{USER} / HTTP/1.1\r\n\r\n".encode(),
+    "InvalidHeaderName": head(f"api key {KEY}: x"),
+    "InvalidHeader": head(f"api_key {KEY}"),
+    "UnsupportedTransferCoding": head(f"Transfer-Encoding: {USER}"),
+    "ExpectationFailed": head(f"Expect: {USER}"),
+}
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_log__of_requests_that_break_http__tells_kind_and_address_and_quotes_nothing(
+    store_url: str, level: str
+) -> None:
+    with serving(store_url, LOG_LEVEL=level) as service:
+        for data in BROKEN.values():
+            assert status(raw(service, data)) in (400, 417, 501)
+        with connect(service) as sock:  # ends in the middle of a head
+            sock.sendall(head(f"api_key: {KEY}", path=f"/api/v1/users/{USER}")[:-2])
+        assert raw(service, head("Connection: close", method="GET", path="/healthz"))
+    told = [event for event in requests_in(service) if "error" in event]
+    assert [event["error"] for event in told] == list(BROKEN)
+    assert {event["ip"] for event in told} == {"127.0.0.1"}
+    for secret in (USER, KEY, "secret.person"):
+        assert secret not in service.output()
 
 
 def test_log__of_a_write__tells_who_what_how_many_and_how_long(

@@ -403,10 +403,7 @@ def show_store_error(error: StoreError) -> Response:
 @blueprint.errorhandler(HTTPException)
 def show_http_error(error: HTTPException) -> Response:
     """A page for what Werkzeug refuses."""
-    problem = Problem(error.description)
-    problem.status = error.code or 500
-    problem.reason = error.name.lower().replace(" ", "_")
-    return show_problem(problem)
+    return show_problem(Problem.of_status(error.code or 500, error.description))
 
 
 @blueprint.errorhandler(Exception)
