@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from limits import RateLimitItem, parse
+from limits import RateLimitItem, parse, parse_many
 from marshmallow import EXCLUDE, Schema, ValidationError, validate
 from marshmallow import fields as kinds
 
@@ -73,15 +73,16 @@ class _Keys(kinds.Field[tuple[ApiKey, ...]]):
 
 
 class _Rate(kinds.Field[RateLimitItem | None]):
-    """A rate as ``1000/second`` or ``20 per minute``; ``off`` for none."""
+    """One rate as ``1000/second`` or ``20 per minute``; ``off`` for none."""
 
     def _deserialize(self, value: str, *args: Any, **kwargs: Any) -> RateLimitItem | None:
         if value == "off":
             return None
         try:
-            return parse(value)
+            (rate,) = parse_many(value)
         except ValueError:
-            raise ValidationError("must look like 1000/second, or be off") from None
+            raise ValidationError("must be one rate, such as 1000/second, or off") from None
+        return rate
 
 
 def _setting(kind: kinds.Field[Any], *, default: Any, help: str, secret: bool = False) -> Any:

@@ -45,6 +45,7 @@ def test_from_environ__rate_limit_off__is_none() -> None:
         ("STORE_PARTITIONS", "0"),
         ("USER_POLICY", "closed"),
         ("RATE_LIMIT", "many"),
+        ("RATE_LIMIT", "1000/second;20000/minute"),
         ("API_KEYS", "bad app:key"),
         ("API_KEYS", "app:"),
         ("API_KEYS", "app:kéy"),
