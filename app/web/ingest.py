@@ -72,10 +72,14 @@ def apply(
         raise NotKnown
     event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
     outcome.moves = applied.moves
-    refused = list(_refused(calls, applied))
-    rejected = [*left_out]
-    for n, problem in refused:
-        rejected.append((place.format(numbers[n] if numbers else n), problem))
+    refused, rejected, in_part = [], [*left_out], []
+    for n, problem, trait in _left_out(calls, applied):
+        where = place.format(numbers[n] if numbers else n)
+        if trait is None:
+            refused.append((n, problem))
+            rejected.append((where, problem))
+        else:  # only calls whose user stands in `userId` have several
+            in_part.append((f"{where.removesuffix('userId')}traits.{trait}", problem))
     counts = {
         "accepted": len(calls) - len(refused),
         "changed": applied.changed,
@@ -88,23 +92,29 @@ def apply(
             Rejection(user_hash(calls[n].user_id), problem.reason)
             for n, problem in refused[:MAX_REJECTIONS]
         ]
-    if refused and not counts["accepted"] and refused[0][1] is not SuppressedUser:
-        raise refused[0][1]
+    # Whoever was erased for good is to be left out: that alone is no error.
+    reasons = [problem for _, problem in refused if problem is not SuppressedUser]
+    if reasons and not counts["accepted"]:
+        raise reasons[0]
     errors = [
         {"place": where, "reason": problem.reason, "message": problem.__doc__}
-        for where, problem in rejected[:MAX_ERRORS]
+        for where, problem in [*rejected, *in_part][:MAX_ERRORS]
     ]
     return Response(dumps({**counts, "errors": errors}), mimetype="application/json")
 
 
-def _refused(calls: Sequence[Statement], applied: Applied) -> Iterator[tuple[int, type[Problem]]]:
-    """The calls that were left out, and why."""
+def _left_out(
+    calls: Sequence[Statement], applied: Applied
+) -> Iterator[tuple[int, type[Problem], str | None]]:
+    """What was left out, and why: the number of a call, and the trait if it is not all of it."""
     if not (applied.unknown or applied.suppressed or applied.refused):
         return
     for n, call in enumerate(calls):
         if call.user_id in applied.unknown:
-            yield n, UnknownUser
+            yield n, UnknownUser, None
         elif call.user_id in applied.suppressed:
-            yield n, SuppressedUser
-        elif any(Cohort.from_trait(trait).id in applied.refused for trait in call.traits):
-            yield n, CohortBeingDeleted
+            yield n, SuppressedUser, None
+        elif applied.refused:
+            traits = [t for t in call.traits if Cohort.from_trait(t).id in applied.refused]
+            for trait in traits if len(traits) < len(call.traits) else [None]:
+                yield n, CohortBeingDeleted, trait

@@ -93,7 +93,10 @@ class AppliedReply(Reply):
     errors = fields.List(
         fields.Nested(Rejected),
         required=True,
-        metadata={"description": "What was left out, and why; at most 50."},
+        metadata={
+            "description": "What was left out, and why; at most 50. Also a trait of a call that "
+            "was accepted, where its cohort is being deleted."
+        },
     )
 
 

@@ -69,6 +69,27 @@ class TestDeleteCohort:
         assert boss.delete(path).status_code == 404
         assert members(redis_client, "other") == {"abc123": set(USERS[5:]), "2": {"u7"}}
 
+    @pytest.mark.parametrize(
+        ("body", "place"),
+        [
+            (payloads.identify("u1", TWO, True), ""),
+            (payloads.batch(["u1"], TWO, True), "batch.0."),
+        ],
+    )
+    def test_call__of_which_one_cohort_is_being_deleted__is_accepted_and_tells_it(
+        self, body: Any, place: str, boss: FlaskClient, redis_client: redis.Redis
+    ) -> None:
+        boss.delete("/api/v1/cohorts/abc123")
+        (call,) = body.get("batch", [body])
+        call["traits"][TRAIT] = True
+        said = boss.post(payloads.COHORT_PATH, json=body)
+        assert said.status_code == 200
+        assert [said.json[name] for name in ("accepted", "changed", "rejected")] == [1, 1, 0]
+        assert [(error["place"], error["reason"]) for error in said.json["errors"]] == [
+            (f"{place}traits.{TRAIT}", "cohort_being_deleted")
+        ]
+        assert traits(redis_client, APP)["u1"][TWO] == "true"
+
     def test_delete__of_an_unknown_cohort__is_404(self, boss: FlaskClient) -> None:
         status, problem = reply(boss.delete("/api/v1/cohorts/nope"))
         assert (status, problem["reason"]) == (404, "unknown_cohort")

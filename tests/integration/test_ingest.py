@@ -253,6 +253,15 @@ class TestKnownUsersOnly:
         assert_problem(http.post(COHORT_PATH, json=body), 404, "unknown_user")
         assert redis_client.keys("cohorts:{shop:*:user:*") == []
 
+    @pytest.mark.parametrize("users", [["erased", "x"], ["x", "erased"]])
+    def test_known__none_of_them_and_one_erased__is_404_in_any_order(
+        self, http: FlaskClient, users: list[str]
+    ) -> None:
+        http.application.extensions["store"].lifecycle.erase(APP, "erased", suppress=True)
+        body = batch(users, TRAIT, True)
+        assert_problem(http.post(COHORT_PATH, json=body), 404, "unknown_user")
+        assert http.post(COHORT_PATH, json=batch(["erased"], TRAIT, True)).status_code == 200
+
     def test_known__empty_batch__is_fine(self, http: FlaskClient) -> None:
         assert http.post(COHORT_PATH, json={"batch": []}).status_code == 200
 
