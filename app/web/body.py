@@ -103,8 +103,8 @@ def places(messages: Any, path: str = "") -> list[dict[str, str]]:
         return [
             row
             for key, nested in messages.items()
-            # `_schema` is where marshmallow keeps what concerns an object as a whole
-            for row in places(nested, path if key == "_schema" else f"{path}.{key}".lstrip("."))
+            # what concerns an object as a whole is kept under None
+            for row in places(nested, path if key is None else f"{path}.{key}".lstrip("."))
         ]
     return [{"place": path, "message": message} for message in messages]
 

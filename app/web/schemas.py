@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
+from marshmallow.exceptions import SCHEMA
 
 from app.cohorts import Identify
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
@@ -115,6 +116,12 @@ class Base(Schema):
 
     class Meta:
         unknown = EXCLUDE  # senders add fields
+
+    def handle_error(self, error: ValidationError, data: Any, **kwargs: Any) -> None:
+        """Keep what concerns the object as a whole under None: a trait may be named ``_schema``."""
+        messages = cast(dict[Any, Any], error.messages)
+        if SCHEMA in messages:
+            messages[None] = messages.pop(SCHEMA)
 
 
 class IdentifySchema(Base):

@@ -99,6 +99,7 @@ def test_fast_pass__ordinary_items__need_no_second_look(user: str, said: dict[st
         ({**GOOD, "traits": {"n: 1": "true"}}, "batch.2.traits.n: 1"),
         ({**GOOD, "traits": {"n: 1": 1}}, "batch.2.traits.n: 1"),
         ({**GOOD, "traits": {"n: 1": None}}, "batch.2.traits.n: 1"),
+        ({**GOOD, "traits": {"_schema": 1}}, "batch.2.traits._schema"),
         ({**GOOD, "traits": {}}, "batch.2.traits"),
         ({**GOOD, "userId": ""}, "batch.2.userId"),
         ({**GOOD, "userId": 7}, "batch.2.userId"),
