@@ -7,6 +7,7 @@ headers ``api_key`` and ``app_id`` (what its test request does), and Bearer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Any, TypeVar
 
 from flask import Flask, Request, current_app, g, request
@@ -139,13 +140,23 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) ->
 
 def _count_failure(settings: Settings, rates: Rates) -> None:
     try:
-        retry_after = rates.hit(
-            settings.auth_failure_rate_limit, "address", request.remote_addr or "unknown"
-        )
+        network = _network(request.remote_addr or "unknown")
+        retry_after = rates.hit(settings.auth_failure_rate_limit, "address", network)
     except StoreError:
         return  # the credentials are bad whether they can be counted or not
     if retry_after is not None:
         raise RateLimited(retry_after)
+
+
+def _network(address: str) -> str:
+    """What failures are counted by: the address; of IPv6 its /64, all of which one caller has."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, IPv4Address):
+        return address
+    return str(ip.ipv4_mapped or IPv6Network((int(ip), 64), strict=False))
 
 
 def _sent_key(request: Request) -> str | None:

@@ -224,7 +224,7 @@ class Settings:
     auth_failure_rate_limit: RateLimitItem | None = _setting(
         _Rate(),
         default=parse("30/minute"),
-        help="Failed credentials from each address; off for no limit.",
+        help="Failed credentials from each address (of IPv6, each /64); off for no limit.",
     )
     proxy_hops: int = _setting(
         _whole(0, 10),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TypeVar
 
 from limits import RateLimitItem
 from limits.storage import RedisStorage
@@ -16,10 +17,11 @@ from app.store.keys import Keys
 
 # A worker counts this part of a limit in advance, at most so many requests at once.
 _SHARE, _MOST = 50, 100
-# Names over their limit that a process remembers.
+# Names that a process remembers at most, of those counted in advance and of those over their limit.
 _REMEMBERED = 10_000
 
 _Name = tuple[RateLimitItem, tuple[str, ...]]
+_Value = TypeVar("_Value")
 
 
 class _ClusterStorage(RedisStorage):
@@ -76,13 +78,18 @@ class Rates:
         with translated():
             if self._limiter.hit(limit, *names, cost=cost):
                 if cost > 1:
-                    self._ahead[name] = asked + limit.get_expiry(), cost - 1
+                    _remember(self._ahead, name, (asked + limit.get_expiry(), cost - 1))
                 return None
             reset = self._limiter.get_window_stats(limit, *names).reset_time
-        if len(self._over) >= _REMEMBERED:
-            self._over.clear()
-        self._over[name] = reset
+        _remember(self._over, name, reset)
         return _seconds(reset - time.time())
+
+
+def _remember(known: dict[_Name, _Value], name: _Name, value: _Value) -> None:
+    """Keep what is known of a name. Where there are too many, all are forgotten: it is counted."""
+    if name not in known and len(known) >= _REMEMBERED:
+        known.clear()
+    known[name] = value
 
 
 def _seconds(left: float) -> int:

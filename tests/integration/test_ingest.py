@@ -375,6 +375,36 @@ class TestLimits:
         assert elsewhere.post(COHORT_PATH, json=ONE).status_code == 401
         assert caller(app).post(COHORT_PATH, json=ONE).status_code == 200
 
+    @pytest.mark.parametrize(
+        ("first", "second", "together"),
+        [
+            ("2001:db8::1", "2001:db8::ffff:2", True),
+            ("2001:db8::1", "2001:db8:0:1::1", False),
+            ("::ffff:192.0.2.1", "192.0.2.1", True),
+            ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+            ("unknown", "_hidden", False),
+        ],
+    )
+    def test_failed_credentials__of_ipv6__are_counted_by_network(
+        self, make_app: Callable[..., Flask], first: str, second: str, together: bool
+    ) -> None:
+        http = caller(make_app(auth_failure_rate_limit=self.rate("1/hour")), "wrong")
+        replies = []
+        for address in (first, second):
+            http.environ_base["REMOTE_ADDR"] = address
+            replies.append(http.post(COHORT_PATH, json=ONE).status_code)
+        assert replies == [401, 429 if together else 401]
+
+    def test_failed_credentials__of_ever_new_addresses__are_not_remembered_for_ever(
+        self, make_app: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.store.rates._REMEMBERED", 10)
+        rates, limit = make_app().extensions["rates"], self.rate("100/minute")
+        for number in range(25):
+            assert rates.hit(limit, "address", str(number)) is None
+        assert len(rates._ahead) <= 10
+        assert rates.hit(limit, "address", "24") is None
+
 
 def test_health__is_open_and_ready_tells_the_stores_time(make_app: Callable[..., Flask]) -> None:
     http = make_app().test_client()
