@@ -126,7 +126,7 @@ class WebhookSchema(Base):
     cohort_id = Id(MAX_TRAIT_BYTES, required=True)
     in_cohort = InCohort(required=True)
     computed_time = EpochTime(allow_none=True)
-    message_id = Text(
+    message_id = Id(
         MAX_MESSAGE_ID_BYTES,
         empty=True,
         allow_none=True,

@@ -114,7 +114,9 @@ def test_body__whatever_it_is__is_taken_or_refused_with_places(body: dict[str, A
 
 @pytest.mark.parametrize("given_id", ["12345", 12345])
 def test_ids__as_whole_numbers__are_taken_as_strings(given_id: object) -> None:
-    (call,) = load(cohort_id=given_id, users=[{"user_id": given_id}]).identifies
+    sent = load(cohort_id=given_id, message_id=given_id, users=[{"user_id": given_id}])
+    assert sent.message_id == "12345"
+    (call,) = sent.identifies
     assert call == Identify("12345", {"[Amplitude] Power: users: 12345": True}, 1692206763000)
 
 
@@ -181,7 +183,8 @@ def test_cohort_name__empty_or_with_colons__is_taken() -> None:
         ({"computed_time": 0}, "computed_time"),
         ({"computed_time": -1692206763}, "computed_time"),
         ({"computed_time": 1692206763123456}, "computed_time"),
-        ({"message_id": 7}, "message_id"),
+        ({"message_id": True}, "message_id"),
+        ({"message_id": 1.5}, "message_id"),
         ({"message_id": "x" * 257}, "message_id"),
         ({"message_id": "a\0"}, "message_id"),
         ({"users": {}}, "users"),
