@@ -116,7 +116,7 @@ def test_body__in_gzip__is_read(client: FlaskClient, path: str) -> None:
 def test_other_calls__in_a_batch__are_rejected_one_by_one(
     client: FlaskClient, redis_client: redis.Redis
 ) -> None:
-    others = [{"type": name} for name in ("page", "screen", "group", "alias")]
+    others = [{"type": name} for name in ("page", "screen", "group", "audience")]
     reply = post(client, batch(TRACK, call("a", True), *others, call("b", True)))
     assert {k: reply[k] for k in ("accepted", "changed", "rejected")} == {
         "accepted": 2,
