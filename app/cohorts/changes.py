@@ -70,7 +70,7 @@ def membership_changes(statements: Sequence[Statement]) -> list[MembershipChange
     """The changes that a request's statements ask for, each (user, cohort) once.
 
     The last statement about a (user, cohort) wins, or the newest where they carry times; and so
-    does the last name of a cohort.
+    does the last or newest name of a cohort.
     """
     if not statements:
         return []
@@ -93,7 +93,7 @@ def _alike(statements: Sequence[Statement]) -> Alike | None:
 
 def _of_any(statements: Sequence[Statement]) -> list[MembershipChange]:
     cohorts: dict[str, Cohort] = {}  # by trait name
-    named: dict[str, Cohort] = {}  # by id, under the last name
+    named: dict[str, tuple[Cohort, int | None]] = {}  # by id, under the newest name
     last: dict[str, dict[str, tuple[bool, int | None]]] = {}  # cohort id → user id
     for said in statements:
         at_ms = said.at_ms
@@ -103,11 +103,10 @@ def _of_any(statements: Sequence[Statement]) -> list[MembershipChange]:
                 cohort = cohorts[trait] = Cohort.from_trait(trait)
                 last.setdefault(cohort.id, {})
             users = last[cohort.id]
-            before = users.get(said.user_id, (False, None))[1]
-            if at_ms is not None and before is not None and before > at_ms:
-                continue
-            users[said.user_id] = member, at_ms
-            named[cohort.id] = cohort
+            if said.user_id not in users or not _is_older(at_ms, users[said.user_id][1]):
+                users[said.user_id] = member, at_ms
+            if cohort.id not in named or not _is_older(at_ms, named[cohort.id][1]):
+                named[cohort.id] = cohort, at_ms
 
     changes: dict[tuple[str, bool, int | None], list[str]] = {}
     for cohort_id, users in last.items():
@@ -118,6 +117,11 @@ def _of_any(statements: Sequence[Statement]) -> list[MembershipChange]:
             else:
                 changes[key] = [user_id]
     return [
-        MembershipChange(named[cohort_id], member, user_ids, at_ms)
+        MembershipChange(named[cohort_id][0], member, user_ids, at_ms)
         for (cohort_id, member, at_ms), user_ids in changes.items()
     ]
+
+
+def _is_older(at_ms: int | None, than: int | None) -> bool:
+    """Whether a time is before another. None, the time of arrival, is before none."""
+    return at_ms is not None and (than is None or at_ms < than)

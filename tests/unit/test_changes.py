@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from app.cohorts import Alike, Cohort, Identify, MembershipChange, membership_changes
 
 
@@ -59,3 +61,19 @@ def test_membership_changes__with_times__the_newest_wins_whatever_the_order() ->
         MembershipChange(Cohort("1", "n:1"), True, ["a"], 200),
         MembershipChange(Cohort("1", "n:1"), False, ["b"], 100),
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [(200, 100, "one: 1"), (100, 200, "two: 1"), (100, 100, "two: 1"), (None, 100, "one: 1")],
+)
+def test_membership_changes__two_names_of_one_cohort_with_times__the_newest_name_wins(
+    first: int | None, second: int, name: str
+) -> None:
+    calls = [Identify("a", {"one: 1": True}, first), Identify("b", {"two: 1": True}, second)]
+    assert {change.cohort.trait for change in membership_changes(calls)} == {name}
+
+
+def test_membership_changes__without_a_time__are_as_of_arrival_and_so_the_newest() -> None:
+    calls = [Identify("a", {"n:1": False}), Identify("a", {"n:1": True}, 100)]
+    assert membership_changes(calls) == [MembershipChange(Cohort("1", "n:1"), False, ["a"])]
