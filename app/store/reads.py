@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib.resources import files
+from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
 import redis
@@ -72,31 +73,22 @@ class Reads:
 
     def user(self, app_id: str, user_id: str) -> User:
         """A user; without traits where never heard of."""
-        partition = self._keys.partition(user_id)
-        with translated():
-            (rows,) = self._call_users(app_id, {partition: [user_id]})
-            return self._complete(app_id, partition, [user_id], rows)[0]
+        return self._complete(app_id, self._rows(app_id, [user_id]))[0]
 
-    def users(self, app_id: str, user_ids: Sequence[str]) -> list[User]:
-        """Users, in the order asked for. Raises no error for those never heard of."""
-        places: dict[int, dict[str, None]] = {}
-        for user_id in user_ids:
-            places.setdefault(self._keys.partition(user_id), {})[user_id] = None
-        waiting = {partition: list(wanted) for partition, wanted in places.items()}
-        found: dict[str, User] = {}
-        with translated():
-            while waiting:
-                parts = {p: left[:USERS_PER_CALL] for p, left in waiting.items()}
-                for (partition, part), rows in zip(
-                    parts.items(), self._call_users(app_id, parts), strict=True
-                ):
-                    done = part[: len(rows)]
-                    for user in self._complete(app_id, partition, done, rows):
-                        found[user.id] = user
-                    del waiting[partition][: len(done)]
-                    if not waiting[partition]:
-                        del waiting[partition]
-        return [found[user_id] for user_id in user_ids]
+    def users(self, app_id: str, user_ids: Iterable[str]) -> Iterator[list[User]]:
+        """Users, each once, in the order asked for. Raises no error for those never heard of.
+
+        They come some at a time, and one with very many traits alone: what is held is bounded.
+        """
+        waiting = list(dict.fromkeys(user_ids))
+        while waiting:
+            part = waiting[:USERS_PER_CALL]
+            rows = self._rows(app_id, part)
+            ready = list(takewhile(rows.__contains__, part))
+            del waiting[: len(ready)]
+            alone = {user_id: user_id for user_id in ready if len(rows[user_id]) == 1}
+            for _, some in groupby(ready, alone.get):
+                yield self._complete(app_id, {user_id: rows[user_id] for user_id in some})
 
     def since(self, app_id: str, cohort_id: str, user_id: str) -> int | None:
         """Since when a user is in a cohort, in ms since the epoch; None for who is not."""
@@ -171,40 +163,44 @@ class Reads:
         entries = iter(flat)
         return [(user_id.decode(), float(score)) for user_id, score in zip(entries, entries)]  # noqa: B905
 
-    def _call_users(self, app_id: str, parts: dict[int, list[str]]) -> list[list[list[bytes]]]:
-        """The script's rows about some users of each partition; of the first ones at least."""
+    def _rows(self, app_id: str, user_ids: list[str]) -> dict[str, list[bytes]]:
+        """The script's rows about the first users of each partition, by id."""
+        parts: dict[int, list[str]] = {}
+        for user_id in user_ids:
+            parts.setdefault(self._keys.partition(user_id), []).append(user_id)
         calls = [
-            Call(self._keys.changes(app_id, partition), [TRAITS_PER_CALL, *user_ids])
-            for partition, user_ids in parts.items()
+            Call(self._keys.changes(app_id, partition), [TRAITS_PER_CALL, *wanted])
+            for partition, wanted in parts.items()
         ]
-        return together(self._users, calls)
+        with translated():
+            told = together(self._users, calls)
+        return {
+            user_id: row
+            for wanted, rows in zip(parts.values(), told, strict=True)
+            for user_id, row in zip(wanted, rows)  # noqa: B905  fewer rows where they are long
+        }
 
-    def _all_traits(self, app_id: str, partition: int, user_id: str) -> list[bytes]:
+    def _all_traits(self, app_id: str, user_id: str) -> list[bytes]:
         """The row of a user with very many traits, read some at a time and so not at one moment."""
+        stream = self._keys.changes(app_id, self._keys.partition(user_id))
         found: dict[bytes, bytes] = {}
         cursor: bytes = b"0"
         while True:
-            cursor, row = self._traits(
-                keys=[self._keys.changes(app_id, partition)],
-                args=[user_id, cursor, TRAITS_PER_PIECE],
-            )
+            cursor, row = self._traits(keys=[stream], args=[user_id, cursor, TRAITS_PER_PIECE])
             found.update(zip(row[::2], row[1::2], strict=True))
             if cursor == b"0":
                 return [part for pair in found.items() for part in pair]
 
-    def _complete(
-        self, app_id: str, partition: int, user_ids: list[str], rows: list[list[bytes]]
-    ) -> list[User]:
-        """Users from the script's rows. Asks for the cohorts that the script could not tell."""
-        rows = [
-            self._all_traits(app_id, partition, user_id) if len(row) == 1 else row
-            for user_id, row in zip(user_ids, rows, strict=True)
-        ]
+    @translated()
+    def _complete(self, app_id: str, rows: dict[str, list[bytes]]) -> list[User]:
+        """Users from the script's rows. Asks for what the script could not tell."""
         users = []
-        open_ends: dict[str, list[tuple[User, Cohort]]] = {}
+        open_ends: dict[tuple[int, str], list[tuple[User, Cohort]]] = {}
         # Most users have the same traits as others, in the same order.
         known: dict[tuple[bytes, ...], tuple[list[str], list[tuple[int, Cohort]]]] = {}
-        for user_id, row in zip(user_ids, rows, strict=True):
+        for user_id, row in rows.items():
+            if len(row) == 1:
+                row = self._all_traits(app_id, user_id)
             names, told = tuple(row[::2]), row[1::2]
             found = known.get(names)
             if found is None:
@@ -217,11 +213,12 @@ class Reads:
             for place, cohort in by_cohort:
                 since = told[place]
                 if since == _TO_FIND_OUT:
-                    open_ends.setdefault(cohort.id, []).append((user, cohort))
+                    place_of = self._keys.partition(user_id), cohort.id
+                    open_ends.setdefault(place_of, []).append((user, cohort))
                 elif since not in _NO_TIME:
                     memberships.append(_new(Membership, (cohort, _since_ms(since))))
             users.append(user)
-        for cohort_id, pairs in open_ends.items():
+        for (partition, cohort_id), pairs in open_ends.items():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
             scores: Any = self._client.zmscore(key, [user.id for user, _ in pairs])
             for (user, cohort), score in zip(pairs, scores, strict=True):

@@ -178,7 +178,7 @@ class UsersQuery(Base):
 
 
 class UsersReply(Reply):
-    """Users, in the order asked for."""
+    """Users, each once, in the order asked for."""
 
     users = fields.List(fields.Nested(UserReply), required=True)
 

@@ -237,7 +237,7 @@ def test_slot__that_moves_key_by_key__refuses_and_loses_nothing() -> None:
             source.client.migrate("127.0.0.1", target.port, some, 0, 5000)
             for attempt in (
                 lambda: enter(store, [*ids[:50], "new"]),
-                lambda: store.reads.users(APP, ids),
+                lambda: list(store.reads.users(APP, ids)),
                 lambda: list(store.reads.all_members(APP, COHORT)),
             ):
                 with pytest.raises(StoreError) as error:

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def everything(settings: Settings) -> dict[str, Any]:
             key.decode().split(":user:", 1)[1]
             for key in client.scan_iter(match=f"cohorts:{{{app}*:user:*")
         )
-        found[f"{app} users"] = store.reads.users(app, users)
+        found[f"{app} users"] = list(chain(*store.reads.users(app, users)))
         found[f"{app} cohorts"] = cohorts = list(store.registry.all(app))
         for cohort in cohorts:
             found[f"{app} members of {cohort.id}"] = sorted(

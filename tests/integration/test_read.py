@@ -14,7 +14,7 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.cohorts import Cohort
+from app.cohorts import Cohort, MembershipChange
 from app.settings import Settings
 from app.store import Store, connect
 from simulator.payloads import COHORT_PATH, identify
@@ -175,9 +175,9 @@ class TestManyUsers:
         ids = [f"u{n}" for n in range(1000)]
         say(store, ONE, True, ids[::2], 1000)
         say(store, NO_ID, True, ids[::3], 2000)
-        asked = [*reversed(ids), "u7"][-1000:]
+        asked = [*ids[:0:-1], "u7"]
         told = reader.send("POST", "/api/v1/users/query", json={"userIds": asked}).json["users"]
-        assert [user["userId"] for user in told] == asked
+        assert [user["userId"] for user in told] == asked[:-1]  # each once
         for user in told:
             assert user == reader.get(f"/api/v1/users/{user['userId']}").json
 
@@ -188,6 +188,21 @@ class TestManyUsers:
             say(store, f"n: {n}", True, ["a", "b", "c", "d"], 1000 + n)
         told = reader.send("POST", "/api/v1/users/query", json={"userIds": ["a", "x", "d", "b"]})
         assert [len(user["cohorts"]) for user in told.json["users"]] == [900, 0, 900, 900]
+
+    def test_query__users_of_very_many_traits__are_told_among_the_others(
+        self, store: Store, reader: Reader
+    ) -> None:
+        cohorts = [Cohort.from_trait(f"n: {n}") for n in range(1500)]
+        many = [MembershipChange(cohort, True, ["b", "c"]) for cohort in cohorts]
+        store.apply(APP, many, way="test")
+        say(store, ONE, True, ["a", "d"], 1000)
+        told = reader.send("POST", "/api/v1/users/query", json={"userIds": list("abxcbd")})
+        assert [user["userId"] for user in told.json["users"]] == list("abxcd")
+        assert [len(user["cohorts"]) for user in told.json["users"]] == [1, 1500, 0, 1500, 1]
+
+    def test_query__of_nobody__tells_nobody(self, reader: Reader) -> None:
+        told = reader.send("POST", "/api/v1/users/query", json={"userIds": []})
+        assert told.json == {"users": []}
 
     @pytest.mark.parametrize(
         "body",

@@ -7,7 +7,9 @@ import json
 import threading
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,7 +17,7 @@ import pytest
 import redis
 
 from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify
-from tests.system.service import APP, Service, stored, wait_until
+from tests.system.service import APP, DEADLINE, KEY, Service, running, stored, wait_until
 from tests.system.wire import AUTH, JSON, connect, head, status
 
 LIMIT = 8 << 20  # the service's MAX_BODY_BYTES, by default
@@ -23,6 +25,8 @@ LONGEST_WAIT = 1.0  # of another client, in seconds, on a busy machine
 MOST_MEMORY = 64 << 20  # over idle, of all its processes together
 GZIP = {"Content-Encoding": "gzip"}
 GOOD = json.dumps(identify("u", "n: 1", True))
+QUIET_KEY, READ_KEY = "the-quiet-key", "the-read-key"
+LONGEST_WAIT = 0.5  # of another app's call, in seconds
 BASE = f"cohorts:{{{APP}}}:"
 
 
@@ -125,6 +129,60 @@ def test_bomb__of_empty_members__holds_up_no_other_client(service: Service) -> N
         assert service.post(GOOD.encode()).status == 200
         assert time.monotonic() - began < LONGEST_WAIT
     assert answers == [413] * len(threads)
+
+
+@pytest.fixture
+def alone(store_url: str) -> Iterator[Service]:
+    """A service of one worker, with a quiet app beside the one that asks for much."""
+    keys = f"{APP}:{KEY},quiet:{QUIET_KEY}"
+    env = {"REDIS_URL": store_url, "RATE_LIMIT": "off", "WEB_CONCURRENCY": "1", "API_KEYS": keys}
+    with running({**env, "READ_API_KEYS": f"{APP}:{READ_KEY}"}) as service:
+        assert quiet_call(service) < DEADLINE
+        yield service
+
+
+def quiet_call(service: Service) -> float:
+    """Seconds that a call of the quiet app takes."""
+    started = time.monotonic()
+    assert service.post(GOOD.encode(), api_key=QUIET_KEY).status == 200
+    return time.monotonic() - started
+
+
+def longest_wait(service: Service, work: Callable[[], None]) -> float:
+    """Seconds that a call of the quiet app takes at most while something else is asked for."""
+    worker = threading.Thread(target=work)
+    worker.start()
+    waits = []
+    while worker.is_alive():
+        waits.append(quiet_call(service))
+    return max(waits)
+
+
+def test_query__for_users_of_very_many_traits__is_answered_in_bounded_memory_and_turns(
+    alone: Service, redis_client: redis.Redis
+) -> None:
+    traits = dict.fromkeys((f"A cohort with a name: {n}" for n in range(20_000)), "true")
+    users = [f"user-{n}" for n in range(40)]
+    for user in users:
+        redis_client.hset(f"{BASE}user:{user}", mapping=traits)
+    sizes: list[int] = []
+
+    def ask(users: list[str]) -> None:
+        body = json.dumps({"userIds": users}).encode()
+        lines = (f"api_key: {READ_KEY}", JSON, f"Content-Length: {len(body)}", "Connection: close")
+        with connect(alone) as sock:
+            sock.sendall(head(*lines, path="/api/v1/users/query") + body)
+            sizes.append(sum(map(len, iter(partial(sock.recv, 1 << 20), b""))))
+
+    ask(users[:1])
+    idle = memory(alone)
+    forget_peak(alone)
+    wait = longest_wait(alone, lambda: ask(users))
+    assert peak(alone) - idle <= MOST_MEMORY
+    assert sizes[1] > 0.9 * len(users) * sizes[0]
+    assert wait < LONGEST_WAIT
+    ask(users[:1] * 200)
+    assert sizes[2] < 1.1 * sizes[0]
 
 
 def test_body__announced_as_huge__is_refused_before_any_of_it_is_read(service: Service) -> None:
