@@ -1,10 +1,12 @@
 """What a cohort and a change of its membership are. Pure Python: no Flask, no Redis."""
 
 from app.cohorts.changes import (
+    MOST_COHORTS,
     Alike,
     Identify,
     MembershipChange,
     Statement,
+    TooManyCohorts,
     membership_changes,
 )
 from app.cohorts.cohort import Cohort
@@ -13,6 +15,7 @@ from app.cohorts.history import Moves, Outcome, Rejection, RequestRecord, Sync, 
 from app.cohorts.record import CohortRecord, CohortSummary, Status
 
 __all__ = [
+    "MOST_COHORTS",
     "Alike",
     "Cohort",
     "CohortRecord",
@@ -28,6 +31,7 @@ __all__ = [
     "Statement",
     "Status",
     "Sync",
+    "TooManyCohorts",
     "membership_changes",
     "user_hash",
 ]

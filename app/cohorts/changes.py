@@ -7,6 +7,13 @@ from typing import NamedTuple, Protocol, overload
 
 from app.cohorts.cohort import Cohort
 
+# Cohorts that one request may be about. Each costs the store a group of its own, some 50 µs.
+MOST_COHORTS = 10_000
+
+
+class TooManyCohorts(ValueError):
+    """A request is about more cohorts than ``MOST_COHORTS``."""
+
 
 class Statement(Protocol):
     """What a call says of a user: for each trait name, whether the user has it.
@@ -71,6 +78,9 @@ def membership_changes(statements: Sequence[Statement]) -> list[MembershipChange
 
     The last statement about a (user, cohort) wins, or the newest where they carry times; and so
     does the last or newest name of a cohort.
+
+    Raises:
+        TooManyCohorts: they are about too many, and were not looked at to their end.
     """
     if not statements:
         return []
@@ -100,6 +110,8 @@ def _of_any(statements: Sequence[Statement]) -> list[MembershipChange]:
         for trait, member in said.traits.items():
             cohort = cohorts.get(trait)
             if cohort is None:
+                if len(cohorts) == MOST_COHORTS:
+                    raise TooManyCohorts
                 cohort = cohorts[trait] = Cohort.from_trait(trait)
                 last.setdefault(cohort.id, {})
             users = last[cohort.id]

@@ -9,8 +9,17 @@ from collections.abc import Iterator, Sequence
 from flask import Response, current_app, g
 from orjson import dumps
 
-from app.cohorts import Cohort, Outcome, Rejection, Statement, membership_changes, user_hash
-from app.errors import CohortBeingDeleted, Problem, SuppressedUser, UnknownUser
+from app.cohorts import (
+    MOST_COHORTS,
+    Cohort,
+    Outcome,
+    Rejection,
+    Statement,
+    TooManyCohorts,
+    membership_changes,
+    user_hash,
+)
+from app.errors import BodyTooLarge, CohortBeingDeleted, Problem, SuppressedUser, UnknownUser
 from app.settings import Settings
 from app.store import Applied, Store
 from app.web.body import MAX_ERRORS
@@ -48,6 +57,7 @@ def apply(
 
     Raises:
         NotKnown: with ``as_known``, a cohort is not known.
+        BodyTooLarge: of too many cohorts.
         UnknownUser, CohortBeingDeleted: nothing could be applied, for this reason.
         StoreError: the store could not be had.
     """
@@ -55,7 +65,10 @@ def apply(
     event = now.event
     store: Store = extensions["store"]
     settings: Settings = extensions["settings"]
-    changes = membership_changes(calls)
+    try:
+        changes = membership_changes(calls)
+    except TooManyCohorts:
+        raise BodyTooLarge(f"The body may name at most {MOST_COHORTS} cohorts.") from None
     outcome = now.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
     event.update(way=way, cohorts=list(outcome.traits)[:10])
     started = time.perf_counter()
