@@ -164,6 +164,22 @@ class Results:
             Bar(f"ingest lost to {self.plan.followers} followers", lost * 100, 10, False, " %"),
         ]
 
+    def followers_table(self) -> str:
+        """What followers cost ingest, in Markdown."""
+        lines = [
+            "| followers | users/s of ingest | beside none | CPU server | behind, s |",
+            "|--:|--:|--:|--:|--:|",
+        ]
+        for followers in (0, self.plan.followers):
+            rate, cpu, lag = (
+                median(getattr(i, what) for i in self.ingests if i.followers == followers)
+                for what in ("users_per_second", "cpu_server", "lag_seconds")
+            )
+            kept = 1 + self.cost(lambda ingest: ingest.users_per_second) if followers else 1.0
+            behind = f"{lag:.2f}" if followers else ""
+            lines.append(f"| {followers} | {rate:,.0f} | {kept:.0%} | {cpu:.1f} | {behind} |")
+        return "\n".join(lines)
+
     def text(self) -> str:
         """Everything, for people. The tables are Markdown."""
         lines = [
@@ -185,7 +201,8 @@ class Results:
         )
         lines += [
             "",
-            "One user, who is in three cohorts. CPU is in ms per request, medians of the rounds. "
+            "One user, who is in three cohorts. CPU is in ms per request. Figures are medians of "
+            "the rounds, bars the medians of the rounds' own ratios. "
             f"CPU of a request, {BARE} / {SERVICE}: {shares}.",
             "",
             f"{MANY:,} users in one call, one after the other: p50 "
@@ -198,22 +215,16 @@ class Results:
             )
             + ".",
             "",
-            "| followers | users/s of ingest | CPU server | behind, s |",
-            "|--:|--:|--:|--:|",
+            self.followers_table(),
         ]
-        for followers in (0, self.plan.followers):
-            rate, cpu, lag = (
-                median(getattr(i, what) for i in self.ingests if i.followers == followers)
-                for what in ("users_per_second", "cpu_server", "lag_seconds")
-            )
-            behind = f"{lag:.2f}" if followers else ""
-            lines.append(f"| {followers} | {rate:,.0f} | {cpu:.1f} | {behind} |")
         more = self.cost(lambda ingest: ingest.cpu_server)
         lines += [
             "",
             "CPU is in seconds per million users, of the service; behind is how long after the "
             "last answer all followers had heard of everything. The followers themselves run on "
-            f"the same machine. Medians; CPU of the service with followers: {more:+.0%}.",
+            "the same machine, and come first in every other round. Figures are medians of the "
+            "rounds; what is beside none is the median of the rounds' own ratios, as in the bars. "
+            f"CPU of the service with followers: {more:+.0%}.",
             "",
             *shown(self.bars()),
         ]
@@ -247,7 +258,8 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Results:
             exports.append(_export(plan, service))
         ingests = []
         for number in range(plan.repeat):
-            for followers in (0, plan.followers):
+            both = (0, plan.followers)
+            for followers in both if number % 2 == 0 else both[::-1]:
                 tell(f"round {number + 1}: ingest with {followers} followers")
                 ingests.append(_ingest(plan, store, service, followers, number))
     return Results(plan, reads, many, exports, ingests)

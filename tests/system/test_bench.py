@@ -58,15 +58,27 @@ def test_bench__small_loads__measures_every_contestant(tmp_path: Path) -> None:
 
 
 def test_bench_reads__small_numbers__measures_every_reader() -> None:
-    plan = reads.Plan(users=1200, members=12_000, seconds=0.2, repeat=1, clients=(2,), followers=3)
+    plan = reads.Plan(users=1200, members=12_000, seconds=0.2, repeat=2, clients=(2,), followers=3)
     results = reads.measure(plan, lambda line: None)
     assert {read.contestant for read in results.reads} == {reads.SERVICE, reads.BARE, reads.RAW}
     assert all(read.per_second > 0 for read in results.reads)
     assert len(results.many_ms) > 0
-    assert [ingest.followers for ingest in results.ingests] == [0, 3]
+    assert [ingest.followers for ingest in results.ingests] == [0, 3, 3, 0]
     judged = [bar.name for bar in results.bars()]
     assert "1,000 users in one call, p50" in judged
     assert all(name in results.text() for name in judged)
+
+
+def test_bench_reads__rates__are_compared_round_by_round() -> None:
+    rates = {0: (100, 160, 100), 10: (90, 80, 99)}
+    ingests = [
+        reads.Ingest(followers, n, rate, 1.0, 0.0)
+        for followers, all_ in rates.items()
+        for n, rate in enumerate(all_)
+    ]
+    results = reads.Results(reads.Plan(repeat=3), [], [], [], ingests)
+    assert results.cost(lambda ingest: ingest.users_per_second) == pytest.approx(-0.1)
+    assert "| 10 | 90 | 90% |" in results.followers_table()
 
 
 def test_bench_rename__small_cohort_and_killed_workers__loses_nothing() -> None:
