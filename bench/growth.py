@@ -10,12 +10,16 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from bench import docs, servers, traffic
 from bench import load as generator
@@ -33,6 +37,10 @@ _REPEATS = 3
 # To log the commands within a script too would be most of its time.
 _LOGGED_US = 100
 _BACKGROUND_SECONDS = 4.0
+# Commands are killed after this: by then they have done each of their steps many times.
+_COMMAND_SECONDS = 60.0
+# Of a script that ran so often meanwhile, one call in a hundred is left out: it waited for a core.
+_OFTEN = 100
 _ONE_USER = "one-user-of-many-cohorts"
 
 
@@ -47,26 +55,36 @@ class Point:
     store_mb: float
 
 
+@dataclass(frozen=True)
+class Held:
+    """How long a call's commands took the store, in ms: what is judged, and the very longest."""
+
+    judged: float
+    longest: float
+
+
 @dataclass
 class Outcome:
-    """The points; and for each kind of call, the longest time of one store command, in ms."""
+    """The points; and for each kind of call, how long its commands took the store."""
 
     points: list[Point] = field(default_factory=list)
     cohorts: int = 0
     cohorts_per_second: float = 0.0
-    calls: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, Held] = field(default_factory=dict)
     slow_commands: list[tuple[str, float]] = field(default_factory=list)
-    latency: list[str] = field(default_factory=list)
+    latency_growing: str = ""
+    latency_of_calls: str = ""
 
     @property
     def passed(self) -> bool:
-        return all(ms <= BLOCKS_MS for ms in self.calls.values())
+        return all(held.judged <= BLOCKS_MS for held in self.calls.values())
 
     def text(self) -> str:
         """In Markdown."""
         shown = self.points[:: max(1, len(self.points) // 8)]
         if self.points[-1] not in shown:
             shown.append(self.points[-1])
+        most = max(held.judged for held in self.calls.values())
         slow = sorted(self.slow_commands, key=lambda entry: -entry[1])[:5]
         slowest = "; ".join(f"`{name}` {ms:.0f} ms" for name, ms in slow) or "none"
         return "\n".join(
@@ -82,29 +100,36 @@ class Outcome:
                 f"Then one user entered {self.cohorts:,} cohorts, one call for each: "
                 f"{self.cohorts_per_second:,.0f} a second.",
                 "",
-                "| call, with all that stored | longest store command, ms |",
-                "|:--|--:|",
-                *(f"| {name} | {ms:.2f} |" for name, ms in self.calls.items()),
+                "| call, with all that stored | longest store command, ms | of all times |",
+                "|:--|--:|--:|",
+                *(
+                    f"| {name} | {held.judged:.2f} | {held.longest:.2f} |"
+                    for name, held in self.calls.items()
+                ),
                 "",
-                f"The least of {_REPEATS} times, by the store's slow log: what is slow by itself "
-                "is slow each time; of background steps their median. While it grew, with all "
-                "cores busy, the slow log had "
+                f"By the store's slow log. A call is made {_REPEATS} times, if it can be, and the "
+                "best one judged: what is slow by itself is slow each time. Of a script that ran "
+                f"{_OFTEN} times or more meanwhile, as background steps do, the slowest hundredth "
+                "is left out: there it waited for a core. The last column leaves nothing out. The "
+                f"store's latency monitor during all these calls: {self.latency_of_calls}. While "
+                "the cohort grew, with all cores busy, the slow log had "
                 f"{len(self.slow_commands)} commands of more than {BLOCKS_MS:.0f} ms (the longest: "
-                f"{slowest}); these times include waiting for a core. Its latency monitor: "
-                f"{', '.join(self.latency) or 'nothing'}.",
+                f"{slowest}), and the latency monitor: {self.latency_growing}.",
                 "",
                 "```",
                 f"{'pass' if self.passed else 'MISS'}  longest store command of any call"
-                f"{max(self.calls.values()):>20.2f} ms  <= {BLOCKS_MS:.0f} ms",
+                f"{most:>20.2f} ms  <= {BLOCKS_MS:.0f} ms",
                 "```",
             ]
         )
 
 
 class _Run:
-    def __init__(self, store: RunningStore, service: Gunicorn) -> None:
+    def __init__(self, store: RunningStore, service: Gunicorn, background_seconds: float) -> None:
         self._store, self._service = store, service
+        self._background_seconds = background_seconds
         self.outcome = Outcome()
+        self._cookie = ""
 
     def grow(self, users: int, points: int) -> None:
         each = max(BATCH, users // points)
@@ -150,8 +175,14 @@ class _Run:
         for entry in self._store.client.slowlog_get(_SLOW_ENTRIES):
             name = entry["command"].split(b" ", 1)[0].decode().lower()
             self.outcome.slow_commands.append((name, entry["duration"] / 1000))
-        latest: Any = self._store.client.execute_command("LATENCY", "LATEST")  # type: ignore[no-untyped-call]
-        self.outcome.latency = [f"{event[0].decode()} {event[3]} ms" for event in latest]
+        self.outcome.latency_growing = self._latency()
+
+    def _latency(self) -> str:
+        """What the latency monitor has seen since this was asked, at most for each event."""
+        execute: Callable[..., Any] = self._store.client.execute_command
+        latest = execute("LATENCY", "LATEST")
+        execute("LATENCY", "RESET")
+        return ", ".join(f"{event[0].decode()} {event[3]} ms" for event in latest) or "nothing"
 
     def make_each_call(self) -> None:
         cohort, user = f"/api/v1/cohorts/{traffic.COHORT_ID}", next(traffic.user_ids(1))
@@ -177,49 +208,93 @@ class _Run:
             "the cohort": lambda: self._call("GET", cohort),
             "all cohorts, by members": lambda: self._call("GET", "/api/v1/cohorts?sort=-members"),
             "changes": lambda: self._call("GET", "/api/v1/changes?limit=1000"),
+            "a part of an export": lambda: self._read(f"{cohort}/members.ndjson", 20 << 20),
+            **{
+                f"the page {page}": lambda page=page: self._read(page, 1 << 30)  # type: ignore[misc]
+                for page in ("/", f"/cohort?id={traffic.COHORT_ID}", "/syncs", "/health")
+            },
             "a user is erased": lambda: self._call("DELETE", f"/api/v1/users/{next(erased)}"),
         }
         for name, call in calls.items():
-            tell_stderr(name)
-            self.outcome.calls[name] = min(self._longest(call) for _ in range(_REPEATS))
-        tell_stderr("the user of many cohorts is erased")
-        self.outcome.calls["a step of erasing the user of many cohorts"] = self._step(
-            lambda: self._call("DELETE", f"/api/v1/users/{_ONE_USER}")
+            self._judge(name, call)
+        self._judge("`store check`", lambda: self._command("check"), 1)
+        with servers.running_store() as other:
+            self._judge(
+                "`store copy`",
+                lambda: self._command("copy", "--to", other.url, "--partitions", "1"),
+                1,
+            )
+        self._judge(
+            "erasing the user of many cohorts",
+            lambda: self._call("DELETE", f"/api/v1/users/{_ONE_USER}"),
+            1,
         )
-        tell_stderr("a rename begins")
-        renamed = payloads.trait_name("Renamed", traffic.COHORT_ID)
-        self.outcome.calls["a step of a rename"] = self._step(
-            lambda: self._and_wait("POST", "/lists", payloads.list_create(renamed))
+        names = (payloads.trait_name(f"Renamed {n}", traffic.COHORT_ID) for n in range(_REPEATS))
+        self._judge(
+            "a rename", lambda: self._and_wait("POST", "/lists", payloads.list_create(next(names)))
         )
-        tell_stderr("a deletion begins")
-        self.outcome.calls["a step of a deletion"] = self._step(
-            lambda: self._and_wait("DELETE", cohort)
-        )
+        self._judge("a deletion", lambda: self._and_wait("DELETE", cohort), 1)
+        self.outcome.latency_of_calls = self._latency()
+
+    def _judge(self, name: str, call: Callable[[], Any], repeats: int = _REPEATS) -> None:
+        tell_stderr(name)
+        times = [self._held(call) for _ in range(repeats)]
+        judged = min(held.judged for held in times)
+        self.outcome.calls[name] = Held(judged, max(held.longest for held in times))
 
     def _and_wait(self, method: str, path: str, body: Any = None) -> None:
         self._call(method, path, body)
-        self._store.client.blpop(["bench:nothing"], timeout=_BACKGROUND_SECONDS)
+        self._store.client.blpop(["bench:nothing"], timeout=self._background_seconds)
 
-    def _longest(self, call: Callable[[], Any]) -> float:
-        """ms of the store's longest command meanwhile."""
-        return max(self._times(call), default=_LOGGED_US / 1000)
-
-    def _times(self, call: Callable[[], Any]) -> list[float]:
-        """ms of each of the store's commands meanwhile."""
+    def _held(self, call: Callable[[], Any]) -> Held:
+        """How long the store's commands took it meanwhile."""
         self._store.client.config_set("slowlog-log-slower-than", _LOGGED_US)
         self._store.client.slowlog_reset()
         call()
-        entries = self._store.client.slowlog_get(_SLOW_ENTRIES)
-        return [entry["duration"] / 1000 for entry in entries]
+        kinds: dict[bytes, list[float]] = defaultdict(list)
+        for entry in self._store.client.slowlog_get(_SLOW_ENTRIES):
+            kind = b" ".join(entry["command"].split(b" ", 2)[:2])  # a script's name comes second
+            kinds[kind if kind.startswith(b"EVALSHA") else kind.split()[0]].append(
+                entry["duration"] / 1000
+            )
+        judged = (percentile(ms, 99) if len(ms) >= _OFTEN else max(ms) for ms in kinds.values())
+        longest = max(map(max, kinds.values()), default=_LOGGED_US / 1000)
+        return Held(max(judged, default=_LOGGED_US / 1000), longest)
 
-    def _step(self, call: Callable[[], Any]) -> float:
-        """ms of the middle one of the scripts that ran meanwhile for a while."""
-        self._store.client.config_set("slowlog-log-slower-than", _LOGGED_US)
-        self._store.client.slowlog_reset()
-        call()
-        entries = self._store.client.slowlog_get(_SLOW_ENTRIES)
-        scripts = [e["duration"] / 1000 for e in entries if e["command"].startswith(b"EVALSHA")]
-        return percentile(scripts, 50) if scripts else _LOGGED_US / 1000
+    def _command(self, *words: str) -> None:
+        """Run ``store …`` to its end, or for a while."""
+        environment = {
+            **os.environ,
+            "REDIS_URL": self._store.url,
+            "API_KEYS": f"{servers.APP_ID}:{traffic.KEY}",
+        }
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [sys.executable, "-m", "flask", "--app", "wsgi", "store", *words],
+                cwd=servers.ROOT,
+                env=environment,
+                check=True,
+                capture_output=True,
+                timeout=_COMMAND_SECONDS,
+            )
+
+    def _read(self, path: str, most: int) -> None:
+        """Get so many bytes at most, as somebody who is logged in or by key."""
+        connection = http.client.HTTPConnection(*self._service.address, timeout=120)
+        try:
+            if not self._cookie:
+                form = {"Content-Type": "application/x-www-form-urlencoded"}
+                connection.request("POST", "/login", urlencode({"key": _ADMIN}), form)
+                reply = connection.getresponse()
+                reply.read()
+                self._cookie = (reply.headers["Set-Cookie"] or "").partition(";")[0]
+            connection.request("GET", path, headers={"api_key": _ADMIN, "Cookie": self._cookie})
+            reply = connection.getresponse()
+            reply.read(most)
+        finally:
+            connection.close()
+        if reply.status != 200:
+            raise generator.LoadFailed(f"GET {path}: {reply.status}")
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         connection = http.client.HTTPConnection(*self._service.address, timeout=120)
@@ -236,8 +311,10 @@ class _Run:
         return json.loads(said)
 
 
-def run(users: int, cohorts: int, points: int) -> Outcome:
-    """Run it, on a service and a store of its own."""
+def run(
+    users: int, cohorts: int, points: int, background_seconds: float = _BACKGROUND_SECONDS
+) -> Outcome:
+    """Run it, on a service and a store of its own; background work is watched for so long."""
     with ExitStack() as stack:
         store = stack.enter_context(servers.running_store())
         store.client.config_set("slowlog-max-len", _SLOW_ENTRIES)
@@ -251,7 +328,7 @@ def run(users: int, cohorts: int, points: int) -> Outcome:
                 STORE_TIMEOUT_SECONDS="30",
             )
         )
-        going = _Run(store, service)
+        going = _Run(store, service, background_seconds)
         going.grow(users, points)
         going.enter_cohorts(cohorts)
         going.read_slow_log()

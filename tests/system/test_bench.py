@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import apps, pages, reads, rename, watching
+from bench import apps, cluster, growth, pages, reads, rename, watching
 from tests.system.service import ROOT
 
 
@@ -103,6 +103,22 @@ def test_bench_apps__a_flood_of_one_app__leaves_another_its_turns() -> None:
             # Without turns, it waits as long as one of the noisy app's own requests does.
             shares.append(row.p50_ms / (clients / row.noisy_per_second * 1000))
         assert shares[-1] < 0.6, shares
+
+
+def test_bench_growth__small_cohort__judges_every_kind_of_call() -> None:
+    outcome = growth.run(users=20_000, cohorts=200, points=2, background_seconds=0.5)
+    assert [point.users for point in outcome.points] == [10_000, 20_000]
+    assert len(outcome.calls) == 23
+    assert all(0 < held.judged <= held.longest for held in outcome.calls.values())
+    assert all(name in outcome.text() for name in outcome.calls)
+
+
+def test_bench_cluster__short_loads__measures_every_setup(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cluster.main(["--seconds", "0.4", "--callers", "2"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 * (1 + len(cluster.SETUPS))
 
 
 def test_bench_pages__small_numbers__asks_for_every_page() -> None:
