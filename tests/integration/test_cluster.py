@@ -205,6 +205,21 @@ def test_wait__on_disk_without_an_append_only_file__says_that_it_cannot(
         enter(store, ["u1"])
 
 
+def test_wait__on_disk_of_master_and_replica__is_a_200(make_app: Callable[..., Flask]) -> None:
+    with running_cluster(1, 1, "--appendonly", "yes") as cluster:
+        app = make_app(
+            redis_url=cluster.url,
+            store_cluster=True,
+            store_wait_replicas=1,
+            store_wait_fsync=True,
+            store_timeout_seconds=10.0,
+        )
+        reply = caller(app).post(payloads.COHORT_PATH, json=payloads.identify("u1", TRAIT, True))
+        assert (reply.status_code, reply.json["changed"]) == (200, 1)
+        stats = cluster.masters[0].client.info("commandstats")
+        assert stats["cmdstat_waitaof"]["calls"] > 0
+
+
 def test_wait__on_a_single_store__is_for_its_replicas_too() -> None:
     with running_store() as url:
         settings = Settings(redis_url=url, store_wait_replicas=1, store_timeout_seconds=0.4)
