@@ -18,6 +18,7 @@ from simulator.payloads import identify
 from tests.system.service import APP, DEADLINE, ROOT, Service, running, stored, wait_until
 from tests.system.wire import AUTH, JSON, connect, head, raw, status
 
+STALLED_SECONDS = 0.025  # that stalled clients may cost each of the others' calls
 BODY = json.dumps(identify("u", "n: 1", True)).encode()
 
 
@@ -252,16 +253,14 @@ def times(service: Service, count: int) -> list[float]:
 def test_stalled_clients__two_hundred_of_them__leave_others_answered_as_before(
     service: Service,
 ) -> None:
-    # Other programs may use the machine, so the bound is not the one of a benchmark, and one of
-    # some rounds has to keep it.
-    for _ in range(4):
+    # Other programs may use the machine: one of some rounds has to keep the bound.
+    for _ in range(6):
         before = statistics.median(times(service, 40))
         with stalled_clients(service, 200):
             during = statistics.median(times(service, 40))
-        if during < 3 * before + 0.1:
+        if during < before + STALLED_SECONDS:
             break
-    assert during < 3 * before + 0.1
-    assert during < 1
+    assert during < before + STALLED_SECONDS
 
 
 def test_stalled_clients__in_their_headers__are_hung_up_on(service: Service) -> None:
