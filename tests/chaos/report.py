@@ -30,6 +30,7 @@ def as_markdown(outcomes: list[Outcome]) -> str:
     rows([o.faults for o in outcomes])
     row("**misbehaviour of the sender**", [o.misbehaviour.total() for o in outcomes])
     rows([o.misbehaviour for o in outcomes])
+    row("**users compared after the syncs**", [o.checked_after_syncs for o in outcomes])
     row("**users compared at the end**", [o.users_checked for o in outcomes])
     row("lost or wrong", [o.users_wrong for o in outcomes])
     row("transitions in the stream", [o.transitions for o in outcomes])

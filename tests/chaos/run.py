@@ -1,8 +1,7 @@
-"""One run: cohorts are synced while faults happen; then everything is compared."""
+"""One run: cohorts are synced while faults happen, and compared after every sync and at the end."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,11 +9,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import redis
 import urllib3
@@ -23,21 +23,24 @@ from simulator import payloads
 from simulator.cohort import Cohort
 from simulator.engine import Attempt, CohortSync, Mode
 from simulator.faults import Misbehaviour
-from simulator.reader import RedisReader
-from simulator.truth import compare
+from simulator.reader import ReaderError, RedisReader
+from simulator.truth import Comparison, compare
 from simulator.wire import Target
 from tests.chaos.faults import Faults
 from tests.chaos.processes import ServiceProcess, StoreProcess
 from tests.chaos.proxy import Proxy
+from tests.chaos.stream import Stream
 from tests.conftest import reserved_ports
-from tests.system.service import ROOT
+from tests.system.service import DEADLINE, ROOT
 
 APP, KEY = "chaos", "the-key-of-the-chaos-run"
 MISBEHAVIOUR = Misbehaviour(
-    duplicate=0.05, reorder=0.05, drop_reply=0.05, cut=0.05, slow=0.02, late=0.02, slow_seconds=0.5
+    duplicate=0.05, reorder=0.05, drop_reply=0.05, cut=0.05, slow=0.02, late=0.05, slow_seconds=0.5
 )
 STORE_TIMEOUT = 2.0
 AFTER_ALL = 2**62
+# Nothing that is sent is wrong in itself, and Amplitude doesn't send again what is refused.
+STATUSES = {200, 503}
 
 # Name, way in, users, users a request. Small requests make many chances for something to go wrong.
 COHORTS: tuple[tuple[str, Mode, int, int], ...] = (
@@ -47,6 +50,8 @@ COHORTS: tuple[tuple[str, Mode, int, int], ...] = (
     ("list", "list", 20_000, 200),
     ("webhook", "webhook", 20_000, 200),
 )
+
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -62,6 +67,7 @@ class Outcome:
     requests: int = 0
     retries: int = 0
     syncs: int = 0
+    checked_after_syncs: int = 0
     users_checked: int = 0
     users_wrong: int = 0
     users_uncertain: int = 0
@@ -71,7 +77,7 @@ class Outcome:
 
 
 def run(seconds: float, seed: int, *, partitions: int = 1, share: float = 1.0) -> Outcome:
-    """Sync under faults for about `seconds`, and then until all is delivered; then compare.
+    """Sync under faults for about `seconds`, and then until all is delivered; compare all along.
 
     `share` makes the cohorts smaller.
     """
@@ -83,28 +89,39 @@ def run(seconds: float, seed: int, *, partitions: int = 1, share: float = 1.0) -
                 stack.enter_context(_sync(service.url, n, seed, share, outcome))
                 for n in range(len(COHORTS))
             ]
+            reader = RedisReader(store.url, app=APP, partitions=partitions)
+            stack.callback(reader.close)
+            stream = Stream(store.url)
+            stack.callback(stream.close)
             faults = Faults(service, store, proxy, seed)
             over = threading.Event()
             with ThreadPoolExecutor(len(syncs)) as pool:
-                counts = [pool.submit(_go_on, sync, over) for sync in syncs]
+                checked = [
+                    pool.submit(_go_on, sync, over, reader, stream, outcome) for sync in syncs
+                ]
                 try:
                     faults.run(seconds)
                 finally:
                     over.set()
-            outcome.syncs = sum(count.result() for count in counts)
+            after_syncs = [checks for each in checked for checks in each.result()]
+            outcome.syncs = len(after_syncs)
+            outcome.checked_after_syncs = sum(after_syncs)
             outcome.faults = faults.done
             _calm_down(syncs, outcome)
-            _compare_users(syncs, store, partitions, outcome)
+            for sync in syncs:
+                _compare_at_the_end(sync, reader, stream, outcome)
             for sync in syncs:
                 stats = sync.stats
                 outcome.requests += stats.requests
                 outcome.retries += stats.retries
                 outcome.misbehaviour.update(stats.faults)
-        _compare_stream(store, outcome)
+            _compare_stream(store, stream, syncs, outcome)
         _check_store(store, partitions, outcome)
         log = (folder / "service.log").read_text()
-        if outcome.statuses[500] or '"unexpected error"' in log:
-            outcome.wrong.append(f"{outcome.statuses[500]} answers were a 500")
+        for status in sorted(outcome.statuses.keys() - STATUSES):
+            outcome.wrong.append(f"{outcome.statuses[status]} answers were a {status}")
+        if '"unexpected error"' in log:
+            outcome.wrong.append("the service tells of an unexpected error")
         outcome.seconds = time.monotonic() - started
         if outcome.wrong:
             kept = Path(tempfile.mkdtemp(prefix="chaos-log-")) / "service.log"
@@ -165,12 +182,48 @@ def _sync(url: str, number: int, seed: int, share: float, outcome: Outcome) -> C
     )
 
 
-def _go_on(sync: CohortSync, over: threading.Event) -> int:
-    done = 0
+def _go_on(
+    sync: CohortSync, over: threading.Event, reader: RedisReader, stream: Stream, outcome: Outcome
+) -> list[int]:
+    """Sync and compare until it is over. Returns how many users were certain after each sync."""
+    certain = []
     while not over.is_set():
         sync.sync()
-        done += 1
-    return done
+        compared = _compare(sync, reader, stream, outcome, f"sync {len(certain) + 1}")
+        certain.append(compared.checked - compared.uncertain)
+    return certain
+
+
+def _compare(
+    sync: CohortSync, reader: RedisReader, stream: Stream, outcome: Outcome, when: str
+) -> Comparison:
+    """Compare what the store holds and what the stream has told with the truth, user by user.
+
+    Nothing about this cohort is under way. A later sync says other things of the same users: what
+    is lost now would be overwritten by the end.
+    """
+    truth, cohort = sync.truth, sync.cohort
+    compared = _once_up(lambda: compare(truth, reader))
+    entered = _once_up(lambda: stream.entered(cohort.cohort_id))
+    if compared.wrong:
+        found = ", ".join(map(str, compared.examples[:3]))
+        outcome.wrong.append(f"{cohort.name}, {when}: {compared.wrong} users are wrong: {found}")
+    told = [(truth.possible(number), user in entered) for number, user in enumerate(truth.ids)]
+    if wrong := sum(is_in not in {value is True for value in may_be} for may_be, is_in in told):
+        outcome.wrong.append(f"{cohort.name}, {when}: the stream is wrong about {wrong} users")
+    return compared
+
+
+def _once_up(read: Callable[[], Found]) -> Found:
+    """Read from the store, again and again while it is down."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        try:
+            return read()
+        except (ReaderError, redis.RedisError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _calm_down(syncs: list[CohortSync], outcome: Outcome) -> None:
@@ -204,45 +257,35 @@ def _say_again(sync: CohortSync) -> None:
     http.clear()
 
 
-def _compare_users(
-    syncs: list[CohortSync], store: StoreProcess, partitions: int, outcome: Outcome
+def _compare_at_the_end(
+    sync: CohortSync, reader: RedisReader, stream: Stream, outcome: Outcome
 ) -> None:
-    reader = RedisReader(store.url, app=APP, partitions=partitions)
-    for sync in syncs:
-        compared = compare(sync.truth, reader)
-        outcome.users_checked += compared.checked
-        outcome.users_wrong += compared.wrong
-        outcome.users_uncertain += compared.uncertain
-        if compared.uncertain:
-            outcome.wrong.append(
-                f"{sync.cohort.name}: of {compared.uncertain} users nobody can tell what is right"
-            )
-        if compared.wrong:
-            outcome.wrong.append(
-                f"{sync.cohort.name}: {compared.wrong} users are wrong: {compared.examples[:3]}"
-            )
+    compared = _compare(sync, reader, stream, outcome, "at the end")
+    outcome.users_checked += compared.checked
+    outcome.users_wrong += compared.wrong
+    outcome.users_uncertain += compared.uncertain
+    if compared.uncertain:
+        outcome.wrong.append(
+            f"{sync.cohort.name}: of {compared.uncertain} users nobody can tell what is right"
+        )
 
 
-def _compare_stream(store: StoreProcess, outcome: Outcome) -> None:
+def _compare_stream(
+    store: StoreProcess, stream: Stream, syncs: list[CohortSync], outcome: Outcome
+) -> None:
     """Each user must enter and leave in turns, and have entered last exactly if it is a member."""
-    last: dict[tuple[str, str], str] = {}
+    cohorts = [sync.cohort.cohort_id for sync in syncs]
+    entered = {(cohort, user) for cohort in cohorts for user in stream.entered(cohort)}
     with redis.Redis.from_url(store.url, decode_responses=True) as client:
-        for stream in client.scan_iter(match="cohorts:*:changes", count=10_000):
-            for _, entry in client.xrange(stream):
-                for user in json.loads(entry["users"]):
-                    key = entry["cohort"], user
-                    outcome.transitions += 1
-                    if last.get(key, "left") == entry["change"]:
-                        outcome.repeated_transitions += 1
-                    last[key] = entry["change"]
-        entered = {key for key, change in last.items() if change == "entered"}
         members = {
             (key.split(":cohort:")[1].removesuffix(":members"), user)
             for key in client.scan_iter(match="cohorts:*:members", count=10_000)
             for user in client.zrange(key, 0, -1)
         }
-    if outcome.repeated_transitions:
-        outcome.wrong.append(f"{outcome.repeated_transitions} transitions are told twice")
+    outcome.transitions = stream.transitions
+    outcome.repeated_transitions = stream.repeated
+    if stream.repeated:
+        outcome.wrong.append(f"{stream.repeated} transitions are told twice")
     if entered != members:
         outcome.wrong.append(f"stream and members differ about {len(entered ^ members)} users")
 
