@@ -409,10 +409,10 @@ class CohortSync:
         fault = self._draw_fault(request)
         body = self._encode(request)
         if fault == "cut":
-            reply = connection.post_half(request.path, body)
+            reply = connection.post_half(request.path, body, self._headers)
         elif fault == "slow":
             seconds = self._misbehaviour.slow_seconds
-            reply = connection.post_slowly(request.path, body, seconds)
+            reply = connection.post_slowly(request.path, body, seconds, self._headers)
         else:
             reply = connection.post(request.path, body, self._headers)
         number = request.attempts

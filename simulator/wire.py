@@ -135,15 +135,17 @@ class Wire:
         """
         return self._call(method, path, body, headers or {}, slow=0.0)
 
-    def post_slowly(self, path: str, body: bytes, seconds: float) -> Reply:
+    def post_slowly(
+        self, path: str, body: bytes, seconds: float, headers: Mapping[str, str] | None = None
+    ) -> Reply:
         """Like `post`, with the body sent in pieces over `seconds`."""
-        return self._call("POST", path, body, {}, slow=seconds)
+        return self._call("POST", path, body, headers or {}, slow=seconds)
 
-    def post_half(self, path: str, body: bytes) -> Reply:
+    def post_half(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
         """Announce the whole body, send half of it and reset the connection. The error is `CUT`."""
         started = time.perf_counter()
         try:
-            self._begin("POST", path, len(body), {})
+            self._begin("POST", path, len(body), headers or {})
             self._conn.send(body[: len(body) // 2])
             if (sock := self._conn.sock) is not None:
                 # Not a polite end but a reset, as from a sender that died.

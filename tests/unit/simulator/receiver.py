@@ -108,6 +108,7 @@ class Receiver:
         self.lists: dict[str, str] = {}
         self.bodies: list[tuple[str, Any]] = []
         self.statuses: Counter[int] = Counter()
+        self.user_agents: Counter[str] = Counter()
         self.fail_first = fail_first
         self.fail_status = fail_status
         self.throttle = throttle
@@ -398,6 +399,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(receiver)
 
     def _answer(self, receiver: Receiver) -> None:
+        receiver.user_agents[self.headers.get("User-Agent", "")] += 1
         length = int(self.headers.get("Content-Length", 0))
         raw = b""
         try:

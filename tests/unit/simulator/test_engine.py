@@ -22,7 +22,7 @@ from simulator.engine import (
 )
 from simulator.faults import Misbehaviour, parse
 from simulator.truth import compare
-from simulator.wire import Reply, Target
+from simulator.wire import WEBHOOK_USER_AGENT, Reply, Target
 from tests.unit.simulator.receiver import CLOSED_PORT, KEY, Receiver
 
 
@@ -200,6 +200,15 @@ def test_sync__webhook__has_rising_times_and_an_id_of_its_own() -> None:
         assert [body["in_cohort"] for body in bodies] == [True, True, True, False]
         assert int(bodies[2]["computed_time"]) > int(first["computed_time"])
         assert int(bodies[2]["computed_time"]) <= time.time()
+
+
+@pytest.mark.parametrize("fault", ["cut", "slow"])
+def test_sync__misbehaving_webhooks__say_who_sends_like_all_others(fault: str) -> None:
+    faults = parse(f"{fault}=0.5,slow-seconds=0.01")
+    with Receiver() as receiver, engine(receiver, "webhook", misbehaviour=faults) as sync:
+        sync.sync()
+        assert sync.stats.faults[fault] > 0
+        assert receiver.user_agents.keys() == {WEBHOOK_USER_AGENT}
 
 
 def test_sync__path_given__replaces_the_documents() -> None:
