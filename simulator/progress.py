@@ -109,7 +109,7 @@ def summary(sync: CohortSync, results: Sequence[SyncResult], compared: Compariso
     if stats.faults:
         row("misbehaviour", _counts(stats.faults))
     row("latency", f"p50 {milliseconds(latency.p50)}, p99 {milliseconds(latency.p99)}")
-    row("answers later than 1 s, 2 s", f"{latency.over_1s:,}, {latency.over_2s:,}")
+    row("answers later than 1 s, 2 s, or never", f"{latency.over_1s:,}, {latency.over_2s:,}")
     row("seconds", f"{stats.seconds:,.1f}")
     for problem in dict.fromkeys(p for result in results for p in result.problems):
         row("problem", problem, True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .wire import Reply
+from .wire import TIMEOUT, Reply
 
 
 def percentile(sorted_values: Sequence[float], share: float) -> float | None:
@@ -25,7 +25,10 @@ def percentile(sorted_values: Sequence[float], share: float) -> float | None:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Seconds from sending to the whole answer, of the attempts that were not tampered with."""
+    """Seconds from sending to the whole answer, of the attempts that were not tampered with.
+
+    `over_1s` and `over_2s` also count those that were waited for so long and got no answer in time.
+    """
 
     count: int
     p50: float | None
@@ -59,6 +62,7 @@ class Stats:
     started: float | None = None
     ended: float | None = None
     _latencies: array[float] = field(default_factory=lambda: array("d"), repr=False)
+    _timeouts: array[float] = field(default_factory=lambda: array("d"), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def attempted(self, users: int, retry: bool, reply: Reply, fault: str | None) -> None:
@@ -77,6 +81,8 @@ class Stats:
                     self.last_problem = f"{reply.status} {short(reply.body)}".strip()
             elif reply.error and not fault:
                 self.errors[reply.error] += 1
+                if reply.error == TIMEOUT:
+                    self._timeouts.append(reply.seconds)
                 self.last_problem = str(reply)
 
     def count(self, **amounts: int) -> None:
@@ -116,13 +122,14 @@ class Stats:
         """Return the latencies of all answers, or of the `last` ones."""
         with self._lock:
             values = sorted(self._latencies if last is None else self._latencies[-last:])
+            waited = [*values, *self._timeouts]
         return Latencies(
             count=len(values),
             p50=percentile(values, 0.5),
             p99=percentile(values, 0.99),
             longest=values[-1] if values else None,
-            over_1s=sum(value > 1 for value in values),
-            over_2s=sum(value > 2 for value in values),
+            over_1s=sum(value > 1 for value in waited),
+            over_2s=sum(value > 2 for value in waited),
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
 import select
 import socket
@@ -43,7 +44,8 @@ class Target:
     """A receiver: where it is and what it is told about who calls.
 
     `url` is the base address (`https://host[:port][/prefix]`). `timeout` is in seconds and holds
-    for connecting and for each wait for an answer.
+    for the whole of a request, from its beginning to the last byte of the answer (for a body that
+    is slowed down on purpose, from its end).
     """
 
     url: str
@@ -122,6 +124,7 @@ class Wire:
             )
         else:
             self._conn = http.client.HTTPConnection(parts.hostname, port, timeout=target.timeout)
+        self._conn.response_class = _Response
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
@@ -164,6 +167,7 @@ class Wire:
             self._drop_if_stale()
             if self._conn.sock is None:
                 self._conn.connect()
+            self._conn.sock.settimeout(self.target.timeout)
         except (OSError, http.client.HTTPException) as error:
             self._conn.close()
             return Reply(None, b"", time.perf_counter() - started, REFUSED, describe(error))
@@ -185,6 +189,8 @@ class Wire:
         except (OSError, http.client.HTTPException) as error:
             return self._lost(error, started)
         try:
+            left = started + self.target.timeout - time.perf_counter()
+            self._conn.sock.settimeout(max(left, 0.001))
             response = self._conn.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -217,6 +223,38 @@ class Wire:
         poll.register(sock, select.POLLIN)
         if poll.poll(0):
             self._conn.close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that must be there as a whole before its socket's timeout has passed.
+
+    The socket itself grants that time to every piece, so to an answer that drips for ever.
+    """
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_InTime(sock, self.fp.detach()))
+
+
+class _InTime(io.RawIOBase):
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
+        self._sock = sock
+        self._raw = raw
+        self._until = time.perf_counter() + (sock.gettimeout() or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._until - time.perf_counter()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def describe(error: Exception) -> str:

@@ -216,6 +216,17 @@ def test_stats__attempts__are_counted_and_tampered_ones_not_timed() -> None:
     assert (found["answers_over_1s"], found["answers_over_2s"]) == (2, 1)
 
 
+def test_stats__no_answer_in_time__counts_as_late_for_as_long_as_was_waited() -> None:
+    stats = Stats()
+    stats.attempted(10, False, Reply(None, b"", 2.1, wire.TIMEOUT, "t"), None)
+    stats.attempted(10, True, Reply(None, b"", 2.1, wire.TIMEOUT, "t"), "slow")
+    stats.attempted(10, True, Reply(None, b"", 2.1, wire.CLOSED, "c"), None)
+    stats.attempted(10, True, Reply(200, b"", 1.5), None)
+    found = stats.as_dict()
+    assert (found["answers_over_1s"], found["answers_over_2s"]) == (2, 1)
+    assert found["latency_max"] == 1.5
+
+
 def test_short__long_or_unprintable__is_one_short_line() -> None:
     assert short(b"a\n\x1b[31m b") == "a ?[31m b"
     assert len(short(b"x" * 5000)) == 200
@@ -275,6 +286,33 @@ def test_post__no_answer_in_time__may_have_been_applied() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         target = Target(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.1)
         assert Wire(target).post("/", b"{}").error == wire.TIMEOUT
+
+
+@pytest.mark.parametrize("at", [0, len(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")])
+def test_post__answer_drips__is_not_in_time(at: int) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n" + b"x" * 40
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        given_up = threading.Event()
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while b"{}" not in connection.recv(65536):
+                    pass
+                connection.sendall(answer[:at])
+                for byte in answer[at:]:
+                    if given_up.wait(0.05):
+                        return
+                    connection.sendall(bytes([byte]))
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        target = Target(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.3)
+        reply = Wire(target).post("/", b"{}")
+        given_up.set()
+        thread.join()
+    assert reply.error == wire.TIMEOUT
+    assert 0.3 < reply.seconds < 1.5
 
 
 def test_post__keep_alive_ended_by_the_server__opens_a_new_connection() -> None:
