@@ -84,6 +84,15 @@ def webhook(
     }
 
 
+def count_users(body: Any) -> int:
+    """Return how many users a body of any of these shapes is about, at least 1."""
+    if isinstance(body, dict):
+        for name in ("batch", "userIds", "user_ids", "users"):
+            if isinstance(body.get(name), list):
+                return max(len(body[name]), 1)
+    return 1
+
+
 def message_id(rng: random.Random, in_cohort: bool, number: int = 0) -> str:
     """Return a webhook's message id, `<uuid>::enter::<number>`, its uuid drawn from `rng`.
 

@@ -150,9 +150,9 @@ def property_single(c: Context) -> None:
 )
 def property_batch(c: Context) -> None:
     trait, users = c.trait(), c.users(50)
-    need(c.identify(payloads.batch(users, trait, True), users=50), 200)
+    need(c.identify(payloads.batch(users, trait, True)), 200)
     c.holds(trait, dict.fromkeys(users, True))
-    need(c.identify(payloads.batch(users[:20], trait, False), users=20), 200)
+    need(c.identify(payloads.batch(users[:20], trait, False)), 200)
     c.holds(trait, dict.fromkeys(users[:20], False) | dict.fromkeys(users[20:], True))
 
 
@@ -201,7 +201,7 @@ def property_user_ids(c: Context) -> None:
         f"Ünïcode-日本語-🎉-{tail}",
         f"{'x' * 230}-{tail}",
     ]
-    need(c.identify(payloads.batch(users, trait, True), users=len(users)), 200)
+    need(c.identify(payloads.batch(users, trait, True)), 200)
     c.holds(trait, dict.fromkeys(users, True))
     lower = users[0].lower()
     c.holds(trait, {lower: None})
@@ -229,10 +229,10 @@ def property_two_cohorts(c: Context) -> None:
 def property_repeat(c: Context) -> None:
     trait, users = c.trait(), c.users(10)
     for _ in range(3):
-        need(c.identify(payloads.batch(users, trait, True), users=10), 200)
+        need(c.identify(payloads.batch(users, trait, True)), 200)
     c.holds(trait, dict.fromkeys(users, True))
-    need(c.identify(payloads.batch(users, trait, False), users=10), 200)
-    need(c.identify(payloads.batch(users, trait, False), users=10), 200)
+    need(c.identify(payloads.batch(users, trait, False)), 200)
+    need(c.identify(payloads.batch(users, trait, False)), 200)
     c.holds(trait, dict.fromkeys(users, False))
 
 
@@ -308,7 +308,7 @@ def property_10000(c: Context) -> str:
 
 def sized(c: Context, count: int) -> str:
     trait, users = c.trait(), c.users(count)
-    reply = need(c.identify(payloads.batch(users, trait, True), users=count), 200)
+    reply = need(c.identify(payloads.batch(users, trait, True)), 200)
     c.holds(trait, dict.fromkeys(users, True))
     return f"answered in {reply.seconds:.3f} s"
 
@@ -325,7 +325,7 @@ def property_deadline(c: Context) -> str:
     trait = c.trait()
 
     def one(users: Sequence[str]) -> Reply:
-        return c.identify(payloads.batch(users, trait, True), users=len(users))
+        return c.identify(payloads.batch(users, trait, True))
 
     return deadline(c, one, 2.0)
 
@@ -348,7 +348,7 @@ def property_four(c: Context) -> str:
     trait, users = c.trait(), c.users(4_000)
     parts = [users[start : start + 1_000] for start in range(0, 4_000, 1_000)]
     calls = [(c.options.path, payloads.batch(part, trait, True)) for part in parts]
-    replies = [need(reply, 200) for reply in c.at_once(calls, users=1_000)]
+    replies = [need(reply, 200) for reply in c.at_once(calls)]
     c.holds(trait, dict.fromkeys(users, True))
     return f"slowest: {max(reply.seconds for reply in replies):.3f} s"
 
@@ -361,7 +361,7 @@ def property_four(c: Context) -> str:
 def property_same(c: Context) -> None:
     trait, users = c.trait(), c.users(500)
     body = payloads.batch(users, trait, True)
-    for reply in c.at_once([(c.options.path, body)] * 4, users=500):
+    for reply in c.at_once([(c.options.path, body)] * 4):
         need(reply, 200)
     c.holds(trait, dict.fromkeys(users, True))
 
@@ -441,7 +441,7 @@ def invalid_no_silent_drop(c: Context) -> str:
     trait, users = c.trait(), c.users(3)
     body = payloads.batch(users, trait, True)
     del body["batch"][1]["userId"]
-    reply = c.identify(body, users=3)
+    reply = c.identify(body)
     if reply.ok:
         answer = reply.json()
         told = isinstance(answer, dict) and any(
@@ -467,7 +467,7 @@ def invalid_writes_nothing(c: Context) -> str | None:
     trait, users = c.trait(), c.users(3)
     body = payloads.batch(users, trait, True)
     body["batch"][2]["traits"] = {trait: "true"}
-    if c.identify(body, users=3).ok:
+    if c.identify(body).ok:
         return "not refused"
     c.holds(trait, dict.fromkeys(users))
     return None
@@ -565,9 +565,9 @@ def list_create_at_once(c: Context) -> None:
 def list_add_remove(c: Context) -> None:
     trait, users = c.trait(), c.users(20)
     found = create(c, trait)
-    need(c.post(list_path(c, found, "add"), payloads.list_users(users), users=20), 200)
+    need(c.post(list_path(c, found, "add"), payloads.list_users(users)), 200)
     c.holds(trait, dict.fromkeys(users, True))
-    need(c.post(list_path(c, found, "remove"), payloads.list_users(users[:5]), users=5), 200)
+    need(c.post(list_path(c, found, "remove"), payloads.list_users(users[:5])), 200)
     c.holds(trait, dict.fromkeys(users[:5], False) | dict.fromkeys(users[5:], True))
 
 
@@ -602,7 +602,7 @@ def list_create_keeps(c: Context) -> None:
 def list_1000(c: Context) -> str:
     trait, users = c.trait(), c.users(1_000)
     path = list_path(c, create(c, trait), "add")
-    reply = need(c.post(path, payloads.list_users(users), users=1_000), 200)
+    reply = need(c.post(path, payloads.list_users(users)), 200)
     c.holds(trait, dict.fromkeys(users, True))
     return f"answered in {reply.seconds:.3f} s"
 
@@ -615,14 +615,14 @@ def list_1000(c: Context) -> str:
 def list_four(c: Context) -> None:
     trait, users = c.trait(), c.users(400)
     found = create(c, trait)
-    need(c.post(list_path(c, found, "add"), payloads.list_users(users[:200]), users=200), 200)
+    need(c.post(list_path(c, found, "add"), payloads.list_users(users[:200])), 200)
     calls = [
         (list_path(c, found, "remove"), payloads.list_users(users[:100])),
         (list_path(c, found, "remove"), payloads.list_users(users[100:200])),
         (list_path(c, found, "add"), payloads.list_users(users[200:300])),
         (list_path(c, found, "add"), payloads.list_users(users[300:])),
     ]
-    for reply in c.at_once(calls, users=100):
+    for reply in c.at_once(calls):
         need(reply, 200)
     c.holds(trait, dict.fromkeys(users[:200], False) | dict.fromkeys(users[200:], True))
 
@@ -701,9 +701,9 @@ def list_names(c: Context) -> None:
 def webhook_enter_exit(c: Context) -> None:
     cohort, users = c.cohort(), c.users(20)
     trait, now = payloads.trait_name(*cohort), int(time.time())
-    need(c.webhook(hook(c, cohort, users, True, now - 10), users=20), 200)
+    need(c.webhook(hook(c, cohort, users, True, now - 10)), 200)
     c.holds(trait, dict.fromkeys(users, True))
-    need(c.webhook(hook(c, cohort, users[:5], False, now), users=5), 200)
+    need(c.webhook(hook(c, cohort, users[:5], False, now)), 200)
     c.holds(trait, dict.fromkeys(users[:5], False) | dict.fromkeys(users[5:], True))
 
 
@@ -744,7 +744,7 @@ def webhook_late(c: Context) -> None:
 @check("webhook.1000-users", "webhook", "“By default, batches have 1000 users.”", source="known")
 def webhook_1000(c: Context) -> str:
     cohort, users = c.cohort(), c.users(1_000)
-    reply = need(c.webhook(hook(c, cohort, users, True), users=1_000), 200)
+    reply = need(c.webhook(hook(c, cohort, users, True)), 200)
     c.holds(payloads.trait_name(*cohort), dict.fromkeys(users, True))
     return f"answered in {reply.seconds:.3f} s"
 
@@ -757,7 +757,7 @@ def webhook_1000(c: Context) -> str:
 )
 def webhook_2s(c: Context) -> str:
     cohort = c.cohort()
-    return deadline(c, lambda users: c.webhook(hook(c, cohort, users, True), users=1_000), 2.0)
+    return deadline(c, lambda users: c.webhook(hook(c, cohort, users, True)), 2.0)
 
 
 @check(
@@ -769,7 +769,7 @@ def webhook_2s(c: Context) -> str:
 )
 def webhook_1s(c: Context) -> str:
     cohort = c.cohort()
-    return deadline(c, lambda users: c.webhook(hook(c, cohort, users, True), users=1_000), 1.0)
+    return deadline(c, lambda users: c.webhook(hook(c, cohort, users, True)), 1.0)
 
 
 @check(
@@ -873,7 +873,7 @@ def network_cut(c: Context) -> None:
     # The receiver may still be reading; what it is going to write it writes soon.
     time.sleep(0.3 if c.reader is not None else 0)
     c.holds(trait, {users[0]: False} | dict.fromkeys(users[1:]))
-    need(c.identify(body, users=500), 200, what="the retry")
+    need(c.identify(body), 200, what="the retry")
     c.holds(trait, dict.fromkeys(users, True))
 
 

@@ -173,7 +173,6 @@ class Context:
         *,
         target: Target | None = None,
         headers: Mapping[str, str] | None = None,
-        users: int = 1,
     ) -> Reply:
         """Send a payload (or bytes as they are) and note how long the answer took."""
         wire = self._wire(target or self.options.target)
@@ -182,10 +181,10 @@ class Context:
             headers = {"User-Agent": WEBHOOK_USER_AGENT, **(headers or {})}
         reply = wire.post(path, raw, headers)
         if reply.ok:
-            self._samples.append(Sample(self._check, self._way(path), users, reply.seconds))
+            self._note(path, body, reply)
         return reply
 
-    def at_once(self, calls: Sequence[tuple[str, Any]], users: int = 1) -> list[Reply]:
+    def at_once(self, calls: Sequence[tuple[str, Any]]) -> list[Reply]:
         """Send all of them at the same time, each on a connection of its own."""
 
         def one(call: tuple[str, Any]) -> Reply:
@@ -195,8 +194,7 @@ class Context:
             finally:
                 wire.close()
             if reply.ok:
-                way = self._way(call[0])
-                self._samples.append(Sample(self._check, way, users, reply.seconds))
+                self._note(*call, reply)
             return reply
 
         with ThreadPoolExecutor(len(calls)) as pool:
@@ -252,6 +250,10 @@ class Context:
         wire = Wire(target)
         self._wires.append((target, wire))
         return wire
+
+    def _note(self, path: str, body: Any, reply: Reply) -> None:
+        users = payloads.count_users(body)
+        self._samples.append(Sample(self._check, self._way(path), users, reply.seconds))
 
     def _way(self, path: str) -> Way:
         if path == self.options.webhook_path:

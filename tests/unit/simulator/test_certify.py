@@ -242,6 +242,17 @@ def test_as_dict__report__is_json_with_latencies_by_way_and_size() -> None:
     assert 0 < rows["webhook", 1]["p50"] <= rows["webhook", 1]["p99"] <= rows["webhook", 1]["max"]
 
 
+def test_samples__request_of_several_users__counts_those_of_its_body() -> None:
+    with Receiver() as receiver:
+        found = run(receiver, ["property.repeat", "list.repeat", "webhook.repeat"])
+    assert {(sample.way, sample.users) for sample in found.samples} == {
+        ("property", 10),
+        ("list", 1),  # its creation
+        ("list", 5),
+        ("webhook", 5),
+    }
+
+
 def test_line__failure__says_what_the_source_has_about_it() -> None:
     with Receiver("first-colon") as receiver:
         found = run(receiver, ["property.names"])
