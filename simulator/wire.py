@@ -10,6 +10,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import select
 import socket
 import ssl
@@ -84,6 +85,8 @@ class Reply:
     seconds: float
     error: str | None = None
     detail: str = ""
+    retry_after: float | None = None
+    """Seconds to wait before the next request, where the receiver has said so."""
 
     @property
     def ok(self) -> bool:
@@ -195,7 +198,9 @@ class Wire:
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
             return self._lost(error, started)
-        return Reply(response.status, content, time.perf_counter() - started)
+        seconds, wait = time.perf_counter() - started, response.getheader("Retry-After", "")
+        retry_after = float(wait) if re.fullmatch("[0-9]{1,9}", wait) else None
+        return Reply(response.status, content, seconds, retry_after=retry_after)
 
     def _begin(self, method: str, path: str, length: int, headers: Mapping[str, str]) -> None:
         self._conn.putrequest(method, self._prefix + path, skip_accept_encoding=True)

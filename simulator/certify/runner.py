@@ -26,6 +26,11 @@ Source = Literal["document", "known"]
 Verdict = Literal["passed", "failed", "skipped"]
 
 
+# How long a receiver may go on throttling one request, and how long to wait where it doesn't say.
+PATIENCE = 30.0
+THROTTLED_WAIT = 0.5
+
+
 class Failed(Exception):
     """The receiver does not do what it must; the text says what it did instead."""
 
@@ -173,24 +178,29 @@ class Context:
         *,
         target: Target | None = None,
         headers: Mapping[str, str] | None = None,
+        patient: bool = True,
     ) -> Reply:
-        """Send a payload (or bytes as they are) and note how long the answer took."""
+        """Send a payload (or bytes as they are) and note how long the answer took.
+
+        A 429 is waited out, unless not `patient` (see `patiently`).
+        """
         wire = self._wire(target or self.options.target)
         raw = body if isinstance(body, bytes) else to_json(body)
         if path == self.options.webhook_path:
             headers = {"User-Agent": WEBHOOK_USER_AGENT, **(headers or {})}
-        reply = wire.post(path, raw, headers)
+        reply = self.patiently(lambda: wire.post(path, raw, headers), patient)
         if reply.ok:
             self._note(path, body, reply)
         return reply
 
-    def at_once(self, calls: Sequence[tuple[str, Any]]) -> list[Reply]:
+    def at_once(self, calls: Sequence[tuple[str, Any]], *, patient: bool = True) -> list[Reply]:
         """Send all of them at the same time, each on a connection of its own."""
 
         def one(call: tuple[str, Any]) -> Reply:
             wire = Wire(self.options.target)
             try:
-                reply = wire.post(call[0], to_json(call[1]))
+                raw = to_json(call[1])
+                reply = self.patiently(lambda: wire.post(call[0], raw), patient)
             finally:
                 wire.close()
             if reply.ok:
@@ -199,6 +209,16 @@ class Context:
 
         with ThreadPoolExecutor(len(calls)) as pool:
             return list(pool.map(one, calls))
+
+    def patiently(self, send: Callable[[], Reply], patient: bool = True) -> Reply:
+        """Send, and as Amplitude does again after a 429, for up to 30 s: throttling isn't wrong."""
+        until = time.monotonic() + (PATIENCE if patient else 0)
+        while (reply := send()).status == 429:
+            wait = THROTTLED_WAIT if reply.retry_after is None else max(reply.retry_after, 0.05)
+            if time.monotonic() + wait > until:
+                break
+            time.sleep(wait)
+        return reply
 
     @contextmanager
     def wire(self) -> Iterator[Wire]:

@@ -166,6 +166,21 @@ def test_certify__throttling_receiver__is_given_time_and_passes() -> None:
         assert receiver.statuses[429] > 0
 
 
+def test_certify__receiver_that_throttles_all_along__passes_every_check() -> None:
+    with Receiver(throttle=50) as receiver:
+        found = run(receiver, skip=("sync.webhook", "*within*"), throttle=300)
+        assert receiver.statuses[429] > 0
+        wrong = [report.line(o) for o in found.outcomes if o.verdict != "passed"]
+        assert wrong == []
+
+
+def test_certify__throttled_request__waits_as_long_as_it_is_told() -> None:
+    with Receiver(fail_first=1, fail_status=429) as receiver:
+        found = run(receiver, ["property.single"])
+        assert found.certified
+        assert found.seconds >= 1
+
+
 def test_certify__wrong_key__is_no_verdict_on_the_receiver() -> None:
     with Receiver() as receiver, pytest.raises(Unauthorised, match="401"):
         certify(Options(Target(receiver.url, "wrong")), CHECKS)
