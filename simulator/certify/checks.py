@@ -367,6 +367,25 @@ def property_same(c: Context) -> None:
 
 
 @check(
+    "property.cohorts-at-once",
+    "property",
+    "“Amplitude sends a separate request for each cohort a user belongs to”: of four at the same "
+    "time none undoes what another has set.",
+)
+def property_cohorts_at_once(c: Context) -> None:
+    if c.reader is None:
+        raise Skipped("needs --reader")
+    users = c.users(100)
+    for _ in range(5):
+        traits = [c.trait() for _ in range(4)]
+        calls = [(c.options.path, payloads.batch(users, trait, True)) for trait in traits]
+        for reply in c.at_once(calls):
+            need(reply, 200)
+        for trait in traits:
+            c.holds(trait, dict.fromkeys(users, True))
+
+
+@check(
     "property.document-url",
     "list",
     "The document prints “POST https://your.domain/lists/$listId/remove” as the URL of "

@@ -53,6 +53,7 @@ FLAWS = {
     "small-limit": "over 500 users a request are refused",
     "refuses-parallel": "a second request at the same time is answered 503",
     "exact-content-type": "a charset in the content type is refused",
+    "lost-updates": "a user is read, changed and written back, whatever was written meanwhile",
     "one-cohort": "a user's other cohorts are forgotten",
     "second-list": "a repeated list creation makes a second list",
     "racing-lists": "two simultaneous list creations make two lists",
@@ -340,7 +341,12 @@ class Receiver:
         need(len(statements) <= 500 or "small-limit" not in self.flaws)
         if len(statements) == 1000:
             time.sleep(2.05 if "slow" in self.flaws else 1.05 if "rather-slow" in self.flaws else 0)
+        read: dict[str, dict[str, bool]] = {}
+        if "lost-updates" in self.flaws:
+            read = {user: dict(self.users.get(user, {})) for user, *_ in statements}
+            time.sleep(0.01)
         with self._lock:
+            self.users |= read
             self._writes += 1
             if "acknowledges-and-forgets" in self.flaws and self._writes % 10 == 0:
                 return {}
