@@ -250,21 +250,27 @@ def sync(
             number, entered + left, engine.stats.users_done
         ),
     )
+    results: list[SyncResult] = []
+    compared, example, unread = None, "", ""
     with engine:
+        # Whatever becomes of the reading, what was sent is reported.
         try:
             if reader is not None:
                 engine.truth.assume(_present(reader, engine))
             results = _run(engine, progress, syncs, CADENCES[cadence])
-            interrupted = engine.stop.is_set()
-            compared = None if reader is None or interrupted else compare(engine.truth, reader)
-            example = None if reader is None else _example(reader, engine)
+            if reader is not None and not engine.stop.is_set():
+                compared = compare(engine.truth, reader)
+                example = _example(reader, engine)
         except ReaderError as error:
-            raise click.UsageError(str(error)) from None
-    exit_code = _exit_code(results, engine, compared)
+            unread = str(error)
+        except KeyboardInterrupt:
+            engine.stop.set()
+    exit_code = _exit_code(results, engine, compared, unread)
     if as_json:
-        click.echo(json.dumps(_report(engine, results, compared, seed, exit_code), indent=2))
+        told = _report(engine, results, compared, unread, seed, exit_code)
+        click.echo(json.dumps(told, indent=2))
     else:
-        Console().print(summary(engine, results, compared))
+        Console().print(summary(engine, results, compared, unread))
         click.echo(f"Repeatable with --seed {seed}" + (f". {example}" if example else ""))
     sys.exit(exit_code)
 
@@ -299,13 +305,17 @@ def _run(engine: CohortSync, progress: SyncProgress, syncs: int, every: float) -
     return results
 
 
-def _exit_code(results: list[SyncResult], engine: CohortSync, compared: Comparison | None) -> Exit:
+def _exit_code(
+    results: list[SyncResult], engine: CohortSync, compared: Comparison | None, unread: str
+) -> Exit:
     if engine.stop.is_set():
         return Exit.INTERRUPTED
     if any(result.unauthorised for result in results):
         return Exit.UNAUTHORISED
     if compared is not None and not compared.ok:
         return Exit.DIFFERENT
+    if unread:
+        return Exit.USAGE
     if engine.stats.gave_up or engine.stats.users_rejected:
         return Exit.FAILED
     return Exit.OK
@@ -315,6 +325,7 @@ def _report(
     engine: CohortSync,
     results: list[SyncResult],
     compared: Comparison | None,
+    unread: str,
     seed: int,
     exit_code: Exit,
 ) -> dict[str, Any]:
@@ -350,6 +361,8 @@ def _report(
             "uncertain": compared.uncertain,
             "examples": [str(example) for example in compared.examples],
         }
+    if unread:
+        report["reader_error"] = unread
     return report
 
 

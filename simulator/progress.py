@@ -83,8 +83,10 @@ class SyncProgress:
         )
 
 
-def summary(sync: CohortSync, results: Sequence[SyncResult], compared: Comparison | None) -> Table:
-    """Return the table at the end of a run."""
+def summary(
+    sync: CohortSync, results: Sequence[SyncResult], compared: Comparison | None, unread: str = ""
+) -> Table:
+    """Return the table at the end of a run; `unread` says why the state could not be read."""
     stats, latency = sync.stats, sync.stats.latencies()
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title=Text(sync.cohort.trait))
     table.add_column(style="bold")
@@ -113,6 +115,8 @@ def summary(sync: CohortSync, results: Sequence[SyncResult], compared: Compariso
     row("seconds", f"{stats.seconds:,.1f}")
     for problem in dict.fromkeys(p for result in results for p in result.problems):
         row("problem", problem, True)
+    if unread:
+        row("users could not be read", unread, True)
     if compared is not None:
         verdict = "all as they must be" if compared.ok else f"{compared.wrong:,} WRONG"
         row(

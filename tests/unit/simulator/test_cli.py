@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from simulator import payloads
+from simulator import cli, payloads
 from simulator.cli import main
 from simulator.exits import Exit
+from simulator.reader import ReaderError, Traits
 from tests.unit.simulator.receiver import CLOSED_PORT, KEY, Receiver
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -139,6 +141,49 @@ def test_sync__interrupted__prints_the_table_and_exits_130() -> None:
         assert process.returncode == 130
         assert "users delivered" in output
         assert "0 of 1" in output
+
+
+class _Failing:
+    """Reads from a receiver, so many times; then `error` comes instead."""
+
+    def __init__(self, receiver: Receiver, reads: int, error: BaseException) -> None:
+        self._receiver, self._left, self._error = receiver, reads, error
+
+    def traits(self, user_ids: Sequence[str]) -> list[Traits]:
+        if self._left == 0:
+            raise self._error
+        self._left -= 1
+        return self._receiver.traits(user_ids)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "outcome"),
+    [
+        (ReaderError("the store is down"), Exit.USAGE, "usage"),
+        (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted"),
+    ],
+)
+@pytest.mark.parametrize(("reads", "syncs"), [(1, 0), (2, 1)])  # the first is a trial
+def test_sync__reader_fails_or_is_interrupted__still_prints_what_was_done(
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: Exit,
+    outcome: str,
+    reads: int,
+    syncs: int,
+) -> None:
+    with Receiver() as receiver:
+        monkeypatch.setattr(cli, "HttpReader", lambda *_: _Failing(receiver, reads, error))
+        words = ("sync", receiver.url, "--key", KEY, "--users", "30", "--reader", "http://reader")
+        table = call(*words)
+        found = call(*words, "--json")
+    assert table.exit_code == found.exit_code == code, table.output
+    assert f"{syncs} of {syncs}" in table.stdout
+    assert str(error) in table.stdout
+    report = json.loads(found.stdout)
+    assert report["outcome"] == outcome
+    assert report["users_delivered"] == syncs * 30
+    assert report.get("reader_error", "") == str(error)
 
 
 def test_mock__commands__are_understood_by_a_shell_and_the_receiver() -> None:
