@@ -497,7 +497,7 @@ class CohortSync:
         else:
             what = f"{request.kind} refused with {reply.status}"
             self._gave_up(result, what, short(reply.body))
-        if reply.status == 401 and not self.stats.users_delivered:
+        if reply.status in (401, 403) and not self.stats.users_delivered:
             result.unauthorised = True
             queue.abort()
         queue.done()

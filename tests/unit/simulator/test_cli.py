@@ -107,8 +107,9 @@ def test_sync__nothing_listens__says_so_at_once() -> None:
     assert "Nothing answers" in result.output
 
 
-def test_sync__wrong_key__has_its_own_exit_code() -> None:
-    with Receiver() as receiver:
+@pytest.mark.parametrize("flaws", [(), ("refusal-is-403",)])
+def test_sync__wrong_key__has_its_own_exit_code(flaws: tuple[str, ...]) -> None:
+    with Receiver(*flaws) as receiver:
         assert call("sync", receiver.url, "--key", "wrong").exit_code == Exit.UNAUTHORISED
 
 
