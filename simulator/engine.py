@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import re
 import threading
 import time
 from array import array
@@ -46,6 +47,8 @@ PATHS: dict[Mode, str] = {
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 128.0
 WEBHOOK_TIMEOUT = 2.0
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Behind how many later requests a reordered one may fall.
 REORDER_WINDOW = 16
@@ -589,8 +592,11 @@ def list_id(answer: Any) -> str | None:
         if isinstance(place, dict):
             for name in ("list_id", "listId", "id"):
                 value = place.get(name)
-                if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-                    return str(value)
+                if isinstance(value, bool) or not isinstance(value, str | int):
+                    continue
+                # A lone surrogate can't be sent back in a path.
+                if (text := str(value)) and not _SURROGATE.search(text):
+                    return text
     return None
 
 

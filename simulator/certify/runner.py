@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from .. import payloads
 from ..encode import to_json
-from ..reader import Reader, Traits
+from ..reader import Reader, ReaderError, Traits
 from ..stats import short
 from ..truth import say
-from ..wire import WEBHOOK_USER_AGENT, Auth, Reply, Target, Wire
+from ..wire import WEBHOOK_USER_AGENT, Auth, Reply, Target, Wire, describe
 
 Way = Literal["property", "list", "webhook"]
 WAYS: tuple[Way, ...] = ("property", "list", "webhook")
@@ -343,6 +343,10 @@ def _make(check: Check, context: Context) -> Outcome:
         verdict, detail = "failed", str(failure)
     except Skipped as skipped:
         verdict, detail = "skipped", str(skipped)
+    except ReaderError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever an answer can do to a check
+        verdict, detail = "failed", describe(error)
     return Outcome(check, verdict, detail, time.perf_counter() - started)
 
 

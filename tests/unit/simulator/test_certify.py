@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from simulator.certify import Options, Report, Unauthorised, certify, report
 from simulator.certify.checks import CHECKS
-from simulator.certify.runner import Sample
+from simulator.certify.runner import Context, Sample
 from simulator.wire import Auth, Target
 from tests.unit.simulator.receiver import APP, FLAWS, INVALID_USER, KEY, Receiver
 
@@ -181,6 +182,25 @@ def test_certify__throttled_request__waits_as_long_as_it_is_told() -> None:
         found = run(receiver, ["property.single"])
         assert found.certified
         assert found.seconds >= 1
+
+
+def test_certify__check_that_breaks_on_an_answer__has_failed_and_the_others_go_on() -> None:
+    def breaks(_: Context) -> None:
+        raise RuntimeError("on an answer")
+
+    first = replace(CHECKS[0], run=breaks)
+    with Receiver() as receiver:
+        found = certify(Options(Target(receiver.url, KEY, APP)), [first, CHECKS[1]], receiver)
+    assert list(outcomes(found).values()) == ["failed", "passed"]
+    assert found.outcomes[0].detail == "RuntimeError: on an answer"
+
+
+def test_certify__list_id_that_cannot_be_sent__fails_the_checks_of_lists() -> None:
+    with Receiver() as receiver:
+        receiver._create_list = lambda _: {"list_id": "\ud800"}  # type: ignore[method-assign]
+        found = run(receiver, ["list.create", "sync.list"])
+    assert set(outcomes(found).values()) == {"failed"}
+    assert {"no list id" in outcome.detail for outcome in found.outcomes} == {True}
 
 
 def test_certify__wrong_key__is_no_verdict_on_the_receiver() -> None:

@@ -333,6 +333,7 @@ def test_sync__no_list_id_answered__fails_with_the_answer() -> None:
         ({"response": {"listId": "b"}}, "b"),
         ({"id": "c"}, "c"),
         ({"list_id": ""}, None),
+        ({"list_id": "\ud800"}, None),
         ({"list_id": True}, None),
         ([], None),
         (None, None),
