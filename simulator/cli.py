@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from .exits import Exit
 from .progress import SyncProgress, summary
 from .reader import HttpReader, Reader, ReaderError, RedisReader
 from .truth import Comparison, compare, say
-from .wire import AUTHS, BadUrl, Target, Wire
+from .wire import AUTHS, BadTarget, Target, Wire, escaped
 
 CADENCES = {"now": 0.0, "hourly": 3600.0, "daily": 86400.0}
 TIMEOUT = 30.0
@@ -67,15 +68,23 @@ _target_options = _options(
     ),
 )
 
+
+def _escaped(_: object, __: object, path: str | None) -> str | None:
+    return path and escaped(path)
+
+
 _path_options = _options(
     click.option(
         "--path",
         default=payloads.COHORT_PATH,
         show_default=True,
+        callback=_escaped,
         help="Where identify and batch go.",
     ),
-    click.option("--lists-path", default=payloads.LISTS_PATH, show_default=True),
-    click.option("--webhook-path", default=payloads.WEBHOOK_PATH, show_default=True),
+    click.option("--lists-path", default=payloads.LISTS_PATH, show_default=True, callback=_escaped),
+    click.option(
+        "--webhook-path", default=payloads.WEBHOOK_PATH, show_default=True, callback=_escaped
+    ),
 )
 
 _reader_options = _options(
@@ -177,7 +186,11 @@ def main() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help=f"Seconds to wait for an answer. [default: {TIMEOUT:g}; webhook: {WEBHOOK_TIMEOUT:g}]",
 )
-@click.option("--path", help="Replaces the document's path (lists: what /lists is).")
+@click.option(
+    "--path",
+    callback=_escaped,
+    help="Replaces the document's path (lists: what /lists is).",
+)
 @click.option(
     "--misbehave",
     metavar="KINDS",
@@ -404,13 +417,13 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
 def _reachable(target: Target) -> Target:
     try:
         Wire(target)
-    except BadUrl as error:
+    except BadTarget as error:
         raise click.UsageError(str(error)) from None
     parts = urlsplit(target.url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter from a host name that can't be one
         _end(Exit.UNREACHABLE, f"Nothing answers at {target.url}: {error}")
     return target
 
@@ -518,6 +531,8 @@ def certify_command(
         for one in selected:
             click.echo(f"{one.name} ({one.level}; {one.source}): {one.says}")
         return
+    if html_file and not html_file.exists() and not os.access(html_file.parent, os.W_OK):
+        raise click.UsageError(f"--html: no file can be made in {html_file.parent}")
     _reachable(options.target)
     reader = _reader(reader_url, reader_key, key_prefix, app, partitions)
     try:
@@ -563,7 +578,7 @@ def mock_command(
     target = Target(url, key or "TEST_API_KEY", app_id, auth, extra_headers=_headers(header))
     try:
         Wire(target)
-    except BadUrl as error:
+    except BadTarget as error:
         raise click.UsageError(str(error)) from None
     name, cohort_id = _cohort(cohort, 0)
     for what, command in mock.commands(

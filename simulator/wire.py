@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 Auth = Literal["basic", "headers", "bearer", "none"]
 AUTHS: tuple[Auth, ...] = ("basic", "headers", "bearer", "none")
@@ -36,8 +36,8 @@ CLOSED = "closed"  # whole request sent, connection lost: it may have been appli
 SLOW_PIECES = 10
 
 
-class BadUrl(ValueError):
-    """The receiver's address can't be used; the text says why."""
+class BadTarget(ValueError):
+    """The receiver can't be called so, for its address or for the headers; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,16 @@ class Wire:
     def __init__(self, target: Target) -> None:
         parts = urlsplit(target.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadUrl(f"{target.url!r} is not an http:// or https:// address")
+            raise BadTarget(f"{target.url!r} is not an http:// or https:// address")
         if parts.query or parts.fragment:
-            raise BadUrl(f"{target.url!r} must end with the path: no '?' or '#'")
+            raise BadTarget(f"{target.url!r} must end with the path: no '?' or '#'")
         try:
             port = parts.port
         except ValueError as error:
-            raise BadUrl(f"{target.url!r}: {error}") from None
+            raise BadTarget(f"{target.url!r}: {error}") from None
         self.target = target
-        self._prefix = parts.path.rstrip("/")
-        self._headers = target.headers()
+        self._prefix = escaped(parts.path.rstrip("/"))
+        self._headers = _sendable(target)
         self._conn: http.client.HTTPConnection
         if parts.scheme == "https":
             self._conn = http.client.HTTPSConnection(
@@ -260,6 +260,25 @@ class _InTime(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+def escaped(path: str) -> str:
+    """Return a path with what may not stand in a request percent-encoded."""
+    return quote(path, safe="/%:;=@!$&'()*+,?~", errors="surrogateescape")
+
+
+def _sendable(target: Target) -> dict[str, str]:
+    """Return the target's headers, or raise `BadTarget` for those that HTTP can't carry."""
+    name = "the key"
+    try:
+        headers = target.headers()
+        trial = http.client.HTTPConnection("localhost")  # not opened
+        trial.putrequest("POST", "/")
+        for name, value in headers.items():
+            trial.putheader(name, value)
+    except ValueError as error:
+        raise BadTarget(f"{name!r} can't be sent as a header: {error}") from None
+    return headers
 
 
 def describe(error: Exception) -> str:

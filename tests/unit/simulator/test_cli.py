@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner, Result
@@ -85,6 +86,8 @@ def test_sync__misbehaviour__is_counted() -> None:
         (["--misbehave", "nonsense"], "none of"),
         (["--cohort", "noid:"], "NAME:ID"),
         (["--header", "x"], "NAME: VALUE"),
+        (["--key", "ключ", "--auth", "headers"], "can't be sent"),
+        (["--header", "X: é日"], "can't be sent"),
         (["--reader", "ftp://x"], "--reader"),
         (["--reader", f"redis://user:secret@127.0.0.1:{CLOSED_PORT}"], "--reader"),
     ],
@@ -99,6 +102,22 @@ def test_sync__wrong_command_line__says_what_is_wrong(words: list[str], said: st
 
 def test_sync__wrong_address__is_a_usage_error() -> None:
     assert call("sync", "localhost:80").exit_code == Exit.USAGE
+
+
+@pytest.mark.parametrize("path", ["/ä", "/a b"])
+def test_sync__path_that_no_request_can_carry__is_percent_encoded(path: str) -> None:
+    with Receiver() as receiver:
+        result = call("sync", receiver.url, "--key", KEY, "--users", "1", "--path", path)
+        assert result.exit_code == Exit.FAILED
+        assert [found for found, _ in receiver.bodies] == [quote(path)]
+
+
+def test_certify__page_in_no_folder__is_said_before_anything_is_sent(tmp_path: Path) -> None:
+    with Receiver() as receiver:
+        result = call("certify", receiver.url, "--key", KEY, "--html", str(tmp_path / "no" / "x"))
+        assert result.exit_code == Exit.USAGE
+        assert "--html" in result.output
+        assert receiver.bodies == []
 
 
 def test_sync__nothing_listens__says_so_at_once() -> None:

@@ -18,7 +18,7 @@ from simulator.faults import KINDS, Misbehaviour, parse
 from simulator.reader import Value
 from simulator.stats import Stats, percentile, short
 from simulator.truth import Truth
-from simulator.wire import BadUrl, Reply, Target, Wire
+from simulator.wire import BadTarget, Reply, Target, Wire
 from tests.unit.simulator.receiver import APP, CLOSED_PORT, KEY, Receiver
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -256,8 +256,32 @@ def test_headers__extra__are_sent_besides() -> None:
     "url", ["localhost:8000", "ftp://h", "http://", "http://h:x", "http://h?a"]
 )
 def test_wire__unusable_address__says_so(url: str) -> None:
-    with pytest.raises(BadUrl):
+    with pytest.raises(BadTarget):
         Wire(Target(url))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target("http://h", "ключ", auth="headers"),
+        Target("http://h", "ключ", auth="bearer"),
+        Target("http://h", "a\nb", auth="headers"),
+        Target("http://h", "\udcff"),
+        Target("http://h", extra_headers={"X": "é日"}),
+        Target("http://h", extra_headers={"X é": "a"}),
+    ],
+)
+def test_wire__headers_that_cannot_be_sent__says_so(target: Target) -> None:
+    with pytest.raises(BadTarget, match="can't be sent"):
+        Wire(target)
+
+
+def test_wire__prefix_with_a_space_and_umlauts__is_percent_encoded() -> None:
+    with Receiver() as receiver:
+        connection = Wire(Target(f"{receiver.url}/a b/ä%20", KEY))
+        assert connection.post("/lists", b"{}").status == 404
+        connection.close()
+        assert receiver.bodies == [("/a%20b/%C3%A4%20/lists", b"{}")]
 
 
 def test_post__nothing_listens__was_not_sent() -> None:
