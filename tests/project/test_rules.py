@@ -70,7 +70,7 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
             found |= {f"app.{alias.name}" for alias in node.names if node.module == "app"}
     return found
@@ -91,19 +91,28 @@ def test_imports__of_each_part__point_one_way(part: str) -> None:
         assert not libraries & FORBIDDEN.get(part, set()), path.name
 
 
-def test_imports__of_the_simulator__never_reach_the_service() -> None:
-    for path in (ROOT / "simulator").rglob("*.py"):
-        assert not {n for n in imports(path) if n.split(".")[0] == "app"}, path.name
+@pytest.mark.parametrize(
+    ("folder", "itself", "named"),
+    [
+        ("reader", "cohort_reader", {"redis"}),
+        ("simulator", "simulator", {"click", "redis", "rich"}),
+    ],
+)
+def test_imports__of_what_is_installed_on_its_own__are_the_libraries_that_it_names(
+    folder: str, itself: str, named: set[str]
+) -> None:
+    paths = list((ROOT / folder).rglob("*.py"))
+    found = {name.split(".")[0] for path in paths for name in imports(path)}
+    assert found - sys.stdlib_module_names - {itself} == named
+    project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    assert {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} == named
 
 
-def test_imports__of_the_reader__are_the_client_library_alone() -> None:
-    paths = list((ROOT / "reader").rglob("*.py"))
-    assert paths
-    for path in paths:
-        libraries = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
-        assert libraries <= {"redis", "cohort_reader"}, path.name
-    project = tomllib.loads((ROOT / "reader" / "pyproject.toml").read_text())["project"]
-    assert [re.match(r"[\w-]+", line)[0] for line in project["dependencies"]] == ["redis"]
+def test_packages__of_the_simulator__are_all_installed() -> None:
+    folder = ROOT / "simulator"
+    packages = {path.parent.relative_to(ROOT) for path in folder.rglob("__init__.py")}
+    declared = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(declared["packages"]) == {".".join(path.parts) for path in packages}
 
 
 def test_system_tests__talk_over_sockets_only() -> None:
