@@ -19,7 +19,8 @@ class BadIds(ValueError):
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """Read user ids from a file, one a line, UTF-8; empty lines and repeats are left out.
+    """Read user ids from a file, one a line, UTF-8 (with or without a byte order mark); empty lines
+    and repeats are left out.
 
     Raises `BadIds` for a file without an id or with a line that is not UTF-8.
     """
@@ -27,7 +28,8 @@ def read_ids(path: str | Path) -> list[str]:
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                user_id = line.decode("utf-8").rstrip("\r\n")
+                encoding = "utf-8-sig" if number == 1 else "utf-8"
+                user_id = line.decode(encoding).rstrip("\r\n")
             except UnicodeDecodeError:
                 raise BadIds(f"{path}, line {number}: not UTF-8") from None
             if user_id:

@@ -77,6 +77,12 @@ def test_read_ids__file__is_read_without_empty_lines_and_repeats(tmp_path: Path)
     assert read_ids(path) == ["a", "b c", "ünï"]
 
 
+def test_read_ids__byte_order_mark__is_not_part_of_an_id(tmp_path: Path) -> None:
+    path = tmp_path / "ids"
+    path.write_text("a\nb\n", encoding="utf-8-sig")
+    assert read_ids(path) == ["a", "b"]
+
+
 @pytest.mark.parametrize(("content", "said"), [(b"a\n\xff\n", "line 2"), (b"\n\n", "no user id")])
 def test_read_ids__unusable__says_where(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "ids"
