@@ -935,7 +935,7 @@ def network_slow(c: Context) -> str:
     "sync.property",
     "property",
     "First sync in full, later ones as differences, with duplicates, lost replies, cut "
-    "bodies and late retries: all answered, and the state is the truth.",
+    "bodies and late retries: all answered; with --reader, the state is compared with the truth.",
 )
 def sync_property(c: Context) -> str:
     return whole_sync(c, "property", c.options.path)
@@ -979,7 +979,7 @@ def whole_sync(c: Context, mode: SyncMode, path: str) -> str:
             raise Failed(f"{sync.stats.users_rejected} users were not taken")
         told = f"{sync.stats.requests} requests, {sync.stats.retries} of them retries"
         if c.reader is None:
-            return told
+            return f"{told}; the state was not compared"
         compared = compare(sync.truth, c.reader)
         if not compared.ok:
             examples = "; ".join(map(str, compared.examples[:3]))

@@ -122,6 +122,8 @@ def test_certify__right_receiver_without_a_reader__passes_and_says_what_was_not_
         ]
         assert found.certified
         assert "not compared" in report.verdict(found)
+        details = {outcome.check.name: outcome.detail for outcome in found.outcomes}
+        assert "the state was not compared" in details["sync.property"]
 
 
 def test_certify__right_receiver__is_fast_enough() -> None:
