@@ -48,6 +48,12 @@ def commands(
     for call, what in (("add", "users enter the list"), ("remove", "users leave the list")):
         path = f"{lists_path}/$LIST_ID/{call}"
         yield what, curl(target, path, payloads.list_users(users))
+    # Printed there as the URL of both.
+    there = f"{lists_path}/$LIST_ID/remove"
+    body = payloads.identify(user_id, trait, True)
+    yield "single update at the document's own URL", curl(target, there, body)
+    body = payloads.batch(users, trait, True)
+    yield "batch update at the document's own URL", curl(target, there, body)
     for member, verb in ((True, "enter"), (False, "leave")):
         body = payloads.webhook(
             cohort_name,
