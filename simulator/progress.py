@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -36,7 +37,7 @@ class SyncProgress:
             console=console,
             transient=False,
         )
-        self._plans: list[tuple[int, int, int]] = []
+        self._plans: list[tuple[int, int, int, float]] = []
         self._task: TaskID | None = None
         self._shown = -1
 
@@ -54,33 +55,39 @@ class SyncProgress:
 
     def planned(self, number: int, users: int, done_before: int) -> None:
         """Note that a sync begins, with so many users, after so many of earlier syncs."""
-        self._plans.append((number, users, done_before))
+        self._plans.append((number, users, done_before, time.monotonic()))
 
     def update(self, stats: Stats) -> None:
         """Show how far it is."""
         while self._shown + 1 < len(self._plans):
             self._shown += 1
-            number, users, before = self._plans[self._shown]
+            number, users, before, began = self._plans[self._shown]
             if self._task is not None:
-                done = before - self._plans[self._shown - 1][2]
-                self._progress.update(self._task, completed=done, problem="")
+                _, _, earlier, since = self._plans[self._shown - 1]
+                self._done(before - earlier, began - since)
+                self._progress.update(self._task, problem="")
             self._task = self._progress.add_task(
                 f"sync {number + 1}", total=users, speed="", retries="", latency="", problem=""
             )
         if self._task is None:
             return
-        _, users, before = self._plans[self._shown]
+        _, users, before, began = self._plans[self._shown]
         done = stats.users_done - before
         last = stats.latencies(last=1000)
-        task = self._progress.tasks[self._task]
+        self._done(done, time.monotonic() - began)
         self._progress.update(
             self._task,
-            completed=done,
-            speed=f"{task.speed or 0:,.0f}/s",
             retries=f"{stats.retries:,} retries",
             latency=f"p99 {milliseconds(last.p99)}",
             problem=stats.last_problem[:40] if done < users else "",
         )
+
+    def _done(self, users: int, seconds: float) -> None:
+        """Show how many users are done since the sync began, and how fast until they all were."""
+        assert self._task is not None
+        if not self._progress.tasks[self._task].finished:
+            speed = f"{users / max(seconds, 1e-9):,.0f}/s"
+            self._progress.update(self._task, completed=users, speed=speed)
 
 
 def summary(

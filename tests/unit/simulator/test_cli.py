@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -39,6 +40,8 @@ def test_sync__table__tells_what_was_done() -> None:
         assert ("requests", "5") in rows
         assert ("answers", "200:", "5") in rows
         assert "Repeatable with --seed" in result.output
+        assert re.findall(r"2,500/2,500 users +[1-9][0-9,]*/s", result.stderr)
+        assert re.findall(r"250/250 users +[1-9][0-9,]*/s", result.stderr)
         assert sum(trait for user in receiver.users.values() for trait in user.values()) == 2500
 
 
