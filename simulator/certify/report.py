@@ -103,6 +103,11 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .passed { color: var(--passed); }
 .skipped, small { opacity: .7; }
 code { overflow-wrap: anywhere; }
+@media (max-width: 48rem) {
+  table { display: block; overflow-x: auto; }
+  td code { overflow-wrap: normal; }
+  td:nth-child(4):last-child { min-width: 14rem; }
+}
 svg { width: 100%; height: auto; }
 svg text { font-size: 12px; fill: currentColor; }
 """

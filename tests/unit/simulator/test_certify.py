@@ -269,6 +269,11 @@ def test_html__no_answer_at_all__still_is_a_page() -> None:
     assert "No request was answered 200" in report.html(found)
 
 
+def test_html__narrow_screen__lets_its_tables_scroll() -> None:
+    narrow = report.html(Report("http://h", 1, False, 0.0)).partition("@media (max-width")[2]
+    assert "table { display: block; overflow-x: auto; }" in narrow
+
+
 def test_as_dict__report__is_json_with_latencies_by_way_and_size() -> None:
     with Receiver() as receiver:
         found = run(receiver, ["property.1000-users", "webhook.late"])
