@@ -1,7 +1,7 @@
 """All that speaks to Redis. What each key holds is in ``docs/data-model.md``."""
 
 from app.store.api_keys import ApiKeys, StoredKey
-from app.store.catalog import SORTS, Filter, TooManyToSort
+from app.store.catalog import NUMBERS, SORTS, Filter, TooManyToSort
 from app.store.changes import Change, EntryId, Place, PlaceLost
 from app.store.client import connect, wait_for
 from app.store.copying import Copier, CopyRefused, CopyReport, side
@@ -16,6 +16,7 @@ from app.store.store import Applied, Store, UserRecord
 
 __all__ = [
     "MEANINGS",
+    "NUMBERS",
     "SORTS",
     "ApiKeys",
     "Applied",

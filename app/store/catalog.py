@@ -33,6 +33,8 @@ SORTS: dict[str, Callable[[CohortSummary], Any]] = {
     "members": lambda cohort: cohort.members,
     "last_received": lambda cohort: cohort.freshness.last_received_ms or 0,
 }
+# Those of them that give a number; the others give a text.
+NUMBERS = ("members", "last_received")
 
 
 def _name(trait: str) -> str:

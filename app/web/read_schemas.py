@@ -14,7 +14,7 @@ from marshmallow import ValidationError, fields, validate, validates_schema
 from app.cohorts import FreshnessState, Status
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 from app.cohorts.freshness import LEAST_CADENCE, MOST_CADENCE
-from app.store import SORTS, EntryId, Place, Position
+from app.store import NUMBERS, SORTS, EntryId, Place, Position
 from app.web.replies import Reply, count, ms, text, yes_or_no
 from app.web.schemas import Base, Query, user_ids_field
 
@@ -100,9 +100,10 @@ class ListCursor(fields.Field[tuple[str, Any, str]]):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> tuple[str, Any, str]:
         match open_cursor(value):
-            case ["l", ("id" | "name" | "-name") as sort, str(last), str(cohort_id)]:
-                return sort, last, cohort_id
-            case ["l", str(sort), int(last), str(cohort_id)] if sort in _SORTS:
+            case ["l", str(sort), str() | int() as last, str(cohort_id)] if (
+                sort in _SORTS
+                and isinstance(last, int if sort.removeprefix("-") in NUMBERS else str)
+            ):
                 return sort, last, cohort_id
         raise ValidationError("Not a cursor of this call.")
 
@@ -142,9 +143,13 @@ def close_cursor(parts: list[Any]) -> str:
 def open_cursor(value: str) -> Any:
     """What :func:`close_cursor` put in; None where it did not make this."""
     try:
-        return orjson.loads(urlsafe_b64decode(value.encode() + b"=" * (-len(value) % 4)))
+        parts = orjson.loads(urlsafe_b64decode(value.encode() + b"=" * (-len(value) % 4)))
     except (UnicodeEncodeError, Base64Error, orjson.JSONDecodeError):
         return None
+    # No cursor holds a boolean, which would pass for a number.
+    if not isinstance(parts, list) or any(isinstance(part, bool) for part in parts):
+        return None
+    return parts
 
 
 class CohortOfUser(Reply):

@@ -14,6 +14,7 @@ from flask import Flask
 from app.cohorts import Cohort, MembershipChange
 from app.store import Store, catalog
 from app.store import freshness as book
+from app.web.read_schemas import close_cursor
 from tests.integration import reading
 from tests.integration.conftest import APP
 from tests.integration.reading import ADMIN_KEY, Reader, say
@@ -128,6 +129,22 @@ class TestList:
     def test_cursor__of_another_order__is_400(self, reader: Reader) -> None:
         cursor = reader.get("/api/v1/cohorts?sort=name&limit=1").json["next"]
         path = f"/api/v1/cohorts?sort=members&limit=1&cursor={cursor}"
+        assert reader.get(path, 400) == "invalid_parameter"
+
+    @pytest.mark.parametrize(
+        ("sort", "last"),
+        [
+            ("id", 5),
+            ("name", 5),
+            ("-name", True),
+            ("members", "x"),
+            ("-members", 0.5),
+            ("last_received", True),
+        ],
+    )
+    def test_cursor__of_another_type__is_400(self, reader: Reader, sort: str, last: Any) -> None:
+        cursor = close_cursor(["l", sort, last, "id1"])
+        path = f"/api/v1/cohorts?sort={sort}&cursor={cursor}"
         assert reader.get(path, 400) == "invalid_parameter"
 
     def test_etag__while_nothing_changes__is_304(self, store: Store, reader: Reader) -> None:

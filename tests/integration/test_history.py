@@ -583,7 +583,16 @@ class TestReading:
         assert reader.get("/api/v1/syncs").json == {"syncs": [], "next": None}
 
     @pytest.mark.parametrize(
-        "query", ["limit=0", "limit=501", "cursor=x", "cursor=WyJyIiwxXQ", "problems=1", "cohort="]
+        "query",
+        [
+            "limit=0",
+            "limit=501",
+            "cursor=x",
+            "cursor=WyJyIiwxXQ",
+            "cursor=WyJzIix0cnVlXQ",
+            "problems=1",
+            "cohort=",
+        ],
     )
     def test_query__malformed__is_400(self, reader: Reader, query: str) -> None:
         assert reader.get(f"/api/v1/syncs?{query}", 400) == "invalid_parameter"

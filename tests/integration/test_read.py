@@ -291,6 +291,7 @@ class TestMembers:
             "entered_since=1e3",
             "cursor=x",
             "cursor=WyJjIl0",
+            "cursor=WyJtIiwwLHRydWUsInUiXQ",  # a boolean for a time
             "cursor=",
             "cursor=é",
         ],
