@@ -74,6 +74,10 @@ class Problem(Exception):
         }
 
 
+class InternalError(Problem):
+    """An error in the service. It has been logged."""
+
+
 class InvalidJson(Problem):
     """The body is not JSON in UTF-8."""
 
@@ -258,8 +262,7 @@ class StoreUnavailable(Problem):
 
     @classmethod
     def examples(cls) -> list[Self]:
-        kinds: tuple[type[StoreError], ...] = (StoreError, *StoreError.__subclasses__())
-        return [cls(kind(kind.__doc__)) for kind in kinds]
+        return [cls(kind(kind.__doc__)) for kind in StoreError.__subclasses__()]
 
 
 def init_app(app: Flask) -> None:
@@ -301,7 +304,7 @@ def _render_http(error: HTTPException) -> Response:
 
 def _render_unexpected(error: Exception) -> Response:
     log_unexpected(error)
-    return render(Problem("An error in the service. It has been logged."))
+    return render(InternalError())
 
 
 def log_unexpected(error: Exception) -> None:

@@ -18,7 +18,7 @@ from gevent.lock import RLock
 
 from app.answered import Answered, Listener
 from app.cohorts import Moves, Outcome, RequestRecord
-from app.store import Batch, Group, Store, StoreError, in_calls
+from app.store import Batch, Group, Store, StoreError, StoreRefused, in_calls
 
 # Seconds between two looks at how large the cohorts are that have changed.
 SIZES_SECONDS = 3.0
@@ -113,7 +113,7 @@ class Recorder:
                 try:
                     self._store.history.add(portion.app_id, portion.batches, portion.id)
                 except StoreError as error:
-                    if type(error) is not StoreError:
+                    if not isinstance(error, StoreRefused):
                         raise  # it can be had again
                     # It would refuse the same for ever, and all that comes after would wait.
                     self._log.error("sync history refused", requests=portion.requests)

@@ -5,7 +5,7 @@ from app.store.catalog import NUMBERS, SORTS, Filter, TooManyToSort
 from app.store.changes import Change, EntryId, Place, PlaceLost
 from app.store.client import connect, wait_for
 from app.store.copying import Copier, CopyRefused, CopyReport, side
-from app.store.errors import StoreError, StoreFull
+from app.store.errors import StoreError, StoreFull, StoreRefused
 from app.store.findings import MEANINGS, Report
 from app.store.history import Batch, Group, HistoryLimits, in_calls
 from app.store.lifecycle import Job
@@ -40,6 +40,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreFull",
+    "StoreRefused",
     "StoredKey",
     "TooManyToSort",
     "User",

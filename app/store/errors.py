@@ -21,6 +21,10 @@ class StoreError(Exception):
     reason = "store_error"
 
 
+class StoreRefused(StoreError):
+    """The store refused a command."""
+
+
 class StoreUnreachable(StoreError):
     """No connection, or it broke."""
 
@@ -118,4 +122,4 @@ def translated() -> Iterator[None]:
         if isinstance(error, exceptions.RedisClusterException):
             # None of the nodes that are known answers.
             raise StoreUnreachable(StoreUnreachable.__doc__) from error
-        raise StoreError("The store refused a command.") from error
+        raise StoreRefused(StoreRefused.__doc__) from error

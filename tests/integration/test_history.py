@@ -17,7 +17,7 @@ from app.auth import KeyRing
 from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
 from app.recorder import Recorder
 from app.store import Store, sizes
-from app.store.errors import StoreError, StoreTimeout
+from app.store.errors import StoreError, StoreRefused, StoreTimeout
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration import reading
 from tests.integration.conftest import APP, KEY, caller
@@ -453,7 +453,7 @@ class TestStoreTrouble:
         self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(*args: Any) -> None:
-            raise StoreError("The store refused a command.")
+            raise StoreRefused("The store refused a command.")
 
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         with monkeypatch.context() as patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -120,13 +121,21 @@ def test_document__every_problem__is_described_somewhere(told: dict[str, Any]) -
     reasons = {example["value"]["reason"] for example in told["components"]["examples"].values()}
     # These are never a whole reply's, but of something in it that was left out.
     parts = {SuppressedUser.reason, UnsupportedType.reason}
-    raised = {
-        problem.reason
-        for kind in (Problem, *Problem.__subclasses__())
-        for problem in kind.examples()
-    }
+    raised = {problem.reason for kind in Problem.__subclasses__() for problem in kind.examples()}
     assert reasons == raised - parts
     assert NotFound.reason in reasons
+
+
+def test_document__its_words__are_for_callers_and_not_for_readers_of_the_code(
+    told: dict[str, Any],
+) -> None:
+    text = json.dumps(told)
+    for word in ("Args:", "Attributes:", "Raises:", "``"):
+        assert word not in text
+    values = [example["value"] for example in told["components"]["examples"].values()]
+    details = {value["reason"]: value["detail"] for value in values}
+    assert details["internal_error"] == "An error in the service. It has been logged."
+    assert details["store_error"] == "The store refused a command."
 
 
 def test_document__every_call_with_a_key__can_be_refused(told: dict[str, Any]) -> None:

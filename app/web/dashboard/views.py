@@ -30,6 +30,7 @@ from app.cohorts import Freshness, user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.errors import (
     ExpiredKey,
+    InternalError,
     InvalidCredentials,
     MissingScope,
     NotLoggedIn,
@@ -410,7 +411,7 @@ def show_http_error(error: HTTPException) -> Response:
 def show_unexpected(error: Exception) -> Response:
     """A page for a bug."""
     log_unexpected(error)
-    return show_problem(Problem("An error in the service. It has been logged."))
+    return show_problem(InternalError())
 
 
 @blueprint.context_processor

@@ -23,6 +23,7 @@ from app.errors import (
     BodyTooLarge,
     ExpiredKey,
     HttpsRequired,
+    InternalError,
     InvalidCredentials,
     InvalidEncoding,
     InvalidJson,
@@ -310,7 +311,7 @@ class _Document:
             *(_OF_CALLERS if scope != PUBLIC else []),
             # Keys are counted in the store, but for metrics, which also tell that it is gone.
             *([StoreUnavailable] if scope not in (PUBLIC, METRICS) else []),
-            Problem,
+            InternalError,
         ]
         for kind in dict.fromkeys(kinds):
             yield from kind.examples()
@@ -320,7 +321,7 @@ class _Document:
         examples = {}
         for problem in problems:
             members = {}
-            if type(problem) is not Problem and not isinstance(problem, _WITHOUT_MEMBERS):
+            if type(problem) is not InternalError and not isinstance(problem, _WITHOUT_MEMBERS):
                 members = contract.members(problem)
             name = f"{kind}.{problem.reason}"
             if name not in self._examples:
