@@ -22,6 +22,8 @@ from app.store import Job, Store, StoreError, StoreFull
 POLL_SECONDS = 2.0
 # Seconds between two rounds of the small things that each worker does for itself.
 ROUND_SECONDS = 1.0
+# Seconds between two looks at what has become too old in each app's sync history.
+TRIM_SECONDS = 60.0
 # Rest after each step, as a multiple of the time that it took. That includes its wait for a busy
 # store: there it gets about as many turns as one more sender, and never so few that a cohort which
 # grows meanwhile is not caught up with.
@@ -56,6 +58,7 @@ class Background:
         self._store = store
         self._failed = failed
         self._chores = chores
+        self._trim_due = 0.0
         self._log = structlog.get_logger()
 
     def start(self) -> None:
@@ -95,6 +98,10 @@ class Background:
 
         The jobs go on in turns, so that a large one of one app does not keep another app waiting.
         """
+        if time.monotonic() >= self._trim_due:
+            self._trim_due = time.monotonic() + TRIM_SECONDS
+            for app_id in self._store.apps():  # also of those that send nothing any more
+                self._store.history.trim(app_id)
         for app_id, cohort_id in {
             (job.app_id, job.cohort_id) for job in self._store.lifecycle.jobs()
         }:

@@ -1,12 +1,10 @@
 #!lua
--- Add requests to an app's sync history, and let go of what is too old or too much.
+-- Add requests to an app's sync history. history_trim.lua lets go of what is too old or too much.
 --
 -- KEYS[1]   the sorted set of the app's syncs; its name gives the other keys
 -- ARGV[1]   requests to keep
--- ARGV[2]   syncs to keep
--- ARGV[3]   age to keep, in ms
--- ARGV[4]   a name for what this call brings; it is added once
--- ARGV[5..] batches of requests: head, number of clean requests, number of others, and each
+-- ARGV[2]   a name for what this call brings; it is added once
+-- ARGV[3..] batches of requests: head, number of clean requests, number of others, and each
 --           request as a JSON array. The head is a JSON object:
 --             key     what the requests have in common; requests with the same key that are close
 --                     in time are one sync
@@ -27,20 +25,14 @@ local call = redis.call
 local PAUSE, LONGEST = 5 * 60 * 1000, 6 * 3600 * 1000
 -- Of the requests that are kept, those of one sync may be one in so many.
 local SHARE = 10
--- Syncs that one call lets go of, of each kind.
-local LET_GO = 50
 
-local max_requests, max_syncs = tonumber(ARGV[1]), tonumber(ARGV[2])
-local max_age = tonumber(ARGV[3])
-local per_sync = math.max(100, math.floor(max_requests / SHARE))
+local per_sync = math.max(100, math.floor(tonumber(ARGV[1]) / SHARE))
 
 local book, open = base .. 'history', base .. 'open'
-local clock = call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 -- For how long a call that is repeated is recognised, in ms.
 local REPEATED = 10 * 60 * 1000
-if not call('SET', base .. 'added:' .. ARGV[4], 1, 'NX', 'PX', REPEATED) then return 0 end
+if not call('SET', base .. 'added:' .. ARGV[2], 1, 'NX', 'PX', REPEATED) then return 0 end
 
 local function number(value) return string.format('%d', value) end
 
@@ -95,40 +87,11 @@ local function add(batch, clean, others, position)
   if others > 0 then call('ZADD', base .. 'problems', id, id) end
 end
 
-local function let_go(id, index)
-  local sync = sync_key(id)
-  local cohort, key = unpack(call('HMGET', sync, 'cohort', 'key'))
-  local gone = call('LLEN', sync .. ':requests') + call('LLEN', sync .. ':problems')
-  call('UNLINK', sync, sync .. ':requests', sync .. ':problems')
-  call('ZREM', base .. index, id)
-  call('ZREM', base .. 'problems', id)
-  call('HINCRBY', book, index, number(-gone))
-  if cohort and cohort ~= '' then call('ZREM', of_cohort(cohort), id) end
-  if key and call('HGET', open, key) == id then call('HDEL', open, key) end
-end
-
-local function trim(index, requests, syncs)
-  for _ = 1, LET_GO do
-    local id = call('ZRANGE', base .. index, 0, 0)[1]
-    if not id then return end
-    local last = tonumber(call('HGET', sync_key(id), 'last') or 0)
-    if last > now - max_age
-      and tonumber(call('HGET', book, index) or 0) <= requests
-      and call('ZCARD', base .. index) <= syncs
-    then
-      return
-    end
-    let_go(id, index)
-  end
-end
-
-local position = 5
+local position = 3
 while position <= #ARGV do
   local batch = cjson.decode(ARGV[position])
   local clean, others = tonumber(ARGV[position + 1]), tonumber(ARGV[position + 2])
   add(batch, clean, others, position + 3)
   position = position + 3 + clean + others
 end
-trim('syncs', max_requests, max_syncs)
-trim('failures', math.max(100, max_requests / 10), math.max(100, max_syncs / 10))
 return 1

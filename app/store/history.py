@@ -140,16 +140,28 @@ class History:
         self._client = client
         self._keys = keys
         self.is_kept = limits.requests > 0
-        self._limits = (limits.requests, limits.syncs, limits.age_hours * _MS_PER_HOUR)
-        self._script = client.register_script((files("app.store") / "history.lua").read_text())
+        # What was kept before history was turned off is too old at once.
+        self._max_age_ms = limits.age_hours * _MS_PER_HOUR if self.is_kept else 0
+        self._limits = (limits.requests, limits.syncs, self._max_age_ms)
+        scripts = files("app.store")
+        self._script = client.register_script((scripts / "history.lua").read_text())
+        self._trim = client.register_script((scripts / "history_trim.lua").read_text())
 
     def add(self, app_id: str, batches: Sequence[Batch], portion: str) -> None:
         """Add one of the portions of :func:`in_calls`; may be repeated with the same name."""
         args = [argument for batch in batches for argument in batch.arguments()]
         with translated():
+            # The app may have sent nothing that was stored; then trimming would not know it.
+            self._client.sadd(self._keys.apps(), app_id)
             self._script(
-                keys=[self._keys.history(app_id, SYNCS)], args=[*self._limits, portion, *args]
+                keys=[self._keys.history(app_id, SYNCS)], args=[self._limits[0], portion, *args]
             )
+        self.trim(app_id)
+
+    def trim(self, app_id: str) -> None:
+        """Let go of what is too old or too much, up to fifty syncs of each kind at a time."""
+        with translated():
+            self._trim(keys=[self._keys.history(app_id, SYNCS)], args=self._limits)
 
     def syncs(
         self,
@@ -227,7 +239,7 @@ class History:
         return sorted(found, reverse=True)[:count]
 
     def _read(self, app_id: str, sync_ids: Iterable[int]) -> list[Sync]:
-        """Those of some syncs that are there."""
+        """Those of some syncs that are there, and not too old."""
         sync_ids = list(sync_ids)
         if not sync_ids:
             return []
@@ -238,7 +250,8 @@ class History:
                 pipeline.llen(self._keys.sync(app_id, sync_id, "problems"))
             replies = iter(pipeline.execute())
         rows = zip(sync_ids, replies, replies, replies)  # noqa: B905
-        return [_sync(*row) for row in rows if row[1]]
+        oldest = time.time() * 1000 - self._max_age_ms
+        return [sync for row in rows if row[1] if (sync := _sync(*row)).last_ms > oldest]
 
 
 def in_calls(batches: Iterable[Batch]) -> Iterator[list[Batch]]:

@@ -14,6 +14,7 @@ from limits import parse
 
 from app import recorder as recording
 from app.auth import KeyRing
+from app.background import Background
 from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
 from app.recorder import Recorder
 from app.store import Store, sizes
@@ -383,6 +384,50 @@ class TestBounds:
         clock(3700)
         caller(app).post(COHORT_PATH, json=identify("u", TWO, True))
         assert [sync.cohort_id for sync in syncs(app)] == ["2"]
+
+    @pytest.mark.parametrize(
+        "limits", [{"history_max_age_hours": 1}, {"history_max_requests": 0}], ids=str
+    )
+    def test_app_that_is_silent__what_is_too_old_is_not_shown_and_goes(
+        self,
+        make_app: Callable[..., Flask],
+        redis_client: redis.Redis,
+        clock: Callable[[float], None],
+        limits: dict[str, int],
+    ) -> None:
+        clock(-3700)
+        before = make_app(user_policy="known")
+        for n in range(120):
+            caller(before).post(COHORT_PATH, json=identify("u", f"n: {n}", True))
+        caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
+        found = syncs(before, limit=500)
+        assert len(found) == 121
+        store: Store = make_app(**limits).extensions["store"]
+        assert store.history.syncs(APP).syncs == []
+        assert store.history.sync(APP, found[0].id) is None
+        for _ in range(3):  # some of it in each round
+            Background(store).work()
+        base = "cohorts:{shop}:"
+        assert redis_client.hgetall(f"{base}history") == {
+            "next": "121",
+            "syncs": "0",
+            "failures": "0",
+        }
+        for pattern in ("sync:*", "cohort:*:syncs", "syncs", "failures", "problems", "open"):
+            assert redis_client.keys(base + pattern) == []
+
+    def test_app_that_only_failed__is_trimmed_too(
+        self,
+        make_app: Callable[..., Flask],
+        redis_client: redis.Redis,
+        clock: Callable[[float], None],
+    ) -> None:
+        clock(-3700)
+        before = make_app()
+        caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
+        assert len(syncs(before)) == 1
+        Background(make_app(history_max_age_hours=1).extensions["store"]).work()
+        assert redis_client.keys("cohorts:{shop}:sync:*") == []
 
     def test_no_requests_to_keep__keeps_no_history(
         self, make_app: Callable[..., Flask], redis_client: redis.Redis
