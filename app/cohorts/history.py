@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
-_HASH_BYTES = 6
+HASH_BYTES = 6
 
 
 class Moves(NamedTuple):
@@ -134,4 +134,4 @@ def user_hash(user_id: str) -> str:
 
     It lets somebody who knows the id find it again, and tells it to nobody else.
     """
-    return blake2b(user_id.encode(), digest_size=_HASH_BYTES, person=b"history").hexdigest()
+    return blake2b(user_id.encode(), digest_size=HASH_BYTES, person=b"history").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +11,9 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from app.cohorts import Cohort, MembershipChange
+from app.cohorts import Cohort, MembershipChange, Rejection, RequestRecord, user_hash
 from app.settings import Settings
-from app.store import Store, connect
+from app.store import Batch, Group, Store, connect, in_calls
 from tests.conftest import running_store, store_program
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -85,3 +86,50 @@ def test_formula__beside_what_a_store_uses__is_within_a_tenth(load: Load, empty_
         used = client.info("memory")["used_memory"] - before
     expected = estimate(load) * (REDIS_7_FACTOR if "redis" in store_program() else 1)
     assert used == pytest.approx(expected, rel=0.1)
+
+
+CLEAN = RequestRecord(
+    time.time_ns() // 1_000_000, 1.5, 200, "identify", "ingest-9f86d081", "0" * 32, 1, 1, 1
+)
+SOME_LEFT_OUT = CLEAN._replace(
+    accepted=980,
+    changed=980,
+    entered=980,
+    rejected=20,
+    rejections=tuple(Rejection(user_hash(str(n)), "unknown_user") for n in range(20)),
+)
+# A request's id and what is told of its error have at most 200 characters; escaped, six bytes each.
+LARGEST = SOME_LEFT_OUT._replace(
+    request_id="r" * 200, key="k" * 60, status=404, reason="unknown_user", detail="\x01" * 200
+)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (CLEAN, r"(\d+) bytes a request"),
+        (SOME_LEFT_OUT, r"(\d+) where users were left out"),
+        (LARGEST, r"never more than ([\d,]+)"),
+    ],
+    ids=["clean", "some left out", "largest"],
+)
+def test_history__beside_what_a_store_uses__takes_what_is_said(
+    record: RequestRecord, words: str, empty_store: str
+) -> None:
+    said = re.search(words, PAGE.read_text())
+    assert said
+    requests, cohorts = 20_000, 500
+    batches = []
+    for number in range(cohorts):
+        batch = Batch(Group("shop", str(number)), f"[Amplitude] some cohort: {number}")
+        for _ in range(requests // cohorts):
+            batch.add(record._replace(status=200), {"unknown_user": record.rejected})
+        batches.append(batch)
+    with redis.Redis.from_url(empty_store) as client:
+        before = client.info("memory")["used_memory"]
+        history = Store(connect(Settings(redis_url=empty_store))).history
+        for number, portion in enumerate(in_calls(batches)):
+            history.add("shop", portion, str(number))
+        used = client.info("memory")["used_memory"] - before
+    share = used / requests / int(said[1].replace(",", ""))
+    assert 0.9 <= share <= 1.1 * (REDIS_7_FACTOR if "redis" in store_program() else 1)
