@@ -17,6 +17,7 @@ from app.errors import (
     MissingCredentials,
     MissingScope,
     NotLoggedIn,
+    Problem,
     RateLimited,
 )
 from app.keyring import ADMIN, INGEST, METRICS, READ, Caller, KeyRing
@@ -103,8 +104,9 @@ def log_in(key: str) -> Caller:
     ring: KeyRing = extensions["keyring"]
     caller = ring.find(key)
     if caller is None:
+        problem = _refusal(ring, key)
         _count_failure(extensions["settings"], extensions["rates"])
-        raise ring.refusal(key)
+        raise problem
     g.event.update(app=caller.app_id, key=caller.label)
     if not caller.may(READ):
         raise MissingScope("This key may only send cohorts. Log in with a key that may read.")
@@ -126,6 +128,7 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) ->
     claimed_app = sent.environ.get("HTTP_APP_ID")
     if caller is not None and claimed_app in (None, caller.app_id):
         return caller
+    problem = InvalidCredentials() if caller or key is None else _refusal(ring, key)
     _count_failure(settings, rates)
     if key is None:
         raise MissingCredentials(
@@ -133,9 +136,16 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) ->
             "or in the header api_key. In the address it is never taken: addresses are logged.",
             headers=_CHALLENGE,
         )
-    problem = InvalidCredentials() if caller else ring.refusal(key)
     problem.headers.update(_CHALLENGE)
     raise problem
+
+
+def _refusal(ring: KeyRing, key: str) -> Problem:
+    """Why a key is refused. Of one that has ended, log and history know whose it was."""
+    problem, ended = ring.refusal(key)
+    if ended is not None:
+        g.event.update(app=ended.app_id, key=ended.label)
+    return problem
 
 
 def _count_failure(settings: Settings, rates: Rates) -> None:

@@ -94,14 +94,16 @@ class KeyRing:
                 return True
         return False
 
-    def refusal(self, key: str) -> Problem:
-        """Why a key that was not found is not in force."""
+    def refusal(self, key: str) -> tuple[Problem, Caller | None]:
+        """Why a key that was not found is not in force, and whose it was; None where that is not
+        known.
+        """
         entry = self._entry(key)
         if entry is not None and entry.revoked_ms is not None:
-            return RevokedKey()
+            return RevokedKey(), entry.caller
         if entry is not None and entry.expires_ms is not None:
-            return ExpiredKey()
-        return InvalidCredentials()
+            return ExpiredKey(), entry.caller
+        return InvalidCredentials(), None
 
     def _entry(self, key: str) -> _Entry | None:
         # How long a look into a dictionary takes tells of digests, and nobody can choose these.

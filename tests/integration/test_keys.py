@@ -124,7 +124,28 @@ def test_key_that_expires__while_the_store_is_gone__is_refused_in_time(
     later = time.time_ns() + 3601 * 10**9
     monkeypatch.setattr(keyring.time, "time_ns", lambda: later)
     assert ring.find(key) is None
-    assert ring.refusal(key).reason == "expired_key"
+    assert ring.refusal(key)[0].reason == "expired_key"
+
+
+@pytest.mark.parametrize("reason", ["expired_key", "revoked_key"])
+def test_key_that_has_ended__log_and_history_know_whose_it_was(
+    app: Flask, run: Run, capfd: pytest.CaptureFixture[str], reason: str
+) -> None:
+    key, key_id = make(run)
+    store: Store = app.extensions["store"]
+    if reason == "expired_key":
+        store.api_keys.expire(key_id, time.time_ns() // 1_000_000 - 1)
+    else:
+        run("keys", "revoke", key_id, "--yes")
+    refresh(app)
+    capfd.readouterr()
+    assert post(app, key) == (401, reason)
+    (event,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert (event["app"], event["key"], event["reason"]) == (APP, key_id, reason)
+    app.extensions["recorder"].flush()
+    (sync,) = store.history.syncs(APP).syncs
+    assert (sync.failures, sync.keys) == ({reason: 1}, {key_id: 1})
+    assert store.history.unknown() == {}
 
 
 def test_revoked_key__is_401_and_says_so_for_good(app: Flask, run: Run) -> None:
