@@ -93,6 +93,7 @@ async def _run(environ: Mapping[str, str]) -> None:
         await service.start(
             [
                 *(sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")),
+                *("--logger-class", "app.embedded.logger.Logger"),
                 *("--bind", f"fd://{listener.fileno()}", "wsgi:app"),
             ],
             pass_fds=[listener.fileno(), *claims],

@@ -48,5 +48,7 @@ def init_app(app: Flask, listeners: list[Listener]) -> None:
         for listener in listeners:
             listener(answered)
         log = logger.error if status >= 500 else logger.info
+        if now.blueprint == "health" and status == 200:
+            log = logger.debug  # some ask every second
         log("request", status=status, ms=round(seconds * 1000, 2), **event)
         return response

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,9 +46,9 @@ class Service:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
-            if "Listening at: " in line:
-                port = line.split("Listening at: http://", 1)[1].split(" ", 1)[0].rpartition(":")[2]
-                self._url = f"http://127.0.0.1:{port}"
+            # gunicorn's word, or that of `make run`
+            if told := re.search(r"(?:Listening at:|listens on) http://[^ ]+:(\d+)", line):
+                self._url = f"http://127.0.0.1:{told[1]}"
 
     @property
     def url(self) -> str:

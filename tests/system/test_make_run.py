@@ -91,19 +91,22 @@ def store_pid(data_dir: Path) -> int:
 
 
 def service_pid(service: Service) -> int:
-    found = re.search(r"Listening at: \S+ \((\d+)\)", service.output())
-    assert found
-    return int(found[1])
+    return child_pid(service, "gunicorn")
 
 
 def guard_pid(service: Service) -> int:
+    return child_pid(service, "guard.py")
+
+
+def child_pid(service: Service, word: str) -> int:
+    """The run's process with this in its command line."""
     listed = subprocess.run(
         ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     )
     (found,) = [
         int(line.split()[0])
         for line in listed.stdout.splitlines()
-        if line.split()[1] == str(service.process.pid) and "guard.py" in line
+        if line.split()[1] == str(service.process.pid) and word in line
     ]
     return found
 
@@ -134,6 +137,20 @@ def test_run__printed_commands_pasted__set_and_read_the_trait(data_dir: Path) ->
     assert sent.stdout == '{"accepted":1,"changed":1,"rejected":0,"errors":[]}', sent.stderr
     assert sent.stdout in output, "the reply to expect was not printed"
     assert found.stdout == "{'cohort name:123': 'true'}\n", found.stderr
+
+
+def test_run__first_line__is_the_address_of_the_dashboard(data_dir: Path) -> None:
+    with make_run(data_dir) as service:
+        first = next(line for line in service.lines if line.strip())
+        assert first == f"The dashboard: {service.url}/\n"
+
+
+def test_run__store_that_is_not_there__is_told_before_any_guide(data_dir: Path) -> None:
+    env = {"API_KEYS": "", "DATA_DIR": str(data_dir), "REDIS_URL": f"unix://{data_dir}/nothing"}
+    with running(env, RUN) as service:
+        wait_until(lambda: "can't use its store yet" in service.output())
+        assert "store_unreachable" in {event.get("reason") for event in service.events()}
+        assert "The dashboard" not in service.output()
 
 
 def test_run__started_again__finds_the_data_and_the_same_keys(data_dir: Path) -> None:
