@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.embedded.data import DataDir
+from app.embedded.store import url_of
 from app.settings import Settings
 from app.store.keys import Keys
 
@@ -79,12 +80,14 @@ class Guide:
 
     def _simulator(self) -> list[str]:
         key = self.made_keys.get("ingest", "YOUR_KEY")
-        store = f"unix://{self.data.socket.resolve()}" if self.embedded else '"$REDIS_URL"'
+        store = '"$REDIS_URL"'
+        if self.embedded:
+            store = shlex.quote(url_of(self.data.socket.resolve()))
         return [
             f"  {shlex.quote(_short(Path(sys.executable)))} -m simulator sync {self.url} \\",
             f"    --key {shlex.quote(key)} --users 100000 \\",
-            f"    --reader {store} --app {self._app_id()} \\",
-            f"    --key-prefix {self.settings.key_prefix} "
+            f"    --reader {store} --app {shlex.quote(self._app_id())} \\",
+            f"    --key-prefix {shlex.quote(self.settings.key_prefix)} "
             f"--partitions {self.settings.store_partitions}",
         ]
 

@@ -139,6 +139,17 @@ def test_run__printed_commands_pasted__set_and_read_the_trait(data_dir: Path) ->
     assert found.stdout == "{'cohort name:123': 'true'}\n", found.stderr
 
 
+def test_run__printed_simulator_pasted__ends_well(data_dir: Path) -> None:
+    with make_run(data_dir / "a folder's #1?") as service:
+        printed = re.search(
+            r"^  \S*python\S* -m simulator .*?--partitions \d+$", service.output(), re.M | re.S
+        )
+        assert printed
+        command = printed[0].replace("--users 100000", "--users 20")
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_run__first_line__is_the_address_of_the_dashboard(data_dir: Path) -> None:
     with make_run(data_dir) as service:
         first = next(line for line in service.lines if line.strip())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import shlex
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 from zlib import crc32
 
 from app.embedded.data import DataDir
 from app.embedded.guide import Guide
 from app.settings import Settings
 
-FOLDER = '/data/it\'s "here" $HOME \\ %'
+FOLDER = '/data/it\'s "here" $HOME \\ % #1?'
 
 
 def guide(environ: dict[str, str], made_keys: dict[str, str], embedded: bool = True) -> str:
@@ -46,8 +47,10 @@ def test_text__prefix_partitions_and_app__are_those_of_the_users_key() -> None:
 def test_text__odd_folder__is_quoted_for_the_shell_and_for_python() -> None:
     lines = guide({"API_KEYS": "k"}, {}).splitlines()
     (redis_cli,) = [shlex.split(line) for line in lines if "redis-cli -s" in line]
+    (reader,) = [shlex.split(line.rstrip("\\")) for line in lines if "--reader" in line]
     (python,) = [shlex.split(line) for line in lines if " -c " in line]
     assert redis_cli[2] == f"{FOLDER}/store.sock"
+    assert unquote(urlsplit(reader[1]).path) == f"{FOLDER}/store.sock"
     constants = [n.value for n in ast.walk(ast.parse(python[2])) if isinstance(n, ast.Constant)]
     assert f"{FOLDER}/store.sock" in constants
 
