@@ -33,7 +33,7 @@ def init_app(app: Flask, listeners: list[Listener]) -> None:
         now.event = {
             "request_id": request_id,
             "method": environ["REQUEST_METHOD"],
-            "path": rule.rule if rule else None,
+            "path": (rule.rule.rstrip("/") or "/") if rule else None,
         }
         now.blueprint = rule.endpoint.partition(".")[0] if rule else ""
         now.started = time.perf_counter()

@@ -39,11 +39,6 @@ def init_app(app: Flask, meter: Meter, gauges: StoreGauges) -> None:
 
 def counting(meter: Meter) -> Listener:
     """Counts each request."""
-    labels: dict[str, tuple[str, str]] = {}
-
-    def find_labels(path: str, part: str) -> tuple[str, str]:
-        way = _WAYS.get(part, "other")
-        return labels.setdefault(path, (path.rstrip("/") or "/", way))
 
     def count(answered: Answered) -> None:
         event = answered.event
@@ -51,7 +46,7 @@ def counting(meter: Meter) -> Listener:
         if path is None:  # a method of any name is possible here
             method, route, way = method if method in _METHODS else "other", "none", "other"
         else:
-            route, way = labels.get(path) or find_labels(path, answered.blueprint)
+            route, way = path, _WAYS.get(answered.blueprint, "other")
         way = event.get("way", way)
         reason = event.get("reason", "none")
         meter.request(method, route, answered.status, reason, way, answered.seconds)

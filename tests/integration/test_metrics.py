@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +106,19 @@ def test_requests__of_every_outcome__are_counted_by_reason(metered: Metered) -> 
         "GET not_found none 404": 1,
         "GET missing_scope /api/v1/users/<rest:user_id> 403": 1,
     }
+
+
+def test_path__with_and_without_slash__is_the_same_in_log_and_metrics(
+    make_app: Callable[..., Flask], capfd: pytest.CaptureFixture[str]
+) -> None:
+    metered = Metered(make_app(read_api_keys=(ApiKey(APP, READ_KEY),)))
+    capfd.readouterr()
+    for path in ("/lists/x/add", "/lists/x/add/"):
+        metered.http.post(path, json={"userIds": ["a"]})
+    logged = {json.loads(line)["path"] for line in capfd.readouterr().out.splitlines()}
+    assert logged == {"/lists/<path:list_id>/add"}
+    told = metered.grown("cohort_receiver_requests_total")
+    assert told["POST unknown_cohort /lists/<path:list_id>/add 404"] == 2
 
 
 def test_gauges__of_the_store__are_what_is_there(
