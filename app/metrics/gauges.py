@@ -31,6 +31,8 @@ class StoreGauges(Collector):
         self._key_expiry = key_expiry
         self._families: list[GaugeMetricFamily] = []
         self._asked_at: float | None = None
+        self._freshness: dict[str, int] = {}
+        self._counted_at: float | None = None
         self._log = structlog.get_logger()
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
@@ -42,6 +44,16 @@ class StoreGauges(Collector):
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return []  # or it would be asked when it is registered
+
+    def freshness(self) -> dict[str, int]:
+        """How many cohorts are fresh, late, or never arrived, some seconds ago at most. Raises
+        StoreError.
+        """
+        if self._counted_at is None or time.monotonic() - self._counted_at >= CACHE_SECONDS:
+            counts = self._store.freshness_counts()
+            self._freshness = {state.value: count for state, count in counts.items()}
+            self._counted_at = time.monotonic()
+        return self._freshness
 
     def _ask(self) -> list[GaugeMetricFamily]:
         families: list[GaugeMetricFamily] = []
@@ -62,8 +74,8 @@ class StoreGauges(Collector):
 
     def _cohorts(self) -> list[GaugeMetricFamily]:
         family = _gauge(declared.COHORTS)
-        for state, count in self._store.freshness_counts().items():
-            family.add_metric([state.value], count)
+        for state, count in self.freshness().items():
+            family.add_metric([state], count)
         return [family]
 
     def _jobs(self) -> list[GaugeMetricFamily]:

@@ -201,6 +201,21 @@ def test_gauges__asked_again_at_once__ask_the_store_once(
     assert redis_client.info("commandstats")["cmdstat_info"]["calls"] == before + 1  # our own
 
 
+def test_readiness__asked_again_at_once__counts_the_cohorts_once(
+    metered: Metered, redis_client: redis.Redis
+) -> None:
+    def counted() -> int:
+        calls: int = redis_client.info("commandstats").get("cmdstat_zcount", {}).get("calls", 0)
+        return calls
+
+    metered.http.post(COHORT, json=batch("a"))
+    first = metered.http.get("/readyz").json
+    before = counted()
+    for _ in range(5):
+        assert metered.http.get("/readyz").json["cohorts"] == first["cohorts"]
+    assert counted() == before
+
+
 def test_metrics__store_not_there__are_told_all_the_same(make_app: Callable[..., Flask]) -> None:
     app = make_app(
         redis_url="redis://127.0.0.1:1", api_keys=(ApiKey(APP, KEY),), metrics_token="token"
