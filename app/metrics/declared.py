@@ -94,6 +94,10 @@ COHORTS = Asked(
     "them), never (made known, but no users came yet).",
     ("freshness",),
 )
+LONGEST_LATE = Asked(
+    "cohort_receiver_longest_late_seconds",
+    "For how long the cohort that is most overdue has been late; 0 where none is.",
+)
 JOBS = Asked(
     "cohort_receiver_jobs",
     "Renames and deletions that wait or are being worked on; each partition counts.",

@@ -76,7 +76,7 @@ class StoreGauges(Collector):
         family = _gauge(declared.COHORTS)
         for state, count in self.freshness().items():
             family.add_metric([state], count)
-        return [family]
+        return [family, _gauge(declared.LONGEST_LATE, self._store.longest_late_ms() / 1000)]
 
     def _jobs(self) -> list[GaugeMetricFamily]:
         return [_gauge(declared.JOBS, len(self._store.lifecycle.jobs()))]

@@ -84,6 +84,17 @@ class FreshnessBook:
         states = FreshnessState.FRESH, FreshnessState.LATE, FreshnessState.NEVER
         return {state: sum(found[n::3]) for n, state in enumerate(states)}
 
+    def longest_late_ms(self, app_ids: Collection[str]) -> float:
+        """For how long the cohort of some apps that is most overdue has been late; 0 for none."""
+        places = [(app, p) for app in app_ids for p in range(self._keys.partitions)]
+        now_ms = time.time_ns() // 1_000_000
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for app_id, partition in places:
+                due = self._keys.due(app_id, partition)
+                pipeline.zrange(due, "(0", now_ms, byscore=True, offset=0, num=1, withscores=True)
+            found = pipeline.execute()
+        return max((now_ms - due_ms for rows in found for _, due_ms in rows), default=0)
+
     def _call(
         self, app_id: str, action: str, cohort_ids: Collection[str], cadence: int | str = ""
     ) -> None:

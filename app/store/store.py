@@ -396,6 +396,10 @@ class Store:
         """How many cohorts are fresh, late, or never arrived; of all apps, up to a hundred."""
         return self.freshness.counts(self.apps()[:_APPS_COUNTED])
 
+    def longest_late_ms(self) -> float:
+        """For how long the most overdue cohort has been late; of all apps, up to a hundred."""
+        return self.freshness.longest_late_ms(self.apps()[:_APPS_COUNTED])
+
     def check(self) -> float:
         """Ask the store whether it works as set up. Returns the seconds that it took."""
         started = time.perf_counter()

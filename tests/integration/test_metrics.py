@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -141,8 +142,11 @@ def test_gauges__late_cohort__is_counted_as_late(
     metered: Metered, redis_client: redis.Redis
 ) -> None:
     metered.http.post(COHORT, json=batch("a"))
-    redis_client.zadd(f"cohorts:{{{APP}}}:due", {"b1": 1})
-    assert fresh_gauges(metered)["cohort_receiver_cohorts late"] == 1
+    late_ms = time.time_ns() // 1_000_000 - 3_600_000
+    redis_client.zadd(f"cohorts:{{{APP}}}:due", {"b1": late_ms, "b2": late_ms + 1000})
+    told = fresh_gauges(metered)
+    assert told["cohort_receiver_cohorts late"] == 2
+    assert told["cohort_receiver_longest_late_seconds"] == pytest.approx(3600, abs=60)
 
 
 def test_gauges__store_with_a_limit__tell_how_full_it_is_and_whether_it_drops_data(
