@@ -29,6 +29,11 @@ install: .venv/installed ## make .venv with all that the service and its tests n
 run: install ## start the service on its own store, and say how to try it
 	@exec $(BIN)/python -m app.embedded
 
+simulate: install ## play Amplitude against a running make run, with 10,000 users or as SIMULATE says
+	@test -f "$${DATA_DIR:-var}/ingest-key" || { echo "Start the service first, in another terminal: make run" >&2; exit 1; }
+	@SIMULATOR_KEY="$$(cat "$${DATA_DIR:-var}/ingest-key")" $(BIN)/python -m simulator sync \
+		"http://127.0.0.1:$${PORT:-8000}" --users 10000 $(SIMULATE)
+
 test: install ## run the tests
 	$(BIN)/pytest -n 2
 
@@ -93,9 +98,21 @@ docs: install ## write the parts of docs/ that are made from the code
 		page = pathlib.Path("docs/cli.md"); \
 		page.write_text(page.read_text().split("\n## ")[0].rstrip() + "\n\n" + reference())'
 
+release: ## date the change log's Unreleased section as VERSION, commit and tag; pushes nothing
+	@test -z "$$(git status --porcelain)" || { echo "Commit everything first." >&2; exit 1; }
+	@grep -q '^VERSION = "$(VERSION)"$$' app/web/description/document.py \
+		|| { echo "VERSION must be that of app/web/description/document.py." >&2; exit 1; }
+	@grep -q '^## Unreleased$$' CHANGELOG.md && ! git rev-parse -q --verify "v$(VERSION)" >/dev/null \
+		|| { echo "There is nothing unreleased, or v$(VERSION) is there already." >&2; exit 1; }
+	$(BIN)/python -c 'import datetime, pathlib; page = pathlib.Path("CHANGELOG.md"); \
+		page.write_text(page.read_text().replace("## Unreleased\n", \
+			f"## Unreleased\n\n## $(VERSION) - {datetime.date.today()}\n", 1))'
+	git commit -q -m "Release $(VERSION)" CHANGELOG.md
+	git tag -a "v$(VERSION)" -m "Version $(VERSION)"
+
 requirements: .venv/installed-dev ## update the pinned requirements to the newest versions
 	for name in requirements requirements/dev requirements/browser requirements/fuzz requirements/audit; do $(BIN)/uv pip compile --quiet --upgrade --universal \
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run test chaos bench bench-rename bench-cluster bench-growth lint types docs requirements fuzz browser audit sbom licences
+.PHONY: help install run simulate test chaos bench bench-rename bench-cluster bench-growth lint types docs release requirements fuzz browser audit sbom licences

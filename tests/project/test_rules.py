@@ -215,3 +215,4 @@ def test_makefile__every_target__is_listed_by_help() -> None:
     assert phony
     helped = set(re.findall(r"^([a-z-]+):.*##", makefile, re.M))
     assert helped == set(phony[1].split())
+    assert helped >= {"run", "test", "lint", "types", "bench", "simulate", "docs", "release"}

@@ -410,6 +410,15 @@ def test_make_run__as_printed_in_the_readme__starts(data_dir: Path) -> None:
     with running(env, ("make", "run")) as service:
         wait_until(lambda: "redis-cli " in service.output())
         assert send(service, data_dir) == 200
+        port = service.url.rpartition(":")[2]
+        played = subprocess.run(
+            ["make", "simulate", "SIMULATE=--users 20"],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "DATA_DIR": str(data_dir), "PORT": port},
+            capture_output=True,
+            text=True,
+        )
+        assert played.returncode == 0, played.stdout + played.stderr
         service.hang_up()
         os.killpg(service.process.pid, signal.SIGINT)
         service.process.wait(DEADLINE)
