@@ -66,6 +66,13 @@ def filled() -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def empty() -> Iterator[Service]:
+    """A service that nothing has arrived at."""
+    with running_store() as url, started(url) as service:
+        yield service
+
+
 def started(store_url: str) -> Any:
     return running(
         {
@@ -152,8 +159,7 @@ def test_pages__light_and_dark_large_and_small__have_nothing_that_axe_finds(
         for line in page.locator("summary").all()[:6]:
             line.click()
         assert complaints(page) == [], name
-        wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0, f"{name} is {wide} px too wide"
+        assert _too_wide(page) <= 0, name
     page.goto("/syncs?problems=true")
     page.locator("summary").first.click()
     page.get_by_role("link", name=re.compile("^Show the")).first.click()
@@ -161,6 +167,23 @@ def test_pages__light_and_dark_large_and_small__have_nothing_that_axe_finds(
     assert complaints(page) == []
     page.goto("/cohort?id=nowhere")
     assert complaints(page) == []
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_page_before_anything_has_arrived__light_and_dark_large_and_small__is_as_good(
+    empty: Service, open_page: Callable[..., Any], colours: str, size: dict[str, int]
+) -> None:
+    page = open_page(empty, color_scheme=colours, viewport=size, bypass_csp=True)
+    page.get_by_role("heading", name="Ready for the first cohort").wait_for()
+    assert complaints(page) == []
+    assert _too_wide(page) <= 0
+
+
+def _too_wide(page: Any) -> int:
+    """By how many px a page is wider than its window."""
+    wide: int = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    return wide
 
 
 def test_login_page__has_nothing_that_axe_finds(
