@@ -29,6 +29,8 @@ DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 TALL = {"width": 1280, "height": 1240}
 TIMEOUT_MS = 20_000
+# An open page looks for what is new every ten seconds.
+LOOK_MS = 10_500
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
@@ -288,10 +290,29 @@ def test_first_cohort__arrives_while_the_page_is_open__shows_by_itself(
         page = open_page(own)
         page.get_by_role("heading", name="Ready for the first cohort").wait_for()
         page.screenshot(path=pictures / "empty.png")
+        page.get_by_label("A curl command").click()
         own.post(payloads.batch(["u1", "u2"], "[Amplitude] Early birds: e1", True))
         page.get_by_role("link", name="Early birds").first.wait_for()
         own.post(payloads.batch(["u3"], "[Amplitude] Early birds: e1", True))
         page.get_by_role("cell", name="3", exact=True).wait_for()
+
+
+def test_page__becomes_another_while_a_field_is_in_use__waits_until_it_is_left(
+    open_page: Callable[..., Any], own_store: str
+) -> None:
+    with started(own_store) as own:
+        own.post(payloads.batch(["u1"], "[Amplitude] Early birds: e1", True))
+        page = open_page(own)
+        page.clock.install()
+        page.goto("/?name=late")
+        name = page.get_by_label("Name", exact=True)
+        name.focus()
+        own.post(payloads.batch(["u1"], "[Amplitude] Late risers: l1", True))
+        page.clock.fast_forward(LOOK_MS)
+        page.get_by_role("definition").get_by_text("2", exact=True).wait_for()
+        assert page.get_by_text("No cohort matches.").is_visible()
+        name.blur()
+        page.get_by_role("link", name="Late risers").wait_for()
 
 
 def test_delete__asks_for_the_name_and_takes_the_cohort_away(

@@ -31,25 +31,35 @@ function inUse(part) {
     (selected && !selected.isCollapsed && part.contains(selected.anchorNode));
 }
 
+let isFilledIn = false;
+
+// Whether a reload would take something from somebody: what is typed, or a line that was opened.
+function wouldDisturb() {
+  return isFilledIn || document.activeElement.matches("input, select, textarea") ||
+    document.querySelector("details[open]") !== null;
+}
+
 // Which parts a page has.
 function names(page) {
   return [...page.querySelectorAll("[data-live]")].map((part) => part.dataset.live).join();
 }
 
+let hasBecomeAnother = false;
+
 async function refresh() {
-  const parts = [...document.querySelectorAll("[data-live]")].filter((part) => !inUse(part));
-  if (document.hidden || parts.length === 0) return;
+  if (document.hidden) return;
   const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
   if (!reply.ok || reply.redirected) return;
   const page = new DOMParser().parseFromString(await reply.text(), "text/html");
-  if (names(page) !== names(document)) {
-    // It has become another page: the first cohort has arrived.
-    if (document.activeElement === document.body) location.reload();
+  // As when the first cohort has arrived.
+  hasBecomeAnother = names(page) !== names(document);
+  if (hasBecomeAnother && !wouldDisturb()) {
+    location.reload();
     return;
   }
-  for (const part of parts) {
+  for (const part of document.querySelectorAll("[data-live]")) {
     const fresh = page.querySelector(`[data-live="${part.dataset.live}"]`);
-    if (!inUse(part)) part.replaceChildren(...fresh.childNodes);
+    if (fresh && !inUse(part)) part.replaceChildren(...fresh.childNodes);
     tellTimes(part);
   }
 }
@@ -69,4 +79,10 @@ tellTimes(document);
 if (document.querySelector("[data-live]")) {
   setInterval(() => tellTimes(document), SECONDS_BETWEEN_LOOKS * 1000);
   keepUp();
+  document.addEventListener("input", () => { isFilledIn = true; });
+  // Not where the focus goes to something that is about to be used.
+  document.addEventListener("focusout", (event) => {
+    const goesOn = event.relatedTarget?.matches("a, button, input, select, textarea, summary");
+    if (hasBecomeAnother && !goesOn) setTimeout(() => wouldDisturb() || location.reload());
+  });
 }
