@@ -1,7 +1,7 @@
 """Who is logged in to the dashboard: from the request's cookie to a key's app and scope.
 
 A session is a signed cookie that names the key by its label. The key itself is never in it. It ends
-with the key, when it is ended, and when nothing was done for twelve hours.
+with the key, when it is ended, when nothing was done for twelve hours, and a week after the log-in.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from app.keyring import Caller, KeyRing
 from app.store import Store
 
 IDLE_SECONDS = 12 * 3600
+LONGEST_SECONDS = 7 * 24 * 3600
 # A session that is in use is given a new cookie after so long.
 _RENEWED_SECONDS = 900
+# The secret that signs is asked for anew after so long: a made-up cookie costs the store nothing.
+_SECRET_KEPT_SECONDS = 10
 
 
 class Session(NamedTuple):
@@ -29,12 +32,14 @@ class Session(NamedTuple):
         id: random.
         caller: whose key it was opened with.
         token: what each form must send along, so that no other site can send it.
-        issued: when its cookie was made, in s since the epoch.
+        began: when somebody logged in, in s since the epoch.
+        issued: when its cookie was made, likewise.
     """
 
     id: str
     caller: Caller
     token: str
+    began: float
     issued: float
 
     def sent(self, token: str | None) -> bool:
@@ -48,10 +53,12 @@ class Sessions:
     def __init__(self, store: Store, ring: KeyRing) -> None:
         self._store = store
         self._ring = ring
+        self._secret, self._secret_until = b"", 0.0
 
     def open(self, caller: Caller) -> Session:
         """A new session; it lasts once its cookie is set."""
-        return Session(secrets.token_hex(16), caller, secrets.token_hex(16), time.time())
+        now = time.time()
+        return Session(secrets.token_hex(16), caller, secrets.token_hex(16), now, now)
 
     def find(self, request: Request) -> Session | None:
         """The session of a request; None where there is none, or no longer."""
@@ -59,11 +66,13 @@ class Sessions:
         if not cookie:
             return None
         try:
-            (session_id, token, *caller), made = self._signer().loads(
+            (session_id, token, began, *caller), made = self._signer().loads(
                 cookie, max_age=IDLE_SECONDS, return_timestamp=True
             )
-            session = Session(session_id, Caller(*caller), token, made.timestamp())
+            session = Session(session_id, Caller(*caller), token, began, made.timestamp())
         except (BadData, TypeError, ValueError):
+            return None
+        if time.time() - session.began > LONGEST_SECONDS:
             return None
         if not self._ring.holds(session.caller) or self._store.sessions.is_ended(session.id):
             return None
@@ -73,7 +82,7 @@ class Sessions:
         """Give the browser the session's cookie."""
         response.set_cookie(
             _name(request),
-            str(self._signer().dumps([session.id, session.token, *session.caller])),
+            str(self._signer().dumps([session.id, session.token, session.began, *session.caller])),
             max_age=IDLE_SECONDS,
             secure=request.is_secure,
             httponly=True,
@@ -93,7 +102,11 @@ class Sessions:
         )
 
     def _signer(self) -> URLSafeTimedSerializer:
-        return URLSafeTimedSerializer(self._store.sessions.secret(), salt="dashboard")
+        now = time.monotonic()
+        if now >= self._secret_until:
+            self._secret = self._store.sessions.secret()
+            self._secret_until = now + _SECRET_KEPT_SECONDS
+        return URLSafeTimedSerializer(self._secret, salt="dashboard")
 
 
 def _name(request: Request) -> str:

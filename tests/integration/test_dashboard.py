@@ -10,9 +10,10 @@ from urllib.parse import quote, urlencode
 
 import pytest
 import redis
-from flask import Flask
+from flask import Flask, Response, request
 from flask.testing import FlaskClient
 from limits import parse
+from werkzeug.http import parse_cookie
 
 from app import errors
 from app.cohorts import Sync, user_hash
@@ -40,8 +41,9 @@ class Browser:
         self._http: FlaskClient = app.test_client()
         self._base_url = base_url
 
-    def get(self, path: str, status: int = 200) -> Any:
-        return self._checked(self._http.get(path, base_url=self._base_url), status)
+    def get(self, path: str, status: int = 200, headers: Any = None) -> Any:
+        reply = self._http.get(path, headers=headers, base_url=self._base_url)
+        return self._checked(reply, status)
 
     def send(self, path: str, status: int = 303, headers: Any = None, **fields: str) -> Any:
         reply = self._http.post(path, data=fields, headers=headers, base_url=self._base_url)
@@ -152,6 +154,43 @@ class TestLogIn:
         http = app.test_client()
         http.set_cookie("cohort-receiver", cookie)
         assert http.get("/").status_code == 303
+
+    def test_cookie__many_made_up__ask_the_store_once(
+        self, app: Flask, redis_client: redis.Redis
+    ) -> None:
+        http = app.test_client()
+        http.set_cookie("cohort-receiver", "a.b.c")
+
+        def gets() -> int:
+            return int(redis_client.info("commandstats")["cmdstat_get"]["calls"])
+
+        http.get("/")
+        before = gets()
+        for _ in range(20):
+            http.get("/")
+        assert gets() - before < 20
+
+    def test_session__clicked_in__is_renewed_and_by_a_page_that_looks_for_news_not(
+        self, app: Flask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.sessions._RENEWED_SECONDS", -1)
+        browser = Browser(app).log_in()
+        assert "Set-Cookie" in browser.get("/").headers
+        assert "Set-Cookie" not in browser.get("/", headers={"X-Look": "true"}).headers
+
+    def test_session__a_week_after_the_log_in__is_over(self, app: Flask) -> None:
+        sessions = app.extensions["sessions"]
+        opened = sessions.open(app.extensions["keyring"].find(READ_KEY))
+        http = app.test_client()
+        for days, status in ((6, 200), (8, 303)):
+            old = opened._replace(began=opened.began - days * 86400)
+            with app.test_request_context():
+                reply = Response()
+                sessions.set_cookie(old, request, reply)
+            http.set_cookie(
+                "cohort-receiver", parse_cookie(reply.headers["Set-Cookie"])["cohort-receiver"]
+            )
+            assert http.get("/").status_code == status
 
     def test_apps__see_only_their_own(self, app: Flask, store: Store) -> None:
         say(store, ONE, True, ["alice"])

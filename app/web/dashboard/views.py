@@ -75,6 +75,8 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+# What the script sends when it looks for what is new: nobody has clicked.
+_LOOK = "X-Look"
 _DONE = {
     "deleting": "The cohort is being deleted. Its users are taken out of it in the background.",
     "erased": "The user was erased.",
@@ -361,13 +363,13 @@ def asset(name: str) -> Response:
 
 @blueprint.after_request
 def protect(response: Response) -> Response:
-    """Say what a page may load and do; and keep a session that is in use."""
+    """Say what a page may load and do; and keep a session that somebody uses."""
     if request.endpoint == "dashboard.asset" and response.status_code < 400:
         return response
     response.headers.extend(_HEADERS)
     response.headers["Cache-Control"] = "no-store"
     session = g.get("session")
-    if session is not None and response.status_code < 500:
+    if session is not None and response.status_code < 500 and _LOOK not in request.headers:
         current_app.extensions["sessions"].renew(session, request, response)
     return response
 

@@ -48,7 +48,7 @@ let hasBecomeAnother = false;
 
 async function refresh() {
   if (document.hidden) return;
-  const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
+  const reply = await fetch(location.href, { headers: { Accept: "text/html", "X-Look": "true" } });
   if (!reply.ok || reply.redirected) return;
   const page = new DOMParser().parseFromString(await reply.text(), "text/html");
   // As when the first cohort has arrived.
