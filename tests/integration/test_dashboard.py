@@ -416,6 +416,7 @@ class TestSyncs:
             "unknown_sync",
         }
         assert reasons - never_for_senders <= words.ADVICE.keys()
+        assert all(words.ADVICE[kind.reason].now for kind in kinds(StoreError))
         assert WAYS
 
 
@@ -489,6 +490,10 @@ class TestHealth:
         assert page.status_code == 503
         assert page.mimetype == "text/html"
         assert "The store could not be reached." in page.text
+        assert "See Health" not in page.text
+        assert 'href="/readyz"' in page.text
+        for label in ("Cohorts", "Syncs", "Users", "Health"):
+            assert f">{label}</a>" in page.text
         assert http.get("/login").status_code == 503
 
     def test_store_full__the_dashboard_still_opens(
@@ -503,6 +508,7 @@ class TestHealth:
             health = browser.get("/health").text
             assert "The store is full and takes no writes." in health
             assert "nearly full" in health
+            assert "See Health" not in health
         finally:
             redis_client.config_set("maxmemory", 0)
 

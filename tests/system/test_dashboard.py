@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.conftest import running_store
+from tests.conftest import running_store, socket_url, start_store, store_folder
 from tests.system import demo
 from tests.system.service import ADMIN_KEY, APP, ROOT, Service, running
 
@@ -125,8 +125,8 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
 
 
 def _errors(message: Any) -> list[str]:
-    # That a page is a 4xx is told on the console too, and is often what a test asks for.
-    expected = message.text.startswith("Failed to load resource: the server responded with a ")
+    # That a page is a 4xx, or can't be had, is told on the console too: tests ask for that.
+    expected = message.text.startswith("Failed to load resource: ")
     return [message.text] if message.type == "error" and not expected else []
 
 
@@ -313,6 +313,46 @@ def test_page__becomes_another_while_a_field_is_in_use__waits_until_it_is_left(
         assert page.get_by_text("No cohort matches.").is_visible()
         name.blur()
         page.get_by_role("link", name="Late risers").wait_for()
+
+
+def test_page__that_can_not_be_kept_up_to_date__says_since_when_and_why(
+    open_page: Callable[..., Any],
+) -> None:
+    with store_folder() as folder:
+        store = start_store(folder, "--appendonly", "yes")
+        try:
+            with started(socket_url(folder)) as own:
+                page = open_page(own, bypass_csp=True)
+                page.clock.install()
+                page.reload()
+
+                def told(text: str) -> None:
+                    page.clock.fast_forward(LOOK_MS)
+                    page.get_by_role("status").get_by_text(re.compile(text)).wait_for()
+
+                page.context.set_offline(True)
+                told(r"^Not updated since \d\d:\d\d. The service can.t be reached.$")
+                page.context.set_offline(False)
+                store.terminate()
+                store.wait(30)
+                told("The store could not be reached.$")
+                assert complaints(page) == []
+                page.reload()
+                page.get_by_role("link", name="/readyz").wait_for()
+                assert complaints(page) == []
+                store = start_store(folder, "--appendonly", "yes")
+                page.get_by_role("link", name="Cohorts", exact=True).click()
+                page.get_by_role("heading", name="Ready for the first cohort").wait_for()
+                page.context.set_offline(True)
+                told("The service can.t be reached.$")
+                page.context.set_offline(False)
+                page.clock.fast_forward(LOOK_MS)
+                page.get_by_text("Not updated").wait_for(state="detached")
+                page.context.clear_cookies()
+                told("You are logged out.")
+        finally:
+            store.kill()
+            store.wait(30)
 
 
 def test_delete__asks_for_the_name_and_takes_the_cohort_away(

@@ -392,7 +392,7 @@ def show_problem(problem: Problem) -> Response:
         title=problem.document("")["title"],
         detail=problem.document("")["detail"],
         reason=problem.reason,
-        errors=problem.errors or [],
+        store_fails=isinstance(problem, StoreUnavailable),
     )
     response.headers.extend(problem.headers)
     return response

@@ -11,10 +11,11 @@ _SHORT = {"day": "d", "hour": "h", "minute": "min", "second": "s"}
 
 
 class Advice(NamedTuple):
-    """What a reason means, and what to do about it."""
+    """What a reason means, and what to do about it; of the store, also while it is so."""
 
     meaning: str
     to_do: str
+    now: str = ""
 
 
 # Every reason that a request that brings cohorts can fail for, or a user can be left out for.
@@ -113,29 +114,37 @@ ADVICE = {
     "store_unreachable": Advice(
         "The store could not be reached.",
         "Amplitude sends the request again, so nothing is lost if it does not go on. See Health.",
+        "Look whether it runs, and whether REDIS_URL leads to it.",
     ),
     "store_timeout": Advice(
         "The store did not answer in time.",
         "Amplitude sends the request again. If it goes on, the store is too small or too far.",
+        "If it goes on, the store is too small or too far.",
     ),
     "store_loading": Advice(
         "The store was starting, or failing over.",
         "Amplitude sends the request again. This ends by itself.",
+        "This ends by itself.",
     ),
     "store_full": Advice(
         "The store is full and takes no writes.",
         "Give it more memory, or delete cohorts that nobody needs. See Health.",
+        "Give it more memory, or delete cohorts that nobody needs.",
     ),
     "store_misconfigured": Advice(
         "The store can't be used as it is set up.",
         "Look in the log: it says what is wrong with its rights, its partitions or its keys.",
+        "The log says what is wrong with its rights, its partitions or its keys.",
     ),
     "store_not_replicated": Advice(
         "The store took the write, but too few replicas had it in time.",
         "Amplitude sends the request again. If it goes on, look at the store's replicas.",
+        "If it goes on, look at the store's replicas.",
     ),
     "store_error": Advice(
-        "The store refused a command.", "Search the log for the request id: it says which."
+        "The store refused a command.",
+        "Search the log for the request id: it says which.",
+        "The log says which.",
     ),
 }
 _OTHER = Advice("See the log.", "Search the log for the request id.")

@@ -44,13 +44,46 @@ function names(page) {
   return [...page.querySelectorAll("[data-live]")].map((part) => part.dataset.live).join();
 }
 
+// The page as it is now. Throws an Error that says why it can't be had.
+async function look() {
+  let reply, text;
+  try {
+    reply = await fetch(location.href, {
+      headers: { Accept: "text/html", "X-Look": "true" },
+      signal: AbortSignal.timeout(SECONDS_BETWEEN_LOOKS * 1000),
+    });
+    text = await reply.text();
+  } catch {
+    throw new Error("The service can’t be reached.");
+  }
+  if (reply.redirected) throw new Error("You are logged out. Reload the page to log in again.");
+  const page = new DOMParser().parseFromString(text, "text/html");
+  if (reply.ok) return page;
+  const told = page.querySelector("main .note.bad");
+  throw new Error(told ? told.textContent : `The service answers with ${reply.status}.`);
+}
+
+let updated = new Date();
+const bar = document.createElement("p");
+bar.className = "note warn";
+
+// Say that what is shown grows old, and why; nothing where it doesn't.
+function tellOld(why) {
+  if (!why) {
+    bar.remove();
+    return;
+  }
+  const since = updated.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const text = `Not updated since ${since}. ${why}`;
+  // Screen readers say it again whenever it is set.
+  if (bar.textContent !== text) bar.textContent = text;
+  if (!bar.isConnected) document.getElementById("told").append(bar);
+}
+
 let hasBecomeAnother = false;
 
 async function refresh() {
-  if (document.hidden) return;
-  const reply = await fetch(location.href, { headers: { Accept: "text/html", "X-Look": "true" } });
-  if (!reply.ok || reply.redirected) return;
-  const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+  const page = await look();
   // As when the first cohort has arrived.
   hasBecomeAnother = names(page) !== names(document);
   if (hasBecomeAnother && !wouldDisturb()) {
@@ -62,14 +95,16 @@ async function refresh() {
     if (fresh && !inUse(part)) part.replaceChildren(...fresh.childNodes);
     tellTimes(part);
   }
+  updated = new Date();
+  tellOld("");
 }
 
 function keepUp() {
   setTimeout(async () => {
     try {
-      await refresh();
-    } catch {
-      // The service is not there for the moment: what is shown stays.
+      if (!document.hidden) await refresh();
+    } catch (error) {
+      tellOld(error.message);
     }
     keepUp();
   }, SECONDS_BETWEEN_LOOKS * 1000);
