@@ -455,6 +455,30 @@ class TestAdmin:
         assert store.user(APP, "bob").suppressed
         assert "is kept out of syncs" in admin.get("/users?id=bob").text
 
+    @pytest.mark.parametrize("trait", ["  ", "\u3164", "\r\n", "\u2800: \r\n%41"])
+    @pytest.mark.parametrize("user_id", ["  ", "a\r\nb ", "a\nb", "%41", "\u200b"])
+    def test_names_and_ids__of_white_space_or_nothing_seen__are_typed_as_shown(
+        self, store: Store, admin: Browser, trait: str, user_id: str
+    ) -> None:
+        say(store, trait, True, [user_id])
+        found = admin.get(html.unescape(self._first_link(admin.get("/").text, "/cohort")))
+        user = admin.get(self._first_link(found.text, "/users"))
+        admin.send("/users/erase", **self._confirmed(user.text))
+        assert store.traits(APP, user_id) == {}
+        admin.send("/cohort/delete", **self._confirmed(found.text))
+        assert "is being deleted" in admin.get(found.request.full_path).text
+
+    def _first_link(self, page: str, target: str) -> str:
+        link, text = re.search(rf'href="({target}\?[^"]+)"><bdi>(.*?)</bdi>', page, re.S).groups()  # type: ignore
+        assert words.is_seen(text)
+        return html.unescape(link)
+
+    def _confirmed(self, page: str) -> dict[str, str]:
+        """The fields of a page's form, with what it shows typed to confirm."""
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+        shown = re.search(r"<strong><bdi>(.*?)</bdi></strong>", page, re.S)[1]  # type: ignore
+        return {**fields, "confirm": " ".join(html.unescape(shown).split())}
+
     def test_delete__of_what_is_not_there__is_404(self, admin: Browser) -> None:
         fields = {"token": admin.token(), "id": "x", "confirm": "x"}
         admin.send("/cohort/delete", 404, **fields)
@@ -572,8 +596,12 @@ class TestCharts:
             (ONE, "abc123", "Power users"),
             ("a: b: c", "c", "a: b"),
             ("plain", "name-1", "plain"),
-            (": x", "x", ": x"),
-            ("[Amplitude]", "name-2", "[Amplitude]"),
+            (": x", "x", "x"),
+            ("[Amplitude]", "name-2", "name-2"),
+            ("", "x", "x"),
+            ("   ", "name-3", "name-3"),
+            ("\u200b\u3164: x", "x", "x"),
+            ("\u200b: \u200b", "\u200b", "%E2%80%8B"),
         ],
     )
     def test_name__is_what_people_call_it(self, trait: str, cohort_id: str, said: str) -> None:

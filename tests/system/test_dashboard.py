@@ -9,8 +9,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import redis
@@ -25,6 +27,9 @@ CHROMIUM = (
 )
 READ_KEY = "TEST_READ_KEY"
 HOSTILE = "</title><script>window.broken=1</script><img src=x onerror=window.broken=2>"
+# A name that is but white space, and an id of two lines.
+BLANK_COHORT = f"name-{sha256(b'  ').hexdigest()[:24]}"
+BLANK_USER = "two\nlines"
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 TALL = {"width": 1280, "height": 1240}
@@ -272,6 +277,30 @@ def test_names_and_ids__that_are_markup__do_nothing(
         page.get_by_role("link", name="javascript:alert(1)").click()
         page.wait_for_url(re.compile("/users"))
         assert page.evaluate("window.broken") is None
+
+
+def test_names_and_ids__of_white_space__are_seen_and_can_be_typed(
+    open_page: Callable[..., Any], own_store: str
+) -> None:
+    with started(own_store) as own:
+        own.post(payloads.batch([BLANK_USER, " ", "\u200b"], "  ", True))
+        page = open_page(own, ADMIN_KEY, bypass_csp=True)
+        page.goto("/syncs")
+        _reload_until(page, lambda: page.locator(".syncs > li").count() == 1)
+        user = f"/users?{urlencode({'id': BLANK_USER})}"
+        for path in ("/", "/syncs", f"/cohort?id={BLANK_COHORT}", user):
+            page.goto(path)
+            for line in page.locator("summary").all():
+                line.click()
+            assert complaints(page) == [], path
+        page.get_by_label(re.compile("to confirm")).fill("two lines")
+        page.get_by_role("button", name="Erase the user").click()
+        page.get_by_role("status").get_by_text("The user was erased.").wait_for()
+        page.goto("/")
+        page.locator(".cohorts").get_by_role("link", name=BLANK_COHORT).click()
+        page.get_by_label(re.compile("to confirm")).fill(BLANK_COHORT)
+        page.get_by_role("button", name="Delete the cohort").click()
+        page.get_by_role("status").get_by_text("is being deleted").wait_for()
 
 
 def _reload_until(page: Any, condition: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from flask import (
     Blueprint,
@@ -186,7 +187,7 @@ def _cohort_page(
 def delete_cohort() -> BaseResponse:
     """Begin to delete a cohort, whose name was typed."""
     form = read_signed_form()
-    cohort_id = form.get("id", "")
+    cohort_id = _id(form)
     trait = store().registry.trait(g.caller.app_id, cohort_id) if cohort_id else None
     if trait is None:
         raise UnknownCohort()
@@ -230,10 +231,10 @@ def _user_page(user_id: str, *, error: str | None = None, status: int = 200) -> 
 def erase_user() -> BaseResponse:
     """Erase a user, whose id was typed."""
     form = read_signed_form()
-    user_id, suppress = form.get("id", ""), form.get("suppress") == "true"
+    user_id, suppress = _id(form), form.get("suppress") == "true"
     if text_problem(user_id, MAX_USER_ID_BYTES):
         abort(400, "That can't be a user id.")
-    if form.get("confirm") != user_id:
+    if not _same(form.get("confirm", ""), words.seen(user_id)):
         return _user_page(user_id, error="The user id was not typed as it is.", status=400)
     current = _checked_store()
     audit.record("erase_user", user=user_hash(user_id), suppress=suppress)
@@ -453,9 +454,14 @@ def _next() -> str:
     return wanted if is_ours and wanted.isprintable() else "/"
 
 
+def _id(form: dict[str, str]) -> str:
+    """The id that a form is about. It is percent-encoded: browsers change white space in forms."""
+    return unquote(form.get("id", ""))
+
+
 def _same(typed: str, shown: str) -> bool:
-    """Whether a name was typed as it is shown: browsers show any white space as one space."""
-    return typed.split() == shown.split() and bool(typed.split())
+    """Whether something was typed as it is shown: browsers show any white space as one space."""
+    return typed.split() == shown.split()
 
 
 def _is_late(freshness: Freshness) -> bool:

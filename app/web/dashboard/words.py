@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from datetime import UTC, datetime
 from typing import NamedTuple
+from urllib.parse import quote
 
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+# Letters and symbols that look like nothing.
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
 _SHORT = {"day": "d", "hour": "h", "minute": "min", "second": "s"}
 
 
@@ -209,10 +213,23 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
 
 
-def name(trait: str, cohort_id: str = "") -> str:
-    """A cohort's name as people know it: the trait name without Amplitude's frame."""
+def name(trait: str, cohort_id: str) -> str:
+    """A cohort's name as people know it: the trait name without Amplitude's frame.
+
+    Where nothing of it can be seen, the id.
+    """
     text = trait.removeprefix("[Amplitude]").strip()
     head, colon, tail = text.rpartition(":")
-    if colon and tail.strip() == cohort_id and head.strip():
+    if colon and tail.strip() == cohort_id:
         text = head.strip()
-    return text or trait or cohort_id
+    return text if is_seen(text) else seen(cohort_id)
+
+
+def is_seen(text: str) -> bool:
+    """Whether any character of a text can be seen."""
+    return any(unicodedata.category(char)[0] not in "CMZ" and char not in _BLANK for char in text)
+
+
+def seen(text: str) -> str:
+    """A text as it can be seen: itself, or where nothing of it can, ``%20`` and the like."""
+    return text if is_seen(text) else quote(text)
