@@ -99,8 +99,8 @@ class Sync:
     entered: int = 0
     left: int = 0
     rejected: int = 0
-    took_ms: int = 0
-    slowest_ms: int = 0
+    took_ms: float = 0
+    slowest_ms: float = 0
     reasons: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     ways: dict[str, int] = field(default_factory=dict)

@@ -81,7 +81,7 @@ local function add(batch, clean, others, position)
   for field, value in pairs(batch.set) do call('HSET', sync, field, value) end
   for field, value in pairs(batch.add) do call('HINCRBY', sync, field, number(value)) end
   local slowest = tonumber(call('HGET', sync, 'slowest') or 0)
-  if batch.slowest > slowest then call('HSET', sync, 'slowest', number(batch.slowest)) end
+  if batch.slowest > slowest then call('HSET', sync, 'slowest', tostring(batch.slowest)) end
   keep(sync .. ':requests', batch.index, position, clean)
   keep(sync .. ':problems', batch.index, position + clean, others)
   if others > 0 then call('ZADD', base .. 'problems', id, id) end

@@ -22,6 +22,8 @@ from app.store.keys import Keys
 _REQUESTS_PER_CALL, _BATCHES_PER_CALL = 500, 50
 # Requests of one sync, way and reason that fail at about the same time: so many are told apart.
 _FAILURES_TOLD_APART = 5
+# The first requests with problems of a sync that are looked at for what they say in detail.
+_LOOKED_AT_FOR_DETAIL = 5
 # A batch's requests are close in time, as a sync's are.
 _PAUSE_MS = 5 * 60 * 1000
 
@@ -113,7 +115,7 @@ class Batch:
             "index": SYNCS if self.group.cohort_id or not self.group.other else FAILURES,
             "first": self.first_ms,
             "last": self.last_ms,
-            "slowest": round(self.slowest_ms),
+            "slowest": self.slowest_ms,
             "set": {"trait": self.trait} if self.trait else {},
             "add": {name: value for name, value in self.sums.items() if value},
         }
@@ -204,6 +206,20 @@ class History:
         with translated():
             rows: Any = self._client.lrange(key, skip, skip + limit - 1)
         return [_record(row) for row in rows]
+
+    def first_details(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, str]:
+        """What the first requests that failed said in detail, by the sync's id, where they did."""
+        failed = [sync.id for sync in syncs if sync.failed]
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for sync_id in failed:
+                key = self._keys.sync(app_id, sync_id, "problems")
+                pipeline.lrange(key, 0, _LOOKED_AT_FOR_DETAIL - 1)
+            replies = pipeline.execute()
+        details = {}
+        for sync_id, rows in zip(failed, replies, strict=True):
+            told = (record.detail for record in map(_record, rows) if record.detail)
+            details[sync_id] = next(told, "")
+        return details
 
     def count_unknown(self, counts: Mapping[str, int]) -> None:
         """Count requests without a good key, by reason."""
@@ -323,8 +339,8 @@ def _sync(sync_id: int, fields: dict[bytes, bytes], kept: int, kept_problems: in
         trait=told.get("trait", ""),
         began_ms=int(told["began"]),
         last_ms=int(told["last"]),
-        took_ms=int(told.get("took", 0)) // 1000,
-        slowest_ms=int(told.get("slowest", 0)),
+        took_ms=int(told.get("took", 0)) / 1000,
+        slowest_ms=float(told.get("slowest", 0)),
         kept=kept,
         kept_problems=kept_problems,
         **sums,

@@ -16,10 +16,10 @@ from limits import parse
 from werkzeug.http import parse_cookie
 
 from app import errors
-from app.cohorts import Sync, user_hash
+from app.cohorts import RequestRecord, Sync, user_hash
 from app.errors import Problem
 from app.recorder import WAYS
-from app.store import Size, Store
+from app.store import Batch, Group, Size, Store
 from app.store.errors import StoreError
 from app.web.dashboard import charts, words
 from simulator.payloads import COHORT_PATH, batch, identify
@@ -79,6 +79,14 @@ def admin(app: Flask) -> Browser:
 
 def cohort_page(cohort_id: str) -> str:
     return f"/cohort?{urlencode({'id': cohort_id})}"
+
+
+def _add_syncs(store: Store, times_ms: list[int], took_ms: float = 5) -> None:
+    """Add syncs of one request each."""
+    for number, at_ms in enumerate(times_ms):
+        batch = Batch(Group(APP, "abc123"), ONE)
+        batch.add(RequestRecord(at_ms, took_ms, 200, "list", "key", "id", entered=1), {})
+        store.history.add(APP, [batch], f"sync-{number}")
 
 
 class TestLogIn:
@@ -260,9 +268,12 @@ class TestOverview:
         for n in range(60):
             say(store, f"[Amplitude] Cohort {n:02}: id{n:02}", True, ["u"])
         say(store, "other: x", True, ["u"])
-        first = browser.get("/?name=cohort&sort=name&freshness=fresh").text
+        first = browser.get("/?name=cohort&sort=name&freshness=fresh&status=active").text
+        assert "no history yet" in first
+        assert 'aria-label="no history yet"' not in first
         assert first.count('<th scope="row">') == 50
         following = html.unescape(re.search(r'href="([^"]+)" rel="next"', first)[1])  # type: ignore
+        assert "status=active" in following
         second = browser.get(following).text
         assert second.count('<th scope="row">') == 10
         assert "id59" in second
@@ -307,6 +318,19 @@ class TestCohort:
         assert page.count("/users?id=user-") == 50
         following = html.unescape(re.search(r'href="([^"]+)" rel="next"', page)[1])  # type: ignore
         assert browser.get(following.partition("#")[0]).text.count("/users?id=user-") == 50
+
+    def test_chart__of_the_syncs__tells_when_the_first_and_the_last_were(
+        self, store: Store, browser: Browser
+    ) -> None:
+        say(store, ONE, True, ["alice"])
+        times = [words.now_ms() - hours * 3_600_000 for hours in (3, 2, 1)]
+        _add_syncs(store, times)
+        page = browser.get(cohort_page("abc123")).text
+        axis = page.partition('<figure class="chart bars"')[2].partition("</figure>")[0]
+        assert re.findall(r'datetime="([^"]+)"', axis) == [
+            words.iso(times[0]),
+            words.iso(times[-1]),
+        ]
 
     @pytest.mark.parametrize("cohort_id", ["a/b", "..", "a?b&c=d#e", "100%", "é 🎉", "<b>"])
     def test_link__to_a_cohort_of_any_id__leads_there(
@@ -390,7 +414,23 @@ class TestSyncs:
         found = browser.get("/users?id=stranger-1").text
         assert "Nothing is stored of this user" in found
         assert user_hash("stranger-1") in sync
+        assert "Left out, unknown_user:" in sync
+        assert "60 left out" in sync.partition("<dl")[0]
         assert user_hash("stranger-1") in found
+
+    def test_sync__with_a_call_that_can_not_be_read__tells_the_first_error(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        for user_id in ("", "alice"):
+            call = {"type": "identify", "userId": user_id, "traits": {ONE: True}}
+            caller(app).post(COHORT_PATH, json=call)
+        app.extensions["recorder"].flush()
+        for path in ("/", "/syncs"):
+            assert "The first error: <bdi>userId: Must not be empty." in browser.get(path).text
+
+    def test_times__under_a_millisecond__are_told(self, store: Store, browser: Browser) -> None:
+        _add_syncs(store, [words.now_ms()], took_ms=0.4)
+        assert "0.4 ms, slowest 0.4 ms" in browser.get("/syncs").text
 
     def test_problems__alone__are_shown(self, synced: Flask) -> None:
         caller(synced).post(COHORT_PATH, json=identify("known", "good: 1", True))
@@ -569,6 +609,7 @@ class TestCharts:
         assert even
         assert (even.most_entered, even.most_left, even.is_cut) == (40, 5, False)
         assert max(bar.entered_height for bar in even.bars) == even.middle
+        assert (even.bars[0].x, even.bars[-1].x + even.bars[-1].width) == (0, charts.WIDTH)
         first = charts.bars(synced((10, 2), (8, 3), (5000, 0)))
         assert first
         assert (first.most_entered, first.is_cut) == (12, True)

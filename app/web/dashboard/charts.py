@@ -12,6 +12,8 @@ from app.store import Size
 WIDTH, HEIGHT = 1000, 100
 # A bar that is so many times as long as the next longest is cut off.
 _FAR = 4
+# Bars of fewer syncs are no wider than these.
+_FEW_BARS = 12
 # Syncs that the chart of who entered and left shows.
 MOST_BARS = 40
 
@@ -105,7 +107,9 @@ def bars(syncs: Sequence[Sync]) -> Bars | None:
         return None
     scale = HEIGHT / (most_entered + most_left)
     middle = most_entered * scale
-    step = WIDTH / max(len(shown), 12)
+    width = WIDTH / max(len(shown), _FEW_BARS) * 0.7
+    # From one end of the time below them to the other.
+    step = (WIDTH - width) / max(len(shown) - 1, 1)
     drawn = []
     for place, sync in enumerate(shown):
         up = _height(min(sync.entered, most_entered), scale)
@@ -114,7 +118,7 @@ def bars(syncs: Sequence[Sync]) -> Bars | None:
             Bar(
                 sync,
                 round(place * step, 1),
-                round(step * 0.7, 1),
+                round(width, 1),
                 round(middle - up, 1),
                 up,
                 round(middle, 1),

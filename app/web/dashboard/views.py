@@ -140,6 +140,7 @@ def overview() -> Response:
         next=list_cursor(sort, listing.place),
         paged="cursor" in asked,
         syncs=latest.syncs,
+        details=store().history.first_details(app_id, latest.syncs),
         unknown=store().history.unknown(),
         user_policy=_settings().user_policy,
     )
@@ -174,6 +175,7 @@ def _cohort_page(
         line=charts.line(sizes, words.now_ms(), from_zero=True),
         bars=charts.bars(syncs.syncs),
         syncs=syncs.syncs[:15],
+        details=store().history.first_details(app_id, syncs.syncs[:15]),
         more_syncs=len(syncs.syncs) > 15,
         members=members,
         next=member_cursor(position),
@@ -257,6 +259,7 @@ def syncs() -> Response:
     return _page(
         "syncs.html",
         syncs=page.syncs,
+        details=store().history.first_details(g.caller.app_id, page.syncs),
         next=sync_cursor(page.after),
         paged="cursor" in asked,
         problems=asked["problems"],

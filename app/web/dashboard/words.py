@@ -35,8 +35,7 @@ ADVICE = {
     ),
     "invalid_payload": Advice(
         "The body is JSON, but not what this call takes. Nothing of it was written.",
-        "The first error and its place are below. Compare the destination's template in Amplitude "
-        "with the set-up guide.",
+        "Compare the destination's template in Amplitude with the set-up guide.",
     ),
     "invalid_parameter": Advice(
         "The address holds an id that can't be one.",
