@@ -124,7 +124,7 @@ def test_bench_cluster__short_loads__measures_every_setup(
 def test_bench_pages__small_numbers__asks_for_every_page() -> None:
     plan = pages.Plan(cohorts=120, requests=4000, requests_per_sync=40, repeat=1)
     results = pages.measure(plan, lambda line: None)
-    assert len(results.pages) == 10
+    assert len(results.pages) == 14
     assert all(page.size > 1000 and min(page.took_ms) > 0 for page in results.pages)
     assert 50 < results.bytes_per_request < 1000
     assert all(bar.name in results.text() for bar in results.bars())
