@@ -29,6 +29,8 @@ COHORTS = (
     ("Big spenders", "s4p7nv", 240, 168, 0.12),
 )
 LATE = "c1h4zs"
+# What goes wrong goes wrong in the latest sync of this one.
+IN_TROUBLE = "a7k2mq"
 # A user who is in all of them.
 EVERYWHERE = "ann.lee@example.com"
 
@@ -55,6 +57,8 @@ def fill(service: Service, client: redis.Redis) -> None:
                 sizes[cohort_id].append((int(now - ago), members))
         client.delete(f"{BASE}open")
     _trouble(service, client)
+    members = client.zcard(f"{BASE}cohort:{IN_TROUBLE}:members")
+    sizes[IN_TROUBLE].append((int(now), members))
     for _, cohort_id, _, hours, _ in COHORTS:
         packed = b"".join(struct.pack(">II", at, members) for at, members in sizes[cohort_id])
         client.set(f"{BASE}cohort:{cohort_id}:sizes", packed)
@@ -118,7 +122,7 @@ def _move(client: redis.Redis, key: str, seconds: float) -> None:
 def _trouble(service: Service, client: redis.Redis) -> None:
     """What goes wrong: unreadable bodies, a user who was erased for good, a wrong key."""
     client.sadd(f"{BASE}suppressed", "erased-1@example.com", "erased-2@example.com")
-    trait = "[Amplitude] Power users: a7k2mq"
+    trait = f"[Amplitude] Power users: {IN_TROUBLE}"
     users = ["erased-1@example.com", "erased-2@example.com", *payloads.user_ids(300)]
     assert service.post(payloads.batch(users, trait, True)).status == 200
     for _ in range(3):
