@@ -53,12 +53,13 @@ def fill(service: Service, client: redis.Redis) -> None:
                 if cohort_id == LATE:
                     ago += 3 * 24 * HOUR
                 _move(client, key, ago)
-                members = client.zcard(f"{BASE}cohort:{cohort_id}:members")
-                sizes[cohort_id].append((int(now - ago), members))
+                members = f"{BASE}cohort:{cohort_id}:members"
+                _move_members(client, members, now * 1000, ago * 1000)
+                sizes[cohort_id].append((int(now - ago), client.zcard(members)))
         client.delete(f"{BASE}open")
     _trouble(service, client)
     members = client.zcard(f"{BASE}cohort:{IN_TROUBLE}:members")
-    sizes[IN_TROUBLE].append((int(now), members))
+    sizes[IN_TROUBLE].append((int(time.time()), members))
     for _, cohort_id, _, hours, _ in COHORTS:
         packed = b"".join(struct.pack(">II", at, members) for at, members in sizes[cohort_id])
         client.set(f"{BASE}cohort:{cohort_id}:sizes", packed)
@@ -117,6 +118,13 @@ def _move(client: redis.Redis, key: str, seconds: float) -> None:
     began = int(client.hget(key, "began") or 0) - int(seconds * 1000)
     took = 1000 * (11 + hash(key) % 60)
     client.hset(key, mapping={"began": began, "last": began + took, "moved": 1})
+
+
+def _move_members(client: redis.Redis, key: str, since_ms: float, by_ms: float) -> None:
+    """Move who entered in a round into the past."""
+    entered = client.zrange(key, since_ms, "+inf", byscore=True, withscores=True)
+    if entered:
+        client.zadd(key, {user: score - by_ms for user, score in entered})
 
 
 def _trouble(service: Service, client: redis.Redis) -> None:
