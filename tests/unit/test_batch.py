@@ -68,12 +68,17 @@ def test_batch__with_a_byte_changed__is_only_accepted_as_the_schema_does(
     check(bytes(raw))
 
 
+def plain(text: str) -> bool:
+    """Whether JSON has it without an escape, or what may be one, that is looked at again."""
+    return text.isprintable() and "\\u" not in text
+
+
 @given(
     st.lists(
         st.tuples(
-            st.text(min_size=1, max_size=256).filter(lambda t: "\0" not in t and t.isprintable()),
+            st.text(min_size=1, max_size=256).filter(plain),
             st.dictionaries(
-                st.text(min_size=1, max_size=20).filter(str.isprintable),
+                st.text(min_size=1, max_size=20).filter(plain),
                 st.booleans(),
                 min_size=1,
             ),
