@@ -74,7 +74,7 @@ class EpochTime(fields.Field[int | None]):
     def json_schema(self) -> dict[str, Any]:
         number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": _LATEST_MS}
         digits = {"type": "string", "pattern": f"^({_NUMBER.pattern})?$"}
-        return {"anyOf": [number, digits, {"type": "null"}], "example": "1767225600"}
+        return {"anyOf": [number, digits], "example": "1767225600"}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int | None:
         if value == "":

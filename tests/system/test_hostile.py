@@ -297,7 +297,9 @@ def test_headers__that_drip_without_end__are_cut_off(service: Service) -> None:
 def test_connection__with_one_request_after_another__leaves_others_their_turn(
     store_url: str, request_: bytes
 ) -> None:
-    with running({"REDIS_URL": store_url, "WEB_CONCURRENCY": "1"}) as service:
+    # What is asked of a healthy service is logged at this level.
+    env = {"REDIS_URL": store_url, "WEB_CONCURRENCY": "1", "LOG_LEVEL": "debug"}
+    with running(env) as service:
         times(service, 5)
         with flood(service, request_), flood(service, request_):
             logged = len(service.lines)

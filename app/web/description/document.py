@@ -164,6 +164,8 @@ def _own_schema(converter: Any, field: fields.Field[Any], ret: dict[str, Any]) -
         told = _array(converter, field)
     if field.allow_none and isinstance(told.get("type"), str):
         told["type"] = [told["type"], "null"]
+    if field.allow_none and "anyOf" in told:
+        told["anyOf"] = [*told["anyOf"], {"type": "null"}]
     if field.allow_none and "enum" in ret:
         ret["enum"] = [*ret["enum"], None]
     return {name: value for name, value in told.items() if name not in ret}
