@@ -35,7 +35,7 @@ simulate: install ## play Amplitude against a running make run, with 10,000 user
 		"http://127.0.0.1:$${PORT:-8000}" --users 10000 $(SIMULATE)
 
 test: install ## run the tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 3
 
 chaos: install ## sync under faults for some minutes, and prove that nothing is lost
 	$(BIN)/python -m tests.chaos
