@@ -46,15 +46,18 @@ def test_licences__of_every_package_that_runs__are_listed() -> None:
 ELSEWHERE = {"colorama", "async-timeout", "cffi", "pycparser"}
 
 
-def audited(**found: Any) -> str:
-    """What pip-audit tells of one package."""
-    return json.dumps({"dependencies": [{"name": "flask", "version": "1", **found}], "fixes": []})
+def audited(*found: dict[str, Any]) -> str:
+    """What pip-audit tells of some packages."""
+    packages = [{"name": "flask", "version": "1", **one} for one in found]
+    return json.dumps({"dependencies": packages, "fixes": []})
 
 
 AUDITS = {
-    "nothing found": (0, audited(vulns=[]), "", 0),
-    "a hole": (1, audited(vulns=[{"id": "CVE-1", "fix_versions": ["2"]}]), "Found 1", 1),
-    "a package that is not looked up": (0, audited(skip_reason="not found"), "", 1),
+    "nothing found": (0, audited({"vulns": []}), "", 0),
+    "a hole": (1, audited({"vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}), "Found 1", 1),
+    "a package that is not looked up": (0, audited({"vulns": []}, {"skip_reason": "?"}), "", 1),
+    "none that is looked up": (0, audited({"skip_reason": "?"}), "", 0),
+    "none at all": (0, audited(), "", 1),
     "no way there": (1, "", "ConnectionError: [Errno 111] Connection refused", 0),
     "no name": (1, "", "NameResolutionError: Failed to resolve 'pypi.org'", 0),
     "another's certificate": (1, "", "SSLError: certificate verify failed", 0),
