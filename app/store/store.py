@@ -257,9 +257,7 @@ class Store:
         """
         with translated():
             self._check_layout(app_id)
-            group = [*cohort, "true", "", 0]
-            options = ["open", "count", *self._limits, way, ""]
-            parts = [_Part(p, options, group) for p in range(self.keys.partitions)]
+            parts = self._registrations(range(self.keys.partitions), cohort, way, "")
             replies = self._apply_all(app_id, parts, False, set())
             taken = not any(reply[5] for reply in replies)
             if taken:
@@ -278,9 +276,14 @@ class Store:
             return newest.trait
 
     def _register(self, app_id: str, partitions: Iterable[int], cohort: Cohort, at_ms: int) -> None:
-        args = ["open", "count", *self._limits, "", "", "named", *cohort, "true", at_ms, 0]
-        calls = [Call(self.keys.changes(app_id, partition), args) for partition in partitions]
-        together(self._apply, calls, self._wait)
+        self._call(app_id, self._registrations(partitions, cohort, "", at_ms), "named")
+
+    def _registrations(
+        self, partitions: Iterable[int], cohort: Cohort, way: str, at_ms: int | str
+    ) -> list[_Part]:
+        """A group of no users for each partition, which makes the cohort known there."""
+        options = ["open", "count", *self._limits, way, ""]
+        return [_Part(p, options, [*cohort, "true", at_ms, 0]) for p in partitions]
 
     def _calls(self, changes: Sequence[MembershipChange]) -> Iterator[tuple[int, list[Any]]]:
         """Split changes into calls: the partition of each, and its groups as arguments.
