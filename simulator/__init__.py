@@ -1,4 +1,4 @@
-"""Amplitude's side of the wire: sends cohorts as Amplitude does and certifies receivers.
+"""Plays Amplitude's side of the protocol: syncs cohorts to a receiver and certifies receivers.
 
-Imports nothing of the receiver, so that it can be pointed at anyone's.
+It imports nothing from the receiver, so it works with anyone's.
 """

@@ -1,28 +1,22 @@
-"""A cohort as Amplitude sees it: who is in it, and what changed since the last successful sync."""
+"""A cohort as Amplitude sees it: its members, and the changes since the last successful sync."""
 
 from __future__ import annotations
 
-import json
 import random
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import payloads
 
-# What JSON must escape inside a string.
-_UNSAFE = re.compile(r'[\x00-\x1f"\\]')
 
-
-class BadIds(ValueError):
-    """A file of user ids can't be used; the text names the place."""
+class InvalidIdFile(ValueError):
+    """A file of user ids is empty or not UTF-8."""
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """Read user ids from a file, one a line, UTF-8 (with or without a byte order mark); empty lines
-    and repeats are left out.
+    """Read user ids from a UTF-8 file, one per line, skipping empty lines and duplicates.
 
-    Raises `BadIds` for a file without an id or with a line that is not UTF-8.
+    A byte order mark is allowed. Raises `InvalidIdFile`.
     """
     ids: dict[str, None] = {}
     with open(path, "rb") as lines:
@@ -31,25 +25,20 @@ def read_ids(path: str | Path) -> list[str]:
                 encoding = "utf-8-sig" if number == 1 else "utf-8"
                 user_id = line.decode(encoding).rstrip("\r\n")
             except UnicodeDecodeError:
-                raise BadIds(f"{path}, line {number}: not UTF-8") from None
+                raise InvalidIdFile(f"{path}, line {number}: not UTF-8") from None
             if user_id:
                 ids[user_id] = None
     if not ids:
-        raise BadIds(f"{path}: no user id in it")
+        raise InvalidIdFile(f"{path}: no user ids")
     return list(ids)
 
 
-def json_text(text: str) -> str:
-    """Return `text` as it stands between the quotes of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1] if _UNSAFE.search(text) else text
-
-
 class Cohort:
-    """Users, membership and its changes.
+    """A cohort whose membership changes from sync to sync.
 
-    `ids` is everybody who can ever be in the cohort; users are known by their index in it. The
-    first `size` of them are the cohort of the first sync. With each further sync, `churn` times
-    `size` members leave and as many others enter, among them people who were in before.
+    `ids` are all users who can ever be members; elsewhere users are indexes into it. The first
+    `size` of them are the members at the first sync. Before each later sync, `churn` times `size`
+    members leave and as many other users enter, former members among them.
     """
 
     def __init__(
@@ -79,23 +68,22 @@ class Cohort:
     def synthetic(
         cls, name: str, cohort_id: str, size: int, *, churn: float = 0.05, seed: int = 0
     ) -> Cohort:
-        """Make a cohort of `size` synthetic users, with others outside who enter later."""
+        """Create a cohort of `size` synthetic users, and more users who can enter it later."""
         outside = round(size * churn * 2)
         ids = payloads.user_ids(size + outside, seed)
         return cls(name, cohort_id, ids, size=size, churn=churn, seed=seed)
 
     @property
     def members(self) -> list[int]:
-        """The indexes of the users who are in the cohort now."""
+        """The current members."""
         return self._members
 
     def advance(self) -> tuple[Sequence[int], Sequence[int]]:
-        """Let time pass until the next sync and return what it has to say: (entered, left).
+        """Change the membership and return what the next sync has to send: (entered, left).
 
-        Until a sync has succeeded (`succeeded`), that is everybody who is in, and nobody left.
-        Afterwards it is the difference from the last successful sync, as Amplitude does it:
-        somebody who came and went since then is not mentioned, whatever a failed sync has said
-        about them.
+        Until a sync has succeeded (`mark_synced`), that is every member. After that it is the
+        difference from the last successful sync, as at Amplitude: a user who entered and left since
+        then is not in it, even if a failed sync sent them.
         """
         if self._started:
             self._move()
@@ -106,8 +94,8 @@ class Cohort:
         left = [user for user, member in self._changed.items() if not member]
         return entered, left
 
-    def succeeded(self) -> None:
-        """Take the present membership as what the receiver has been told."""
+    def mark_synced(self) -> None:
+        """Make the current membership the base of the next difference."""
         self._synced = True
         self._changed.clear()
 
@@ -118,13 +106,13 @@ class Cohort:
         self._members += entering
         self._outside += leaving
         if self._synced:
-            self._note(leaving, False)
-            self._note(entering, True)
+            self._record(leaving, False)
+            self._record(entering, True)
 
-    def _note(self, users: Iterable[int], member: bool) -> None:
+    def _record(self, users: Iterable[int], member: bool) -> None:
         for user in users:
             if user in self._changed:
-                del self._changed[user]  # back to what the receiver was told last
+                del self._changed[user]  # back to the last synced value
             else:
                 self._changed[user] = member
 

@@ -1,83 +1,92 @@
-"""Request bodies as bytes, put together from parts that were encoded once.
+"""Encode request bodies fast: the parts around the user ids are encoded once, then joined.
 
-A body of a thousand identifies takes one `str.join`. That it says the same as `payloads` is held by
-a test.
+A test checks that the bodies equal those of `payloads`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 from . import payloads
-from .cohort import Cohort, json_text
+from .cohort import Cohort
+
+_NEEDS_ESCAPING = re.compile(r'[\x00-\x1f"\\]')
+_PLACEHOLDER = "\x00user\x00"
 
 
 def to_json(payload: object) -> bytes:
     """Return a payload as compact JSON in UTF-8."""
-    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-_MARK = "\x00user\x00"
-_MARK_JSON = json.dumps(_MARK)[1:-1]
+    return _compact(payload).encode()
 
 
 class Encoder:
-    """Encodes the bodies about one cohort; users are given by their index in `cohort.ids`."""
+    """Encodes the request bodies of one cohort. Users are indexes into `cohort.ids`."""
 
     def __init__(self, cohort: Cohort) -> None:
         self._cohort = cohort
-        texts = [json_text(user_id) for user_id in cohort.ids]
-        # Ids that need no escaping (nearly all) are not kept twice.
-        self._texts: Sequence[str] = cohort.ids if texts == cohort.ids else texts
+        escaped = [_escape(user_id) for user_id in cohort.ids]
+        # Hardly any ids need escaping; then only one list is kept in memory.
+        self._escaped: Sequence[str] = cohort.ids if escaped == cohort.ids else escaped
         self._identify = {
-            member: _around(payloads.identify(_MARK, cohort.trait, member))
+            member: _around_user(payloads.identify(_PLACEHOLDER, cohort.trait, member))
             for member in (True, False)
         }
-        self._list = _around(payloads.list_users([_MARK]))
+        self._list = _around_user(payloads.list_users([_PLACEHOLDER]))
 
     def identify(self, user: int, member: bool) -> bytes:
-        """Return a single update."""
+        """Encode a single update."""
         before, after = self._identify[member]
-        return f"{before}{self._texts[user]}{after}".encode()
+        return f"{before}{self._escaped[user]}{after}".encode()
 
     def batch(self, users: Iterable[int], member: bool) -> bytes:
-        """Return a batch update; `users` must not be empty."""
+        """Encode a batch update; `users` must not be empty."""
         before, after = self._identify[member]
-        texts = map(self._texts.__getitem__, users)
-        items = f"{after},{before}".join(texts)
+        items = self._join(users, f"{after},{before}")
         return f'{{"batch":[{before}{items}{after}]}}'.encode()
 
     def list_create(self) -> bytes:
-        """Return the body that creates the cohort's list."""
+        """Encode a list creation."""
         return to_json(payloads.list_create(self._cohort.trait))
 
     def list_users(self, users: Iterable[int]) -> bytes:
-        """Return the body of an add or remove call; `users` must not be empty."""
+        """Encode a list's add or remove call; `users` must not be empty."""
         before, after = self._list
-        items = '","'.join(map(self._texts.__getitem__, users))
+        items = self._join(users, '","')
         return f"{before}{items}{after}".encode()
 
     def webhook(
         self, users: Iterable[int], member: bool, computed_time: int, message_id: str
     ) -> bytes:
-        """Return a webhook's default body; `users` must not be empty."""
+        """Encode the default body of a webhook; `users` must not be empty."""
         cohort = self._cohort
-        before, after = _around(
+        before, after = _around_user(
             payloads.webhook(
                 cohort.name,
                 cohort.cohort_id,
-                [_MARK],
+                [_PLACEHOLDER],
                 member,
                 computed_time=computed_time,
                 message_id=message_id,
             )
         )
-        items = '"},{"user_id":"'.join(map(self._texts.__getitem__, users))
+        items = self._join(users, '"},{"user_id":"')
         return f"{before}{items}{after}".encode()
 
+    def _join(self, users: Iterable[int], separator: str) -> str:
+        return separator.join(map(self._escaped.__getitem__, users))
 
-def _around(payload: object) -> tuple[str, str]:
-    """Return the JSON text before and after the one marked user id."""
-    before, after = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).split(_MARK_JSON)
+
+def _compact(payload: object) -> str:
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+
+
+def _escape(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1] if _NEEDS_ESCAPING.search(text) else text
+
+
+def _around_user(payload: object) -> tuple[str, str]:
+    """Return the JSON text before and after the placeholder's user id."""
+    before, after = _compact(payload).split(_escape(_PLACEHOLDER))
     return before, after

@@ -1,6 +1,4 @@
-"""Misbehaviour on purpose: what a network and a sender under load do to a receiver, drawn from a
-seed.
-"""
+"""Fault injection: what networks and busy senders do to a receiver, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -10,19 +8,20 @@ from typing import Literal
 
 Fault = Literal["drop-reply", "cut", "slow"]
 
+DEFAULT_RATE = 0.05
+
 
 @dataclass(frozen=True)
-class Misbehaviour:
-    """How often each kind happens, as a share of the requests (0 to 1).
+class FaultRates:
+    """How often each fault occurs, as a share of the requests (0 to 1).
 
-    - `duplicate`: the request is sent twice, at the same time where a thread is free;
-    - `reorder`: the request is held back behind up to 16 later ones of the same sync (a webhook
-      also behind the next sync, since it carries its time);
-    - `drop_reply`: the receiver applies and answers, the sender never hears and sends again;
-    - `cut`: the connection is reset half way through the body, then the request is sent again;
-    - `slow`: the body takes `slow_seconds`;
-    - `late`: the sender doesn't hear (or the body is cut), and its retry arrives only after the
-      next sync.
+    - `duplicate`: the request is sent twice, concurrently where a thread is free;
+    - `reorder`: the request is held back behind up to 16 later ones of the same sync (webhooks,
+      which carry a time, also behind the next sync);
+    - `drop_reply`: the receiver replies, but the sender doesn't see it and retries;
+    - `cut`: the connection is reset half way through the body, then the request is retried;
+    - `slow`: the body takes `slow_seconds` to send;
+    - `late`: the reply is dropped or the body cut, and the retry is sent only after the next sync.
     """
 
     duplicate: float = 0.0
@@ -39,13 +38,12 @@ class Misbehaviour:
                 raise ValueError(f"{name.replace('_', '-')} must be between 0 and 1, not {value}")
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) for name in KINDS)
+        return any(getattr(self, name) for name in FAULT_KINDS)
 
-    def on_attempt(self, seed: str, retries_left: int) -> Fault | None:
-        """Draw what happens to one attempt; the same for the same seed.
+    def draw(self, seed: str, retries_left: int) -> Fault | None:
+        """Draw the fault of one attempt; the same for the same seed.
 
-        The last two attempts are left alone, so that misbehaviour alone never makes a request fail
-        for good.
+        The last two attempts get none, so that faults alone never exhaust the retries.
         """
         if not (self.drop_reply or self.cut or self.slow) or retries_left < 2:
             return None
@@ -59,26 +57,24 @@ class Misbehaviour:
         return None
 
 
-KINDS = tuple(field.name for field in fields(Misbehaviour) if field.name != "slow_seconds")
+FAULT_KINDS = tuple(field.name for field in fields(FaultRates) if field.name != "slow_seconds")
 
 
-def parse(text: str) -> Misbehaviour:
-    """Read `all`, `all=0.1` or `late=0.02,drop-reply=0.1,…`; raises `ValueError` that says what is
-    wrong.
-    """
+def parse_faults(text: str) -> FaultRates:
+    """Parse `all`, `all=0.1` or `late=0.02,drop-reply=0.1,…`. Raises `ValueError`."""
     rates: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, share = part.partition("=")
         try:
-            rate = float(share) if equals else 0.05
+            rate = float(share) if equals else DEFAULT_RATE
         except ValueError:
             raise ValueError(f"{part!r}: {share!r} is not a number") from None
         key = name.strip().replace("-", "_")
         if key == "all":
-            rates = dict.fromkeys(KINDS, rate) | rates
-        elif key in KINDS or (key == "slow_seconds" and equals):
+            rates = dict.fromkeys(FAULT_KINDS, rate) | rates
+        elif key in FAULT_KINDS or (key == "slow_seconds" and equals):
             rates[key] = rate
         else:
-            known = ", ".join(kind.replace("_", "-") for kind in KINDS)
+            known = ", ".join(kind.replace("_", "-") for kind in FAULT_KINDS)
             raise ValueError(f"{name.strip()!r} is none of: all, {known}, slow-seconds=N")
-    return Misbehaviour(**rates)
+    return FaultRates(**rates)

@@ -1,9 +1,8 @@
-"""The bodies that Amplitude sends, as plain dicts: one builder for people, the simulator and the
-tests.
+"""Build the request bodies that Amplitude sends, as plain dicts.
 
 The shapes are those of Amplitude's page "Receiving Behavioral Cohorts" (identify, batch, lists) and
-of the default body of its Cohort Webhooks destination. Every call returns a fresh object that the
-caller may change. Pure standard library.
+of the default body of its Cohort Webhooks destination. Every call returns a new object that the
+caller may change.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ WEBHOOK_PATH = "/api/v1/integration/amplitude/webhook"
 LISTS_PATH = "/lists"
 
 CONTEXT: Payload = {"integration": {"name": "Amplitude Cohort Sync", "version": "1.0.0"}}
-"""The `context` that the document prints in every body. The builders put a fresh copy into each."""
+"""The `context` that the document shows in every body. The builders copy it."""
 
 
 def context() -> Payload:
-    """Return a fresh copy of `CONTEXT`."""
+    """Return a copy of `CONTEXT`."""
     return {"integration": dict(CONTEXT["integration"])}
 
 
@@ -35,7 +34,7 @@ def trait_name(name: str, cohort_id: str) -> str:
 
 
 def identify(user_id: str, trait: str, member: bool, **extra: Any) -> Payload:
-    """Return a single update: `{"type", "traits": {trait: member}, "userId", "context"}`."""
+    """Return a single update: `{"type", "traits": {trait: member}, "userId", "context", …}`."""
     return {
         "type": "identify",
         "traits": {trait: member},
@@ -51,7 +50,7 @@ def batch(user_ids: Iterable[str], trait: str, member: bool) -> Payload:
 
 
 def list_create(name: str) -> Payload:
-    """Return the body that creates a list; `name` is the whole trait name (see `trait_name`)."""
+    """Return the body of a list creation; `name` is the whole trait name (see `trait_name`)."""
     return {"name": name, "context": context()}
 
 
@@ -85,7 +84,7 @@ def webhook(
 
 
 def count_users(body: Any) -> int:
-    """Return how many users a body of any of these shapes is about, at least 1."""
+    """Return how many users a body of any of these shapes names, at least 1."""
     if isinstance(body, dict):
         for name in ("batch", "userIds", "user_ids", "users"):
             if isinstance(body.get(name), list):
@@ -94,9 +93,9 @@ def count_users(body: Any) -> int:
 
 
 def message_id(rng: random.Random, in_cohort: bool, number: int = 0) -> str:
-    """Return a webhook's message id, `<uuid>::enter::<number>`, its uuid drawn from `rng`.
+    """Return a webhook's message id, `<uuid>::enter::<number>`, with a uuid drawn from `rng`.
 
-    The word for a leaving user isn't published; `exit` is an assumption.
+    For users who leave it has `exit`, which is an assumption: Amplitude doesn't document it.
     """
     drawn = uuid.UUID(int=rng.getrandbits(128), version=4)
     return f"{drawn}::{'enter' if in_cohort else 'exit'}::{number}"
@@ -105,7 +104,7 @@ def message_id(rng: random.Random, in_cohort: bool, number: int = 0) -> str:
 def user_ids(n: int, seed: int = 0) -> list[str]:
     """Return `n` synthetic user ids of 24 bytes, the same for the same `seed`.
 
-    A shorter list is the beginning of a longer one; the lists of two seeds share no id.
+    The first `n` ids are the same for every `n`. Different seeds give different ids.
     """
     bits = random.Random(f"user ids {seed}").getrandbits
     return [f"{bits(96):024x}" for _ in range(n)]

@@ -1,8 +1,8 @@
-"""Readers: how the simulator looks at what a receiver has stored.
+"""Readers: how the simulator reads back what a receiver has stored.
 
-A reader is optional; without one only the wire is checked. There are two, both for Cohort Receiver:
-one looks into Redis or Valkey (one hash for each user, its fields the trait names, its values
-`true` or `false`), the other asks the service itself, over HTTP.
+A reader is optional; without one only the replies are checked. There are two, both for Cohort
+Receiver: one reads its Redis or Valkey store (a hash per user, trait name to `true` or `false`),
+the other its HTTP API.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ Traits = dict[str, Value | str]
 
 
 class ReaderError(Exception):
-    """The store can't be read; the text says why."""
+    """The receiver's state can't be read."""
 
 
 class Reader(Protocol):
-    """Reads users' traits from wherever a receiver keeps them."""
+    """Reads users' traits from a receiver."""
 
     def traits(self, user_ids: Sequence[str]) -> list[Traits]:
-        """Return each user's traits, in the order asked for; an empty dict for an unknown user.
+        """Return each user's traits, in the order of `user_ids`; {} for an unknown user.
 
-        A value that is neither true nor false is given as the string that was found. Raises
-        `ReaderError`.
+        A value that is neither true nor false is returned as a string. Raises `ReaderError`.
         """
         ...
 
 
 class RedisReader:
-    """Reads `{prefix}:{{tag}}:user:{user id}` hashes, where the tag is the app, or with several
-    partitions `app:crc32(user id) mod partitions`.
+    """Reads the hashes `{prefix}:{{tag}}:user:{user id}` from Redis or Valkey.
 
-    `url` is `redis://`, `rediss://` or `unix://`, as redis-py takes it.
+    The tag is the app, or with several partitions `app:N` where N is the CRC-32 of the user id
+    modulo the number of partitions. `url` is any that redis-py accepts.
     """
+
+    USERS_PER_PIPELINE = 500
 
     def __init__(
         self, url: str, *, prefix: str = "cohorts", app: str = "default", partitions: int = 1
@@ -58,7 +59,7 @@ class RedisReader:
         self._where = _without_password(url)
 
     def key(self, user_id: str) -> bytes:
-        """Return the name of a user's hash."""
+        """Return the key of a user's hash."""
         raw = user_id.encode()
         tag = self._app
         if self._partitions > 1:
@@ -66,12 +67,12 @@ class RedisReader:
         return f"{self._prefix}:{{{tag}}}:user:".encode() + raw
 
     def traits(self, user_ids: Sequence[str]) -> list[Traits]:
-        """Read the users' hashes, a few hundred to a round trip (see `Reader.traits`)."""
+        """See `Reader.traits`."""
         found: list[Traits] = []
         try:
-            for start in range(0, len(user_ids), 500):
+            for start in range(0, len(user_ids), self.USERS_PER_PIPELINE):
                 with self._redis.pipeline(transaction=False) as pipe:
-                    for user_id in user_ids[start : start + 500]:
+                    for user_id in user_ids[start : start + self.USERS_PER_PIPELINE]:
                         pipe.hgetall(self.key(user_id))
                     found += [
                         {_text(name): _value(value) for name, value in fields.items()}
@@ -87,9 +88,9 @@ class RedisReader:
 
 
 class HttpReader:
-    """Asks `POST {url}/api/v1/users/query`, with a key that may read as username of Basic."""
+    """Queries `POST {url}/api/v1/users/query`. `key` needs the scope `read`."""
 
-    USERS_A_CALL = 1000
+    USERS_PER_REQUEST = 1000
 
     def __init__(self, url: str, key: str) -> None:
         self._url = url.rstrip("/") + "/api/v1/users/query"
@@ -100,12 +101,12 @@ class HttpReader:
         }
 
     def traits(self, user_ids: Sequence[str]) -> list[Traits]:
-        """Ask for the users' traits, a thousand at a time (see `Reader.traits`)."""
+        """See `Reader.traits`."""
         found: list[Traits] = []
-        for start in range(0, len(user_ids), self.USERS_A_CALL):
-            part = list(user_ids[start : start + self.USERS_A_CALL])
-            request = urllib.request.Request(  # noqa: S310  the user's own address
-                self._url, json.dumps({"userIds": part}).encode(), self._headers
+        for start in range(0, len(user_ids), self.USERS_PER_REQUEST):
+            chunk = list(user_ids[start : start + self.USERS_PER_REQUEST])
+            request = urllib.request.Request(  # noqa: S310  an address given by the operator
+                self._url, json.dumps({"userIds": chunk}).encode(), self._headers
             )
             try:
                 with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310  # nosec B310

@@ -1,9 +1,7 @@
-"""A sink: answers 200 to every request as cheaply as Python can, to measure how fast the simulator
-sends.
+"""A sink: replies 200 to every request at minimal cost, to measure how fast the simulator sends.
 
-It is no receiver: it looks at nothing but the length of the body. Run alone (`python -m
-simulator.sink`) it prints its port, serves until its standard input ends, then prints `{"requests",
-"bytes"}`.
+It reads nothing but the length of each body. `python -m simulator.sink` prints its port, serves
+until standard input ends, then prints `{"requests", "bytes"}`.
 """
 
 from __future__ import annotations
@@ -15,13 +13,13 @@ import sys
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _BODY = b'{"list_id":1}\n'
-_ANSWER = (
+_REPLY = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(_BODY)
 ) + _BODY
 
 
 class Sink(asyncio.Protocol):
-    """One connection; `requests` and `received` (bytes of body) count for all of them."""
+    """One connection. `requests` and `received` (bytes of bodies) are totals of all connections."""
 
     requests = 0
     received = 0
@@ -51,7 +49,7 @@ class Sink(asyncio.Protocol):
                 Sink.received += self._left
                 data, self._head = self._head[end + 4 :], b""
             if not self._left:
-                self._transport.write(_ANSWER)
+                self._transport.write(_REPLY)
 
 
 async def serve() -> None:

@@ -1,4 +1,4 @@
-"""Counts and latencies of a run."""
+"""Counters and latencies of a run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .wire import TIMEOUT, Reply
+from .connection import TIMEOUT, Reply
+from .faults import Fault
+from .replies import excerpt
 
 
 def percentile(sorted_values: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that at least `share` of them don't exceed (nearest rank); None of
-    none.
-    """
+    """Return the percentile by nearest rank; `share` is between 0 and 1. None for no values."""
     if not sorted_values:
         return None
     rank = -(-len(sorted_values) * round(share * 1000) // 1000)
@@ -25,9 +25,9 @@ def percentile(sorted_values: Sequence[float], share: float) -> float | None:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Seconds from sending to the whole answer, of the attempts that were not tampered with.
+    """Seconds from request to complete reply, for attempts without an injected fault.
 
-    `over_1s` and `over_2s` also count those that were waited for so long and got no answer in time.
+    `over_1s` and `over_2s` include timeouts.
     """
 
     count: int
@@ -40,21 +40,19 @@ class Latencies:
 
 @dataclass
 class Stats:
-    """What has been sent and answered so far; safe to use from many threads."""
+    """Counters of what was sent and replied. Thread-safe."""
 
     requests: int = 0
-    """HTTP requests that were sent, retries and duplicates included."""
+    """HTTP requests, including retries and duplicates."""
     retries: int = 0
     gave_up: int = 0
-    """Requests that were not delivered: retries used up, or refused with a status that isn't
-    retried.
-    """
+    """Undelivered requests: retries exhausted, or refused with a status that isn't retried."""
     users_sent: int = 0
-    """Users in all requests that were sent, retries and duplicates included."""
+    """Users in all HTTP requests, including retries and duplicates."""
     users_delivered: int = 0
-    """Users in requests that the receiver has acknowledged, each request counted once."""
+    """Users in acknowledged requests, each request counted once."""
     users_rejected: int = 0
-    """Users that the receiver said it did not take: 404, or `rejected` in its reply."""
+    """Users whom the receiver rejected: 404, or `rejected` in its reply."""
     statuses: Counter[int] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -65,8 +63,8 @@ class Stats:
     _timeouts: array[float] = field(default_factory=lambda: array("d"), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def attempted(self, users: int, retry: bool, reply: Reply, fault: str | None) -> None:
-        """Note one HTTP request and what came back."""
+    def record_attempt(self, users: int, retry: bool, reply: Reply, fault: Fault | None) -> None:
+        """Count one HTTP request and its reply."""
         with self._lock:
             self.requests += 1
             self.retries += retry
@@ -78,48 +76,48 @@ class Stats:
                 if fault is None:
                     self._latencies.append(reply.seconds)
                 if not reply.ok:
-                    self.last_problem = f"{reply.status} {short(reply.body)}".strip()
+                    self.last_problem = f"{reply.status} {excerpt(reply.body)}".strip()
             elif reply.error and not fault:
                 self.errors[reply.error] += 1
                 if reply.error == TIMEOUT:
                     self._timeouts.append(reply.seconds)
                 self.last_problem = str(reply)
 
-    def count(self, **amounts: int) -> None:
+    def add(self, **amounts: int) -> None:
         """Add to the named counters."""
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
 
-    def fault(self, kind: str) -> None:
-        """Count a misbehaviour that isn't an attempt's own."""
+    def count_fault(self, kind: str) -> None:
+        """Count a fault of a whole request: duplicated, reordered or late."""
         with self._lock:
             self.faults[kind] += 1
 
-    def begin(self) -> None:
-        """Start the clock, or let it run on."""
+    def start(self) -> None:
+        """Start the clock, or resume it."""
         if self.started is None:
             self.started = time.perf_counter()
         self.ended = None
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Stop the clock."""
         self.ended = time.perf_counter()
 
     @property
     def users_done(self) -> int:
-        """Users that nothing more is to be sent about: delivered, or not taken."""
+        """Users delivered or rejected."""
         return self.users_delivered + self.users_rejected
 
     @property
     def seconds(self) -> float:
-        """Wall time from the first sync's beginning to now, or to the last one's end."""
+        """Wall time since the first sync started, until now or until the last one ended."""
         if self.started is None:
             return 0.0
         return (self.ended or time.perf_counter()) - self.started
 
     def latencies(self, last: int | None = None) -> Latencies:
-        """Return the latencies of all answers, or of the `last` ones."""
+        """Return the latencies of all replies, or of the `last` ones."""
         with self._lock:
             values = sorted(self._latencies if last is None else self._latencies[-last:])
             waited = [*values, *self._timeouts]
@@ -133,7 +131,7 @@ class Stats:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON types; times in seconds."""
+        """Return all of it as JSON types; times in seconds."""
         latencies = self.latencies()
         with self._lock:
             return {
@@ -151,13 +149,6 @@ class Stats:
                 "latency_p50": latencies.p50,
                 "latency_p99": latencies.p99,
                 "latency_max": latencies.longest,
-                "answers_over_1s": latencies.over_1s,
-                "answers_over_2s": latencies.over_2s,
+                "replies_over_1s": latencies.over_1s,
+                "replies_over_2s": latencies.over_2s,
             }
-
-
-def short(body: bytes, limit: int = 200) -> str:
-    """Return the beginning of an answer's body on one printable line."""
-    text = " ".join(body[: limit * 4].decode("utf-8", "replace").split())
-    text = "".join(char if char.isprintable() else "?" for char in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""The report of a certification: as text, as JSON, and as one HTML page that needs nothing else."""
+"""Render a certification report as text, as JSON, and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from html import escape
 from typing import Any
 
 from ..stats import percentile
-from .runner import WAYS, Outcome, Report, Sample, Verdict
+from .model import CHECKED_MODES, Outcome, Report, Sample, Verdict
 
 _MARKS: dict[Verdict, str] = {"passed": "ok", "failed": "FAIL", "skipped": "skip"}
 
 
 def line(outcome: Outcome) -> str:
-    """Return one check's outcome as text; a failure says what the source has about it."""
+    """Return one check's outcome as text; a failure quotes the requirement."""
     check = outcome.check
     should = " (should)" if check.level == "should" else ""
     text = f"{_MARKS[outcome.verdict]:<5}{check.name}{should}"
     if outcome.detail:
         text += f": {outcome.detail}"
     if outcome.verdict == "failed":
-        text += f"\n     {check.source}: {check.says}"
+        text += f"\n     {check.origin}: {check.requirement}"
     return text
 
 
@@ -31,27 +31,27 @@ def verdict(report: Report) -> str:
     counts, must, should = report.counts(), report.failed("must"), report.failed("should")
     numbers = ", ".join(f"{counts[name]} {name}" for name in _MARKS)
     if must:
-        text = f"NOT CERTIFIED: {len(must)} of what a receiver must do fails ({numbers})."
+        text = f"NOT CERTIFIED: checks of level must failed: {len(must)} ({numbers})."
     elif not report.certified:
-        text = f"NOT CERTIFIED: nothing that a receiver must do was checked ({numbers})."
+        text = f"NOT CERTIFIED: no check of level must was run ({numbers})."
     else:
         text = f"CERTIFIED ({numbers})."
     if should:
-        text += f" {len(should)} of what it should do fails."
+        text += f" Checks of level should failed: {len(should)}."
     if not report.compared:
-        text += " The state behind it was not compared: no reader was given."
+        text += " The stored state was not compared: no --reader."
     return text
 
 
 def latencies(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Return count, p50, p99 and maximum (seconds) for each way in and size of request."""
+    """Return count, p50, p99 and maximum (seconds) by mode and request size."""
     rows = []
-    for way in WAYS:
-        for users in sorted({sample.users for sample in samples if sample.way == way}):
-            values = sorted(s.seconds for s in samples if (s.way, s.users) == (way, users))
+    for mode in CHECKED_MODES:
+        for users in sorted({sample.users for sample in samples if sample.mode == mode}):
+            values = sorted(s.seconds for s in samples if (s.mode, s.users) == (mode, users))
             rows.append(
                 {
-                    "way": way,
+                    "mode": mode,
                     "users": users,
                     "requests": len(values),
                     "p50": percentile(values, 0.5),
@@ -65,7 +65,7 @@ def latencies(samples: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 def as_dict(report: Report) -> dict[str, Any]:
-    """Return the report as plain JSON types; times in seconds."""
+    """Return the report as JSON types; times in seconds."""
     return {
         "url": report.url,
         "started": datetime.fromtimestamp(report.started, UTC).isoformat(timespec="seconds"),
@@ -80,8 +80,8 @@ def as_dict(report: Report) -> dict[str, Any]:
                 "level": outcome.check.level,
                 "verdict": outcome.verdict,
                 "detail": outcome.detail,
-                "says": outcome.check.says,
-                "source": outcome.check.source,
+                "requirement": outcome.check.requirement,
+                "origin": outcome.check.origin,
                 "seconds": round(outcome.seconds, 3),
             }
             for outcome in report.outcomes
@@ -114,7 +114,7 @@ svg text { font-size: 12px; fill: currentColor; }
 
 
 def html(report: Report) -> str:
-    """Return the report as one self-contained page with a chart of the latencies."""
+    """Return the report as one self-contained page with a latency chart."""
     title = f"{'Certified' if report.certified else 'Not certified'}: {report.url}"
     when = datetime.fromtimestamp(report.started, UTC).strftime("%Y-%m-%d %H:%M UTC")
     kind = "passed" if report.certified else "failed"
@@ -135,7 +135,7 @@ def html(report: Report) -> str:
 {_latency_table(report.samples)}
 <h2>Checks</h2>
 <table>
-<tr><th>Check</th><th>Level</th><th>Outcome</th><th>What it is about</th></tr>
+<tr><th>Check</th><th>Level</th><th>Outcome</th><th>Requirement</th></tr>
 {"".join(map(_check_row, report.outcomes))}</table>
 </body>
 </html>
@@ -148,13 +148,13 @@ def _check_row(outcome: Outcome) -> str:
     return (
         f"<tr><td><code>{escape(check.name)}</code></td><td>{check.level}</td>"
         f'<td><span class="{outcome.verdict}">{outcome.verdict}</span>{detail}</td>'
-        f"<td>{escape(check.says)} <small>({check.source})</small></td></tr>\n"
+        f"<td>{escape(check.requirement)} <small>({check.origin})</small></td></tr>\n"
     )
 
 
 def _latency_table(samples: Sequence[Sample]) -> str:
     rows = "".join(
-        f"<tr><td>{row['way']}</td>"
+        f"<tr><td>{row['mode']}</td>"
         + "".join(
             f'<td class="number">{value}</td>'
             for value in (
@@ -171,8 +171,8 @@ def _latency_table(samples: Sequence[Sample]) -> str:
         for row in latencies(samples)
     )
     return (
-        "<table>\n<tr><th>Way in</th><th>Users a request</th><th>Answers</th><th>p50, ms</th>"
-        "<th>p99, ms</th><th>longest, ms</th><th>over 1 s</th><th>over 2 s</th></tr>\n"
+        "<table>\n<tr><th>Mode</th><th>Users per request</th><th>Requests</th><th>p50, ms</th>"
+        "<th>p99, ms</th><th>max, ms</th><th>over 1 s</th><th>over 2 s</th></tr>\n"
         f"{rows}</table>"
     )
 
@@ -181,11 +181,9 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 330, 68, 46
 
 
 def _chart(samples: Sequence[Sample]) -> str:
-    """Return an SVG with a dot for each 200: across, users a request; up, the time; both
-    logarithmic.
-    """
+    """Return an SVG scatter chart: latency over users per request, both axes logarithmic."""
     if not samples:
-        return "<p>No request was answered 200.</p>"
+        return "<p>No request was successful.</p>"
     low = min(-3, math.floor(math.log10(max(min(s.seconds for s in samples), 1e-6))))
     high = max(1, math.ceil(math.log10(max(s.seconds for s in samples))))
     wide = max(4.2, math.log10(max(s.users for s in samples)) + 0.2)
@@ -199,7 +197,7 @@ def _chart(samples: Sequence[Sample]) -> str:
 
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        'aria-label="Time to the answer by users a request">'
+        'aria-label="Latency by users per request">'
     ]
     for power in range(low, high + 1):
         at, label = y(10.0**power), f"{10.0**power:g} s"
@@ -216,19 +214,19 @@ def _chart(samples: Sequence[Sample]) -> str:
             f'<text x="{x(users):.1f}" y="{_HEIGHT - 26}" text-anchor="middle">{users:,}</text>'
         )
     for number, sample in enumerate(samples):
-        # Side by side, so that a thousand equal sizes don't hide each other.
+        # Spread horizontally, so that dots of the same size don't hide each other.
         at = x(sample.users) + (number * 7 % 41) - 20
         tip = f"{sample.check}: {sample.users:,} users, {sample.seconds * 1000:,.1f} ms"
         parts.append(
             f'<circle cx="{at:.1f}" cy="{y(sample.seconds):.1f}" r="3" fill-opacity=".6" '
-            f'fill="var(--{sample.way})"><title>{escape(tip)}</title></circle>'
+            f'fill="var(--{sample.mode})"><title>{escape(tip)}</title></circle>'
         )
-    for place, way in enumerate(WAYS):
-        at = _LEFT + 10 + place * 90
-        parts.append(f'<circle cx="{at}" cy="10" r="4" fill="var(--{way})"/>')
-        parts.append(f'<text x="{at + 9}" y="14">{way}</text>')
+    for position, mode in enumerate(CHECKED_MODES):
+        at = _LEFT + 10 + position * 90
+        parts.append(f'<circle cx="{at}" cy="10" r="4" fill="var(--{mode})"/>')
+        parts.append(f'<text x="{at + 9}" y="14">{mode}</text>')
     parts.append(
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">users a request</text>'
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">users per request</text>'
     )
     parts.append("</svg>")
     return "\n".join(parts)

@@ -21,11 +21,11 @@ import urllib3
 
 from simulator import payloads
 from simulator.cohort import Cohort
-from simulator.engine import Attempt, CohortSync, Mode
-from simulator.faults import Misbehaviour
+from simulator.cohort_sync import Attempt, CohortSync, Mode
+from simulator.connection import Target
+from simulator.expected_state import Comparison, compare
+from simulator.faults import FaultRates
 from simulator.reader import ReaderError, RedisReader
-from simulator.truth import Comparison, compare
-from simulator.wire import Target
 from tests.chaos.faults import Faults
 from tests.chaos.processes import ServiceProcess, StoreProcess
 from tests.chaos.proxy import Proxy
@@ -34,7 +34,7 @@ from tests.conftest import reserved_ports
 from tests.system.service import DEADLINE, ROOT
 
 APP, KEY = "chaos", "the-key-of-the-chaos-run"
-MISBEHAVIOUR = Misbehaviour(
+MISBEHAVIOUR = FaultRates(
     duplicate=0.05, reorder=0.05, drop_reply=0.05, cut=0.05, slow=0.02, late=0.05, slow_seconds=0.5
 )
 STORE_TIMEOUT = 2.0
@@ -176,7 +176,7 @@ def _sync(url: str, number: int, seed: int, share: float, outcome: Outcome) -> C
         batch_size=batch_size,
         time_scale=0.02,
         seed=seed + number,
-        misbehaviour=MISBEHAVIOUR,
+        faults=MISBEHAVIOUR,
         settle=STORE_TIMEOUT + 1,
         on_attempt=note,
     )
@@ -202,13 +202,15 @@ def _compare(
     Nothing about this cohort is under way. A later sync says other things of the same users: what
     is lost now would be overwritten by the end.
     """
-    truth, cohort = sync.truth, sync.cohort
+    truth, cohort = sync.expected, sync.cohort
     compared = _once_up(lambda: compare(truth, reader))
     entered = _once_up(lambda: stream.entered(cohort.cohort_id))
     if compared.wrong:
         found = ", ".join(map(str, compared.examples[:3]))
         outcome.wrong.append(f"{cohort.name}, {when}: {compared.wrong} users are wrong: {found}")
-    told = [(truth.possible(number), user in entered) for number, user in enumerate(truth.ids)]
+    told = [
+        (truth.possible_values(number), user in entered) for number, user in enumerate(truth.ids)
+    ]
     if wrong := sum(is_in not in {value is True for value in may_be} for may_be, is_in in told):
         outcome.wrong.append(f"{cohort.name}, {when}: the stream is wrong about {wrong} users")
     return compared
@@ -245,15 +247,15 @@ def _say_again(sync: CohortSync) -> None:
     Whether the receiver applied that request nobody knows, and a difference that comes later need
     not name them.
     """
-    truth, http = sync.truth, urllib3.PoolManager(retries=False, timeout=10)
-    unsure = [user for user in range(len(truth.ids)) if len(truth.possible(user)) > 1]
+    truth, http = sync.expected, urllib3.PoolManager(retries=False, timeout=10)
+    unsure = [user for user in range(len(truth.ids)) if len(truth.possible_values(user)) > 1]
     for start in range(0, len(unsure), 1000):
         part = unsure[start : start + 1000]
         body = payloads.batch([truth.ids[user] for user in part], sync.cohort.trait, True)
         url = f"{sync.target.url}{payloads.COHORT_PATH}"
         reply = http.request("POST", url, json=body, headers={"api_key": KEY})
         assert reply.status == 200, reply.data
-        truth.acknowledged(part, True, AFTER_ALL)
+        truth.acknowledge(part, True, AFTER_ALL)
     http.clear()
 
 

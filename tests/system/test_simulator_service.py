@@ -11,14 +11,14 @@ import pytest
 import redis
 
 from simulator import payloads
-from simulator.certify import Options, certify, report
+from simulator.certify import Options, report, run_checks
 from simulator.certify.checks import CHECKS
 from simulator.cohort import Cohort
-from simulator.engine import CohortSync, Mode
-from simulator.faults import parse
+from simulator.cohort_sync import CohortSync, Mode
+from simulator.connection import Target
+from simulator.expected_state import compare
+from simulator.faults import parse_faults
 from simulator.reader import HttpReader, ReaderError, RedisReader
-from simulator.truth import compare
-from simulator.wire import Target
 from tests.system.service import ADMIN_KEY, APP, KEY, ROOT, Service
 
 WAYS: tuple[Mode, ...] = ("property", "single", "list", "webhook")
@@ -35,14 +35,14 @@ def test_sync__with_every_misbehaviour__leaves_the_truth_in_the_store(
         mode=mode,
         batch_size=50,
         time_scale=0.01,
-        misbehaviour=parse("all=0.1,slow-seconds=0.2"),
+        faults=parse_faults("all=0.1,slow-seconds=0.2"),
         seed=11,
     ) as sync:
         results = sync.run(4)
         assert [result.problems for result in results] == [[]] * len(results)
         assert sync.stats.faults
         for reader in (RedisReader(store_url, app=APP), HttpReader(service.url, ADMIN_KEY)):
-            found = compare(sync.truth, reader)
+            found = compare(sync.expected, reader)
             assert found.ok, found.examples
             assert found.checked > size
             assert found.uncertain == 0
@@ -56,10 +56,10 @@ def test_http_reader__of_a_key_that_may_not_read__says_so(service: Service) -> N
 def test_certify__this_service__is_certified(service: Service, store_url: str) -> None:
     options = Options(
         Target(service.url, KEY, APP),
-        ways=["property", "list", "webhook"],
+        modes=["property", "list", "webhook"],
         skip=["*within*", "network.slow-body"],  # by the clock, on a machine with other work
     )
-    found = certify(options, CHECKS, RedisReader(store_url, app=APP))
+    found = run_checks(options, CHECKS, RedisReader(store_url, app=APP))
     assert [report.line(o) for o in found.outcomes if o.verdict == "failed"] == []
     assert found.certified
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from simulator.certify import Options, Report, Unauthorised, certify, report
+from simulator.certify import Options, Report, Unauthorised, report, run_checks
 from simulator.certify.checks import CHECKS
-from simulator.certify.runner import Context, Sample
-from simulator.wire import Auth, Target
+from simulator.certify.context import Context
+from simulator.certify.model import Sample
+from simulator.connection import Auth, Target
 from tests.unit.simulator.receiver import APP, FLAWS, INVALID_USER, KEY, Receiver
 
 NAMES = [check.name for check in CHECKS]
@@ -56,7 +57,7 @@ FOUND_BY: dict[str, tuple[str, ...]] = {
     "no-list-id": ("list.create",),
     "list-id-elsewhere": ("list.create",),
     "creation-empties": ("list.create-keeps-members",),
-    "lists-apart": ("ways.same-cohort",),
+    "lists-apart": ("modes.same-cohort",),
     "unknown-list-ok": ("list.unknown",),
     "empty-add-refused": ("list.no-users",),
     "no-user-ids": ("list.user_ids",),
@@ -84,7 +85,7 @@ def run(
     read: bool = True,
     **options: Any,
 ) -> Report:
-    return certify(
+    return run_checks(
         Options(
             Target(receiver.url, KEY, APP, auth, timeout=10),
             only=only,
@@ -117,7 +118,7 @@ def test_certify__right_receiver_without_a_reader__passes_and_says_what_was_not_
         assert [name for name, verdict in outcomes(found).items() if verdict == "skipped"] == [
             "property.cohorts-at-once",
             "invalid.writes-nothing",
-            "ways.same-cohort",
+            "modes.same-cohort",
             "status.429",
         ]
         assert found.certified
@@ -192,7 +193,7 @@ def test_certify__check_that_breaks_on_an_answer__has_failed_and_the_others_go_o
 
     first = replace(CHECKS[0], run=breaks)
     with Receiver() as receiver:
-        found = certify(Options(Target(receiver.url, KEY, APP)), [first, CHECKS[1]], receiver)
+        found = run_checks(Options(Target(receiver.url, KEY, APP)), [first, CHECKS[1]], receiver)
     assert list(outcomes(found).values()) == ["failed", "passed"]
     assert found.outcomes[0].detail == "RuntimeError: on an answer"
 
@@ -207,29 +208,29 @@ def test_certify__list_id_that_cannot_be_sent__fails_the_checks_of_lists() -> No
 
 def test_certify__wrong_key__is_no_verdict_on_the_receiver() -> None:
     with Receiver() as receiver, pytest.raises(Unauthorised, match="401"):
-        certify(Options(Target(receiver.url, "wrong")), CHECKS)
+        run_checks(Options(Target(receiver.url, "wrong")), CHECKS)
 
 
 @pytest.mark.parametrize("way", ["property", "list", "webhook"])
 def test_certify__one_way_in__makes_only_its_checks(way: Any) -> None:
     with Receiver() as receiver:
-        found = run(receiver, skip=("network.*", "sync.*", "*within*"), ways=[way])
+        found = run(receiver, skip=("network.*", "sync.*", "*within*"), modes=[way])
         assert found.certified
-        assert {o.check.way for o in found.outcomes} == {way}
-        assert {sample.way for sample in found.samples} == {way}
+        assert {o.check.mode for o in found.outcomes} == {way}
+        assert {sample.mode for sample in found.samples} == {way}
 
 
 def test_certify__nothing_that_must_be_was_checked__is_not_certified() -> None:
     with Receiver() as receiver:
         found = run(receiver, ["list.unknown"])
         assert not found.certified
-        assert "nothing that a receiver must do" in report.verdict(found)
+        assert "no check of level must" in report.verdict(found)
 
 
 def test_checks__names__begin_with_their_group_and_say_their_source() -> None:
     for check in CHECKS:
         assert re.fullmatch(r"[a-z]+\.[a-z0-9_-]+", check.name)
-        assert check.says.endswith((".", "”", "”."))
+        assert check.requirement.endswith((".", "”", "”."))
 
 
 class _Page(HTMLParser):
@@ -266,7 +267,7 @@ def test_html__hostile_answers__are_escaped_and_nothing_is_loaded() -> None:
 
 def test_html__no_answer_at_all__still_is_a_page() -> None:
     found = Report("http://h", 1, False, 0.0)
-    assert "No request was answered 200" in report.html(found)
+    assert "No request was successful" in report.html(found)
 
 
 def test_html__narrow_screen__lets_its_tables_scroll() -> None:
@@ -281,7 +282,7 @@ def test_as_dict__report__is_json_with_latencies_by_way_and_size() -> None:
     assert data["certified"] is True
     assert data["counts"] == {"passed": 2, "failed": 0, "skipped": 0}
     assert [check["name"] for check in data["checks"]] == ["property.1000-users", "webhook.late"]
-    rows = {(row["way"], row["users"]): row for row in data["latencies"]}
+    rows = {(row["mode"], row["users"]): row for row in data["latencies"]}
     assert rows["property", 1000]["requests"] == 1
     assert 0 < rows["webhook", 1]["p50"] <= rows["webhook", 1]["p99"] <= rows["webhook", 1]["max"]
 
@@ -289,7 +290,7 @@ def test_as_dict__report__is_json_with_latencies_by_way_and_size() -> None:
 def test_samples__request_of_several_users__counts_those_of_its_body() -> None:
     with Receiver() as receiver:
         found = run(receiver, ["property.repeat", "list.repeat", "webhook.repeat"])
-    assert {(sample.way, sample.users) for sample in found.samples} == {
+    assert {(sample.mode, sample.users) for sample in found.samples} == {
         ("property", 10),
         ("list", 1),  # its creation
         ("list", 5),

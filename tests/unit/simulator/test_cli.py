@@ -18,9 +18,9 @@ from urllib.parse import quote
 import pytest
 from click.testing import CliRunner, Result
 
-from simulator import cli, payloads
-from simulator.cli import main
-from simulator.exits import Exit
+from simulator import payloads
+from simulator.cli import main, options
+from simulator.cli.exit_codes import ExitCode
 from simulator.reader import ReaderError, Traits
 from tests.unit.simulator.receiver import CLOSED_PORT, KEY, Receiver
 
@@ -34,12 +34,12 @@ def call(*words: str) -> Result:
 def test_sync__table__tells_what_was_done() -> None:
     with Receiver() as receiver:
         result = call("sync", receiver.url, "--key", KEY, "--users", "2500", "--syncs", "2")
-        assert result.exit_code == Exit.OK, result.output
+        assert result.exit_code == ExitCode.OK, result.output
         rows = {tuple(line.split()) for line in result.output.splitlines()}
         assert ("users", "delivered", "2,750") in rows  # 5% left and as many entered
         assert ("requests", "5") in rows
-        assert ("answers", "200:", "5") in rows
-        assert "Repeatable with --seed" in result.output
+        assert ("replies", "200:", "5") in rows
+        assert "Repeat with --seed" in result.output
         assert re.findall(r"2,500/2,500 users +[1-9][0-9,]*/s", result.stderr)
         assert re.findall(r"250/250 users +[1-9][0-9,]*/s", result.stderr)
         assert sum(trait for user in receiver.users.values() for trait in user.values()) == 2500
@@ -65,7 +65,7 @@ def test_sync__ids_from_a_file__are_sent(tmp_path: Path) -> None:
     ids.write_text("alice\nbob\n")
     with Receiver() as receiver:
         result = call("sync", receiver.url, "--key", KEY, "--ids", str(ids), "--cohort", "n:1")
-        assert result.exit_code == Exit.OK
+        assert result.exit_code == ExitCode.OK
         assert receiver.users == {user: {"[Amplitude] n: 1": True} for user in ("alice", "bob")}
 
 
@@ -85,7 +85,7 @@ def test_sync__misbehaviour__is_counted() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--users", "5", "--ids", __file__], "exclude"),
+        (["--users", "5", "--ids", __file__], "mutually exclusive"),
         (["--misbehave", "nonsense"], "none of"),
         (["--cohort", "noid:"], "NAME:ID"),
         (["--header", "x"], "NAME: VALUE"),
@@ -98,47 +98,47 @@ def test_sync__misbehaviour__is_counted() -> None:
 def test_sync__wrong_command_line__says_what_is_wrong(words: list[str], said: str) -> None:
     with Receiver() as receiver:
         result = call("sync", receiver.url, *words)
-    assert result.exit_code == Exit.USAGE
+    assert result.exit_code == ExitCode.USAGE
     assert said in result.output
     assert "secret" not in result.output
 
 
 def test_sync__wrong_address__is_a_usage_error() -> None:
-    assert call("sync", "localhost:80").exit_code == Exit.USAGE
+    assert call("sync", "localhost:80").exit_code == ExitCode.USAGE
 
 
 @pytest.mark.parametrize("path", ["/ä", "/a b"])
 def test_sync__path_that_no_request_can_carry__is_percent_encoded(path: str) -> None:
     with Receiver() as receiver:
         result = call("sync", receiver.url, "--key", KEY, "--users", "1", "--path", path)
-        assert result.exit_code == Exit.FAILED
+        assert result.exit_code == ExitCode.FAILED
         assert [found for found, _ in receiver.bodies] == [quote(path)]
 
 
 def test_certify__page_in_no_folder__is_said_before_anything_is_sent(tmp_path: Path) -> None:
     with Receiver() as receiver:
         result = call("certify", receiver.url, "--key", KEY, "--html", str(tmp_path / "no" / "x"))
-        assert result.exit_code == Exit.USAGE
+        assert result.exit_code == ExitCode.USAGE
         assert "--html" in result.output
         assert receiver.bodies == []
 
 
 def test_sync__nothing_listens__says_so_at_once() -> None:
     result = call("sync", f"http://127.0.0.1:{CLOSED_PORT}")
-    assert result.exit_code == Exit.UNREACHABLE
-    assert "Nothing answers" in result.output
+    assert result.exit_code == ExitCode.UNREACHABLE
+    assert "Cannot connect" in result.output
 
 
 @pytest.mark.parametrize("flaws", [(), ("refusal-is-403",)])
 def test_sync__wrong_key__has_its_own_exit_code(flaws: tuple[str, ...]) -> None:
     with Receiver(*flaws) as receiver:
-        assert call("sync", receiver.url, "--key", "wrong").exit_code == Exit.UNAUTHORISED
+        assert call("sync", receiver.url, "--key", "wrong").exit_code == ExitCode.UNAUTHORISED
 
 
 def test_sync__requests_given_up__fail() -> None:
     with Receiver("small-limit") as receiver:
         result = call("sync", receiver.url, "--key", KEY)
-        assert result.exit_code == Exit.FAILED
+        assert result.exit_code == ExitCode.FAILED
         assert "refused with 400" in result.output
 
 
@@ -182,21 +182,21 @@ class _Failing:
 @pytest.mark.parametrize(
     ("error", "code", "outcome"),
     [
-        (ReaderError("the store is down"), Exit.USAGE, "usage"),
-        (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted"),
+        (ReaderError("the store is down"), ExitCode.USAGE, "usage"),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
     ],
 )
 @pytest.mark.parametrize(("reads", "syncs"), [(1, 0), (2, 1)])  # the first is a trial
 def test_sync__reader_fails_or_is_interrupted__still_prints_what_was_done(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
-    code: Exit,
+    code: ExitCode,
     outcome: str,
     reads: int,
     syncs: int,
 ) -> None:
     with Receiver() as receiver:
-        monkeypatch.setattr(cli, "HttpReader", lambda *_: _Failing(receiver, reads, error))
+        monkeypatch.setattr(options, "HttpReader", lambda *_: _Failing(receiver, reads, error))
         words = ("sync", receiver.url, "--key", KEY, "--users", "30", "--reader", "http://reader")
         table = call(*words)
         found = call(*words, "--json")
@@ -260,7 +260,7 @@ def test_certify__right_receiver__exits_0_and_writes_the_page(tmp_path: Path) ->
             *("--skip", "network.*", "--skip", "sync.*", "--skip", "*within*"),
             *("--html", str(page)),
         )
-    assert result.exit_code == Exit.OK, result.output
+    assert result.exit_code == ExitCode.OK, result.output
     assert "CERTIFIED (" in result.output
     assert "<svg" in page.read_text()
 
@@ -271,7 +271,7 @@ def test_certify__flawed_receiver__exits_1_with_json() -> None:
             *("certify", receiver.url, "--key", KEY, "--json"),
             *("--modes", "list", "--only", "list.create*"),
         )
-    assert result.exit_code == Exit.FAILED
+    assert result.exit_code == ExitCode.FAILED
     found = json.loads(result.stdout)
     assert found["certified"] is False
     assert found["counts"]["failed"] == 2
@@ -279,9 +279,9 @@ def test_certify__flawed_receiver__exits_1_with_json() -> None:
 
 def test_certify__wrong_key_or_no_check__ends_as_said() -> None:
     with Receiver() as receiver:
-        assert call("certify", receiver.url).exit_code == Exit.UNAUTHORISED
-        assert call("certify", receiver.url, "--only", "x").exit_code == Exit.USAGE
-        assert call("certify", receiver.url, "--modes", "x").exit_code == Exit.USAGE
+        assert call("certify", receiver.url).exit_code == ExitCode.UNAUTHORISED
+        assert call("certify", receiver.url, "--only", "x").exit_code == ExitCode.USAGE
+        assert call("certify", receiver.url, "--modes", "x").exit_code == ExitCode.USAGE
 
 
 def test_certify__list__says_the_checks_and_sends_nothing() -> None:
@@ -302,5 +302,5 @@ def test_bench_sink__small_run__sends_what_it_says() -> None:
 
 def test_help__every_exit_code__is_documented() -> None:
     output = call("sync", "--help").output
-    for code in Exit:
+    for code in ExitCode:
         assert f" {code.value}  " in output

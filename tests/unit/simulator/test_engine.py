@@ -11,18 +11,11 @@ import pytest
 
 from simulator import payloads
 from simulator.cohort import Cohort
-from simulator.engine import (
-    MODES,
-    Attempt,
-    CohortSync,
-    Mode,
-    is_retried,
-    list_id,
-    retry_wait,
-)
-from simulator.faults import Misbehaviour, parse
-from simulator.truth import compare
-from simulator.wire import WEBHOOK_USER_AGENT, Reply, Target
+from simulator.cohort_sync import MODES, Attempt, CohortSync, Mode
+from simulator.connection import WEBHOOK_USER_AGENT, Reply, Target
+from simulator.expected_state import compare
+from simulator.faults import FaultRates, parse_faults
+from simulator.replies import is_retried, list_id, retry_wait
 from tests.unit.simulator.receiver import CLOSED_PORT, KEY, Receiver
 
 
@@ -62,11 +55,11 @@ def test_run__right_receiver__ends_in_the_truth(mode: Mode) -> None:
         assert [(result.entered, result.left) for result in results] == [
             (250, 0), (50, 50), (50, 50), (50, 50)
         ]  # fmt: skip
-        comparison = compare(sync.truth, receiver)
+        comparison = compare(sync.expected, receiver)
         assert comparison.ok
         assert comparison.checked == 350
-        assert sync.truth.members() == 250
-        assert sync.truth.uncertain_users == 0
+        assert sync.expected.member_count() == 250
+        assert sync.expected.uncertain_users == 0
         assert sync.stats.users_delivered == 250 + 3 * 100
         assert receiver.statuses == {200: sync.stats.requests}
 
@@ -74,14 +67,14 @@ def test_run__right_receiver__ends_in_the_truth(mode: Mode) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_run__every_misbehaviour__ends_in_the_truth(mode: Mode, seed: int) -> None:
-    faults = Misbehaviour(0.2, 0.3, 0.2, 0.2, 0.02, 0.2, slow_seconds=0.05)
+    faults = FaultRates(0.2, 0.3, 0.2, 0.2, 0.02, 0.2, slow_seconds=0.05)
     with (
         Receiver() as receiver,
         engine(
             receiver,
             mode,
             size=60 if mode == "single" else 250,
-            misbehaviour=faults,
+            faults=faults,
             seed=seed,
             batch_size=10,
         ) as sync,
@@ -90,7 +83,7 @@ def test_run__every_misbehaviour__ends_in_the_truth(mode: Mode, seed: int) -> No
         assert all(result.succeeded for result in results)
         assert sync.late_requests == 0
         assert set(sync.stats.faults) >= {"duplicate", "reorder", "drop-reply", "cut", "late"}
-        comparison = compare(sync.truth, receiver)
+        comparison = compare(sync.expected, receiver)
         assert comparison.ok, comparison.examples
         assert comparison.uncertain == 0
 
@@ -100,7 +93,7 @@ def test_run__same_seed__sends_the_same_requests(mode: Mode) -> None:
     def once() -> list[bytes]:
         with (
             Receiver() as receiver,
-            engine(receiver, mode, misbehaviour=parse("all=0.2,slow=0"), seed=7) as sync,
+            engine(receiver, mode, faults=parse_faults("all=0.2,slow=0"), seed=7) as sync,
         ):
             sync.run(4)
             bodies = [body for _, body in receiver.bodies]
@@ -119,22 +112,22 @@ def test_run__late_retries__turn_users_back_only_where_no_time_is_carried(
 ) -> None:
     with (
         Receiver() as receiver,
-        engine(receiver, mode, churn=0.5, misbehaviour=Misbehaviour(late=0.5), seed=3) as sync,
+        engine(receiver, mode, churn=0.5, faults=FaultRates(late=0.5), seed=3) as sync,
     ):
         sync.run(4)
-        truth = sync.truth.expected()
+        truth = sync.expected.values()
         amplitude = set(sync.cohort.members)
         assert any((truth[user] is True) != (user in amplitude) for user in range(350)) is turned
-        assert compare(sync.truth, receiver).ok
+        assert compare(sync.expected, receiver).ok
 
 
 def test_run__receiver_ignores_the_time__differs_from_the_truth() -> None:
     with (
         Receiver("webhook-as-it-comes") as receiver,
-        engine(receiver, "webhook", churn=0.5, misbehaviour=Misbehaviour(late=0.5)) as sync,
+        engine(receiver, "webhook", churn=0.5, faults=FaultRates(late=0.5)) as sync,
     ):
         sync.run(4)
-        comparison = compare(sync.truth, receiver, examples=3)
+        comparison = compare(sync.expected, receiver, examples=3)
         assert comparison.wrong > 3
         assert len(comparison.examples) == 3
         assert ": expected " in str(comparison.examples[0])
@@ -144,10 +137,10 @@ def test_run__receiver_ignores_the_time__differs_from_the_truth() -> None:
 def test_sync__cut_bodies__must_leave_no_trace(flaw: str | None) -> None:
     with (
         Receiver(*filter(None, [flaw])) as receiver,
-        engine(receiver, misbehaviour=Misbehaviour(late=1)) as sync,
+        engine(receiver, faults=FaultRates(late=1)) as sync,
     ):
         assert sync.sync().late_requests == 13  # their retries are still to come
-        assert compare(sync.truth, receiver).ok is (flaw is None)
+        assert compare(sync.expected, receiver).ok is (flaw is None)
 
 
 def test_sync__first__posts_the_documents_batches() -> None:
@@ -204,8 +197,8 @@ def test_sync__webhook__has_rising_times_and_an_id_of_its_own() -> None:
 
 @pytest.mark.parametrize("fault", ["cut", "slow"])
 def test_sync__misbehaving_webhooks__say_who_sends_like_all_others(fault: str) -> None:
-    faults = parse(f"{fault}=0.5,slow-seconds=0.01")
-    with Receiver() as receiver, engine(receiver, "webhook", misbehaviour=faults) as sync:
+    faults = parse_faults(f"{fault}=0.5,slow-seconds=0.01")
+    with Receiver() as receiver, engine(receiver, "webhook", faults=faults) as sync:
         sync.sync()
         assert sync.stats.faults[fault] > 0
         assert receiver.user_agents.keys() == {WEBHOOK_USER_AGENT}
@@ -238,7 +231,7 @@ def test_sync__receiver_fails_at_first__retries_until_delivered(status: int) -> 
         assert sync.sync().succeeded
         assert sync.stats.retries == 8
         assert sync.stats.statuses == {status: 8, 200: 1}
-        assert compare(sync.truth, receiver).ok
+        assert compare(sync.expected, receiver).ok
 
 
 def test_sync__retries_used_up__fails_and_the_next_sync_is_full_again() -> None:
@@ -252,12 +245,12 @@ def test_sync__retries_used_up__fails_and_the_next_sync_is_full_again() -> None:
         assert first.failed_requests == 1
         assert "still failing after 8 retries" in first.problems[0]
         assert [attempt.number for attempt in attempts] == list(range(9))
-        assert sync.truth.uncertain_users == 20  # a 503 may have been half applied
+        assert sync.expected.uncertain_users == 20  # a 503 may have been half applied
         second = sync.sync()
         assert second.succeeded
         assert (second.entered, second.left) == (20, 0)
-        assert sync.truth.uncertain_users == 0
-        assert compare(sync.truth, receiver).ok
+        assert sync.expected.uncertain_users == 0
+        assert compare(sync.expected, receiver).ok
 
 
 def test_sync__refused_with_400__is_not_retried() -> None:
@@ -269,7 +262,7 @@ def test_sync__refused_with_400__is_not_retried() -> None:
         assert not result.succeeded
         assert sync.stats.requests == 1
         assert sync.stats.gave_up == 1
-        assert compare(sync.truth, receiver).ok
+        assert compare(sync.expected, receiver).ok
 
 
 def test_sync__wrong_key__stops_at_once() -> None:
@@ -285,8 +278,8 @@ def test_sync__nothing_listens__gives_up_and_nothing_is_expected() -> None:
         result = sync.sync()
         assert result.failed_requests == 1
         assert sync.stats.errors == {"refused": 9}
-        assert sync.truth.uncertain_users == 0
-        assert set(sync.truth.expected()) == {None}
+        assert sync.expected.uncertain_users == 0
+        assert set(sync.expected.values()) == {None}
 
 
 def test_sync__no_answer_in_time__is_sent_again_and_settles_before_the_next() -> None:
@@ -297,21 +290,21 @@ def test_sync__no_answer_in_time__is_sent_again_and_settles_before_the_next() ->
     ):
         assert not sync.sync().succeeded
         assert sync.stats.errors == {"timeout": 2}
-        assert sync.truth.uncertain_users == 20
-        assert {frozenset(sync.truth.possible(user)) for user in range(20)} == {
+        assert sync.expected.uncertain_users == 20
+        assert {frozenset(sync.expected.possible_values(user)) for user in range(20)} == {
             frozenset({None, True})
         }
         sync.sync()
         # Four requests that were given up, and the wait after the first two.
         assert time.monotonic() - started >= 4 * 0.1 + 0.4
-        assert compare(sync.truth, receiver).ok
+        assert compare(sync.expected, receiver).ok
 
 
 def test_sync__second_list_made__is_noticed() -> None:
-    faults = Misbehaviour(drop_reply=1)
+    faults = FaultRates(drop_reply=1)
     with (
         Receiver("second-list") as receiver,
-        engine(receiver, "list", size=5, misbehaviour=faults, retries=3) as sync,
+        engine(receiver, "list", size=5, faults=faults, retries=3) as sync,
     ):
         result = sync.sync()
         assert len(sync.list_ids) > 1
@@ -381,7 +374,7 @@ def test_sync__users_rejected_in_the_reply__are_uncertain_and_counted() -> None:
         sync.sync()
         assert sync.stats.users_rejected == 5
         assert sync.stats.users_delivered == 15
-        assert sync.truth.uncertain_users == 20
+        assert sync.expected.uncertain_users == 20
 
 
 def test_run__two_cohorts_at_once_on_the_same_users__end_in_both_truths() -> None:
@@ -392,7 +385,7 @@ def test_run__two_cohorts_at_once_on_the_same_users__end_in_both_truths() -> Non
                 Cohort.synthetic(f"cohort {number}", str(number), 200, churn=0.3, seed=0),
                 batch_size=20,
                 time_scale=0.001,
-                misbehaviour=parse("all=0.2,slow=0"),
+                faults=parse_faults("all=0.2,slow=0"),
                 seed=number,
             )
             for number in range(3)
@@ -404,4 +397,4 @@ def test_run__two_cohorts_at_once_on_the_same_users__end_in_both_truths() -> Non
             thread.join()
         for sync in syncs:
             sync.close()
-            assert compare(sync.truth, receiver).ok
+            assert compare(sync.expected, receiver).ok

@@ -11,14 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator import payloads, wire
-from simulator.cohort import BadIds, Cohort, read_ids
+from simulator import payloads
+from simulator.cohort import Cohort, InvalidIdFile, read_ids
+from simulator.connection import (
+    CLOSED,
+    CUT,
+    REFUSED,
+    TIMEOUT,
+    Auth,
+    Connection,
+    InvalidTarget,
+    Reply,
+    Target,
+)
 from simulator.encode import Encoder
-from simulator.faults import KINDS, Misbehaviour, parse
+from simulator.expected_state import ExpectedState
+from simulator.faults import FAULT_KINDS, FaultRates, parse_faults
 from simulator.reader import Value
-from simulator.stats import Stats, percentile, short
-from simulator.truth import Truth
-from simulator.wire import BadTarget, Reply, Target, Wire
+from simulator.replies import excerpt
+from simulator.stats import Stats, percentile
 from tests.unit.simulator.receiver import APP, CLOSED_PORT, KEY, Receiver
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -30,7 +41,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 def test_advance__first__is_everybody_then_the_difference() -> None:
     cohort = Cohort.synthetic("n", "1", 100, churn=0.1)
     assert cohort.advance() == (list(range(100)), [])
-    cohort.succeeded()
+    cohort.mark_synced()
     members = set(range(100))
     for _ in range(10):
         entered, left = cohort.advance()
@@ -39,13 +50,13 @@ def test_advance__first__is_everybody_then_the_difference() -> None:
         assert not set(entered) & members
         members = members - set(left) | set(entered)
         assert set(cohort.members) == members
-        cohort.succeeded()
+        cohort.mark_synced()
 
 
 def test_advance__after_a_failed_sync__is_the_difference_from_the_last_successful_one() -> None:
     cohort = Cohort.synthetic("n", "1", 100, churn=0.5)
     cohort.advance()
-    cohort.succeeded()
+    cohort.mark_synced()
     cohort.advance()  # fails
     entered, left = cohort.advance()
     assert set(left) == set(range(100)) - set(cohort.members)
@@ -63,10 +74,10 @@ def test_advance__until_a_sync_succeeds__is_full() -> None:
 def test_advance__all_ids_in__users_leave_and_come_back() -> None:
     cohort = Cohort("n", "1", list("abcdefghij"), churn=0.2)
     cohort.advance()
-    cohort.succeeded()
+    cohort.mark_synced()
     entered, left = cohort.advance()
     assert (len(entered), len(left)) == (0, 2)
-    cohort.succeeded()
+    cohort.mark_synced()
     again, _ = cohort.advance()
     assert set(again) == set(left)
 
@@ -87,7 +98,7 @@ def test_read_ids__byte_order_mark__is_not_part_of_an_id(tmp_path: Path) -> None
 def test_read_ids__unusable__says_where(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "ids"
     path.write_bytes(content)
-    with pytest.raises(BadIds, match=said):
+    with pytest.raises(InvalidIdFile, match=said):
         read_ids(path)
 
 
@@ -110,35 +121,35 @@ def test_encoder__any_names__says_the_same_as_payloads(
     )
 
 
-# Truth
+# ExpectedState
 
 
 def test_truth__acknowledged_statements__highest_order_wins_whatever_comes_last() -> None:
-    truth = Truth("t", ["a", "b"])
-    truth.acknowledged([0], False, order=20)
-    truth.acknowledged([0, 1], True, order=10)
-    assert truth.expected() == [False, True]
-    truth.acknowledged([0], True, order=20)
-    assert truth.expected() == [True, True]
+    truth = ExpectedState("t", ["a", "b"])
+    truth.acknowledge([0], False, order=20)
+    truth.acknowledge([0, 1], True, order=10)
+    assert truth.values() == [False, True]
+    truth.acknowledge([0], True, order=20)
+    assert truth.values() == [True, True]
 
 
 def test_truth__unanswered_statement__is_open_until_one_of_its_order_is_acknowledged() -> None:
-    truth = Truth("t", ["a"])
-    truth.uncertain([0], True, order=5)
-    truth.acknowledged([0], False, order=4)
-    assert truth.possible(0) == {True, False}
+    truth = ExpectedState("t", ["a"])
+    truth.mark_uncertain([0], True, order=5)
+    truth.acknowledge([0], False, order=4)
+    assert truth.possible_values(0) == {True, False}
     assert truth.uncertain_users == 1
-    truth.acknowledged([0], True, order=5)
-    assert truth.possible(0) == {True}
-    truth.uncertain([0], False, order=4)  # too old to count at the receiver
-    assert truth.possible(0) == {True}
+    truth.acknowledge([0], True, order=5)
+    assert truth.possible_values(0) == {True}
+    truth.mark_uncertain([0], False, order=4)  # too old to count at the receiver
+    assert truth.possible_values(0) == {True}
 
 
 def test_truth__assumed__is_what_was_there_before() -> None:
-    truth = Truth("t", ["a", "b", "c"])
-    truth.assume([True, None, False])
-    assert truth.expected() == [True, None, False]
-    assert truth.members() == 1
+    truth = ExpectedState("t", ["a", "b", "c"])
+    truth.set_initial([True, None, False])
+    assert truth.values() == [True, None, False]
+    assert truth.member_count() == 1
 
 
 @given(
@@ -150,7 +161,7 @@ def test_truth__assumed__is_what_was_there_before() -> None:
 def test_truth__any_history_of_timed_statements__holds_what_a_right_receiver_holds(
     history: list[tuple[int, bool, str]], random: object
 ) -> None:
-    truth = Truth("t", ["a"])
+    truth = ExpectedState("t", ["a"])
     time, held = -1, None  # a receiver that goes by the time; at one time only one value is said
     value: Value
     for order, _, fate in history:
@@ -159,34 +170,36 @@ def test_truth__any_history_of_timed_statements__holds_what_a_right_receiver_hol
         if applied and order >= time:
             time, held = order, value
         if fate == "acked":
-            truth.acknowledged([0], value, order)
+            truth.acknowledge([0], value, order)
         elif fate == "unknown":
-            truth.uncertain([0], value, order)
-        assert held in truth.possible(0)
+            truth.mark_uncertain([0], value, order)
+        assert held in truth.possible_values(0)
     if all(fate != "unknown" for _, _, fate in history):
-        assert truth.possible(0) == {held}
+        assert truth.possible_values(0) == {held}
 
 
-# Misbehaviour
+# FaultRates
 
 
 def test_parse__all_and_single_kinds__single_ones_win() -> None:
-    assert parse("all") == Misbehaviour(*[0.05] * 6)
-    assert parse("late=0.5, all=0.1") == Misbehaviour(0.1, 0.1, 0.1, 0.1, 0.1, late=0.5)
-    assert parse("drop-reply,slow-seconds=0.1") == Misbehaviour(drop_reply=0.05, slow_seconds=0.1)
-    assert not parse("")
-    assert all(Misbehaviour(**{kind: 0.1}) for kind in KINDS)
+    assert parse_faults("all") == FaultRates(*[0.05] * 6)
+    assert parse_faults("late=0.5, all=0.1") == FaultRates(0.1, 0.1, 0.1, 0.1, 0.1, late=0.5)
+    assert parse_faults("drop-reply,slow-seconds=0.1") == FaultRates(
+        drop_reply=0.05, slow_seconds=0.1
+    )
+    assert not parse_faults("")
+    assert all(FaultRates(**{kind: 0.1}) for kind in FAULT_KINDS)
 
 
 @pytest.mark.parametrize("text", ["nonsense", "late=x", "late=2", "late=-1", "slow-seconds", "=1"])
 def test_parse__wrong__is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"none of|not a number|between 0 and 1"):
-        parse(text)
+        parse_faults(text)
 
 
 def test_on_attempt__last_two_attempts__are_left_alone() -> None:
-    faults = Misbehaviour(drop_reply=1)
-    assert [faults.on_attempt("s", left) for left in (3, 2, 1, 0)] == [
+    faults = FaultRates(drop_reply=1)
+    assert [faults.draw("s", left) for left in (3, 2, 1, 0)] == [
         "drop-reply",
         "drop-reply",
         None,
@@ -206,11 +219,11 @@ def test_percentile__nearest_rank() -> None:
 
 def test_stats__attempts__are_counted_and_tampered_ones_not_timed() -> None:
     stats = Stats()
-    stats.attempted(10, False, Reply(200, b"", 1.5), None)
-    stats.attempted(10, True, Reply(200, b"", 9.0), "slow")
-    stats.attempted(10, True, Reply(503, b"bu\x00sy", 2.5), None)
-    stats.attempted(10, True, Reply(None, b"", 0.1, wire.TIMEOUT, "t"), None)
-    stats.attempted(10, True, Reply(None, b"", 0.1, wire.CUT, ""), "cut")
+    stats.record_attempt(10, False, Reply(200, b"", 1.5), None)
+    stats.record_attempt(10, True, Reply(200, b"", 9.0), "slow")
+    stats.record_attempt(10, True, Reply(503, b"bu\x00sy", 2.5), None)
+    stats.record_attempt(10, True, Reply(None, b"", 0.1, TIMEOUT, "t"), None)
+    stats.record_attempt(10, True, Reply(None, b"", 0.1, CUT, ""), "cut")
     found = stats.as_dict()
     assert found["requests"] == 5
     assert found["retries"] == 4
@@ -219,32 +232,32 @@ def test_stats__attempts__are_counted_and_tampered_ones_not_timed() -> None:
     assert found["errors"] == {"timeout": 1}
     assert found["faults"] == {"cut": 1, "slow": 1}
     assert (found["latency_p50"], found["latency_max"]) == (1.5, 2.5)
-    assert (found["answers_over_1s"], found["answers_over_2s"]) == (2, 1)
+    assert (found["replies_over_1s"], found["replies_over_2s"]) == (2, 1)
 
 
 def test_stats__no_answer_in_time__counts_as_late_for_as_long_as_was_waited() -> None:
     stats = Stats()
-    stats.attempted(10, False, Reply(None, b"", 2.1, wire.TIMEOUT, "t"), None)
-    stats.attempted(10, True, Reply(None, b"", 2.1, wire.TIMEOUT, "t"), "slow")
-    stats.attempted(10, True, Reply(None, b"", 2.1, wire.CLOSED, "c"), None)
-    stats.attempted(10, True, Reply(200, b"", 1.5), None)
+    stats.record_attempt(10, False, Reply(None, b"", 2.1, TIMEOUT, "t"), None)
+    stats.record_attempt(10, True, Reply(None, b"", 2.1, TIMEOUT, "t"), "slow")
+    stats.record_attempt(10, True, Reply(None, b"", 2.1, CLOSED, "c"), None)
+    stats.record_attempt(10, True, Reply(200, b"", 1.5), None)
     found = stats.as_dict()
-    assert (found["answers_over_1s"], found["answers_over_2s"]) == (2, 1)
+    assert (found["replies_over_1s"], found["replies_over_2s"]) == (2, 1)
     assert found["latency_max"] == 1.5
 
 
 def test_short__long_or_unprintable__is_one_short_line() -> None:
-    assert short(b"a\n\x1b[31m b") == "a ?[31m b"
-    assert len(short(b"x" * 5000)) == 200
+    assert excerpt(b"a\n\x1b[31m b") == "a ?[31m b"
+    assert len(excerpt(b"x" * 5000)) == 200
 
 
-# Wire
+# Connection
 
 
 @pytest.mark.parametrize("auth", ["basic", "headers", "bearer"])
-def test_post__every_kind_of_credentials__is_let_in(auth: wire.Auth) -> None:
+def test_post__every_kind_of_credentials__is_let_in(auth: Auth) -> None:
     with Receiver() as receiver:
-        connection = Wire(Target(receiver.url, KEY, APP, auth))
+        connection = Connection(Target(receiver.url, KEY, APP, auth))
         body = json.dumps(payloads.identify("a", "n:1", True)).encode()
         assert connection.post(payloads.COHORT_PATH, body).status == 200
         connection.close()
@@ -262,8 +275,8 @@ def test_headers__extra__are_sent_besides() -> None:
     "url", ["localhost:8000", "ftp://h", "http://", "http://h:x", "http://h?a"]
 )
 def test_wire__unusable_address__says_so(url: str) -> None:
-    with pytest.raises(BadTarget):
-        Wire(Target(url))
+    with pytest.raises(InvalidTarget):
+        Connection(Target(url))
 
 
 @pytest.mark.parametrize(
@@ -278,21 +291,21 @@ def test_wire__unusable_address__says_so(url: str) -> None:
     ],
 )
 def test_wire__headers_that_cannot_be_sent__says_so(target: Target) -> None:
-    with pytest.raises(BadTarget, match="can't be sent"):
-        Wire(target)
+    with pytest.raises(InvalidTarget, match="can't be sent"):
+        Connection(target)
 
 
 def test_wire__prefix_with_a_space_and_umlauts__is_percent_encoded() -> None:
     with Receiver() as receiver:
-        connection = Wire(Target(f"{receiver.url}/a b/ä%20", KEY))
+        connection = Connection(Target(f"{receiver.url}/a b/ä%20", KEY))
         assert connection.post("/lists", b"{}").status == 404
         connection.close()
         assert receiver.bodies == [("/a%20b/%C3%A4%20/lists", b"{}")]
 
 
 def test_post__nothing_listens__was_not_sent() -> None:
-    reply = Wire(Target(f"http://127.0.0.1:{CLOSED_PORT}")).post("/", b"{}")
-    assert (reply.status, reply.error, reply.ok) == (None, wire.REFUSED, False)
+    reply = Connection(Target(f"http://127.0.0.1:{CLOSED_PORT}")).post("/", b"{}")
+    assert (reply.status, reply.error, reply.ok) == (None, REFUSED, False)
     assert "refused" in reply.detail
 
 
@@ -307,15 +320,15 @@ def test_post__server_closes_without_an_answer__may_have_been_applied() -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        reply = Wire(Target(f"http://127.0.0.1:{server.getsockname()[1]}")).post("/", b"{}")
+        reply = Connection(Target(f"http://127.0.0.1:{server.getsockname()[1]}")).post("/", b"{}")
         thread.join()
-    assert reply.error == wire.CLOSED
+    assert reply.error == CLOSED
 
 
 def test_post__no_answer_in_time__may_have_been_applied() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         target = Target(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.1)
-        assert Wire(target).post("/", b"{}").error == wire.TIMEOUT
+        assert Connection(target).post("/", b"{}").error == TIMEOUT
 
 
 @pytest.mark.parametrize("at", [0, len(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")])
@@ -338,10 +351,10 @@ def test_post__answer_drips__is_not_in_time(at: int) -> None:
         thread = threading.Thread(target=drip)
         thread.start()
         target = Target(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.3)
-        reply = Wire(target).post("/", b"{}")
+        reply = Connection(target).post("/", b"{}")
         given_up.set()
         thread.join()
-    assert reply.error == wire.TIMEOUT
+    assert reply.error == TIMEOUT
     assert 0.3 < reply.seconds < 1.5
 
 
@@ -361,7 +374,7 @@ def test_post__keep_alive_ended_by_the_server__opens_a_new_connection() -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        connection = Wire(Target(f"http://127.0.0.1:{server.getsockname()[1]}"))
+        connection = Connection(Target(f"http://127.0.0.1:{server.getsockname()[1]}"))
         assert connection.post("/", b"{}").status == 200
         assert closed.wait(5)
         assert connection.post("/", b"{}").status == 200
@@ -371,9 +384,9 @@ def test_post__keep_alive_ended_by_the_server__opens_a_new_connection() -> None:
 
 def test_post_half__batch__is_never_applied_and_the_wire_works_on() -> None:
     with Receiver() as receiver:
-        connection = Wire(Target(receiver.url, KEY))
+        connection = Connection(Target(receiver.url, KEY))
         body = json.dumps(payloads.batch(payloads.user_ids(100), "n:1", True)).encode()
-        assert connection.post_half(payloads.COHORT_PATH, body).error == wire.CUT
+        assert connection.post_truncated(payloads.COHORT_PATH, body).error == CUT
         assert connection.post_slowly(payloads.COHORT_PATH, body, 0.1).status == 200
         connection.close()
         assert len(receiver.users) == 100

@@ -1,7 +1,7 @@
-"""One HTTP connection to a receiver, kept alive, that can also be made to misbehave.
+"""A keep-alive HTTP connection to a receiver that can cut off or slow down its request bodies.
 
-`http.client` is used directly: measured against a sink on the same two cores, it leaves several
-times the headroom that the simulator needs, and it lets a body be cut or slowed down half way.
+It uses `http.client` directly: that is fast enough for the simulator not to be the bottleneck
+(`bench-sink` measures it) and allows sending half a body.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ AUTHS: tuple[Auth, ...] = ("basic", "headers", "bearer", "none")
 USER_AGENT = "Amplitude-Cohort-Simulator/1.0"
 WEBHOOK_USER_AGENT = "Amplitude/Webhook/1.0"
 
-# What can become of a request that got no answer.
-REFUSED = "refused"  # no connection came about: the receiver has seen nothing
-CUT = "cut"  # we closed before the body was whole: the receiver must apply nothing
-TIMEOUT = "timeout"  # whole request sent, no answer in time: it may still be applied
-CLOSED = "closed"  # whole request sent, connection lost: it may have been applied
+# Why a request got no reply.
+REFUSED = "refused"  # no connection: the receiver saw nothing
+CUT = "cut"  # we closed half way through the body: the receiver must not apply it
+TIMEOUT = "timeout"  # request sent in full, no reply in time: it may still be applied
+CLOSED = "closed"  # request sent in full, connection lost: it may have been applied
 
 SLOW_PIECES = 10
 
 
-class BadTarget(ValueError):
-    """The receiver can't be called so, for its address or for the headers; the text says why."""
+class InvalidTarget(ValueError):
+    """The receiver's address or a header is invalid."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A receiver: where it is and what it is told about who calls.
+    """A receiver's address and the credentials to send.
 
-    `url` is the base address (`https://host[:port][/prefix]`). `timeout` is in seconds and holds
-    for the whole of a request, from its beginning to the last byte of the answer (for a body that
-    is slowed down on purpose, from its end).
+    `url` is the base address (`https://host[:port][/prefix]`). `timeout` covers the whole request,
+    in seconds: from its start, or from the end of a slowed-down body, to the last byte of the
+    reply.
     """
 
     url: str
@@ -57,7 +57,7 @@ class Target:
     extra_headers: Mapping[str, str] = field(default_factory=dict)
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of a call: the content type and the credentials."""
+        """Return the headers of every request: content type, user agent and credentials."""
         headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
         if self.key is not None:
             if self.auth == "basic":
@@ -74,10 +74,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: either a `status` and a `body`, or an `error` (one of this module's words).
+    """The reply to a request, or the lack of one.
 
-    `seconds` runs from the last byte of the request to the last one of the answer when the body was
-    slowed down on purpose, and else from the start of the call (a new connection included).
+    Either `status` and `body` are set, or `error` is: `REFUSED`, `CUT`, `TIMEOUT` or `CLOSED`.
+    `seconds` is the time from the start of the request, a new connection included, or from the end
+    of a slowed-down body, to the last byte of the reply.
     """
 
     status: int | None
@@ -86,15 +87,15 @@ class Reply:
     error: str | None = None
     detail: str = ""
     retry_after: float | None = None
-    """Seconds to wait before the next request, where the receiver has said so."""
+    """The `Retry-After` header, if it is a number of seconds."""
 
     @property
     def ok(self) -> bool:
-        """Whether the receiver said that it has applied the request."""
+        """Whether the receiver acknowledged the request (2xx)."""
         return self.status is not None and 200 <= self.status < 300
 
     def json(self) -> Any:
-        """Return the body read as JSON, or None where it is none."""
+        """Return the parsed body, or None if it is not valid JSON."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -104,22 +105,22 @@ class Reply:
         return str(self.status) if self.status is not None else f"{self.error} ({self.detail})"
 
 
-class Wire:
-    """One keep-alive connection to a `Target`; not to be shared by two threads."""
+class Connection:
+    """One keep-alive connection to a `Target`. Not thread-safe."""
 
     def __init__(self, target: Target) -> None:
         parts = urlsplit(target.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadTarget(f"{target.url!r} is not an http:// or https:// address")
+            raise InvalidTarget(f"{target.url!r} is not an http:// or https:// address")
         if parts.query or parts.fragment:
-            raise BadTarget(f"{target.url!r} must end with the path: no '?' or '#'")
+            raise InvalidTarget(f"{target.url!r} must not have a query or a fragment")
         try:
             port = parts.port
         except ValueError as error:
-            raise BadTarget(f"{target.url!r}: {error}") from None
+            raise InvalidTarget(f"{target.url!r}: {error}") from None
         self.target = target
-        self._prefix = escaped(parts.path.rstrip("/"))
-        self._headers = _sendable(target)
+        self._prefix = percent_encode(parts.path.rstrip("/"))
+        self._headers = _checked_headers(target)
         self._conn: http.client.HTTPConnection
         if parts.scheme == "https":
             self._conn = http.client.HTTPSConnection(
@@ -127,53 +128,53 @@ class Wire:
             )
         else:
             self._conn = http.client.HTTPConnection(parts.hostname, port, timeout=target.timeout)
-        self._conn.response_class = _Response
+        self._conn.response_class = _TimedResponse
 
     def close(self) -> None:
-        """Close the connection; the next call opens a new one."""
+        """Close the connection; the next request opens a new one."""
         self._conn.close()
 
     def post(
         self, path: str, body: bytes, headers: Mapping[str, str] | None = None, method: str = "POST"
     ) -> Reply:
-        """Send `body` to `path` and return what came back. Raises nothing for what a network can
-        do.
-        """
-        return self._call(method, path, body, headers or {}, slow=0.0)
+        """Send `body` to `path`. Network failures are returned as a `Reply`, never raised."""
+        return self._send(method, path, body, headers or {}, slow=0.0)
 
     def post_slowly(
         self, path: str, body: bytes, seconds: float, headers: Mapping[str, str] | None = None
     ) -> Reply:
         """Like `post`, with the body sent in pieces over `seconds`."""
-        return self._call("POST", path, body, headers or {}, slow=seconds)
+        return self._send("POST", path, body, headers or {}, slow=seconds)
 
-    def post_half(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
-        """Announce the whole body, send half of it and reset the connection. The error is `CUT`."""
+    def post_truncated(
+        self, path: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        """Send half of the announced body and reset the connection. The error is `CUT`."""
         started = time.perf_counter()
         try:
             self._begin("POST", path, len(body), headers or {})
             self._conn.send(body[: len(body) // 2])
             if (sock := self._conn.sock) is not None:
-                # Not a polite end but a reset, as from a sender that died.
+                # Lingering for 0 seconds resets the connection, as when a sender crashes.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             detail = "half a body sent"
         except (OSError, http.client.HTTPException) as error:
-            detail = describe(error)
+            detail = describe_error(error)
         self._conn.close()
         return Reply(None, b"", time.perf_counter() - started, CUT, detail)
 
-    def _call(
+    def _send(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], slow: float
     ) -> Reply:
         started = time.perf_counter()
         try:
-            self._drop_if_stale()
+            self._close_if_stale()
             if self._conn.sock is None:
                 self._conn.connect()
             self._conn.sock.settimeout(self.target.timeout)
         except (OSError, http.client.HTTPException) as error:
             self._conn.close()
-            return Reply(None, b"", time.perf_counter() - started, REFUSED, describe(error))
+            return Reply(None, b"", time.perf_counter() - started, REFUSED, describe_error(error))
         try:
             if slow:
                 self._begin(method, path, len(body), headers)
@@ -186,19 +187,20 @@ class Wire:
                 all_headers = {**self._headers, **headers} if headers else self._headers
                 self._conn.request(method, self._prefix + path, body, all_headers)
         except (ConnectionResetError, BrokenPipeError):
-            # A receiver may answer before it has read everything (401, 413) and close: its answer,
-            # if there is one, is still to be read below.
+            # A receiver may reply (401, 413) and close before it has read the body. That reply is
+            # read below.
             pass
         except (OSError, http.client.HTTPException) as error:
-            return self._lost(error, started)
+            return self._failed(error, started)
         try:
             left = started + self.target.timeout - time.perf_counter()
             self._conn.sock.settimeout(max(left, 0.001))
             response = self._conn.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
-            return self._lost(error, started)
-        seconds, wait = time.perf_counter() - started, response.getheader("Retry-After", "")
+            return self._failed(error, started)
+        seconds = time.perf_counter() - started
+        wait = response.getheader("Retry-After", "")
         retry_after = float(wait) if re.fullmatch("[0-9]{1,9}", wait) else None
         return Reply(response.status, content, seconds, retry_after=retry_after)
 
@@ -209,17 +211,15 @@ class Wire:
         self._conn.putheader("Content-Length", str(length))
         self._conn.endheaders()
 
-    def _lost(self, error: Exception, started: float) -> Reply:
+    def _failed(self, error: Exception, started: float) -> Reply:
         self._conn.close()
         kind = TIMEOUT if isinstance(error, TimeoutError) else CLOSED
-        return Reply(None, b"", time.perf_counter() - started, kind, describe(error))
+        return Reply(None, b"", time.perf_counter() - started, kind, describe_error(error))
 
-    def _drop_if_stale(self) -> None:
-        """Close a connection that the receiver has closed meanwhile, so that the next call opens a
-        new one.
+    def _close_if_stale(self) -> None:
+        """Close our end if the receiver has closed its own.
 
-        Every client does this; without it the end of the receiver's keep-alive would count as a
-        failure.
+        As in every HTTP client: the end of the receiver's keep-alive is no failure.
         """
         sock = self._conn.sock
         if sock is None:
@@ -230,28 +230,28 @@ class Wire:
             self._conn.close()
 
 
-class _Response(http.client.HTTPResponse):
-    """An answer that must be there as a whole before its socket's timeout has passed.
+class _TimedResponse(http.client.HTTPResponse):
+    """A response that must be complete before the socket's timeout has passed.
 
-    The socket itself grants that time to every piece, so to an answer that drips for ever.
+    The timeout of a socket starts anew with every read, so a trickling response would never end.
     """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_InTime(sock, self.fp.detach()))
+        self.fp = io.BufferedReader(_DeadlineReader(sock, self.fp.detach()))
 
 
-class _InTime(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
         self._sock = sock
         self._raw = raw
-        self._until = time.perf_counter() + (sock.gettimeout() or 0.0)
+        self._deadline = time.perf_counter() + (sock.gettimeout() or 0.0)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = self._until - time.perf_counter()
+        left = self._deadline - time.perf_counter()
         if left <= 0:
             raise TimeoutError("timed out")
         self._sock.settimeout(left)
@@ -262,13 +262,13 @@ class _InTime(io.RawIOBase):
         super().close()
 
 
-def escaped(path: str) -> str:
-    """Return a path with what may not stand in a request percent-encoded."""
+def percent_encode(path: str) -> str:
+    """Return `path` with all characters that a request line can't hold percent-encoded."""
     return quote(path, safe="/%:;=@!$&'()*+,?~", errors="surrogateescape")
 
 
-def _sendable(target: Target) -> dict[str, str]:
-    """Return the target's headers, or raise `BadTarget` for those that HTTP can't carry."""
+def _checked_headers(target: Target) -> dict[str, str]:
+    """Return the target's headers. Raises `InvalidTarget` if one can't be sent over HTTP."""
     name = "the key"
     try:
         headers = target.headers()
@@ -277,11 +277,11 @@ def _sendable(target: Target) -> dict[str, str]:
         for name, value in headers.items():
             trial.putheader(name, value)
     except ValueError as error:
-        raise BadTarget(f"{name!r} can't be sent as a header: {error}") from None
+        raise InvalidTarget(f"{name!r} can't be sent as a header: {error}") from None
     return headers
 
 
-def describe(error: Exception) -> str:
-    """Return one line that says what went wrong."""
+def describe_error(error: Exception) -> str:
+    """Return the type and text of an error on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""The document's mock payloads as `curl` commands to paste."""
+"""The document's mock payloads as `curl` commands to copy and paste."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from . import payloads
-from .wire import WEBHOOK_USER_AGENT, Target
+from .connection import WEBHOOK_USER_AGENT, Target
 
 
-def commands(
+def curl_commands(
     target: Target,
     *,
     cohort_name: str = "cohort name",
@@ -25,15 +25,15 @@ def commands(
         payloads.WEBHOOK_PATH,
     ),
 ) -> Iterator[tuple[str, str]]:
-    """Yield each call as (what it is, command). `paths` are those of identify, lists and webhook.
+    """Yield (description, command) pairs. `paths` are those of identify, lists and webhook.
 
-    The first is the document's own test request, letter by letter but for address and key.
+    The first is the document's own test request, changed only in address and key.
     """
     identify_path, lists_path, webhook_path = paths
     trait = payloads.trait_name(cohort_name, cohort_id)
     users = [user_id, f"other.{user_id}"]
     test = {"traits": {f"{cohort_name}:{cohort_id}": True}, "type": "identify", "userId": user_id}
-    # Without a key this is the document's own, made-up pair; a real key has an app of its own.
+    # The document's placeholder app id goes with its placeholder key, not with a real one.
     app_id = target.app_id or (None if target.key else "TEST_APP_ID")
     with_headers = replace(target, auth="headers", app_id=app_id)
     yield "the document's test request", curl(with_headers, identify_path, test)
@@ -44,16 +44,16 @@ def commands(
         body = payloads.batch(users, trait, member)
         yield f"batch update: two users {verb}", curl(target, identify_path, body)
     body = payloads.list_create(trait)
-    yield "list creation; set LIST_ID to the answer's", curl(target, lists_path, body)
-    for call, what in (("add", "users enter the list"), ("remove", "users leave the list")):
+    yield "list creation; set LIST_ID to the id in the reply", curl(target, lists_path, body)
+    for call, description in (("add", "users enter the list"), ("remove", "users leave the list")):
         path = f"{lists_path}/$LIST_ID/{call}"
-        yield what, curl(target, path, payloads.list_users(users))
-    # Printed there as the URL of both.
-    there = f"{lists_path}/$LIST_ID/remove"
+        yield description, curl(target, path, payloads.list_users(users))
+    # The document prints this URL for both updates.
+    document_path = f"{lists_path}/$LIST_ID/remove"
     body = payloads.identify(user_id, trait, True)
-    yield "single update at the document's own URL", curl(target, there, body)
+    yield "single update at the document's URL", curl(target, document_path, body)
     body = payloads.batch(users, trait, True)
-    yield "batch update at the document's own URL", curl(target, there, body)
+    yield "batch update at the document's URL", curl(target, document_path, body)
     for member, verb in ((True, "enter"), (False, "leave")):
         body = payloads.webhook(
             cohort_name,
@@ -63,15 +63,16 @@ def commands(
             computed_time=int(time.time()),
             message_id=payloads.message_id(random.Random(), member),
         )
-        yield f"cohort webhook: users {verb}", curl(target, webhook_path, body, WEBHOOK_USER_AGENT)
+        command = curl(target, webhook_path, body, WEBHOOK_USER_AGENT)
+        yield f"cohort webhook: users {verb}", command
 
 
 def curl(target: Target, path: str, body: object, user_agent: str | None = None) -> str:
-    """Return one call as a `curl` command for a POSIX shell; `$LIST_ID` in `path` is left to it."""
+    """Return one call as a `curl` command. A POSIX shell expands `$LIST_ID` in `path`."""
     url = target.url.rstrip("/") + path
-    words = ["curl", "--request", "POST", _quoted(url)]
+    words = ["curl", "--request", "POST", _quote_url(url)]
     headers = target.headers()
-    del headers["User-Agent"]  # curl has one of its own
+    del headers["User-Agent"]  # curl sends its own
     if target.key is not None and target.auth == "basic":
         words += ["--user", shlex.quote(f"{target.key}:")]
         del headers["Authorization"]
@@ -83,6 +84,6 @@ def curl(target: Target, path: str, body: object, user_agent: str | None = None)
     return " ".join(words)
 
 
-def _quoted(url: str) -> str:
+def _quote_url(url: str) -> str:
     before, variable, after = url.partition("$LIST_ID")
     return f'{shlex.quote(before)}"$LIST_ID"{shlex.quote(after)}' if variable else shlex.quote(url)

@@ -1,0 +1,54 @@
+"""Calls to a receiver that several checks make."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from ... import payloads
+from ...connection import Reply
+from ...replies import excerpt, list_id
+from ..context import Context, Failed, expect
+
+
+def create_list(c: Context, trait: str) -> str:
+    """Create a list and return its id."""
+    reply = expect(c.post(c.options.lists_path, payloads.list_create(trait)), 200, label="create")
+    found = list_id(reply.json())
+    if found is None:
+        raise Failed(f"no list id in the reply to the list creation: {excerpt(reply.body)}")
+    return found
+
+
+def list_path(c: Context, found: str, call: str) -> str:
+    """Return the path of a list's `add` or `remove` call."""
+    return f"{c.options.lists_path.rstrip('/')}/{quote(found, safe='')}/{call}"
+
+
+def webhook_body(
+    c: Context,
+    cohort: tuple[str, str],
+    users: Sequence[str],
+    member: bool,
+    computed_time: int | None = None,
+) -> dict[str, Any]:
+    """Return the body of a webhook; `computed_time` defaults to now."""
+    return payloads.webhook(
+        *cohort,
+        users,
+        member,
+        computed_time=int(time.time()) if computed_time is None else computed_time,
+        message_id=c.message_id(member),
+    )
+
+
+def time_batches(c: Context, send: Callable[[Sequence[str]], Reply], limit: float) -> str:
+    """Send five batches of 1,000 users. Fail if a reply takes longer than `limit` seconds."""
+    slowest = 0.0
+    for _ in range(5):
+        slowest = max(slowest, expect(send(c.users(1_000)), 200).seconds)
+        if slowest > limit:
+            raise Failed(f"a batch of 1,000 users took {slowest:.2f} s")
+    return f"slowest of 5 batches of 1,000 users: {slowest:.3f} s"

@@ -1,0 +1,187 @@
+"""List-based cohorts: list creation, add and remove."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import payloads
+from ...replies import list_id
+from ..context import Context, Failed, expect
+from .calls import create_list, list_path
+from .group import CheckGroup
+
+group = CheckGroup()
+
+
+@group.check(
+    "list.create",
+    "list",
+    "“You must call a list creation API on the first sync.” The answer carries the list's"
+    " id (as list_id or "
+    "listId, top level or in “response”: the document doesn't say).",
+)
+def list_create(c: Context) -> str:
+    found = create_list(c, c.trait())
+    return f"list id {found!r}"
+
+
+@group.check(
+    "list.create-again",
+    "list",
+    "A retry posts the same name again: the same list, not a second one.",
+    origin="known",
+)
+def list_create_again(c: Context) -> None:
+    trait = c.trait()
+    ids = {create_list(c, trait) for _ in range(3)}
+    if len(ids) > 1:
+        raise Failed(f"the same name has made several lists: {sorted(ids)}")
+    other = create_list(c, c.trait())
+    if other in ids:
+        raise Failed(f"another name has got the same list {other!r}")
+
+
+@group.check(
+    "list.create-at-once",
+    "list",
+    "Four threads may create the same list at once: one list.",
+    origin="known",
+)
+def list_create_at_once(c: Context) -> None:
+    for _ in range(5):
+        call = (c.options.lists_path, payloads.list_create(c.trait()))
+        ids = {list_id(expect(reply, 200).json()) for reply in c.post_at_once([call] * 4)}
+        if len(ids) > 1:
+            raise Failed(f"the same name has made several lists: {sorted(map(str, ids))}")
+
+
+@group.check(
+    "list.add-and-remove",
+    "list",
+    "“Make subsequent calls to the add API and remove API to keep the list membership up to date.”",
+)
+def list_add_remove(c: Context) -> None:
+    trait, users = c.trait(), c.users(20)
+    found = create_list(c, trait)
+    expect(c.post(list_path(c, found, "add"), payloads.list_users(users)), 200)
+    c.expect_trait(trait, dict.fromkeys(users, True))
+    expect(c.post(list_path(c, found, "remove"), payloads.list_users(users[:5])), 200)
+    c.expect_trait(trait, dict.fromkeys(users[:5], False) | dict.fromkeys(users[5:], True))
+
+
+@group.check(
+    "list.repeat",
+    "list",
+    "“If a request fails, Amplitude retries”: repeated adds and removes are answered 200.",
+)
+def list_repeat(c: Context) -> None:
+    trait, users = c.trait(), c.users(5)
+    found = create_list(c, trait)
+    for call, member in (("add", True), ("remove", False), ("add", True)):
+        for _ in range(2):
+            expect(c.post(list_path(c, found, call), payloads.list_users(users)), 200, label=call)
+        c.expect_trait(trait, dict.fromkeys(users, member))
+
+
+@group.check(
+    "list.create-keeps-members",
+    "list",
+    "A list creation that is repeated later doesn't empty the list.",
+    origin="known",
+)
+def list_create_keeps(c: Context) -> None:
+    trait, users = c.trait(), c.users(3)
+    expect(c.post(list_path(c, create_list(c, trait), "add"), payloads.list_users(users)), 200)
+    create_list(c, trait)
+    c.expect_trait(trait, dict.fromkeys(users, True))
+
+
+@group.check("list.1000-users", "list", "“By default, batches have 1000 users.”")
+def list_1000(c: Context) -> str:
+    trait, users = c.trait(), c.users(1_000)
+    path = list_path(c, create_list(c, trait), "add")
+    reply = expect(c.post(path, payloads.list_users(users)), 200)
+    c.expect_trait(trait, dict.fromkeys(users, True))
+    return f"answered in {reply.seconds:.3f} s"
+
+
+@group.check(
+    "list.four-at-once",
+    "list",
+    "“By default, Amplitude uses 4 threads”: adds and removes of other users at the same time.",
+)
+def list_four(c: Context) -> None:
+    trait, users = c.trait(), c.users(400)
+    found = create_list(c, trait)
+    expect(c.post(list_path(c, found, "add"), payloads.list_users(users[:200])), 200)
+    calls = [
+        (list_path(c, found, "remove"), payloads.list_users(users[:100])),
+        (list_path(c, found, "remove"), payloads.list_users(users[100:200])),
+        (list_path(c, found, "add"), payloads.list_users(users[200:300])),
+        (list_path(c, found, "add"), payloads.list_users(users[300:])),
+    ]
+    for reply in c.post_at_once(calls):
+        expect(reply, 200)
+    c.expect_trait(trait, dict.fromkeys(users[:200], False) | dict.fromkeys(users[200:], True))
+
+
+@group.check(
+    "list.invalid", "list", "“400: Invalid request”: a list without a name, users that are no list."
+)
+def list_invalid(c: Context) -> None:
+    trait, users = c.trait(), c.users(2)
+    lists: tuple[Any, ...] = ({}, {"name": ""}, {"name": 5}, [trait])
+    for body in lists:
+        expect(c.post(c.options.lists_path, body), 400, label=f"create {body!r}")
+    path = list_path(c, create_list(c, trait), "add")
+    adds: tuple[Any, ...] = ({}, {"userIds": users[0]}, {"userIds": [""]}, {"userIds": [None]})
+    for body in adds:
+        expect(c.post(path, body), 400, label=f"add {body!r}")
+    expect(c.post(path, b"{"), 400, label="add '{'")
+    c.expect_trait(trait, dict.fromkeys(users))
+
+
+@group.check(
+    "list.unknown", "list", "A list that was never made is a 404.", level="should", origin="known"
+)
+def list_unknown(c: Context) -> None:
+    path = list_path(c, f"never-made-{c.users(1)[0]}", "add")
+    expect(c.post(path, payloads.list_users(c.users(1))), 404)
+
+
+@group.check(
+    "list.no-users",
+    "list",
+    "An add without users is fine and changes nothing.",
+    level="should",
+    origin="known",
+)
+def list_no_users(c: Context) -> None:
+    expect(c.post(list_path(c, create_list(c, c.trait()), "add"), payloads.list_users([])), 200)
+
+
+@group.check(
+    "list.user_ids",
+    "list",
+    "“userIds” in the document; “user_ids” also occurs in the wild.",
+    level="should",
+    origin="known",
+)
+def list_user_ids(c: Context) -> None:
+    trait, users = c.trait(), c.users(2)
+    path = list_path(c, create_list(c, trait), "add")
+    expect(c.post(path, {"user_ids": users, "context": payloads.context()}), 200)
+    c.expect_trait(trait, dict.fromkeys(users, True))
+
+
+@group.check(
+    "list.names",
+    "list",
+    "Cohort names may hold colons, quotes, backslashes, “<”, emoji.",
+    origin="known",
+)
+def list_names(c: Context) -> None:
+    for name in ("a: b/c?d", 'say "hi"', "back\\slash", "<b>", "日本語 🎉"):
+        trait, [user] = c.trait(name), c.users(1)
+        expect(c.post(list_path(c, create_list(c, trait), "add"), payloads.list_users([user])), 200)
+        c.expect_trait(trait, {user: True})

@@ -1,0 +1,46 @@
+"""Statuses that only the operator can provoke: 404 and 429."""
+
+from __future__ import annotations
+
+import time
+
+from ... import payloads
+from ..context import Context, Failed, Skipped, expect
+from .group import CheckGroup
+
+group = CheckGroup()
+
+
+@group.check("status.404", "property", "“404: Invalid User ID”.")
+def status_404(c: Context) -> None:
+    if c.options.invalid_user is None:
+        raise Skipped("needs --invalid-user ID, a user id that the receiver takes for invalid")
+    body = payloads.identify(c.options.invalid_user, c.trait(), True)
+    expect(c.identify(body), 404)
+
+
+@group.check(
+    "status.429",
+    "property",
+    "“429: Throttling/rate limiting”; afterwards requests are taken again.",
+)
+def status_429(c: Context) -> str:
+    if c.options.throttle is None:
+        raise Skipped("needs --throttle N, a burst of requests that the receiver throttles")
+    trait = c.trait()
+    calls = [
+        (c.options.path, payloads.identify(user, trait, True))
+        for user in c.users(c.options.throttle)
+    ]
+    statuses = []
+    for start in range(0, len(calls), 50):
+        replies = c.post_at_once(calls[start : start + 50], retry_throttled=False)
+        statuses += [expect(reply, 200, 429).status for reply in replies]
+    throttled = statuses.count(429)
+    if not throttled:
+        raise Failed(f"none of {len(calls)} requests was answered 429")
+    deadline_at = time.monotonic() + 65
+    while (reply := c.identify(calls[0][1])).status == 429 and time.monotonic() < deadline_at:
+        pass  # each waits a while itself
+    expect(reply, 200, label="after the burst")
+    return f"{throttled} of {len(calls)} were answered 429"

@@ -1,0 +1,131 @@
+"""Invalid requests: refused with a 400, never half applied, never a 5xx."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import payloads
+from ...replies import excerpt
+from ..context import Context, Failed, Skipped, expect
+from .group import CheckGroup
+
+group = CheckGroup()
+
+
+@group.check("invalid.json", "property", "“400: Invalid request”: a body that is no JSON.")
+def invalid_json(c: Context) -> None:
+    for body in (b"", b"{", b"not json", b'{"type": "identify", }', b"{'single': 'quotes'}"):
+        expect(c.identify(body), 400, label=repr(body))
+
+
+@group.check(
+    "invalid.shape", "property", "“400: Invalid request”: JSON that is no identify and no batch."
+)
+def invalid_shape(c: Context) -> None:
+    trait, [user] = c.trait(), c.users(1)
+    good = payloads.identify(user, trait, True)
+    bodies: dict[str, Any] = {
+        "a string": "identify",
+        "null": None,
+        "an empty object": {},
+        "no userId": {name: value for name, value in good.items() if name != "userId"},
+        "an empty userId": good | {"userId": ""},
+        "a list as userId": good | {"userId": ["x"]},
+        "no traits": {name: value for name, value in good.items() if name != "traits"},
+        "a list as traits": good | {"traits": [trait]},
+        "a batch that is no list": {"batch": good},
+        "a batch of strings": {"batch": [user]},
+    }
+    for what, body in bodies.items():
+        expect(c.identify(body), 400, label=what)
+    c.expect_trait(trait, {user: None})
+
+
+@group.check(
+    "invalid.values",
+    "property",
+    "“True / False” are the trait's only values: anything else is a 400.",
+)
+def invalid_values(c: Context) -> None:
+    trait, [user] = c.trait(), c.users(1)
+    values: tuple[Any, ...] = ("true", 1, 0, None, [], {})
+    for value in values:
+        body = payloads.identify(user, trait, True) | {"traits": {trait: value}}
+        expect(c.identify(body), 400, label=f"value {value!r}")
+        expect(c.identify({"batch": [body]}), 400, label=f"value {value!r} in a batch")
+    c.expect_trait(trait, {user: None})
+
+
+@group.check(
+    "invalid.no-silent-drop",
+    "property",
+    "“Some destinations return 2xx and silently drop users” is what customers complain "
+    "about most: a batch with "
+    "one invalid item isn't answered 2xx without a word.",
+    origin="known",
+)
+def invalid_no_silent_drop(c: Context) -> str:
+    trait, users = c.trait(), c.users(3)
+    body = payloads.batch(users, trait, True)
+    del body["batch"][1]["userId"]
+    reply = c.identify(body)
+    if reply.ok:
+        answer = reply.json()
+        told = isinstance(answer, dict) and any(
+            answer.get(word) for word in ("rejected", "errors", "failed", "invalid", "error")
+        )
+        if not told:
+            raise Failed(f"answered {reply.status} {excerpt(reply.body)}, with no word about it")
+        return "answered 2xx, and the reply reports the item"
+    expect(reply, 400)
+    return "refused with 400"
+
+
+@group.check(
+    "invalid.writes-nothing",
+    "property",
+    "A batch that is refused as invalid isn't half written: Amplitude doesn't send it again.",
+    level="should",
+    origin="known",
+)
+def invalid_writes_nothing(c: Context) -> str | None:
+    if c.reader is None:
+        raise Skipped("needs --reader")
+    trait, users = c.trait(), c.users(3)
+    body = payloads.batch(users, trait, True)
+    body["batch"][2]["traits"] = {trait: "true"}
+    if c.identify(body).ok:
+        return "not refused"
+    c.expect_trait(trait, dict.fromkeys(users))
+    return None
+
+
+@group.check(
+    "invalid.never-500",
+    "property",
+    "Only 200, 400, 401, 404 and 429 are foreseen: whatever is sent, the answer is never "
+    "a 5xx, which Amplitude would retry.",
+)
+def invalid_never_500(c: Context) -> None:
+    user = c.users(1)[0]
+    trait = c.trait()
+    one = b'{"type":"identify","userId":"%b","traits":{"x:1":%b}}'
+    bodies: dict[str, bytes] = {
+        "invalid UTF-8": b'{"type":"identify","userId":"\xff\xfe","traits":{"x:1":true}}',
+        "a lone surrogate": one % (rb"\ud800", b"true"),
+        "NUL in the user id": one % (rb"a\u0000b", b"true"),
+        "NaN": one % (user.encode(), b"NaN"),
+        "a huge number": one % (user.encode(), b"1" * 5_000),
+        "deep nesting": b'{"batch":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "deep objects": b'{"traits":' * 50_000 + b"1" + b"}" * 50_000,
+        "an array": b"[]",
+        "a number": b"1",
+        "a duplicate key": b'{"type":"identify","type":1,"userId":"a","userId":2,"traits":{}}',
+        "no body": b"",
+        "binary": bytes(range(256)),
+    }
+    for what, body in bodies.items():
+        reply = c.identify(body)
+        if reply.status is None or reply.status >= 500:
+            raise Failed(f"{what}: got {reply}")
+    expect(c.identify(payloads.identify(user, trait, True)), 200, label="a good request afterwards")

@@ -1,0 +1,148 @@
+"""Cohort Webhooks."""
+
+from __future__ import annotations
+
+import time
+
+from ... import payloads
+from ..context import Context, expect
+from .calls import time_batches, webhook_body
+from .group import CheckGroup
+
+group = CheckGroup()
+
+
+@group.check(
+    "webhook.enter-and-exit",
+    "webhook",
+    "The default body, with in_cohort true and false, is answered 200.",
+    origin="known",
+)
+def webhook_enter_exit(c: Context) -> None:
+    cohort, users = c.cohort(), c.users(20)
+    trait, now = payloads.trait_name(*cohort), int(time.time())
+    expect(c.webhook(webhook_body(c, cohort, users, True, now - 10)), 200)
+    c.expect_trait(trait, dict.fromkeys(users, True))
+    expect(c.webhook(webhook_body(c, cohort, users[:5], False, now)), 200)
+    c.expect_trait(trait, dict.fromkeys(users[:5], False) | dict.fromkeys(users[5:], True))
+
+
+@group.check(
+    "webhook.repeat",
+    "webhook",
+    "A retry carries the same message_id: it is answered 200 and changes nothing.",
+    origin="known",
+)
+def webhook_repeat(c: Context) -> None:
+    cohort, users, now = c.cohort(), c.users(5), int(time.time())
+    body = webhook_body(c, cohort, users, True, now)
+    for _ in range(3):
+        expect(c.webhook(body), 200)
+    c.expect_trait(payloads.trait_name(*cohort), dict.fromkeys(users, True))
+
+
+@group.check(
+    "webhook.late",
+    "webhook",
+    "A retry can arrive after a newer message: computed_time decides, not the order of arrival.",
+    origin="known",
+)
+def webhook_late(c: Context) -> None:
+    cohort, users, now = c.cohort(), c.users(4), int(time.time())
+    trait = payloads.trait_name(*cohort)
+    enter = webhook_body(c, cohort, users, True, now - 3600)
+    expect(c.webhook(enter), 200)
+    expect(c.webhook(webhook_body(c, cohort, users[:2], False, now)), 200)
+    expect(c.webhook(enter), 200, label="the late retry")
+    c.expect_trait(trait, dict.fromkeys(users[:2], False) | dict.fromkeys(users[2:], True))
+    never_applied = webhook_body(c, cohort, users[:2], True, now - 1800)
+    expect(c.webhook(never_applied), 200, label="a late first attempt")
+    c.expect_trait(trait, dict.fromkeys(users[:2], False) | dict.fromkeys(users[2:], True))
+    expect(c.webhook(webhook_body(c, cohort, users[:1], True, now)), 200)
+
+
+@group.check(
+    "webhook.1000-users", "webhook", "“By default, batches have 1000 users.”", origin="known"
+)
+def webhook_1000(c: Context) -> str:
+    cohort, users = c.cohort(), c.users(1_000)
+    reply = expect(c.webhook(webhook_body(c, cohort, users, True)), 200)
+    c.expect_trait(payloads.trait_name(*cohort), dict.fromkeys(users, True))
+    return f"answered in {reply.seconds:.3f} s"
+
+
+@group.check(
+    "webhook.within-2s",
+    "webhook",
+    "“The destination must process each batch within 1 to 2 seconds (including network latency).”",
+    origin="known",
+)
+def webhook_2s(c: Context) -> str:
+    cohort = c.cohort()
+    return time_batches(c, lambda users: c.webhook(webhook_body(c, cohort, users, True)), 2.0)
+
+
+@group.check(
+    "webhook.within-1s",
+    "webhook",
+    "“… within 1 to 2 seconds”: who answers within 1 is safe.",
+    level="should",
+    origin="known",
+)
+def webhook_1s(c: Context) -> str:
+    cohort = c.cohort()
+    return time_batches(c, lambda users: c.webhook(webhook_body(c, cohort, users, True)), 1.0)
+
+
+@group.check(
+    "webhook.user-properties",
+    "webhook",
+    "The template's users may carry user_properties; unknown fields are ignored.",
+    origin="known",
+)
+def webhook_properties(c: Context) -> None:
+    cohort, [user] = c.cohort(), c.users(1)
+    body = webhook_body(c, cohort, [user], True) | {"extra": 1}
+    body["users"][0]["user_properties"] = {"city": "San Francisco", "nested": {"a": [1]}}
+    expect(c.webhook(body), 200)
+    c.expect_trait(payloads.trait_name(*cohort), {user: True})
+
+
+@group.check(
+    "webhook.numeric-ids",
+    "webhook",
+    "A template without quotes around the id sends it as a number.",
+    level="should",
+    origin="known",
+)
+def webhook_numbers(c: Context) -> None:
+    cohort, number = c.cohort(), int(c.users(1)[0][:12], 16)
+    body = webhook_body(c, cohort, [], True)
+    body["users"] = [{"user_id": number}]
+    expect(c.webhook(body), 200)
+    c.expect_trait(payloads.trait_name(*cohort), {str(number): True})
+
+
+@group.check(
+    "webhook.broken-template",
+    "webhook",
+    "The default template pastes names in unescaped: with a quote in it the body is no "
+    "JSON, which is a 400, not a 5xx.",
+    origin="known",
+)
+def webhook_broken(c: Context) -> None:
+    body = b'{"cohort_name": "the "best" users", "cohort_id": "x", "in_cohort": true, "users": []}'
+    expect(c.webhook(body), 400)
+
+
+@group.check(
+    "webhook.invalid", "webhook", "“400: Invalid request”: what is needed to apply it is missing."
+)
+def webhook_invalid(c: Context) -> None:
+    cohort, users = c.cohort(), c.users(1)
+    good = webhook_body(c, cohort, users, True)
+    for missing in ("cohort_id", "in_cohort", "users"):
+        body = {name: value for name, value in good.items() if name != missing}
+        expect(c.webhook(body), 400, label=f"no {missing}")
+    expect(c.webhook(good | {"users": [{}]}), 400, label="a user without user_id")
+    c.expect_trait(payloads.trait_name(*cohort), dict.fromkeys(users))

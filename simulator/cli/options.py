@@ -1,0 +1,168 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from .. import payloads
+from ..connection import AUTHS, Connection, InvalidTarget, Target, percent_encode
+from ..reader import HttpReader, Reader, ReaderError, RedisReader
+from .exit_codes import ExitCode
+
+DEFAULT_TIMEOUT_SECONDS = 30.0
+CONNECT_TIMEOUT_SECONDS = 5
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _combine(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Combine several options into one decorator."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def percent_encoded(_: object, __: object, path: str | None) -> str | None:
+    """Percent-encode the value of a path option (a click callback)."""
+    return path and percent_encode(path)
+
+
+target_options = _combine(
+    click.argument("url"),
+    click.option(
+        "--key",
+        envvar="SIMULATOR_KEY",
+        help="The API key to send. [env var: SIMULATOR_KEY]",
+    ),
+    click.option("--app-id", help="Sent as app_id with --auth headers."),
+    click.option(
+        "--auth",
+        type=click.Choice(AUTHS),
+        default="basic",
+        show_default=True,
+        help="How to send the key: as the user name of Basic, in the header api_key (with app_id), "
+        "as a Bearer token, or not at all.",
+    ),
+    click.option("--header", multiple=True, metavar="'NAME: VALUE'", help="An additional header."),
+)
+
+path_options = _combine(
+    click.option(
+        "--path",
+        default=payloads.COHORT_PATH,
+        show_default=True,
+        callback=percent_encoded,
+        help="Path for identifies and batches.",
+    ),
+    click.option(
+        "--lists-path", default=payloads.LISTS_PATH, show_default=True, callback=percent_encoded
+    ),
+    click.option(
+        "--webhook-path",
+        default=payloads.WEBHOOK_PATH,
+        show_default=True,
+        callback=percent_encoded,
+    ),
+)
+
+reader_options = _combine(
+    click.option(
+        "--reader",
+        "reader_url",
+        metavar="URL",
+        help="Read the receiver's state back and compare it with the expected state: from its "
+        "store (redis://, rediss:// or unix://) or its HTTP API (http:// or https://).",
+    ),
+    click.option(
+        "--reader-key",
+        default="",
+        metavar="KEY",
+        help="An API key with the scope read, for a reader over HTTP.",
+    ),
+    click.option(
+        "--key-prefix",
+        default="cohorts",
+        show_default=True,
+        help="The receiver's KEY_PREFIX, for a reader of the store.",
+    ),
+    click.option(
+        "--app", default="default", show_default=True, help="The app to read from the store."
+    ),
+    click.option(
+        "--partitions",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="The receiver's STORE_PARTITIONS, for a reader of the store.",
+    ),
+)
+
+
+def parse_cohort(text: str) -> tuple[str, str]:
+    """Parse `NAME:ID`; the id follows the last colon."""
+    name, _, cohort_id = text.rpartition(":")
+    if not (name and cohort_id.strip()):
+        raise click.UsageError("--cohort must be NAME:ID")
+    return name, cohort_id.strip()
+
+
+def parse_headers(lines: tuple[str, ...]) -> dict[str, str]:
+    """Parse `NAME: VALUE` lines."""
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise click.UsageError(f"--header {line!r} must be 'NAME: VALUE'")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def check_target(target: Target) -> None:
+    """Fail if the target's address or headers are invalid."""
+    try:
+        Connection(target)
+    except InvalidTarget as error:
+        raise click.UsageError(str(error)) from None
+
+
+def check_reachable(target: Target) -> None:
+    """Fail if the target is invalid or nothing listens there."""
+    check_target(target)
+    parts = urlsplit(target.url)
+    address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection(address, CONNECT_TIMEOUT_SECONDS).close()
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
+        exit_with(ExitCode.UNREACHABLE, f"Cannot connect to {target.url}: {error}")
+
+
+def open_reader(url: str | None, key: str, prefix: str, app: str, partitions: int) -> Reader | None:
+    """Open the reader at `url` and try it; None without a URL."""
+    if url is None:
+        return None
+    reader: Reader
+    try:
+        if url.startswith(("http://", "https://")):
+            reader = HttpReader(url, key)
+        else:
+            reader = RedisReader(url, prefix=prefix, app=app, partitions=partitions)
+        reader.traits(["-"])
+    except ReaderError as error:
+        raise click.UsageError(f"--reader: {error}") from None
+    return reader
+
+
+def exit_with(code: ExitCode, message: str) -> NoReturn:
+    """Print an error and exit."""
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)

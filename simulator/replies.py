@@ -1,0 +1,62 @@
+"""How Amplitude reads a receiver's reply: whether to retry, the list id, the rejected users.
+
+`docs/simulator.md` lists which of this Amplitude documents and which is assumed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .connection import Reply
+
+FIRST_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 128.0
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def retry_wait(retry: int) -> float:
+    """Return the seconds to wait before retry number `retry`, from 0: 1, 2, 4, … 128."""
+    return min(FIRST_RETRY_SECONDS * 2.0**retry, MAX_RETRY_SECONDS)
+
+
+def is_retried(reply: Reply) -> bool:
+    """Return whether Amplitude sends the request again: no reply, 429 or 5xx."""
+    return reply.status is None or reply.status == 429 or reply.status >= 500
+
+
+def list_id(body: Any) -> str | None:
+    """Return the list id in the reply to a list creation, or None.
+
+    Amplitude doesn't document where it is. `list_id`, `listId` and `id` are accepted, at the top
+    level and inside `response`; the first two are known to work in production.
+    """
+    if not isinstance(body, dict):
+        return None
+    for container in (body, body.get("response")):
+        if isinstance(container, dict):
+            for name in ("list_id", "listId", "id"):
+                value = container.get(name)
+                if isinstance(value, bool) or not isinstance(value, str | int):
+                    continue
+                # A lone surrogate can't be sent in a path.
+                if (text := str(value)) and not _SURROGATE.search(text):
+                    return text
+    return None
+
+
+def rejected_users(reply: Reply) -> int:
+    """Return how many users the receiver reports as `rejected` in its reply."""
+    if b"rejected" not in reply.body:
+        return 0
+    body = reply.json()
+    value = body.get("rejected") if isinstance(body, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def excerpt(body: bytes, limit: int = 200) -> str:
+    """Return the beginning of a body on one printable line."""
+    text = " ".join(body[: limit * 4].decode("utf-8", "replace").split())
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
