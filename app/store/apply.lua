@@ -1,274 +1,301 @@
 #!lua
--- Apply membership changes of one request to one partition, in one atomic step.
+-- Apply one request's membership changes to one partition, in one atomic step.
 --
--- Each user's hash, the cohort's members and the change stream change together, and only where
--- something really changes. docs/data-model.md describes the keys.
+-- A user's hash, the cohort's members and the change stream change together, and only where a
+-- membership really changes, so a repeated request changes nothing. docs/data-model.md describes
+-- the keys, docs/decisions/order.md which of two statements counts.
 --
--- KEYS[1]   the change stream; its name gives the partition's other keys
--- ARGV[1]   'known' to apply only to registered users, else 'open'
--- ARGV[2]   'count' to return how many users changed, 'users' to return which
--- ARGV[3]   change stream: entries to keep
--- ARGV[4]   change stream: age to keep, in ms
--- ARGV[5]   way in, or '' where nothing was received
--- ARGV[6]   id of the message, or '' where it has none; a message is applied once
--- ARGV[7]   'named' where cohorts may be new, or renamed by this; 'met' to leave out those that are
---           not known here; 'as known' to leave out those that are not known by just this name
--- ARGV[8..] groups: cohort id, trait name, 'true' or 'false', time of the statement in ms since
---           the epoch or '' for the time of arrival, number of users, user ids. A (user, cohort)
---           stands in one group at most. A group of no users registers the cohort.
+-- KEYS[1]    the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]    'known' to skip users who are not registered, else 'open'
+-- ARGV[2]    'count' to return the number of changed users, 'users' to return their ids
+-- ARGV[3]    change stream: entries to keep
+-- ARGV[4]    change stream: age to keep, in ms
+-- ARGV[5]    source of the request, or '' for a call that no request caused
+-- ARGV[6]    message id, or ''; a message is applied once
+-- ARGV[7]    'named': an unknown cohort is created, another trait name renames a known one;
+--            'met': skip unknown cohorts; 'as known': skip cohorts whose trait name is another
+-- ARGV[8..]  groups, each: cohort id, trait name, 'true' or 'false', time of the statement in ms
+--            since the epoch or '' for the time of arrival, number of users, user ids.
+--            A (user, cohort) pair is in one group at most. A group without users registers the
+--            cohort.
 --
--- Returns {1 if the message was applied before, changed users, unknown users, suppressed users,
--- users whose key holds something else than a hash, ids of cohorts that are being deleted, for each
--- group of which users really entered or left: cohort id, 'true' or 'false', how many; and ids of
--- cohorts that were left out as they are not known, or not by this name}.
+-- Returns {1 if the message was applied before, else 0; changed users}, followed by the name and
+-- the content of each of these lists that is not empty:
+--   moves       for each group that changed memberships: cohort id, 'true' or 'false', how many
+--   unknown     users skipped because they are not registered
+--   suppressed  users skipped because they were erased permanently
+--   conflicts   users skipped because their key is not a hash
+--   deleting    ids of cohorts skipped because they are being deleted
+--   unmet       ids of cohorts skipped because of ARGV[7]
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
 local known_only, count_only = ARGV[1] == 'known', ARGV[2] == 'count'
-local max_entries, max_age, way, message = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
-local met, as_known = ARGV[7] == 'met', ARGV[7] == 'as known'
+local max_entries, max_age, source, message, mode = unpack(ARGV, 3, 7)
 
--- How long a message is recognised, and an older statement about a member, in ms.
+-- How long a message id, and the time of a statement about a member, is remembered, in ms.
 local HORIZON = 24 * 3600 * 1000
--- A cohort's earlier name that comes again within this time is a late retry; after it, a rename.
-local LATE_NAME = 10 * 60 * 1000
-local NAMES_KEPT = 50
-local TRIM = 500
--- What a member's score can tell apart, in ms: a double of this size has no more digits until 2039.
-local TICK = 1 / 4096
 
-local call, attempt = redis.call, redis.pcall
+local call = redis.call
+
+-- The store writes Lua's large numbers in scientific notation.
+local function integer(value) return string.format('%d', value) end
 
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now_text = integer(now)
 
--- What is too old is looked for by every call about many users, and by one of few where no other
--- was in this second: for a single user, these looks are a tenth of the work.
+-- Calls about many users always remove what is too old. For calls about few, that would be a tenth
+-- of the work, so only the first in a second does it.
 local many = #ARGV >= 100
+local this_second = now - now % 1000
 local function is_due(last_call)
-  return many or not last_call or math.floor(last_call / 1000) ~= math.floor(now / 1000)
+  return many or not last_call or tonumber(last_call) < this_second
 end
 
--- A key of another type must fail here, before the first write: there is no rollback.
+-- There is no rollback, so a stream key of another type must fail here, before the first write.
 call('XLEN', stream)
 
 local message_key = base .. 'message:' .. message
--- Of a message that was applied before, the users whom it left out then: they may be let in by now.
+-- Users whom the message's first delivery left out: they may be registered by now.
 local left_out_before
 if message ~= '' then
   local kept = call('GET', message_key)
   if kept then
-    -- A write, so that a caller who then waits for replicas waits for what the first time wrote too.
+    -- A write, so that waiting for replicas after this call covers what the first delivery wrote.
     call('PEXPIRE', message_key, HORIZON)
-    if kept == '1' then return {1, 0, {}, {}, {}, {}, {}, {}} end
+    if kept == '1' then return {1, count_only and 0 or {}} end
     left_out_before = {}
     for _, user in ipairs(cjson.decode(kept)) do left_out_before[user] = true end
   end
 end
 
-local changes, changed, unknown, suppressed, conflicts, refused = 0, {}, {}, {}, {}, {}
-local moves, unmet = {}, {}
+-- Results -----------------------------------------------------------------------------------------
 
-local function number(value) return string.format('%d', value) end
+-- Lists of the reply, made when first needed: each empty one would cost a single identify 2%.
+local reported = {}
+local function report(list, ...)
+  local items = reported[list] or {}
+  reported[list] = items
+  for _, item in ipairs({...}) do items[#items + 1] = item end
+end
 
-local function note_changes(users)
+local change_count, changed = 0, {}
+local function note_changed(users)
   if not count_only then
-    for i = 1, #users do changed[changes + i] = users[i] end
+    for i = 1, #users do changed[change_count + i] = users[i] end
   end
-  changes = changes + #users
+  change_count = change_count + #users
 end
 
--- The trait name to write, when the cohort was last received, and the earlier names to remove from
--- users who are touched; nil for a cohort that is left out.
-local function resolve(state, cohort, trait, at, said)
-  local current, names, moving, deleting, named, last =
-    unpack(call('HMGET', state, 'trait', 'names', 'moving', 'deleting', 'named', 'last'))
-  if as_known and current ~= trait or met and not current and not deleting then
-    unmet[#unmet + 1] = cohort
-    return nil
-  end
-  if deleting then
-    refused[#refused + 1] = cohort
-    return nil
-  end
-  if not current then
-    call('HSET', state, 'trait', trait, 'named', number(at), 'first', number(now))
-    call('ZADD', base .. 'cohorts', 0, cohort)
-    return trait
-  end
-  if current == trait and said and at > tonumber(named) then
-    call('HSET', state, 'named', number(at)) -- what says another name is late up to here
-  end
-  if current == trait and not moving then return trait, last end
+-- Writes ------------------------------------------------------------------------------------------
 
-  names = names and cjson.decode(names) or {}
-  if current ~= trait then
-    local late = said and at < tonumber(named)
-    local kept = {}
-    for _, earlier in ipairs(names) do
-      if earlier.trait ~= trait then
-        kept[#kept + 1] = earlier
-      elseif not said and now - earlier['until'] < LATE_NAME then
-        late = true
-      end
-    end
-    if late then
-      trait = current
-    else
-      kept[#kept + 1] = {trait = current, ['until'] = now}
-      -- While users are moved, all names are needed to find what they still have.
-      while not moving and #kept > NAMES_KEPT do table.remove(kept, 1) end
-      names = kept
-      call('HSET', state, 'trait', trait, 'named', number(at), 'names', cjson.encode(names),
-        'moving', '')
-      call('SADD', base .. 'jobs', cohort)
-      moving = ''
-    end
-  end
-  if not moving then return trait, last end
-  local earlier = {}
-  for i, name in ipairs(names) do earlier[i] = name.trait end
-  return trait, last, earlier
-end
+local user_key = base .. 'user:'
 
--- The reply of a command on a user's hash; nil where the key is of another type.
-local function checked(user, reply)
+-- Run a command on a user's hash. Returns nil, and reports the user, if the key is not a hash.
+local function on_hash(command, user, ...)
+  local reply = redis.pcall(command, user_key .. user, ...)
   if type(reply) == 'number' then return reply end
-  conflicts[#conflicts + 1] = user
+  report('conflicts', user)
   return nil
 end
 
-local user_key = base .. 'user:'
-local function set(user, trait, value)
-  return checked(user, attempt('HSET', user_key .. user, trait, value))
-end
-
-local function remove(user, traits)
-  return checked(user, attempt('HDEL', user_key .. user, unpack(traits))) or 0
-end
-
--- Each entry names the one before it: who reads on from that one knows that none was trimmed
--- between the two.
+-- Each entry names the one before it, so that a reader can tell whether it missed trimmed entries.
 local trim_stream = false
 local function emit(cohort, change, at, users)
   local previous = call('GET', stream .. ':last') or '0-0'
   trim_stream = trim_stream or is_due(string.match(previous, '%d+'))
   local id = call('XADD', stream, 'MAXLEN', '~', max_entries, '*',
-    'cohort', cohort, 'change', change, 'at', number(at), 'users', cjson.encode(users),
+    'cohort', cohort, 'change', change, 'at', at, 'users', cjson.encode(users),
     'previous', previous)
   call('SET', stream .. ':last', id)
 end
 
--- The score of the newest in a set.
+-- The arguments with which ZADD gives all users the same score.
+local function scored(score, users)
+  local arguments = {}
+  for i = 1, #users do
+    arguments[2 * i - 1] = score
+    arguments[2 * i] = users[i]
+  end
+  return unpack(arguments)
+end
+
+-- A cohort's name ---------------------------------------------------------------------------------
+
+-- Rename a cohort that arrives under another trait name, unless that is an earlier name in a late
+-- retry. Returns the current name, and whether users are still to be moved from earlier ones.
+local function rename(cohort, state, current, trait, at, stated_at, named, moving)
+  -- An earlier name that arrives within this time is a late retry; after it, a rename. In ms.
+  local LATE_NAME = 10 * 60 * 1000
+  local NAMES_KEPT = 50
+
+  local late = stated_at and at < tonumber(named)
+  local kept = {}
+  for _, earlier in ipairs(cjson.decode(call('HGET', state, 'names') or '[]')) do
+    if earlier.trait ~= trait then
+      kept[#kept + 1] = earlier
+    elseif not stated_at and now - earlier['until'] < LATE_NAME then
+      late = true
+    end
+  end
+  if late then return current, moving end
+
+  kept[#kept + 1] = {trait = current, ['until'] = now}
+  -- Users who are still to be moved may have any of the names.
+  while not moving and #kept > NAMES_KEPT do table.remove(kept, 1) end
+  call('HSET', state, 'trait', trait, 'named', integer(at), 'names', cjson.encode(kept),
+    'moving', '')
+  call('SADD', base .. 'jobs', cohort)
+  return trait, ''
+end
+
+-- Time --------------------------------------------------------------------------------------------
+
+-- The highest score in a set.
 local function newest(set)
   local last = call('ZRANGE', set, 0, 0, 'REV', 'WITHSCORES')
   return last[2] and tonumber(last[2]) or -math.huge
 end
 
--- The score of users who enter at a time that the call carries. All calls of a webhook's sync carry
--- the same one, and among equal scores the store finds each user's place by comparing ids with those
--- of all the cohort. So those of each call come just after those of the last, in the same ms.
+-- Which users, by position, a newer statement was applied about. The scores of members and of the
+-- other sets are the times of the last statements; members' may have a fraction, see entry_score.
+local function find_stale(at, users, since, left, seen)
+  local stale = {}
+  for _, scores in ipairs({since, call('ZMSCORE', left, unpack(users)),
+    call('ZMSCORE', seen, unpack(users))}) do
+    for i = 1, #users do
+      if scores[i] and at < math.floor(scores[i]) then stale[i] = true end
+    end
+  end
+  return stale
+end
+
+-- The score of users who enter at a time that the request carries. All requests of a webhook's sync
+-- carry the same one, and among equal scores the store compares ids to find a place, through the
+-- whole cohort. So each request's users come just after those of the last, in the same ms.
 local function entry_score(at, newest_score)
+  -- The smallest difference between two such times that a double can hold, until 2039.
+  local TICK = 1 / 4096
   if math.floor(newest_score) == at and newest_score + TICK < at + 1 then
     return string.format('%.17g', newest_score + TICK)
   end
-  return number(at)
+  return integer(at)
 end
 
-local function apply(cohort, trait, value, said, users)
-  local at = said and math.min(said, now) or now
+-- A group -----------------------------------------------------------------------------------------
+
+local function apply(cohort, trait, value, stated_at, users)
+  local at = stated_at and math.min(stated_at, now) or now
+  local at_text = stated_at and integer(at) or now_text
+  local entering = value == 'true'
+  local change = entering and 'entered' or 'left'
   local prefix = base .. 'cohort:' .. cohort
   local members, left, seen, state =
     prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':state'
 
-  local last, earlier
-  trait, last, earlier = resolve(state, cohort, trait, at, said)
-  if not trait then return end
-  if way ~= '' then call('HSET', state, 'last', number(now), 'way:' .. way, number(now)) end
-  if #users == 0 then return end
+  local current, moving, deleting, named, last, total =
+    unpack(call('HMGET', state, 'trait', 'moving', 'deleting', 'named', 'last', change))
+  if mode == 'as known' and current ~= trait
+    or mode == 'met' and not current and not deleting
+  then
+    return report('unmet', cohort)
+  end
+  if deleting then return report('deleting', cohort) end
+
+  if not current then
+    call('HSET', state, 'trait', trait, 'named', at_text, 'first', now_text)
+    call('ZADD', base .. 'cohorts', 0, cohort)
+  elseif current ~= trait then
+    trait, moving = rename(cohort, state, current, trait, at, stated_at, named, moving)
+  elseif stated_at and at > tonumber(named) then
+    call('HSET', state, 'named', at_text) -- any other name up to this time is late
+  end
+
+  -- The fields of the cohort's state that this group changes, written in one command.
+  local fields = {}
+  if source ~= '' then fields = {'last', now_text, 'way:' .. source, now_text} end
+  if #users == 0 then
+    if #fields > 0 then call('HSET', state, unpack(fields)) end
+    return
+  end
+
+  local earlier -- trait names to remove from these users
+  if moving then
+    earlier = {}
+    local names = cjson.decode(call('HGET', state, 'names') or '[]')
+    for i, name in ipairs(names) do earlier[i] = name.trait end
+  end
 
   local since = call('ZMSCORE', members, unpack(users))
-  local newest_member = newest(members)
-  -- Calls arrive nearly in order: most carry a time that nothing about the cohort is newer than.
-  local in_order = not said
-    or (at >= math.floor(newest_member) and at >= newest(left) and at >= newest(seen))
-  local left_at = not in_order and call('ZMSCORE', left, unpack(users))
-  local seen_at = not in_order and call('ZMSCORE', seen, unpack(users))
-  local function stale(i)
-    return (since[i] and at < math.floor(since[i])) or (left_at[i] and at < tonumber(left_at[i]))
-      or (seen_at[i] and at < tonumber(seen_at[i]))
+  local score, stale = at_text, {}
+  if stated_at then
+    local newest_member = newest(members)
+    score = entry_score(at, newest_member)
+    -- Requests arrive nearly in order: for most, nothing about the cohort is newer.
+    if at < math.floor(newest_member) or at < newest(left) or at < newest(seen) then
+      stale = find_stale(at, users, since, left, seen)
+    end
   end
 
-  local moved, scored = {}, {}
-  local when = number(at) -- once: a number that is passed on is written out each time
-  local function remember(user)
-    scored[#scored + 1] = when
-    scored[#scored + 1] = user
-  end
-
-  local count = 0
+  -- Users who entered or left, and users whose membership is as stated already.
+  local moved, confirmed = {}, {}
   for i = 1, #users do
-    local user = users[i]
-    local member = since[i]
-    if not in_order and stale(i) then
+    local user, member = users[i], since[i]
+    if stale[i] then
       -- a newer statement about this user has been applied
-    elseif value == 'true' and member then
-      remember(user)
-      if earlier and remove(user, earlier) > 0 then
-        set(user, trait, 'true')
-        note_changes({user})
+    elseif entering and member then
+      confirmed[#confirmed + 1] = user
+      if earlier and (on_hash('HDEL', user, unpack(earlier)) or 0) > 0 then
+        on_hash('HSET', user, trait, 'true')
+        note_changed({user})
       end
-    elseif value == 'true' or member then
-      if set(user, trait, value) then
-        if earlier then remove(user, earlier) end
-        count = count + 1
-        moved[count] = user
+    elseif entering or member then
+      if on_hash('HSET', user, trait, value) then
+        if earlier then on_hash('HDEL', user, unpack(earlier)) end
+        moved[#moved + 1] = user
       end
     else
-      -- Told to be out, and is not in: make sure that the field says so.
-      local added = checked(user, attempt('HSETNX', user_key .. user, trait, 'false'))
+      -- Not a member, as stated. The field must say so too.
+      local added = on_hash('HSETNX', user, trait, 'false')
       if added then
-        local removed = earlier and remove(user, earlier) or 0
-        if added + removed > 0 then note_changes({user}) end
-        remember(user)
+        local removed = earlier and on_hash('HDEL', user, unpack(earlier)) or 0
+        if added + removed > 0 then note_changed({user}) end
+        confirmed[#confirmed + 1] = user
       end
     end
   end
 
-  note_changes(moved)
   if #moved > 0 then
-    local n = #moves
-    moves[n + 1], moves[n + 2], moves[n + 3] = cohort, value, #moved
-  end
-  if value == 'true' then
-    if #moved > 0 then
-      local entries, score = {}, said and entry_score(at, newest_member) or when
-      for i = 1, #moved do
-        entries[2 * i - 1] = score
-        entries[2 * i] = moved[i]
-      end
-      call('ZADD', members, unpack(entries))
+    if entering then
+      call('ZADD', members, scored(score, moved))
       if call('EXISTS', left) == 1 then call('ZREM', left, unpack(moved)) end
-      call('HINCRBY', state, 'entered', #moved)
-      emit(cohort, 'entered', at, moved)
-    end
-    if #scored > 0 then call('ZADD', seen, 'GT', unpack(scored)) end
-  else
-    if #moved > 0 then
+    else
       call('ZREM', members, unpack(moved))
       call('ZREM', seen, unpack(moved))
-      for i = 1, #moved do remember(moved[i]) end
-      call('HINCRBY', state, 'left', #moved)
-      emit(cohort, 'left', at, moved)
+      call('ZADD', left, 'GT', scored(at_text, moved))
     end
-    if #scored > 0 then call('ZADD', left, 'GT', unpack(scored)) end
+    emit(cohort, change, at_text, moved)
+    note_changed(moved)
+    report('moves', cohort, value, #moved)
+    fields[#fields + 1] = change
+    fields[#fields + 1] = integer((total or 0) + #moved)
   end
-  if not is_due(last) then return end
-  local forgotten = call('ZRANGE', seen, '-inf', now - HORIZON, 'BYSCORE', 'LIMIT', 0, TRIM)
-  if #forgotten > 0 then call('ZREM', seen, unpack(forgotten)) end
+  if #confirmed > 0 then
+    call('ZADD', entering and seen or left, 'GT', scored(at_text, confirmed))
+  end
+  if #fields > 0 then call('HSET', state, unpack(fields)) end
+
+  if is_due(last) then
+    local AT_ONCE = 500
+    local old = call('ZRANGE', seen, '-inf', now - HORIZON, 'BYSCORE', 'LIMIT', 0, AT_ONCE)
+    if #old > 0 then call('ZREM', seen, unpack(old)) end
+  end
 end
 
--- Split users by whether they are in a set: those in it, those not.
+-- The request -------------------------------------------------------------------------------------
+
+-- The users who are in a set, and those who are not.
 local function split(set, users)
   local found = call('SMISMEMBER', set, unpack(users))
   local inside, outside = {}, {}
@@ -279,6 +306,7 @@ local function split(set, users)
   return inside, outside
 end
 
+-- The users who are keys of a table.
 local function only(wanted, users)
   local found = {}
   for i = 1, #users do
@@ -287,37 +315,42 @@ local function only(wanted, users)
   return found
 end
 
-local function append(list, more)
-  for i = 1, #more do list[#list + 1] = more[i] end
-end
-
 local some_suppressed = call('EXISTS', base .. 'suppressed') == 1
 local position = 8
 while position <= #ARGV do
-  local cohort, trait, value, said, count = unpack(ARGV, position, position + 4)
-  local final = position + 4 + tonumber(count)
+  local cohort, trait, value, stated_at, count = unpack(ARGV, position, position + 4)
+  local final = position + 4 + count
   local users = {unpack(ARGV, position + 5, final)}
-  position = final + 1
   if left_out_before then users = only(left_out_before, users) end
   if some_suppressed and #users > 0 then
-    local dropped
-    dropped, users = split(base .. 'suppressed', users)
-    append(suppressed, dropped)
+    local inside
+    inside, users = split(base .. 'suppressed', users)
+    if #inside > 0 then report('suppressed', unpack(inside)) end
   end
   if known_only and #users > 0 then
-    local dropped
-    users, dropped = split(base .. 'registered', users)
-    append(unknown, dropped)
+    local outside
+    users, outside = split(base .. 'registered', users)
+    if #outside > 0 then report('unknown', unpack(outside)) end
   end
-  if #users > 0 or count == '0' then apply(cohort, trait, value, tonumber(said), users) end
+  if #users > 0 or count == '0' then apply(cohort, trait, value, tonumber(stated_at), users) end
+  position = final + 1
 end
 
-if trim_stream then call('XTRIM', stream, 'MINID', '~', number(now - max_age)) end
--- Where the sender is told to come again, the message was not applied yet.
-if message ~= '' and #conflicts + #refused + #unmet == 0 then
+if trim_stream then call('XTRIM', stream, 'MINID', '~', integer(now - max_age)) end
+
+-- A request that is answered with an error will be sent again: it must not count as applied.
+local failed = reported.conflicts or reported.deleting or reported.unmet
+if message ~= '' and not failed then
   local left_out = {}
-  append(left_out, unknown)
-  append(left_out, suppressed)
+  for _, list in ipairs({reported.unknown or {}, reported.suppressed or {}}) do
+    for _, user in ipairs(list) do left_out[#left_out + 1] = user end
+  end
   call('SET', message_key, #left_out > 0 and cjson.encode(left_out) or 1, 'PX', HORIZON)
 end
-return {0, count_only and changes or changed, unknown, suppressed, conflicts, refused, moves, unmet}
+
+local reply = {0, count_only and change_count or changed}
+for name, list in pairs(reported) do
+  reply[#reply + 1] = name
+  reply[#reply + 1] = list
+end
+return reply

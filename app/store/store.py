@@ -89,6 +89,29 @@ class _Part(NamedTuple):
         return self._replace(groups=groups)
 
 
+class _Reply(NamedTuple):
+    """The atomic step's reply. ``apply.lua`` describes it.
+
+    Attributes:
+        repeated: the message was applied before.
+        changed: changed users: how many, or their ids.
+        lists: by name; those that are empty are absent.
+    """
+
+    repeated: bool
+    changed: Any
+    lists: dict[bytes, list[Any]]
+
+    @classmethod
+    def parse(cls, reply: list[Any]) -> _Reply:
+        repeated, changed, *lists = reply
+        return cls(bool(repeated), changed, dict(zip(lists[::2], lists[1::2], strict=True)))
+
+    def ids(self, name: bytes) -> list[str]:
+        """A list of user or cohort ids."""
+        return [item.decode() for item in self.lists.get(name, ())]
+
+
 class UserRecord(NamedTuple):
     """What is known about a user.
 
@@ -186,17 +209,16 @@ class Store:
                 for number, (partition, groups) in enumerate(self._calls(changes))
             ]
             for reply in self._apply_all(app_id, calls, as_known, applied.not_known):
-                repeated, changed, unknown, suppressed, conflicting, refused, moves, _ = reply
                 if one_cohort:
-                    applied.changed += changed
+                    applied.changed += reply.changed
                 else:
-                    changed_users.update(changed)
-                repeats.append(bool(repeated))
-                applied.unknown.update(map(bytes.decode, unknown))
-                applied.suppressed.update(map(bytes.decode, suppressed))
-                applied.refused.update(map(bytes.decode, refused))
-                conflicts += len(conflicting)
-                _add_moves(applied.moves, moves)
+                    changed_users.update(reply.changed)
+                repeats.append(reply.repeated)
+                applied.unknown.update(reply.ids(b"unknown"))
+                applied.suppressed.update(reply.ids(b"suppressed"))
+                applied.refused.update(reply.ids(b"deleting"))
+                conflicts += len(reply.lists.get(b"conflicts", ()))
+                _add_moves(applied.moves, reply.lists.get(b"moves", []))
         if conflicts:
             raise StoreMisconfigured(
                 f"{conflicts} user keys hold something else than a hash: another program "
@@ -209,7 +231,7 @@ class Store:
 
     def _apply_all(
         self, app_id: str, parts: list[_Part], as_known: bool, not_known: set[str]
-    ) -> Iterator[Any]:
+    ) -> Iterator[_Reply]:
         """The replies of the atomic step. A part that has left cohorts out is called once more.
 
         With several partitions, one that meets a cohort is told first by which names the others
@@ -220,10 +242,10 @@ class Store:
         unmet: dict[str, list[int]] = {}
         for part, reply in zip(parts, self._call(app_id, parts, mode), strict=True):
             yield reply
-            if reply[7]:
+            if left_out := reply.ids(b"unmet"):
                 again.append(part)
-                for cohort_id in reply[7]:
-                    unmet.setdefault(cohort_id.decode(), []).append(part.partition)
+                for cohort_id in left_out:
+                    unmet.setdefault(cohort_id, []).append(part.partition)
         if as_known:
             names = {cohort_id: self.registry.trait(app_id, cohort_id) for cohort_id in unmet}
             not_known.update(cohort_id for cohort_id, name in names.items() if name is None)
@@ -232,12 +254,12 @@ class Store:
             self._introduce(app_id, cohort_id, partitions)
         yield from self._call(app_id, again, "named")
 
-    def _call(self, app_id: str, parts: Iterable[_Part], mode: str) -> list[Any]:
+    def _call(self, app_id: str, parts: Iterable[_Part], mode: str) -> list[_Reply]:
         calls = [
             Call(self.keys.changes(app_id, part.partition), [*part.options, mode, *part.groups])
             for part in parts
         ]
-        return together(self._apply, calls, self._wait)
+        return [_Reply.parse(reply) for reply in together(self._apply, calls, self._wait)]
 
     def _introduce(self, app_id: str, cohort_id: str, partitions: Iterable[int]) -> None:
         """Tell partitions of a cohort that they don't know, by the names that others know."""
@@ -259,7 +281,7 @@ class Store:
             self._check_layout(app_id)
             parts = self._registrations(range(self.keys.partitions), cohort, way, "")
             replies = self._apply_all(app_id, parts, False, set())
-            taken = not any(reply[5] for reply in replies)
+            taken = not any(b"deleting" in reply.lists for reply in replies)
             if taken:
                 self.freshness.known(app_id, cohort.id)
         return taken
