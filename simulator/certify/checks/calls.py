@@ -7,24 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from ... import payloads
+from ... import payloads, replies
 from ...connection import Reply
-from ...replies import excerpt, list_id
 from ..context import Context, Failed, expect
 
 
 def create_list(c: Context, trait: str) -> str:
     """Create a list and return its id."""
     reply = expect(c.post(c.options.lists_path, payloads.list_create(trait)), 200, label="create")
-    found = list_id(reply.json())
+    found = replies.list_id(reply.json())
     if found is None:
-        raise Failed(f"no list id in the reply to the list creation: {excerpt(reply.body)}")
+        raise Failed(f"no list id in the reply to the list creation: {replies.excerpt(reply.body)}")
     return found
 
 
-def list_path(c: Context, found: str, call: str) -> str:
+def list_path(c: Context, list_id: str, call: str) -> str:
     """Return the path of a list's `add` or `remove` call."""
-    return f"{c.options.lists_path.rstrip('/')}/{quote(found, safe='')}/{call}"
+    return f"{c.options.lists_path.rstrip('/')}/{quote(list_id, safe='')}/{call}"
 
 
 def webhook_body(

@@ -24,7 +24,7 @@ def credentials_basic(c: Context) -> None:
 @group.check(
     "credentials.headers",
     "property",
-    "The document's own test request: --header 'api_key: …' --header 'app_id: …', the trait "
+    "The document's test request: --header 'api_key: …' --header 'app_id: …', the trait "
     "“cohort name:123”, no context.",
 )
 def credentials_headers(c: Context) -> None:
@@ -38,7 +38,7 @@ def credentials_headers(c: Context) -> None:
 @group.check(
     "credentials.bearer",
     "property",
-    "An integration may be set up with a Bearer token.",
+    "An integration can be set up with a Bearer token.",
     level="should",
     origin="known",
 )
@@ -48,7 +48,7 @@ def credentials_bearer(c: Context) -> None:
     c.expect_trait(trait, {user: True})
 
 
-@group.check("credentials.missing", "property", "“401: Unauthorized (bad api_key)”: no key at all.")
+@group.check("credentials.missing", "property", "“401: Unauthorized (bad api_key)”: without a key.")
 def credentials_missing(c: Context) -> None:
     trait, [user] = c.trait(), c.users(1)
     expect(c.identify(payloads.identify(user, trait, True), target=c.target("none")), 401)
@@ -58,7 +58,7 @@ def credentials_missing(c: Context) -> None:
 @group.check(
     "credentials.wrong",
     "property",
-    "“401: Unauthorized (bad api_key)”: a wrong key, as Basic, as header, as Bearer.",
+    "“401: Unauthorized (bad api_key)”: with a wrong key, as Basic, header or Bearer token.",
 )
 def credentials_wrong(c: Context) -> None:
     trait, [user] = c.trait(), c.users(1)
@@ -69,9 +69,7 @@ def credentials_wrong(c: Context) -> None:
     c.expect_trait(trait, {user: None})
 
 
-@group.check(
-    "credentials.lists", "list", "“401: Unauthorized (bad api_key)”, at the list URLs too."
-)
+@group.check("credentials.lists", "list", "“401: Unauthorized (bad api_key)”: at the list URLs.")
 def credentials_lists(c: Context) -> None:
     refused, trait, users = c.target("none"), c.trait(), c.users(2)
     body = payloads.list_create(trait)
@@ -84,7 +82,7 @@ def credentials_lists(c: Context) -> None:
 
 
 @group.check(
-    "credentials.webhook", "webhook", "“401: Unauthorized (bad api_key)”, at the webhook too."
+    "credentials.webhook", "webhook", "“401: Unauthorized (bad api_key)”: at the webhook URL."
 )
 def credentials_webhook(c: Context) -> None:
     cohort, users = c.cohort(), c.users(2)

@@ -16,9 +16,8 @@ group = CheckGroup()
 @group.check(
     "list.create",
     "list",
-    "“You must call a list creation API on the first sync.” The answer carries the list's"
-    " id (as list_id or "
-    "listId, top level or in “response”: the document doesn't say).",
+    "“You must call a list creation API on the first sync.” The reply contains the list id "
+    "(list_id or listId, at the top level or in “response”: the document doesn't specify it).",
 )
 def list_create(c: Context) -> str:
     found = create_list(c, c.trait())
@@ -28,23 +27,23 @@ def list_create(c: Context) -> str:
 @group.check(
     "list.create-again",
     "list",
-    "A retry posts the same name again: the same list, not a second one.",
+    "A retry posts the same name again and returns the same list, not a second one.",
     origin="known",
 )
 def list_create_again(c: Context) -> None:
     trait = c.trait()
     ids = {create_list(c, trait) for _ in range(3)}
     if len(ids) > 1:
-        raise Failed(f"the same name has made several lists: {sorted(ids)}")
+        raise Failed(f"the same name created several lists: {sorted(ids)}")
     other = create_list(c, c.trait())
     if other in ids:
-        raise Failed(f"another name has got the same list {other!r}")
+        raise Failed(f"another name returned the same list {other!r}")
 
 
 @group.check(
     "list.create-at-once",
     "list",
-    "Four threads may create the same list at once: one list.",
+    "Four threads that create the same list at once get the same list.",
     origin="known",
 )
 def list_create_at_once(c: Context) -> None:
@@ -52,7 +51,7 @@ def list_create_at_once(c: Context) -> None:
         call = (c.options.lists_path, payloads.list_create(c.trait()))
         ids = {list_id(expect(reply, 200).json()) for reply in c.post_at_once([call] * 4)}
         if len(ids) > 1:
-            raise Failed(f"the same name has made several lists: {sorted(map(str, ids))}")
+            raise Failed(f"the same name created several lists: {sorted(map(str, ids))}")
 
 
 @group.check(
@@ -72,7 +71,7 @@ def list_add_remove(c: Context) -> None:
 @group.check(
     "list.repeat",
     "list",
-    "“If a request fails, Amplitude retries”: repeated adds and removes are answered 200.",
+    "“If a request fails, Amplitude retries”: repeated adds and removes return 200.",
 )
 def list_repeat(c: Context) -> None:
     trait, users = c.trait(), c.users(5)
@@ -86,7 +85,7 @@ def list_repeat(c: Context) -> None:
 @group.check(
     "list.create-keeps-members",
     "list",
-    "A list creation that is repeated later doesn't empty the list.",
+    "Repeating the list creation later keeps the members.",
     origin="known",
 )
 def list_create_keeps(c: Context) -> None:
@@ -102,13 +101,13 @@ def list_1000(c: Context) -> str:
     path = list_path(c, create_list(c, trait), "add")
     reply = expect(c.post(path, payloads.list_users(users)), 200)
     c.expect_trait(trait, dict.fromkeys(users, True))
-    return f"answered in {reply.seconds:.3f} s"
+    return f"reply after {reply.seconds:.3f} s"
 
 
 @group.check(
     "list.four-at-once",
     "list",
-    "“By default, Amplitude uses 4 threads”: adds and removes of other users at the same time.",
+    "“By default, Amplitude uses 4 threads”: concurrent adds and removes of different users.",
 )
 def list_four(c: Context) -> None:
     trait, users = c.trait(), c.users(400)
@@ -126,7 +125,9 @@ def list_four(c: Context) -> None:
 
 
 @group.check(
-    "list.invalid", "list", "“400: Invalid request”: a list without a name, users that are no list."
+    "list.invalid",
+    "list",
+    "“400: Invalid request”: a list without a name, or users that are not a list.",
 )
 def list_invalid(c: Context) -> None:
     trait, users = c.trait(), c.users(2)
@@ -141,18 +142,16 @@ def list_invalid(c: Context) -> None:
     c.expect_trait(trait, dict.fromkeys(users))
 
 
-@group.check(
-    "list.unknown", "list", "A list that was never made is a 404.", level="should", origin="known"
-)
+@group.check("list.unknown", "list", "An unknown list returns 404.", level="should", origin="known")
 def list_unknown(c: Context) -> None:
-    path = list_path(c, f"never-made-{c.users(1)[0]}", "add")
+    path = list_path(c, f"unknown-{c.users(1)[0]}", "add")
     expect(c.post(path, payloads.list_users(c.users(1))), 404)
 
 
 @group.check(
     "list.no-users",
     "list",
-    "An add without users is fine and changes nothing.",
+    "An add without users returns 200 and changes nothing.",
     level="should",
     origin="known",
 )
@@ -163,7 +162,7 @@ def list_no_users(c: Context) -> None:
 @group.check(
     "list.user_ids",
     "list",
-    "“userIds” in the document; “user_ids” also occurs in the wild.",
+    "“userIds” in the document; “user_ids” also occurs in practice.",
     level="should",
     origin="known",
 )
@@ -177,7 +176,7 @@ def list_user_ids(c: Context) -> None:
 @group.check(
     "list.names",
     "list",
-    "Cohort names may hold colons, quotes, backslashes, “<”, emoji.",
+    "Cohort names may contain colons, quotes, backslashes, “<” and emoji.",
     origin="known",
 )
 def list_names(c: Context) -> None:

@@ -17,7 +17,8 @@ group = CheckGroup()
 @group.check(
     "network.cut-body",
     "property",
-    "A connection that ends half way through the body leaves no trace and harms nobody.",
+    "A connection that breaks half way through the body has no effect, and doesn't affect "
+    "later requests.",
     origin="known",
 )
 def network_cut(c: Context) -> None:
@@ -27,7 +28,7 @@ def network_cut(c: Context) -> None:
         for _ in range(3):
             connection.post_truncated(c.options.path, to_json(body))
         expect(c.identify(payloads.identify(users[0], trait, False)), 200, label="the next request")
-    # The receiver may still be reading; what it is going to write it writes soon.
+    # The receiver may still be processing the half bodies.
     time.sleep(0.3 if c.reader is not None else 0)
     c.expect_trait(trait, {users[0]: False} | dict.fromkeys(users[1:]))
     expect(c.identify(body), 200, label="the retry")
@@ -37,19 +38,18 @@ def network_cut(c: Context) -> None:
 @group.check(
     "network.slow-body",
     "property",
-    "A sender on a slow connection doesn't stop the others: eight slow bodies, and a "
-    "quick request between them.",
+    "Slow connections don't block others: eight slow bodies and a quick request at the same time.",
     level="should",
     origin="known",
 )
 def network_slow(c: Context) -> str:
     trait, users, quick = c.trait(), c.users(8), c.users(1)
-    ended: list[Reply] = []
+    replies: list[Reply] = []
 
     def slow(user: str) -> None:
         with c.connection() as connection:
             body = to_json(payloads.identify(user, trait, True))
-            ended.append(
+            replies.append(
                 c.retry_throttled(lambda: connection.post_slowly(c.options.path, body, 1.2))
             )
 
@@ -60,8 +60,8 @@ def network_slow(c: Context) -> str:
     reply = expect(c.identify(payloads.identify(quick[0], trait, True)), 200)
     for thread in threads:
         thread.join()
-    for each in ended:
-        expect(each, 200, label="a slow body")
+    for slow_reply in replies:
+        expect(slow_reply, 200, label="a slow body")
     if reply.seconds > 0.5:
         raise Failed(f"the quick request took {reply.seconds:.2f} s")
     c.expect_trait(trait, dict.fromkeys([*users, *quick], True))

@@ -17,9 +17,8 @@ group = CheckGroup()
 @group.check(
     "property.single",
     "property",
-    "“Amplitude sets the property for cohort members to true when a user becomes part of "
-    "the cohort … "
-    "to false when a user leaves the cohort.” “200: Success”.",
+    "“Amplitude sets the property for cohort members to true when a user becomes part of the "
+    "cohort … to false when a user leaves the cohort.” “200: Success”.",
 )
 def property_single(c: Context) -> None:
     trait, [user] = c.trait(), c.users(1)
@@ -45,9 +44,8 @@ def property_batch(c: Context) -> None:
 @group.check(
     "property.spellings",
     "property",
-    "The trait is “[Amplitude] {$cohort_name}: {$cohort_id}” in the payloads and “cohort "
-    "name:123” in the "
-    "test request.",
+    "The trait is “[Amplitude] {$cohort_name}: {$cohort_id}” in the payloads, but “cohort "
+    "name:123” in the test request.",
 )
 def property_spellings(c: Context) -> None:
     _, cohort_id = c.cohort()
@@ -62,7 +60,7 @@ def property_spellings(c: Context) -> None:
 @group.check(
     "property.names",
     "property",
-    "Cohort names may hold colons, quotes, backslashes, “<”, emoji.",
+    "Cohort names may contain colons, quotes, backslashes, “<” and emoji.",
     origin="known",
 )
 def property_names(c: Context) -> None:
@@ -76,7 +74,7 @@ def property_names(c: Context) -> None:
 @group.check(
     "property.user-ids",
     "property",
-    "Any user id that the customer has given Amplitude: e-mail addresses, numbers, any script.",
+    "User ids are whatever the customer sends to Amplitude: e-mail addresses, numbers, any script.",
 )
 def property_user_ids(c: Context) -> None:
     tail, trait = c.users(1)[0], c.trait()
@@ -109,8 +107,7 @@ def property_two_cohorts(c: Context) -> None:
 @group.check(
     "property.repeat",
     "property",
-    "“If a request fails, Amplitude retries”: a repeated request is answered 200 and "
-    "changes nothing.",
+    "“If a request fails, Amplitude retries”: repeating a request returns 200 and changes nothing.",
 )
 def property_repeat(c: Context) -> None:
     trait, users = c.trait(), c.users(10)
@@ -125,7 +122,7 @@ def property_repeat(c: Context) -> None:
 @group.check(
     "property.leave-first",
     "property",
-    "A user may be set to false who never was true: a retry of an earlier sync can be lost.",
+    "A user may be set to false without having been true before: an earlier sync may have failed.",
 )
 def property_leave_first(c: Context) -> None:
     trait, [user] = c.trait(), c.users(1)
@@ -136,7 +133,7 @@ def property_leave_first(c: Context) -> None:
 @group.check(
     "property.unknown-fields",
     "property",
-    "Senders add fields: unknown ones are ignored, not refused.",
+    "Senders add fields: unknown ones are ignored.",
     origin="known",
 )
 def property_unknown_fields(c: Context) -> None:
@@ -165,7 +162,7 @@ def property_no_context(c: Context) -> None:
 @group.check(
     "property.charset",
     "property",
-    "Content-Type may name its charset.",
+    "Content-Type may include a charset.",
     level="should",
     origin="known",
 )
@@ -177,36 +174,36 @@ def property_charset(c: Context) -> None:
 
 
 @group.check("property.1000-users", "property", "“By default, batches have 1000 users.”")
-def property_1000(c: Context) -> str:
-    return sized(c, 1_000)
+def property_1000_users(c: Context) -> str:
+    return send_batch(c, 1_000)
 
 
 @group.check(
     "property.10000-users",
     "property",
-    "“… but the batch size is configurable”; another page of Amplitude's has 10,000.",
+    "“… but the batch size is configurable”: 10,000 on another page of Amplitude's.",
     level="should",
     origin="known",
 )
-def property_10000(c: Context) -> str:
-    return sized(c, 10_000)
+def property_10000_users(c: Context) -> str:
+    return send_batch(c, 10_000)
 
 
 @group.check(
     "property.within-2s",
     "property",
-    "Amplitude waits 1 to 2 seconds for the answer to a batch (published for webhooks), "
-    "and then sends it again.",
+    "Amplitude waits 1 to 2 seconds for the reply to a batch (published for webhooks), then "
+    "retries.",
     level="should",
     origin="known",
 )
-def property_deadline(c: Context) -> str:
+def property_within_2s(c: Context) -> str:
     trait = c.trait()
 
-    def one(users: Sequence[str]) -> Reply:
+    def send(users: Sequence[str]) -> Reply:
         return c.identify(payloads.batch(users, trait, True))
 
-    return time_batches(c, one, 2.0)
+    return time_batches(c, send, 2.0)
 
 
 @group.check(
@@ -214,7 +211,7 @@ def property_deadline(c: Context) -> str:
     "property",
     "“By default, Amplitude uses 4 threads to make requests to the downstream platform.”",
 )
-def property_four(c: Context) -> str:
+def property_four_at_once(c: Context) -> str:
     trait, users = c.trait(), c.users(4_000)
     parts = [users[start : start + 1_000] for start in range(0, 4_000, 1_000)]
     calls = [(c.options.path, payloads.batch(part, trait, True)) for part in parts]
@@ -226,9 +223,9 @@ def property_four(c: Context) -> str:
 @group.check(
     "property.same-at-once",
     "property",
-    "A retry can overlap with the request that it repeats: both are answered 200.",
+    "A retry may overlap with the original request: both return 200.",
 )
-def property_same(c: Context) -> None:
+def property_same_at_once(c: Context) -> None:
     trait, users = c.trait(), c.users(500)
     body = payloads.batch(users, trait, True)
     for reply in c.post_at_once([(c.options.path, body)] * 4):
@@ -239,8 +236,8 @@ def property_same(c: Context) -> None:
 @group.check(
     "property.cohorts-at-once",
     "property",
-    "“Amplitude sends a separate request for each cohort a user belongs to”: of four at the same "
-    "time none undoes what another has set.",
+    "“Amplitude sends a separate request for each cohort a user belongs to”: concurrent "
+    "requests for different cohorts don't overwrite each other.",
 )
 def property_cohorts_at_once(c: Context) -> None:
     if c.reader is None:
@@ -258,9 +255,8 @@ def property_cohorts_at_once(c: Context) -> None:
 @group.check(
     "property.document-url",
     "list",
-    "The document prints “POST https://your.domain/lists/$listId/remove” as the URL of "
-    "the single and the batch "
-    "update.",
+    "The document prints “POST https://your.domain/lists/$listId/remove” as the URL of the "
+    "single and the batch update.",
     level="should",
 )
 def property_document_url(c: Context) -> None:
@@ -271,8 +267,8 @@ def property_document_url(c: Context) -> None:
     c.expect_trait(trait, dict.fromkeys(users, True))
 
 
-def sized(c: Context, count: int) -> str:
-    trait, users = c.trait(), c.users(count)
+def send_batch(c: Context, size: int) -> str:
+    trait, users = c.trait(), c.users(size)
     reply = expect(c.identify(payloads.batch(users, trait, True)), 200)
     c.expect_trait(trait, dict.fromkeys(users, True))
-    return f"answered in {reply.seconds:.3f} s"
+    return f"reply after {reply.seconds:.3f} s"

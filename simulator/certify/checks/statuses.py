@@ -14,7 +14,7 @@ group = CheckGroup()
 @group.check("status.404", "property", "“404: Invalid User ID”.")
 def status_404(c: Context) -> None:
     if c.options.invalid_user is None:
-        raise Skipped("needs --invalid-user ID, a user id that the receiver takes for invalid")
+        raise Skipped("needs --invalid-user ID, a user id that the receiver answers with 404")
     body = payloads.identify(c.options.invalid_user, c.trait(), True)
     expect(c.identify(body), 404)
 
@@ -22,11 +22,11 @@ def status_404(c: Context) -> None:
 @group.check(
     "status.429",
     "property",
-    "“429: Throttling/rate limiting”; afterwards requests are taken again.",
+    "“429: Throttling/rate limiting”; later requests are accepted again.",
 )
 def status_429(c: Context) -> str:
     if c.options.throttle is None:
-        raise Skipped("needs --throttle N, a burst of requests that the receiver throttles")
+        raise Skipped("needs --throttle N, a number of requests that the receiver throttles")
     trait = c.trait()
     calls = [
         (c.options.path, payloads.identify(user, trait, True))
@@ -38,9 +38,9 @@ def status_429(c: Context) -> str:
         statuses += [expect(reply, 200, 429).status for reply in replies]
     throttled = statuses.count(429)
     if not throttled:
-        raise Failed(f"none of {len(calls)} requests was answered 429")
-    deadline_at = time.monotonic() + 65
-    while (reply := c.identify(calls[0][1])).status == 429 and time.monotonic() < deadline_at:
-        pass  # each waits a while itself
+        raise Failed(f"none of {len(calls)} requests returned 429")
+    deadline = time.monotonic() + 65
+    while (reply := c.identify(calls[0][1])).status == 429 and time.monotonic() < deadline:
+        pass  # `identify` waits between attempts
     expect(reply, 200, label="after the burst")
-    return f"{throttled} of {len(calls)} were answered 429"
+    return f"{throttled} of {len(calls)} requests returned 429"

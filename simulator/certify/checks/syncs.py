@@ -19,7 +19,8 @@ group = CheckGroup()
 @group.check(
     "modes.same-cohort",
     "list",
-    "A cohort is its id and name, however it comes: list, property and webhook set the same trait.",
+    "A cohort is identified by its id and name in every mode: list, property and webhook set "
+    "the same trait.",
     level="should",
     origin="known",
 )
@@ -36,7 +37,7 @@ def modes_same_cohort(c: Context) -> str | None:
         c.expect_exact_traits(user, {trait: False})
     if "webhook" in c.options.modes:
         now = int(time.time())
-        # A webhook's time is in whole seconds: what came before it must be older than that.
+        # A webhook carries whole seconds: wait for one after the previous update.
         while time.time() < now + 1:
             time.sleep(0.05)
         expect(
@@ -49,14 +50,14 @@ def modes_same_cohort(c: Context) -> str | None:
 @group.check(
     "sync.property",
     "property",
-    "First sync in full, later ones as differences, with duplicates, lost replies, cut "
-    "bodies and late retries: all answered; with --reader, the state is compared with the truth.",
+    "A full sync and three differences, with duplicates, lost replies, cut bodies and late "
+    "retries, are delivered; with --reader, the stored state is as expected.",
 )
 def sync_property(c: Context) -> str:
     return whole_sync(c, "property", c.options.path)
 
 
-@group.check("sync.list", "list", "The same by list creation, add and remove.")
+@group.check("sync.list", "list", "The same with list creation, add and remove.")
 def sync_list(c: Context) -> str:
     return whole_sync(c, "list", c.options.lists_path)
 
@@ -64,7 +65,7 @@ def sync_list(c: Context) -> str:
 @group.check(
     "sync.webhook",
     "webhook",
-    "The same by Cohort Webhooks, where the late retries must not win.",
+    "The same with Cohort Webhooks, where a late retry must not override a newer update.",
     origin="known",
 )
 def sync_webhook(c: Context) -> str:
@@ -89,12 +90,12 @@ def whole_sync(c: Context, mode: Mode, path: str) -> str:
         if problems:
             raise Failed(problems[0])
         if sync.stats.users_rejected:
-            raise Failed(f"{sync.stats.users_rejected} users were not taken")
-        told = f"{sync.stats.requests} requests, {sync.stats.retries} of them retries"
+            raise Failed(f"{sync.stats.users_rejected} users were rejected")
+        sent = f"{sync.stats.requests} requests, {sync.stats.retries} of them retries"
         if c.reader is None:
-            return f"{told}; the state was not compared"
-        compared = compare(sync.expected, c.reader)
-        if not compared.ok:
-            examples = "; ".join(map(str, compared.examples[:3]))
-            raise Failed(f"{compared.wrong} of {compared.checked} users are wrong: {examples}")
-        return f"{told}; {compared.checked:,} users compared"
+            return f"{sent}; the state was not compared"
+        comparison = compare(sync.expected, c.reader)
+        if not comparison.ok:
+            examples = "; ".join(map(str, comparison.examples[:3]))
+            raise Failed(f"{comparison.wrong} of {comparison.checked} users are wrong: {examples}")
+        return f"{sent}; {comparison.checked:,} users compared"

@@ -12,14 +12,16 @@ from .group import CheckGroup
 group = CheckGroup()
 
 
-@group.check("invalid.json", "property", "“400: Invalid request”: a body that is no JSON.")
+@group.check("invalid.json", "property", "“400: Invalid request”: a body that is not valid JSON.")
 def invalid_json(c: Context) -> None:
     for body in (b"", b"{", b"not json", b'{"type": "identify", }', b"{'single': 'quotes'}"):
         expect(c.identify(body), 400, label=repr(body))
 
 
 @group.check(
-    "invalid.shape", "property", "“400: Invalid request”: JSON that is no identify and no batch."
+    "invalid.shape",
+    "property",
+    "“400: Invalid request”: JSON that is neither an identify nor a batch.",
 )
 def invalid_shape(c: Context) -> None:
     trait, [user] = c.trait(), c.users(1)
@@ -36,15 +38,15 @@ def invalid_shape(c: Context) -> None:
         "a batch that is no list": {"batch": good},
         "a batch of strings": {"batch": [user]},
     }
-    for what, body in bodies.items():
-        expect(c.identify(body), 400, label=what)
+    for label, body in bodies.items():
+        expect(c.identify(body), 400, label=label)
     c.expect_trait(trait, {user: None})
 
 
 @group.check(
     "invalid.values",
     "property",
-    "“True / False” are the trait's only values: anything else is a 400.",
+    "A trait's value is “True / False”: anything else returns 400.",
 )
 def invalid_values(c: Context) -> None:
     trait, [user] = c.trait(), c.users(1)
@@ -59,9 +61,8 @@ def invalid_values(c: Context) -> None:
 @group.check(
     "invalid.no-silent-drop",
     "property",
-    "“Some destinations return 2xx and silently drop users” is what customers complain "
-    "about most: a batch with "
-    "one invalid item isn't answered 2xx without a word.",
+    "“Some destinations return 2xx and silently drop users” is the most frequent complaint: a "
+    "batch with an invalid item is refused, or the reply reports the item.",
     origin="known",
 )
 def invalid_no_silent_drop(c: Context) -> str:
@@ -70,13 +71,13 @@ def invalid_no_silent_drop(c: Context) -> str:
     del body["batch"][1]["userId"]
     reply = c.identify(body)
     if reply.ok:
-        answer = reply.json()
-        told = isinstance(answer, dict) and any(
-            answer.get(word) for word in ("rejected", "errors", "failed", "invalid", "error")
+        found = reply.json()
+        reported = isinstance(found, dict) and any(
+            found.get(name) for name in ("rejected", "errors", "failed", "invalid", "error")
         )
-        if not told:
-            raise Failed(f"answered {reply.status} {excerpt(reply.body)}, with no word about it")
-        return "answered 2xx, and the reply reports the item"
+        if not reported:
+            raise Failed(f"got {reply.status} {excerpt(reply.body)}, which reports nothing")
+        return "accepted; the reply reports the item"
     expect(reply, 400)
     return "refused with 400"
 
@@ -84,7 +85,7 @@ def invalid_no_silent_drop(c: Context) -> str:
 @group.check(
     "invalid.writes-nothing",
     "property",
-    "A batch that is refused as invalid isn't half written: Amplitude doesn't send it again.",
+    "A batch refused as invalid has no effect: Amplitude doesn't retry it.",
     level="should",
     origin="known",
 )
@@ -103,19 +104,19 @@ def invalid_writes_nothing(c: Context) -> str | None:
 @group.check(
     "invalid.never-500",
     "property",
-    "Only 200, 400, 401, 404 and 429 are foreseen: whatever is sent, the answer is never "
-    "a 5xx, which Amplitude would retry.",
+    "Only 200, 400, 401, 404 and 429 are documented: no request returns a 5xx, which "
+    "Amplitude would retry.",
 )
 def invalid_never_500(c: Context) -> None:
     user = c.users(1)[0]
     trait = c.trait()
-    one = b'{"type":"identify","userId":"%b","traits":{"x:1":%b}}'
+    identify = b'{"type":"identify","userId":"%b","traits":{"x:1":%b}}'
     bodies: dict[str, bytes] = {
         "invalid UTF-8": b'{"type":"identify","userId":"\xff\xfe","traits":{"x:1":true}}',
-        "a lone surrogate": one % (rb"\ud800", b"true"),
-        "NUL in the user id": one % (rb"a\u0000b", b"true"),
-        "NaN": one % (user.encode(), b"NaN"),
-        "a huge number": one % (user.encode(), b"1" * 5_000),
+        "a lone surrogate": identify % (rb"\ud800", b"true"),
+        "NUL in the user id": identify % (rb"a\u0000b", b"true"),
+        "NaN": identify % (user.encode(), b"NaN"),
+        "a huge number": identify % (user.encode(), b"1" * 5_000),
         "deep nesting": b'{"batch":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "deep objects": b'{"traits":' * 50_000 + b"1" + b"}" * 50_000,
         "an array": b"[]",
@@ -124,8 +125,8 @@ def invalid_never_500(c: Context) -> None:
         "no body": b"",
         "binary": bytes(range(256)),
     }
-    for what, body in bodies.items():
+    for label, body in bodies.items():
         reply = c.identify(body)
         if reply.status is None or reply.status >= 500:
-            raise Failed(f"{what}: got {reply}")
-    expect(c.identify(payloads.identify(user, trait, True)), 200, label="a good request afterwards")
+            raise Failed(f"{label}: got {reply}")
+    expect(c.identify(payloads.identify(user, trait, True)), 200, label="a later request")

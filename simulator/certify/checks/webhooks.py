@@ -15,7 +15,7 @@ group = CheckGroup()
 @group.check(
     "webhook.enter-and-exit",
     "webhook",
-    "The default body, with in_cohort true and false, is answered 200.",
+    "The default body, with in_cohort true or false, returns 200.",
     origin="known",
 )
 def webhook_enter_exit(c: Context) -> None:
@@ -30,7 +30,7 @@ def webhook_enter_exit(c: Context) -> None:
 @group.check(
     "webhook.repeat",
     "webhook",
-    "A retry carries the same message_id: it is answered 200 and changes nothing.",
+    "A retry carries the same message_id: it returns 200 and changes nothing.",
     origin="known",
 )
 def webhook_repeat(c: Context) -> None:
@@ -44,7 +44,7 @@ def webhook_repeat(c: Context) -> None:
 @group.check(
     "webhook.late",
     "webhook",
-    "A retry can arrive after a newer message: computed_time decides, not the order of arrival.",
+    "A retry may arrive after a newer message: computed_time decides, not the order of arrival.",
     origin="known",
 )
 def webhook_late(c: Context) -> None:
@@ -68,7 +68,7 @@ def webhook_1000(c: Context) -> str:
     cohort, users = c.cohort(), c.users(1_000)
     reply = expect(c.webhook(webhook_body(c, cohort, users, True)), 200)
     c.expect_trait(payloads.trait_name(*cohort), dict.fromkeys(users, True))
-    return f"answered in {reply.seconds:.3f} s"
+    return f"reply after {reply.seconds:.3f} s"
 
 
 @group.check(
@@ -85,7 +85,7 @@ def webhook_2s(c: Context) -> str:
 @group.check(
     "webhook.within-1s",
     "webhook",
-    "“… within 1 to 2 seconds”: who answers within 1 is safe.",
+    "“… within 1 to 2 seconds”: within 1 second is safe.",
     level="should",
     origin="known",
 )
@@ -97,7 +97,7 @@ def webhook_1s(c: Context) -> str:
 @group.check(
     "webhook.user-properties",
     "webhook",
-    "The template's users may carry user_properties; unknown fields are ignored.",
+    "A template may add user_properties to the users; unknown fields are ignored.",
     origin="known",
 )
 def webhook_properties(c: Context) -> None:
@@ -111,7 +111,7 @@ def webhook_properties(c: Context) -> None:
 @group.check(
     "webhook.numeric-ids",
     "webhook",
-    "A template without quotes around the id sends it as a number.",
+    "A template without quotes around the user id sends a number.",
     level="should",
     origin="known",
 )
@@ -126,8 +126,8 @@ def webhook_numbers(c: Context) -> None:
 @group.check(
     "webhook.broken-template",
     "webhook",
-    "The default template pastes names in unescaped: with a quote in it the body is no "
-    "JSON, which is a 400, not a 5xx.",
+    "The default template doesn't escape names, so a quote in one makes the body invalid "
+    "JSON: 400, not a 5xx.",
     origin="known",
 )
 def webhook_broken(c: Context) -> None:
@@ -135,9 +135,7 @@ def webhook_broken(c: Context) -> None:
     expect(c.webhook(body), 400)
 
 
-@group.check(
-    "webhook.invalid", "webhook", "“400: Invalid request”: what is needed to apply it is missing."
-)
+@group.check("webhook.invalid", "webhook", "“400: Invalid request”: a required field is missing.")
 def webhook_invalid(c: Context) -> None:
     cohort, users = c.cohort(), c.users(1)
     good = webhook_body(c, cohort, users, True)

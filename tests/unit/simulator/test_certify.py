@@ -303,4 +303,4 @@ def test_line__failure__says_what_the_source_has_about_it() -> None:
         found = run(receiver, ["property.names"])
     text = report.line(found.outcomes[0])
     assert text.startswith("FAIL property.names: user")
-    assert "known: Cohort names may hold colons" in text
+    assert "known: Cohort names may contain colons" in text
