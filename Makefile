@@ -91,7 +91,7 @@ docs: install ## write the parts of docs/ that are made from the code
 	$(BIN)/python -c 'import re, pathlib; from app.settings import reference; \
 		page = pathlib.Path("docs/configuration.md"); \
 		page.write_text(page.read_text().split("\n|")[0].rstrip() + "\n\n" + reference())'
-	$(BIN)/python -c 'import pathlib; from app.metrics.declared import reference; \
+	$(BIN)/python -c 'import pathlib; from app.telemetry.metrics.definitions import reference; \
 		page = pathlib.Path("docs/metrics.md"); \
 		page.write_text(page.read_text().split("\n| metric")[0].rstrip() + "\n\n" + reference())'
 	$(BIN)/python -c 'import pathlib; from app.cli.reference import reference; \
@@ -100,8 +100,8 @@ docs: install ## write the parts of docs/ that are made from the code
 
 release: ## date the change log's Unreleased section as VERSION, commit and tag; pushes nothing
 	@test -z "$$(git status --porcelain)" || { echo "Commit everything first." >&2; exit 1; }
-	@grep -q '^VERSION = "$(VERSION)"$$' app/web/description/document.py \
-		|| { echo "VERSION must be that of app/web/description/document.py." >&2; exit 1; }
+	@grep -q '^VERSION = "$(VERSION)"$$' app/web/openapi/document.py \
+		|| { echo "VERSION must be that of app/web/openapi/document.py." >&2; exit 1; }
 	@grep -q '^## Unreleased$$' CHANGELOG.md && ! git rev-parse -q --verify "v$(VERSION)" >/dev/null \
 		|| { echo "There is nothing unreleased, or v$(VERSION) is there already." >&2; exit 1; }
 	$(BIN)/python -c 'import datetime, pathlib; page = pathlib.Path("CHANGELOG.md"); \

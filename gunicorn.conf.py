@@ -9,11 +9,11 @@ import gevent
 from gunicorn.glogging import Logger
 from gunicorn.http.errors import ParseException
 
-from app.boot import keys_in_store
-from app.logs import stdlib_config
-from app.metrics import folder
+from app.server.gunicorn_worker import HeadHeld, Worker
+from app.server.preflight import keys_in_store
 from app.settings import BadSettings, Settings
-from app.worker import HeadHeld, Worker
+from app.telemetry.logs import stdlib_config
+from app.telemetry.metrics import multiprocess_dir
 
 try:
     settings = Settings.from_environ()
@@ -61,7 +61,7 @@ class QuietLogger(Logger):
 logger_class = QuietLogger
 
 # Before anything that counts is imported. docs/metrics.md
-metrics_folder = folder.prepare(os.environ)
+metrics_folder = multiprocess_dir.prepare(os.environ)
 
 
 def post_fork(server, worker):
@@ -85,7 +85,7 @@ def worker_exit(server, worker):
 
 def on_exit(server):
     """Remove what the workers have counted: the next start begins anew."""
-    folder.remove(metrics_folder)
+    multiprocess_dir.remove(metrics_folder)
 
 
 # What a refused request may still send on a connection that is to be kept, and in which pieces.
@@ -133,9 +133,9 @@ def _has_ended(body, seconds):
 def post_worker_init(worker):
     """Begin the background work of a worker, once it has loaded the service."""
     # Only now, as it imports what uses locks.
-    from app.metrics import departed
+    from app.telemetry.metrics import exited_workers
 
-    departed.gather(metrics_folder)
+    exited_workers.gather(metrics_folder)
     # A batch is thousands of short-lived objects and no cycle: looking for cycles each time they
     # add up, among all that the libraries hold for good, took a sixth of a worker's time.
     gc.collect()

@@ -20,19 +20,21 @@ def create_app(settings: Settings | None = None) -> Flask:
     # workers must import what uses sockets and locks after gevent has replaced these.
     from werkzeug.middleware.proxy_fix import ProxyFix
 
-    from app import auth, cli, errors, logs, recorder, reporting, web
-    from app.background import Background
-    from app.keyring import KeyRing
-    from app.metrics.count import Meter
-    from app.metrics.gauges import StoreGauges
-    from app.service import Service
-    from app.sessions import Sessions
+    from app import cli, errors, web
+    from app.auth import authenticate
+    from app.auth.keyring import KeyRing
+    from app.auth.sessions import Sessions
+    from app.server.background import Background
+    from app.server.flask_app import Service
     from app.store import HistoryLimits, Rates, Store, connect, wait_for
+    from app.telemetry import logs, sentry, sync_recorder
+    from app.telemetry.metrics.meter import Meter
+    from app.telemetry.metrics.store_gauges import StoreGauges
 
     settings = settings or Settings.from_environ()
     settings.check_store()
     logs.configure(settings.log_level)
-    reporting.configure(settings.sentry_dsn)
+    sentry.configure(settings.sentry_dsn)
 
     client = connect(settings)
     store = Store(
@@ -56,26 +58,26 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.strict_slashes = False
     app.extensions["settings"] = settings
     app.extensions["store"] = store
-    app.extensions["recorder"] = recorder.Recorder(store)
+    app.extensions["recorder"] = sync_recorder.Recorder(store)
     app.extensions["keyring"] = ring
-    app.extensions["reporting"] = reporting
+    app.extensions["reporting"] = sentry
     chores = [meter.flush, app.extensions["recorder"].work, ring.refresh, ring.write_uses]
     app.extensions["background"] = Background(store, meter.background_failed, chores)
     if settings.proxy_hops:
         hops = settings.proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
 
-    web.headers.init_app(app)
+    web.security_headers.init_app(app)
     listeners = [web.metrics.counting(meter)]
     if store.history.is_kept:
-        listeners.append(recorder.noting(app.extensions["recorder"]))
-    web.events.init_app(app, listeners)
+        listeners.append(sync_recorder.noting(app.extensions["recorder"]))
+    web.request_log.init_app(app, listeners)
     errors.init_app(app)
     if settings.require_https:
-        web.headers.require_https(app)
-    auth.init_app(app, settings, ring, rates)
+        web.security_headers.require_https(app)
+    authenticate.init_app(app, settings, ring, rates)
     app.extensions["sessions"] = Sessions(store, ring)
-    web.turns.init_app(app, settings)
+    web.fair_queue.init_app(app, settings)
     web.init_app(app)
     web.metrics.init_app(app, meter, StoreGauges(store, ring.first_expiry))
     cli.init_app(app)

@@ -15,8 +15,8 @@ from orjson import dumps
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.http import HTTP_STATUS_CODES
 
-from app import reporting
 from app.store import PlaceLost, StoreError, TooManyToSort
+from app.telemetry import sentry
 
 # How long a sender should wait before it tries again while the store can't be had, in seconds.
 RETRY_AFTER_STORE = 5
@@ -310,4 +310,4 @@ def _render_unexpected(error: Exception) -> Response:
 def log_unexpected(error: Exception) -> None:
     """Log a bug, with what is known of the request."""
     structlog.get_logger().error("unexpected error", exc_info=error, **g.event)
-    reporting.report(error, g.event)
+    sentry.report(error, g.event)

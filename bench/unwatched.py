@@ -7,13 +7,13 @@ request. The sync history is turned off by its own setting, ``HISTORY_MAX_REQUES
 from __future__ import annotations
 
 from app import create_app
-from app.answered import Answered, Listener
-from app.metrics.count import Meter
-from app.web import metrics
+from app.telemetry.metrics.meter import Meter
+from app.telemetry.request_event import Answered, Listener
+from app.web.api import metrics
 
 
 def counts_nothing(meter: Meter) -> Listener:
-    """Stands for :func:`app.web.metrics.counting`."""
+    """Stands for :func:`app.web.api.metrics.counting`."""
 
     def ignore(answered: Answered) -> None:
         pass

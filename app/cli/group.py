@@ -14,9 +14,10 @@ import orjson
 from flask import current_app
 from flask.cli import AppGroup
 
-from app import audit, logs
+from app.auth import audit_trail
 from app.settings import APP_ID
 from app.store import Store, StoreError
+from app.telemetry import logs
 
 EXIT_CODES = "Exit codes: 0 fine, 1 something was found or failed, 2 wrong usage."
 
@@ -89,7 +90,7 @@ def record(store: Store, action: str, app_id: str | None = None, **about: Any) -
         who = getpass.getuser()
     except (KeyError, OSError):
         who = "unknown"  # a container's user may have no name
-    audit.record(store, action, by=audit.COMMAND, who=who, app_id=app_id, **about)
+    audit_trail.record(store, action, by=audit_trail.COMMAND, who=who, app_id=app_id, **about)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import click
 from flask import current_app
 
+from app.auth.keyring import INGEST, SCOPES, Caller, environment_keys, make_key
 from app.cli.group import (
     EXIT_CODES,
     Group,
@@ -22,7 +23,6 @@ from app.cli.group import (
     the_store,
     when,
 )
-from app.keyring import INGEST, SCOPES, Caller, environment_keys, make_key
 from app.store import Store, StoredKey
 
 _HEADERS = ("ID", "APP", "SCOPE", "FROM", "STATUS", "CREATED", "EXPIRES", "LAST USED")

@@ -1,6 +1,8 @@
 """What a cohort and a change of its membership are. Pure Python: no Flask, no Redis."""
 
-from app.cohorts.changes import (
+from app.cohorts.cohort import Cohort
+from app.cohorts.freshness import Freshness, FreshnessState
+from app.cohorts.membership import (
     MOST_COHORTS,
     Alike,
     Identify,
@@ -9,10 +11,8 @@ from app.cohorts.changes import (
     TooManyCohorts,
     membership_changes,
 )
-from app.cohorts.cohort import Cohort
-from app.cohorts.freshness import Freshness, FreshnessState
-from app.cohorts.history import Moves, Outcome, Rejection, RequestRecord, Sync, user_hash
 from app.cohorts.record import CohortRecord, CohortSummary, Status
+from app.cohorts.sync import Moves, Outcome, Rejection, RequestRecord, Sync, user_hash
 
 __all__ = [
     "MOST_COHORTS",

@@ -1,18 +1,18 @@
 """All that speaks to Redis. What each key holds is in ``docs/data-model.md``."""
 
 from app.store.api_keys import ApiKeys, StoredKey
-from app.store.catalog import NUMBERS, SORTS, Filter, TooManyToSort
-from app.store.changes import Change, EntryId, Place, PlaceLost
-from app.store.client import connect, wait_for
+from app.store.change_stream import Change, EntryId, Place, PlaceLost
+from app.store.cohort_list import NUMBERS, SORTS, Filter, TooManyToSort
+from app.store.connection.client import connect, wait_for
 from app.store.copying import Copier, CopyRefused, CopyReport, side
 from app.store.errors import StoreError, StoreFull, StoreRefused
-from app.store.findings import MEANINGS, Report
-from app.store.history import Batch, Group, HistoryLimits, in_calls
-from app.store.lifecycle import Job
+from app.store.jobs import Job
+from app.store.lookups import Member, Position, User
+from app.store.maintenance.findings import MEANINGS, Report
 from app.store.rates import Rates
-from app.store.reads import Member, Position, User
-from app.store.sizes import Size
+from app.store.size_history import Size
 from app.store.store import Applied, Store, UserRecord
+from app.store.sync_history import Batch, Group, HistoryLimits, in_calls
 
 __all__ = [
     "MEANINGS",

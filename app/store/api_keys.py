@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import orjson
 import redis
 
+from app.store.connection.scripts import load_script
 from app.store.errors import translated
 from app.store.keys import Keys
 
@@ -65,7 +65,7 @@ class ApiKeys:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._name, self._used_name = keys.api_keys(), keys.api_keys_used()
-        self._revoke = client.register_script((files("app.store") / "revoke.lua").read_text())
+        self._revoke = load_script(client, "revoke.lua")
 
     def all(self) -> list[StoredKey]:
         """All keys, the ended ones too, in the order in which they were made."""

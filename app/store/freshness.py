@@ -9,16 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import suppress
-from importlib.resources import files
 from typing import Any
 
 import redis
 
 from app.cohorts import Freshness, FreshnessState
-from app.store.cluster import Call
+from app.store.connection.cluster import Call
+from app.store.connection.scripts import load_script, together
 from app.store.errors import StoreError, translated
 from app.store.keys import Keys
-from app.store.together import together
 
 # An arrival within this many seconds of one that this process has noted is not noted again.
 NOTED_SECONDS = 1.0
@@ -33,7 +32,7 @@ class FreshnessBook:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._keys = keys
-        self._script = client.register_script((files("app.store") / "freshness.lua").read_text())
+        self._script = load_script(client, "freshness.lua")
         self._noted: dict[tuple[str, str], float] = {}
 
     def received(self, app_id: str, cohort_ids: Collection[str]) -> None:

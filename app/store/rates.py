@@ -11,7 +11,7 @@ from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
 from redis import Redis
 
-from app.store.cluster import ClusterClient
+from app.store.connection.cluster import ClusterClient
 from app.store.errors import translated
 from app.store.keys import Keys
 

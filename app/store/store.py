@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import redis
@@ -14,22 +13,22 @@ from redis.client import Pipeline
 
 from app.cohorts import Cohort, FreshnessState, MembershipChange, Moves
 from app.store.api_keys import ApiKeys
-from app.store.audit import AuditTrail
-from app.store.catalog import Catalog
-from app.store.changes import Changes
-from app.store.check import Checker
-from app.store.cluster import Call, Wait
+from app.store.audit_trail import AuditTrail
+from app.store.change_stream import Changes
+from app.store.cohort_list import Catalog
+from app.store.connection.cluster import Call, Wait
+from app.store.connection.scripts import NO_WAIT, load_script, together
 from app.store.errors import StoreFull, StoreMisconfigured, translated
 from app.store.freshness import FreshnessBook
-from app.store.history import History, HistoryLimits
+from app.store.jobs import Lifecycle
 from app.store.keys import Keys
-from app.store.lifecycle import Lifecycle
-from app.store.reads import Reads
+from app.store.lookups import Reads
+from app.store.maintenance.check import Checker
 from app.store.registry import Registry
+from app.store.server_info import Vitals
 from app.store.sessions import SessionBook
-from app.store.sizes import Sizes
-from app.store.together import NO_WAIT, together
-from app.store.vitals import Vitals
+from app.store.size_history import Sizes
+from app.store.sync_history import History, HistoryLimits
 
 # Statements that one script call applies. A thousand new users take the store about 5 ms.
 STATEMENTS_PER_CALL = 1000
@@ -144,7 +143,7 @@ class Store:
         self._wait = wait
         self.keys = Keys(prefix, partitions)
         self._limits = (changes_max_entries, changes_max_age_hours * _MS_PER_HOUR)
-        self._apply = client.register_script((files("app.store") / "apply.lua").read_text())
+        self._apply = load_script(client, "apply.lua")
         self.registry = Registry(client, self.keys)
         self.lifecycle = Lifecycle(client, self.keys, changes_max_entries, self.spread_name)
         self.checker = Checker(client, self.keys, self.spread_name)

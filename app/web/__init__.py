@@ -2,43 +2,36 @@
 
 from flask import Flask
 
-from app.web import (
+from app.web import dashboard, openapi
+from app.web.api import (
     admin,
     changes,
-    cohort,
     cohorts,
-    dashboard,
-    description,
-    events,
     export,
-    headers,
     health,
-    history,
-    lists,
     metrics,
-    paths,
-    read,
-    segment,
-    turns,
-    webhook,
+    syncs,
+    users,
 )
+from app.web.http import fair_queue, raw_paths, request_log, security_headers
+from app.web.ingest import identify, lists, segment, webhook
 
-__all__ = ["events", "headers", "init_app", "metrics", "turns"]
+__all__ = ["fair_queue", "init_app", "metrics", "request_log", "security_headers"]
 
 
 def init_app(app: Flask) -> None:
     """Register every blueprint."""
-    paths.init_app(app)
+    raw_paths.init_app(app)
     app.register_blueprint(health.blueprint)
-    app.register_blueprint(cohort.blueprint)
+    app.register_blueprint(identify.blueprint)
     app.register_blueprint(lists.blueprint)
     app.register_blueprint(webhook.blueprint)
     app.register_blueprint(segment.blueprint)
     app.register_blueprint(admin.blueprint)
-    app.register_blueprint(read.blueprint)
+    app.register_blueprint(users.blueprint)
     app.register_blueprint(cohorts.blueprint)
     app.register_blueprint(export.blueprint)
-    app.register_blueprint(history.blueprint)
+    app.register_blueprint(syncs.blueprint)
     app.register_blueprint(dashboard.blueprint)
     changes.init_app(app)
-    app.register_blueprint(description.blueprint)
+    app.register_blueprint(openapi.blueprint)

@@ -19,10 +19,10 @@ from app.cohorts import Cohort, Identify, Statement, membership_changes
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 from app.errors import Problem
 from app.settings import ApiKey, Settings
-from app.web.batch import accept_batch
-from app.web.body import decoded, load, read_text
-from app.web.read_schemas import UsersQuery
-from app.web.schemas import (
+from app.web.api.schemas import UsersQuery
+from app.web.http.body import decoded, load, read_text
+from app.web.ingest.identify_batch import accept_batch
+from app.web.ingest.identify_schema import (
     BatchSchema,
     IdentifySchema,
     ListSchema,
@@ -30,8 +30,8 @@ from app.web.schemas import (
     accept,
     limited,
 )
-from app.web.segment_schema import SegmentBatch, SegmentBatchSchema, SegmentIdentifySchema
-from app.web.webhook_schema import Webhook, WebhookSchema
+from app.web.ingest.segment_schema import SegmentBatch, SegmentBatchSchema, SegmentIdentifySchema
+from app.web.ingest.webhook_schema import Webhook, WebhookSchema
 
 MOST_USERS = 5
 SCHEMAS: tuple[Schema, ...] = (

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from app import create_app
 from app.settings import ApiKey, Settings
-from app.web.description import document
+from app.web.openapi import document
 
 
 class Replies:

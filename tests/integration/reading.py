@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from app.cohorts import Cohort, MembershipChange
 from app.settings import ApiKey
 from app.store import Store
-from app.web.contract import JSON, Contract
+from app.web.http.contract import JSON, Contract
 from tests.integration.conftest import APP, caller
 
 READ_KEY, ADMIN_KEY, OTHER_KEY = "the-read-key", "the-admin-key", "another-apps-read-key"

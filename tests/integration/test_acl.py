@@ -14,7 +14,7 @@ from limits import parse
 from redis.exceptions import NoPermissionError
 
 from app import create_app
-from app.background import Background
+from app.server.background import Background
 from app.settings import ApiKey, Settings
 from simulator import payloads
 from tests.cluster import Cluster, running_cluster

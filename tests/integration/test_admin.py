@@ -11,7 +11,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.background import Background
+from app.server.background import Background
 from app.settings import ApiKey
 from app.store import Store
 from simulator import payloads

@@ -14,8 +14,8 @@ from limits import parse
 from werkzeug.routing import Rule
 
 from app import create_app
-from app.auth import METRICS, PUBLIC
-from app.background import Background
+from app.auth.authenticate import METRICS, PUBLIC
+from app.server.background import Background
 from app.settings import ApiKey, Settings
 from simulator import payloads
 from tests.integration.conftest import caller

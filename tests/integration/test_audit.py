@@ -12,11 +12,11 @@ import redis
 from flask import Flask
 from structlog.testing import capture_logs
 
-from app.auth import ADMIN
+from app.auth.authenticate import ADMIN
 from app.cohorts import user_hash
 from app.settings import ApiKey
 from app.store import Store
-from app.store.audit import KEPT
+from app.store.audit_trail import KEPT
 from simulator import payloads
 from tests.integration.conftest import APP, Run, caller
 from tests.integration.test_dashboard import Browser

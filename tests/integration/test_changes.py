@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from app.store import EntryId, PlaceLost, Store
-from app.store import changes as store_changes
+from app.store import change_stream as store_changes
 from tests.integration import reading
 from tests.integration.conftest import APP
 from tests.integration.reading import Reader, say

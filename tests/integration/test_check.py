@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from app.background import Background
 from app.cohorts import Cohort, MembershipChange
+from app.server.background import Background
 from app.settings import Settings
 from app.store import MEANINGS, Report, Store, connect
-from app.store.findings import Problem
+from app.store.maintenance.findings import Problem
 from tests.integration.state import contents, traits
 
 APP = "shop"

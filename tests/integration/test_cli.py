@@ -12,8 +12,8 @@ import redis
 from click.testing import Result
 from flask import Flask
 
-from app.background import Background
 from app.cohorts import Cohort, MembershipChange
+from app.server.background import Background
 from app.store import Store, StoreError
 from tests.integration.state import members, traits
 

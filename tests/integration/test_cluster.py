@@ -10,8 +10,8 @@ import redis
 from flask import Flask
 from limits import parse
 
+from app.auth.keyring import make_key
 from app.cohorts import Cohort, MembershipChange
-from app.keyring import make_key
 from app.settings import Settings
 from app.store import Store, StoreError, connect, wait_for
 from simulator import payloads

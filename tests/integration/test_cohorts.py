@@ -12,9 +12,9 @@ import redis
 from flask import Flask
 
 from app.cohorts import Cohort, MembershipChange
-from app.store import Store, catalog
+from app.store import Store, cohort_list
 from app.store import freshness as book
-from app.web.read_schemas import close_cursor
+from app.web.api.schemas import close_cursor
 from tests.integration import reading
 from tests.integration.conftest import APP
 from tests.integration.reading import ADMIN_KEY, Reader, say
@@ -105,18 +105,18 @@ class TestList:
     def test_filter__that_leaves_few_of_many__gives_short_pages_but_all(
         self, store: Store, reader: Reader, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(catalog, "LOOKED_AT", 2)
-        monkeypatch.setattr(catalog, "COHORTS_PER_CALL", 2)
+        monkeypatch.setattr(cohort_list, "LOOKED_AT", 2)
+        monkeypatch.setattr(cohort_list, "COHORTS_PER_CALL", 2)
         pages = reader.pages("/api/v1/cohorts?name=delta", "cohorts")
         assert [[cohort["id"] for cohort in page] for page in pages] == [[], [], ["id4"]]
 
     def test_more_cohorts_than_can_be_sorted__is_a_400_that_says_what_to_do(
         self, reader: Reader, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(catalog, "COHORTS_PER_CALL", 1)
-        monkeypatch.setattr(catalog, "SORTED_AT_MOST", 5)
+        monkeypatch.setattr(cohort_list, "COHORTS_PER_CALL", 1)
+        monkeypatch.setattr(cohort_list, "SORTED_AT_MOST", 5)
         assert len(ids(reader.get("/api/v1/cohorts?sort=name"))) == 5
-        monkeypatch.setattr(catalog, "SORTED_AT_MOST", 4)
+        monkeypatch.setattr(cohort_list, "SORTED_AT_MOST", 4)
         assert reader.get("/api/v1/cohorts?sort=name", 400) == "too_many_cohorts"
         assert len(ids(reader.get("/api/v1/cohorts"))) == 5
 

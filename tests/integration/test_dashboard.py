@@ -18,9 +18,9 @@ from werkzeug.http import parse_cookie
 from app import errors
 from app.cohorts import RequestRecord, Sync, user_hash
 from app.errors import Problem
-from app.recorder import WAYS
 from app.store import Batch, Group, Size, Store
 from app.store.errors import StoreError
+from app.telemetry.sync_recorder import WAYS
 from app.web.dashboard import charts, words
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration import reading
@@ -181,7 +181,7 @@ class TestLogIn:
     def test_session__clicked_in__is_renewed_and_by_a_page_that_looks_for_news_not(
         self, app: Flask, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.sessions._RENEWED_SECONDS", -1)
+        monkeypatch.setattr("app.auth.sessions._RENEWED_SECONDS", -1)
         browser = Browser(app).log_in()
         assert "Set-Cookie" in browser.get("/").headers
         assert "Set-Cookie" not in browser.get("/", headers={"X-Look": "true"}).headers

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from app.background import Background
 from app.cohorts import Cohort, MembershipChange
+from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, StoreFull, connect
 from tests.integration.conftest import APP

@@ -12,13 +12,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 from limits import parse
 
-from app import recorder as recording
-from app.auth import KeyRing
-from app.background import Background
+from app.auth.authenticate import KeyRing
 from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
-from app.recorder import Recorder
-from app.store import Store, sizes
+from app.server.background import Background
+from app.store import Store, size_history
 from app.store.errors import StoreError, StoreRefused, StoreTimeout
+from app.telemetry import sync_recorder as recording
+from app.telemetry.sync_recorder import Recorder
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration import reading
 from tests.integration.conftest import APP, KEY, caller
@@ -545,7 +545,7 @@ class TestSizes:
             def time(cls) -> float:
                 return cls.now
 
-        monkeypatch.setattr(sizes, "time", Clock)
+        monkeypatch.setattr(size_history, "time", Clock)
         for n in range(1000):
             http.post(COHORT_PATH, json=identify(f"u{n}", ONE, True))
             store.sizes.note(APP, ["1"])

@@ -10,8 +10,8 @@ import pytest
 import redis
 from flask import Flask
 
-from app import keyring
-from app.keyring import KeyRing
+from app.auth import keyring
+from app.auth.keyring import KeyRing
 from app.settings import ApiKey
 from app.store import ApiKeys, Store
 from tests.integration.conftest import APP, KEY, Run, caller

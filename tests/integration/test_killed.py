@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import redis
 
-from app.background import Background
 from app.cohorts import Cohort, MembershipChange
+from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, connect
 from tests.integration.killed import KilledError, killed_at

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import redis
 
-from app.background import Background
 from app.cohorts import Cohort, MembershipChange, Status
+from app.server.background import Background
 from app.settings import Settings
 from app.store import Applied, Store, StoreError, connect
-from app.store.lifecycle import Job
+from app.store.jobs import Job
 from tests.integration.state import Transition, members, traits, transitions
 
 APP = "shop"

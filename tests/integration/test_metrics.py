@@ -12,9 +12,9 @@ import redis
 from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics.gauges import StoreGauges
 from app.settings import ApiKey
 from app.store import Store
+from app.telemetry.metrics.store_gauges import StoreGauges
 from tests.integration.conftest import APP, KEY, caller
 
 READ_KEY = "the-read-key"

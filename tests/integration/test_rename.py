@@ -8,8 +8,8 @@ from itertools import permutations
 import pytest
 import redis
 
-from app.background import Background
 from app.cohorts import Cohort, MembershipChange, Status
+from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, connect
 from tests.integration.state import members, traits, transitions

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.metrics.declared import samples
+from app.telemetry.metrics.definitions import samples
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ROOT / "ops"

@@ -13,11 +13,11 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from app import create_app
-from app.auth import ADMIN, INGEST, METRICS, PUBLIC, READ
+from app.auth.authenticate import ADMIN, INGEST, METRICS, PUBLIC, READ
 from app.cli import GROUPS
 from app.cli.reference import reference as commands
-from app.metrics.declared import reference as metrics
 from app.settings import ApiKey, Settings, reference
+from app.telemetry.metrics.definitions import reference as metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "app"
@@ -26,41 +26,21 @@ APP = ROOT / "app"
 MAY_IMPORT = {
     "cohorts": {"cohorts"},
     "store": {"store", "cohorts", "settings"},
-    "web": {
-        "web",
-        "store",
-        "cohorts",
-        "settings",
-        "auth",
-        "errors",
-        "metrics",
-        "audit",
-        "answered",
-    },
-    "answered": {"cohorts"},
-    "audit": {"store"},
-    "metrics": {"metrics", "store"},
-    "errors": {"store", "reporting"},
-    "reporting": set(),
-    "auth": {"store", "errors", "settings", "keyring"},
-    "keyring": {"store", "errors", "settings"},
+    "web": {"web", "store", "cohorts", "settings", "auth", "errors", "telemetry"},
+    "telemetry": {"telemetry", "store", "cohorts"},
+    "errors": {"store", "telemetry"},
+    "auth": {"auth", "store", "errors", "settings"},
     "settings": set(),
-    "logs": set(),
-    "background": {"store", "reporting"},
-    "recorder": {"store", "cohorts", "answered"},
-    "boot": {"keyring", "settings", "store"},
-    "cli": {"cli", "store", "cohorts", "settings", "logs", "keyring", "audit"},
-    "sessions": {"store", "keyring"},
-    "service": set(),
+    "server": {"auth", "errors", "settings", "store", "telemetry"},
+    "cli": {"cli", "store", "cohorts", "settings", "telemetry", "auth"},
 }
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},
     "store": {"flask", "marshmallow", "gevent"},
-    "metrics": {"flask", "marshmallow", "redis", "gevent"},
+    "telemetry": {"flask", "marshmallow", "redis"},
     "web": {"redis", "limits"},
     "cli": {"redis", "limits", "gevent"},
-    "auth": {"redis"},
-    "keyring": {"redis", "flask", "gevent"},
+    "auth": {"redis", "gevent"},
     "errors": {"redis"},
 }
 

@@ -196,7 +196,7 @@ def test_headers__with_odd_values__never_come_back_as_they_are(
         "/api/v1/users/%c0%ae",
         "/api/v1/users/" + "u" * 4000,
         "/api/v1/cohorts/..%2f..%2fusers",
-        "/static/../app/auth.py",
+        "/static/../app/auth/authenticate.py",
         "/lists/%2e%2e/add",
     ],
 )

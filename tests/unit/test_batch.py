@@ -13,9 +13,9 @@ from marshmallow import ValidationError
 
 from app.cohorts import Identify
 from app.errors import Problem
-from app.web.batch import accept_batch
-from app.web.body import decoded
-from app.web.schemas import BatchSchema, limited
+from app.web.http.body import decoded
+from app.web.ingest.identify_batch import accept_batch
+from app.web.ingest.identify_schema import BatchSchema, limited
 from tests.unit.test_schemas import items, texts
 
 MOST = 4

@@ -12,11 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.metrics import departed
-from app.metrics.folder import VARIABLE
+from app.telemetry.metrics import exited_workers
+from app.telemetry.metrics.multiprocess_dir import VARIABLE
 
 COUNTS = """
-from app.metrics.count import Meter
+from app.telemetry.metrics.meter import Meter
 meter = Meter()
 meter.request("GET", "/x", 200, "none", "identify", {seconds})
 meter.users("identify", 5, 3, {{"unknown_user": 2}})
@@ -67,12 +67,12 @@ def test_gather__of_workers_that_ended__keeps_every_number_in_two_files(tmp_path
     before = told(tmp_path)
     assert before[ACCEPTED] == 15
     assert len(files(tmp_path)) == 6
-    departed.gather(tmp_path)
+    exited_workers.gather(tmp_path)
     assert files(tmp_path) == TWO
     assert told(tmp_path) == pytest.approx(before)
     count_and_end(tmp_path)
-    departed.gather(tmp_path)
-    departed.gather(tmp_path)
+    exited_workers.gather(tmp_path)
+    exited_workers.gather(tmp_path)
     assert files(tmp_path) == TWO
     assert told(tmp_path)[ACCEPTED] == 20
 
@@ -81,10 +81,10 @@ def test_gather__worker_that_lives__leaves_its_files_alone(tmp_path: Path) -> No
     with count(tmp_path, then='print("counted", flush=True); input()') as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "counted\n"
-        departed.gather(tmp_path)
+        exited_workers.gather(tmp_path)
         assert files(tmp_path) == {f"{kind}_{worker.pid}.db" for kind in ("counter", "histogram")}
         worker.communicate("\n", timeout=60)
-    departed.gather(tmp_path)
+    exited_workers.gather(tmp_path)
     assert files(tmp_path) == TWO
 
 
@@ -94,7 +94,7 @@ def test_gather__file_that_was_only_begun__is_removed(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", ""])
     assert other.wait(60) == 0
     (tmp_path / f"counter_{other.pid}.db").write_bytes(b"")
-    departed.gather(tmp_path)
+    exited_workers.gather(tmp_path)
     assert files(tmp_path) == TWO
     assert told(tmp_path) == pytest.approx(before)
 
@@ -102,17 +102,17 @@ def test_gather__file_that_was_only_begun__is_removed(tmp_path: Path) -> None:
 def test_gather__while_somebody_reads__is_left_to_the_next(tmp_path: Path) -> None:
     count_and_end(tmp_path)
     before = files(tmp_path)
-    with departed.reading(tmp_path):
-        departed.gather(tmp_path)
+    with exited_workers.reading(tmp_path):
+        exited_workers.gather(tmp_path)
         assert files(tmp_path) == before
-        with departed.reading(tmp_path):
+        with exited_workers.reading(tmp_path):
             pass  # two may read at a time
-    departed.gather(tmp_path)
+    exited_workers.gather(tmp_path)
     assert files(tmp_path) == TWO
 
 
 def test_reading__while_somebody_gathers_for_ever__goes_on_after_a_while(tmp_path: Path) -> None:
     with (tmp_path / "gathering").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with departed.reading(tmp_path):
+        with exited_workers.reading(tmp_path):
             pass

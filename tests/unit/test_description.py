@@ -15,7 +15,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from app import create_app
 from app.errors import NotFound, Problem, SuppressedUser, UnsupportedType
 from app.settings import ApiKey, Settings
-from app.web.description import document
+from app.web.openapi import document
 
 Operation = tuple[str, str, dict[str, Any]]
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from app.logs import stdlib_config
+from app.telemetry.logs import stdlib_config
 
 USER = "alice@example.com"
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from app.metrics import declared, folder
-from app.metrics.count import Meter
+from app.telemetry.metrics import definitions, multiprocess_dir
+from app.telemetry.metrics.meter import Meter
 
 
 def value(name: str, **labels: str) -> float:
-    return declared.COUNTED.get_sample_value(name, labels) or 0.0
+    return definitions.COUNTED.get_sample_value(name, labels) or 0.0
 
 
 def observed(registry: CollectorRegistry, **labels: str) -> dict[str, float]:
@@ -31,13 +31,13 @@ def observed(registry: CollectorRegistry, **labels: str) -> dict[str, float]:
     }
 
 
-@given(st.lists(st.floats(0, 20) | st.sampled_from(declared.SECONDS), max_size=30))
+@given(st.lists(st.floats(0, 20) | st.sampled_from(definitions.SECONDS), max_size=30))
 def test_flush__of_times__is_what_the_library_makes_of_them_one_by_one(times: list[float]) -> None:
     ours, theirs = f"ours {id(times)}", CollectorRegistry()
     plain = Histogram(
-        "cohort_receiver_request_seconds", "", buckets=declared.SECONDS, registry=theirs
+        "cohort_receiver_request_seconds", "", buckets=definitions.SECONDS, registry=theirs
     )
-    before = observed(declared.COUNTED, way=ours)
+    before = observed(definitions.COUNTED, way=ours)
     meter = Meter()
     for number, seconds in enumerate(times):
         plain.observe(seconds)
@@ -45,7 +45,7 @@ def test_flush__of_times__is_what_the_library_makes_of_them_one_by_one(times: li
         if number % 3 == 0:
             meter.flush()
     meter.flush()
-    after = observed(declared.COUNTED, way=ours)
+    after = observed(definitions.COUNTED, way=ours)
     told = {name: after[name] - before.get(name, 0) for name in after}
     if times:
         assert told == pytest.approx(observed(theirs))
@@ -64,16 +64,16 @@ def test_flush__twice__counts_once() -> None:
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(folder, "base", lambda: tmp_path)
+    monkeypatch.setattr(multiprocess_dir, "base", lambda: tmp_path)
     return tmp_path
 
 
 START = """
 import sys, time
 from pathlib import Path
-from app.metrics import folder
-folder.base = lambda: Path(sys.argv[1])
-print(folder.prepare({}), flush=True)
+from app.telemetry.metrics import multiprocess_dir
+multiprocess_dir.base = lambda: Path(sys.argv[1])
+print(multiprocess_dir.prepare({}), flush=True)
 sys.stdin.read()
 """
 
@@ -94,7 +94,7 @@ def test_prepare__beside_a_start_that_lives__leaves_its_folder(base: Path) -> No
     process, theirs = start(base)
     with process:
         (theirs / "counter_1.db").touch()
-        ours = folder.prepare({})
+        ours = multiprocess_dir.prepare({})
         assert ours != theirs
         assert (theirs / "counter_1.db").exists()
         process.kill()
@@ -105,20 +105,20 @@ def test_prepare__after_a_start_was_killed__removes_its_folder(base: Path) -> No
     with process:
         process.kill()
     assert theirs.is_dir()
-    ours = folder.prepare({})
+    ours = multiprocess_dir.prepare({})
     assert list(base.iterdir()) == [ours]
 
 
 def test_prepare__again_in_the_same_process__keeps_what_was_counted(base: Path) -> None:
     environ: dict[str, str] = {}
-    first = folder.prepare(environ)
+    first = multiprocess_dir.prepare(environ)
     (first / "counter_1.db").touch()
-    assert folder.prepare(environ) == first
+    assert multiprocess_dir.prepare(environ) == first
     assert (first / "counter_1.db").exists()
 
 
 def test_prepare__in_a_process_that_inherits_another_ones__makes_its_own(base: Path) -> None:
     process, theirs = start(base)
     with process:
-        assert folder.prepare({folder.VARIABLE: str(theirs)}) != theirs
+        assert multiprocess_dir.prepare({multiprocess_dir.VARIABLE: str(theirs)}) != theirs
         process.kill()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 from app.cohorts import Identify
-from app.web.body import places
-from app.web.schemas import BatchSchema, IdentifySchema, accept, limited
+from app.web.http.body import places
+from app.web.ingest.identify_schema import BatchSchema, IdentifySchema, accept, limited
 
 SCHEMA = IdentifySchema()
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 from app.cohorts import Identify
-from app.web.body import places
-from app.web.schemas import limited
-from app.web.segment_schema import (
+from app.web.http.body import places
+from app.web.ingest.identify_schema import limited
+from app.web.ingest.segment_schema import (
     SegmentBatchSchema,
     accept_call,
     epoch_ms,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from app.web.turns import Turns
+from app.web.http.fair_queue import Turns
 
 
 class Requests:

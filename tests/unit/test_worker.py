@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.worker import HeadHeld
+from app.server.gunicorn_worker import HeadHeld
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from redis.commands.core import Script
 
 from app.cohorts import Cohort
 from app.settings import Settings
-from app.store.changes import EntryId
-from app.store.client import connect
-from app.store.cluster import Call, ClusterClient
+from app.store.change_stream import EntryId
+from app.store.connection.client import connect
+from app.store.connection.cluster import Call, ClusterClient
+from app.store.connection.scripts import together
 from app.store.copying.names import Kind, Name, name_of
 from app.store.copying.report import CopyReport
 from app.store.copying.watch import Watch
 from app.store.errors import translated
 from app.store.keys import Keys
-from app.store.together import together
 
 # Users that go together: about a millisecond of either store's time for each partition of them.
 _USERS = 1000

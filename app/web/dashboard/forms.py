@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 from flask import abort, current_app, g, request
 
 from app.errors import InvalidPayload, UnsupportedMediaType
-from app.web.body import read_raw
+from app.web.http.body import read_raw
 
 _FORM = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 20

@@ -26,7 +26,8 @@ from marshmallow import ValidationError, fields, validate
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as BaseResponse
 
-from app.auth import ADMIN, PUBLIC, READ, log_in, requires
+from app.auth import audit_trail
+from app.auth.authenticate import ADMIN, PUBLIC, READ, log_in, requires
 from app.cohorts import Freshness, user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.errors import (
@@ -45,18 +46,17 @@ from app.errors import (
 )
 from app.settings import Settings
 from app.store import Filter, StoreError, TooManyToSort
-from app.web import audit
-from app.web.dashboard import charts, words
-from app.web.dashboard.forms import read_form, read_signed_form
-from app.web.history_schemas import RequestsQuery, SyncsQuery, request_cursor, sync_cursor
-from app.web.read import store
-from app.web.read_schemas import (
+from app.web.api.schemas import (
     CohortsQuery,
     MemberCursor,
     list_cursor,
     member_cursor,
 )
-from app.web.schemas import Query
+from app.web.api.sync_schemas import RequestsQuery, SyncsQuery, request_cursor, sync_cursor
+from app.web.api.users import store
+from app.web.dashboard import charts, words
+from app.web.dashboard.forms import read_form, read_signed_form
+from app.web.ingest.identify_schema import Query
 
 blueprint = Blueprint("dashboard", __name__, template_folder="templates")
 
@@ -197,7 +197,7 @@ def delete_cohort() -> BaseResponse:
         return _cohort_page(cohort_id, error="The name was not typed as it is.", status=400)
     g.event["cohorts"] = [cohort_id]
     current = _checked_store()
-    audit.record("delete_cohort", cohort=cohort_id)
+    audit_trail.record_request("delete_cohort", cohort=cohort_id)
     current.lifecycle.begin_delete(g.caller.app_id, cohort_id)
     return redirect(url_for(".overview", done="deleting"), 303)
 
@@ -239,7 +239,7 @@ def erase_user() -> BaseResponse:
     if not _same(form.get("confirm", ""), words.seen(user_id)):
         return _user_page(user_id, error="The user id was not typed as it is.", status=400)
     current = _checked_store()
-    audit.record("erase_user", user=user_hash(user_id), suppress=suppress)
+    audit_trail.record_request("erase_user", user=user_hash(user_id), suppress=suppress)
     current.lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
     return redirect(url_for(".users", done="suppressed" if suppress else "erased"), 303)
 

@@ -11,8 +11,8 @@ from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.background import Background
 from app.cohorts import Cohort
+from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, connect
 from app.store.keys import Keys as ServiceKeys

@@ -1,0 +1,179 @@
+"""Who calls: from the request's key to its app and scope.
+
+Three ways to send a key: Basic with the key as username (what Amplitude's document says), the
+headers ``api_key`` and ``app_id`` (what its test request does), and Bearer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Network, ip_address
+from typing import Any, TypeVar
+
+from flask import Flask, Request, current_app, g, request
+
+from app.auth.keyring import ADMIN, INGEST, METRICS, READ, Caller, KeyRing
+from app.errors import (
+    InvalidCredentials,
+    MissingCredentials,
+    MissingScope,
+    NotLoggedIn,
+    Problem,
+    RateLimited,
+)
+from app.settings import Settings
+from app.store import Rates, StoreError, StoreFull
+
+__all__ = [
+    "ADMIN",
+    "INGEST",
+    "METRICS",
+    "PUBLIC",
+    "READ",
+    "Caller",
+    "KeyRing",
+    "init_app",
+    "requires",
+]
+
+PUBLIC = "public"
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+_CHALLENGE = {"WWW-Authenticate": 'Basic realm="Cohort Receiver", charset="UTF-8"'}
+
+
+def requires(scope: str, *, by_session: bool = False) -> Callable[[View], View]:
+    """Mark a view with the scope that its callers need. A view with none is closed to all.
+
+    Args:
+        by_session: it is a page, for whoever is logged in; a key alone does not open it.
+    """
+
+    def mark(view: View) -> View:
+        view.scope = scope  # type: ignore[attr-defined]
+        view.by_session = by_session  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> None:
+    """Check every request's credentials before anything of its body is read."""
+    app.extensions.update(keyring=ring, rates=rates)
+
+    @app.before_request
+    def authenticate() -> None:
+        sent: Request = request._get_current_object()  # type: ignore[attr-defined]
+        endpoint = sent.endpoint
+        if endpoint is None:
+            return  # no such path, or not by this method: an error reply without secrets
+        view = app.view_functions[endpoint]
+        scope = getattr(view, "scope", None)
+        if scope == PUBLIC:
+            return
+        if getattr(view, "by_session", False):
+            caller = _of_session(app)
+        else:
+            caller = _identify(sent, ring, settings, rates)
+        now: Any = g._get_current_object()
+        now.caller = caller
+        now.event.update(app=caller.app_id, key=caller.label)
+        if scope is None or not caller.may(scope):
+            raise MissingScope(f"This call needs a key with the scope {scope}.")
+        if scope == METRICS:
+            return  # not counted, as that needs the store: metrics also tell that it is gone
+        try:
+            retry_after = rates.hit(
+                settings.rate_limit, "key", caller.app_id, caller.label
+            ) or rates.hit(settings.app_rate_limit, "app", caller.app_id)
+        except StoreFull:
+            return  # can't be counted; reading goes on, and the store itself refuses what writes
+        if retry_after is not None:
+            raise RateLimited(retry_after)
+
+
+def log_in(key: str) -> Caller:
+    """Whose key somebody types who wants to log in.
+
+    Raises:
+        InvalidCredentials, MissingScope: it opens no page.
+        RateLimited: there were too many wrong keys from this address.
+    """
+    extensions = current_app.extensions
+    ring: KeyRing = extensions["keyring"]
+    caller = ring.find(key)
+    if caller is None:
+        problem = _refusal(ring, key)
+        _count_failure(extensions["settings"], extensions["rates"])
+        raise problem
+    g.event.update(app=caller.app_id, key=caller.label)
+    if not caller.may(READ):
+        raise MissingScope("This key may only send cohorts. Log in with a key that may read.")
+    return caller
+
+
+def _of_session(app: Flask) -> Caller:
+    session = app.extensions["sessions"].find(request)
+    if session is None:
+        raise NotLoggedIn()
+    g.session = session
+    caller: Caller = session.caller
+    return caller
+
+
+def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) -> Caller:
+    key = _sent_key(sent)
+    caller = ring.find(key) if key else None
+    claimed_app = sent.environ.get("HTTP_APP_ID")
+    if caller is not None and claimed_app in (None, caller.app_id):
+        return caller
+    problem = InvalidCredentials() if caller or key is None else _refusal(ring, key)
+    _count_failure(settings, rates)
+    if key is None:
+        raise MissingCredentials(
+            "Send the API key as the username of Basic authentication, as a Bearer token, "
+            "or in the header api_key. In the address it is never taken: addresses are logged.",
+            headers=_CHALLENGE,
+        )
+    problem.headers.update(_CHALLENGE)
+    raise problem
+
+
+def _refusal(ring: KeyRing, key: str) -> Problem:
+    """Why a key is refused. Of one that has ended, log and history know whose it was."""
+    problem, ended = ring.refusal(key)
+    if ended is not None:
+        g.event.update(app=ended.app_id, key=ended.label)
+    return problem
+
+
+def _count_failure(settings: Settings, rates: Rates) -> None:
+    try:
+        network = _network(request.remote_addr or "unknown")
+        retry_after = rates.hit(settings.auth_failure_rate_limit, "address", network)
+    except StoreError:
+        return  # the credentials are bad whether they can be counted or not
+    if retry_after is not None:
+        raise RateLimited(retry_after)
+
+
+def _network(address: str) -> str:
+    """What failures are counted by: the address; of IPv6 its /64, all of which one caller has."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, IPv4Address):
+        return address
+    return str(ip.ipv4_mapped or IPv6Network((int(ip), 64), strict=False))
+
+
+def _sent_key(request: Request) -> str | None:
+    authorization = request.authorization
+    if authorization is not None:
+        if authorization.type == "basic" and authorization.username:
+            return authorization.username
+        if authorization.type == "bearer" and authorization.token:
+            return authorization.token
+    return request.headers.get("api_key") or None

@@ -1,0 +1,114 @@
+"""Who is logged in to the dashboard: from the request's cookie to a key's app and scope.
+
+A session is a signed cookie that names the key by its label. The key itself is never in it. It ends
+with the key, when it is ended, when nothing was done for twelve hours, and a week after the log-in.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from typing import NamedTuple
+
+from flask import Request, Response
+from itsdangerous import BadData, URLSafeTimedSerializer
+
+from app.auth.keyring import Caller, KeyRing
+from app.store import Store
+
+IDLE_SECONDS = 12 * 3600
+LONGEST_SECONDS = 7 * 24 * 3600
+# A session that is in use is given a new cookie after so long.
+_RENEWED_SECONDS = 900
+# The secret that signs is asked for anew after so long: a made-up cookie costs the store nothing.
+_SECRET_KEPT_SECONDS = 10
+
+
+class Session(NamedTuple):
+    """A session.
+
+    Attributes:
+        id: random.
+        caller: whose key it was opened with.
+        token: what each form must send along, so that no other site can send it.
+        began: when somebody logged in, in s since the epoch.
+        issued: when its cookie was made, likewise.
+    """
+
+    id: str
+    caller: Caller
+    token: str
+    began: float
+    issued: float
+
+    def sent(self, token: str | None) -> bool:
+        """Whether a form has sent the token."""
+        return hmac.compare_digest((token or "").encode(), self.token.encode())
+
+
+class Sessions:
+    """Opens, finds and ends sessions. Raises StoreError."""
+
+    def __init__(self, store: Store, ring: KeyRing) -> None:
+        self._store = store
+        self._ring = ring
+        self._secret, self._secret_until = b"", 0.0
+
+    def open(self, caller: Caller) -> Session:
+        """A new session; it lasts once its cookie is set."""
+        now = time.time()
+        return Session(secrets.token_hex(16), caller, secrets.token_hex(16), now, now)
+
+    def find(self, request: Request) -> Session | None:
+        """The session of a request; None where there is none, or no longer."""
+        cookie = request.cookies.get(_name(request))
+        if not cookie:
+            return None
+        try:
+            (session_id, token, began, *caller), made = self._signer().loads(
+                cookie, max_age=IDLE_SECONDS, return_timestamp=True
+            )
+            session = Session(session_id, Caller(*caller), token, began, made.timestamp())
+        except (BadData, TypeError, ValueError):
+            return None
+        if time.time() - session.began > LONGEST_SECONDS:
+            return None
+        if not self._ring.holds(session.caller) or self._store.sessions.is_ended(session.id):
+            return None
+        return session
+
+    def set_cookie(self, session: Session, request: Request, response: Response) -> None:
+        """Give the browser the session's cookie."""
+        response.set_cookie(
+            _name(request),
+            str(self._signer().dumps([session.id, session.token, session.began, *session.caller])),
+            max_age=IDLE_SECONDS,
+            secure=request.is_secure,
+            httponly=True,
+            samesite="Lax",
+        )
+
+    def renew(self, session: Session, request: Request, response: Response) -> None:
+        """Let a session that is in use last."""
+        if time.time() - session.issued > _RENEWED_SECONDS:
+            self.set_cookie(session, request, response)
+
+    def end(self, session: Session, request: Request, response: Response) -> None:
+        """End a session for good, also where its cookie was copied."""
+        self._store.sessions.end(session.id, IDLE_SECONDS)
+        response.delete_cookie(
+            _name(request), secure=request.is_secure, httponly=True, samesite="Lax"
+        )
+
+    def _signer(self) -> URLSafeTimedSerializer:
+        now = time.monotonic()
+        if now >= self._secret_until:
+            self._secret = self._store.sessions.secret()
+            self._secret_until = now + _SECRET_KEPT_SECONDS
+        return URLSafeTimedSerializer(self._secret, salt="dashboard")
+
+
+def _name(request: Request) -> str:
+    """The cookie's name. With TLS, one that browsers take from this host alone."""
+    return "__Host-cohort-receiver" if request.is_secure else "cohort-receiver"

@@ -1,0 +1,1 @@
+"""What runs the service's processes: gunicorn's worker, background work, preflight checks."""

@@ -1,0 +1,1 @@
+"""How the store is reached: clients, pools, clusters and scripts."""

@@ -1,0 +1,52 @@
+"""The connection to the store."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.settings import Settings
+from app.store.connection.cluster import ClusterClient, Wait
+from app.store.connection.pool import Client, make_pool
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client for the store of ``settings``. Connects on first use.
+
+    Hosted stores allow few connections, so whoever finds none free waits in turn.
+    """
+    assert settings.redis_url, "checked at boot"
+    options: dict[str, Any] = {}
+    if settings.redis_url.startswith("rediss://") and not settings.redis_tls_verify:
+        options = {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
+    options["socket_timeout"] = settings.store_timeout_seconds
+    options["socket_connect_timeout"] = settings.store_timeout_seconds
+    if settings.store_cluster:
+        cluster = ClusterClient(
+            settings.redis_url,
+            connections=settings.store_connections,
+            timeout=settings.store_timeout_seconds,
+            **options,
+        )
+        return cast(redis.Redis, cluster)  # it has the same commands
+    pool = make_pool(
+        settings.redis_url,
+        max_connections=settings.store_connections,
+        timeout=settings.store_timeout_seconds,
+        # Once, at once: a pooled connection may have died since its last use. All that is sent
+        # may be repeated. A time-out is not retried: the caller has waited long enough.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        **options,
+    )
+    return Client.from_pool(pool)
+
+
+def wait_for(settings: Settings) -> Wait:
+    """What a write waits for before it is answered."""
+    # Less than the time-out of the connection, so that the answer is what is missing.
+    timeout_ms = int(settings.store_timeout_seconds * 500)
+    return Wait(settings.store_wait_replicas, settings.store_wait_fsync, timeout_ms)

@@ -1,0 +1,312 @@
+"""The client of a cluster: each command goes to the node that has its keys.
+
+It is redis-py's, with what the service needs besides: it connects on first use, whoever finds all
+connections busy waits in turn, scripts may stand in pipelines, and calls of a script for several
+partitions go out to all nodes before any is waited for.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import redis
+from redis import exceptions
+from redis._parsers.encoders import Encoder
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.commands.core import CoreCommands, Script
+from redis.connection import Connection, ConnectionPool
+from redis.retry import Retry
+
+from app.store.connection.pool import FairQueue, without_polling
+
+# Attempts at a call: the second after looking anew which node has what.
+_ATTEMPTS = 2
+
+# While a slot moves from one node to another key by key, a script finds some of its keys here and
+# others there, and would take those for missing. Two keys that never exist tell: asking for both
+# fails then, on either node, before anything is written. A key without a hash tag is one itself.
+_GUARD = (
+    "do local tag = string.find(KEYS[1], '{', 1, true) and KEYS[1] or '{' .. KEYS[1] .. '}' "
+    "redis.call('EXISTS', tag .. ':none', tag .. ':neither') end "
+)
+_SHEBANG = "#!lua"
+
+
+class Call(NamedTuple):
+    """A script's call for one partition: its change stream, which gives all keys; arguments."""
+
+    stream: str
+    args: Sequence[Any]
+
+
+class Wait(NamedTuple):
+    """What to wait for after a write.
+
+    Attributes:
+        replicas: of each node that was written to, how many must have it; 0 for no wait.
+        fsync: these, and the node, must have it in their append-only files.
+        timeout_ms: longest wait.
+    """
+
+    replicas: int = 0
+    fsync: bool = False
+    timeout_ms: int = 1000
+
+    def command(self) -> tuple[Any, ...]:
+        if self.fsync:
+            return "WAITAOF", 1, self.replicas, self.timeout_ms
+        return "WAIT", self.replicas, self.timeout_ms
+
+    def satisfied(self, reply: Any) -> bool:
+        if self.fsync:
+            return bool(reply[0] >= 1 and reply[1] >= self.replicas)
+        return bool(reply >= self.replicas)
+
+
+class NotReplicated(exceptions.RedisError):
+    """Too few replicas have acknowledged a write in time. It may be lost with its node."""
+
+
+class ClusterClient(CoreCommands):
+    """Has the commands of ``redis.Redis`` that the store uses.
+
+    Args:
+        connections: most connections to each node; so many calls are under way at a time.
+        timeout: longest wait for one's turn, in seconds.
+    """
+
+    _event_dispatcher: Any = None  # what the library's commands ask for, and don't use
+
+    def __init__(self, url: str, *, connections: int, timeout: float, **options: Any) -> None:
+        self._url = url
+        self._options = options
+        self._timeout = timeout
+        # Turns, and not a bounded pool for each node: a call that needs several nodes would hold
+        # a connection to one while it waits for another, and two such calls wait for ever.
+        self._turns = FairQueue(connections)
+        for _ in range(connections):
+            self._turns.put_nowait(None)
+        self._making = threading.Lock()
+        self._made: Any = None
+        self._scripts: dict[str, Script] = {}
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        with self._turn() as cluster:
+            return cluster.execute_command(*args, **options)
+
+    def pipeline(self, transaction: bool = True) -> Pipeline:
+        """Commands that go out together. In a transaction, all keys must lie in one slot."""
+        return Pipeline(self, transaction=transaction)
+
+    def register_script(self, script: str | bytes) -> Script:  # type: ignore[override]
+        """A script; the service's own refuse to run in a slot that is on the move."""
+        if isinstance(script, str) and script.startswith(_SHEBANG):
+            first, rest = script.split("\n", 1)
+            script = f"{first}\n{_GUARD}{rest}"
+        registered = Script(self, script)  # type: ignore[arg-type]
+        self._scripts[registered.sha] = registered
+        return registered
+
+    def call(self, script: Script, calls: Sequence[Call], wait: Wait) -> list[Any]:
+        """Call a script for several partitions, on all nodes at once.
+
+        Raises:
+            NotReplicated: after all calls were made.
+        """
+        replies: list[Any] = [None] * len(calls)
+        with self._turn() as cluster:
+            waiting = list(range(len(calls)))
+            for attempt in range(1, _ATTEMPTS + 1):
+                found, acknowledged = _call_each(cluster, script, [calls[n] for n in waiting], wait)
+                failed = []
+                for n, reply in zip(waiting, found, strict=True):
+                    replies[n] = reply
+                    if isinstance(reply, Exception):
+                        if attempt == _ATTEMPTS or not _worth_repeating(reply):
+                            raise reply
+                        failed.append(n)
+                if not acknowledged:
+                    raise NotReplicated
+                if not failed:
+                    return replies
+                self._prepare_repeat(cluster, script, [replies[n] for n in failed])
+                waiting = failed
+        raise AssertionError("the last attempt returns or raises")
+
+    def scan_iter(self, **options: Any) -> Iterator[Any]:  # type: ignore[override]
+        """All nodes' keys, one node after the other."""
+        for node in self.primaries():
+            yield from node.scan_iter(**options)
+
+    def primaries(self) -> list[redis.Redis]:
+        """A plain client of each node that takes writes."""
+        with self._turn() as cluster:
+            return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
+
+    def get_encoder(self) -> Encoder:
+        return Encoder("utf-8", "strict", False)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        if self._made:
+            self._made.close()
+
+    def __enter__(self) -> ClusterClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[Any]:
+        """Wait for one's turn. Gives the library's client."""
+        try:
+            self._turns.get(timeout=self._timeout)
+        except queue.Empty:
+            raise exceptions.ConnectionError("No connection available.") from None
+        try:
+            if self._made is None:
+                with self._making:
+                    if self._made is None:
+                        self._made = self._make()
+            yield self._made
+        finally:
+            self._turns.put_nowait(None)
+
+    def _make(self) -> Any:
+        return _Cluster(
+            url=self._url,
+            connection_pool_class=_Pool,
+            # Once, after a look at who has what. A node that is away is not waited for: the
+            # caller may send again.
+            retry=Retry(NoBackoff(), _ATTEMPTS - 1),
+            reinitialize_steps=1,
+            # Some partitions may work while others don't; the servers decide.
+            require_full_coverage=False,
+            **self._options,
+        )
+
+    def load(self, cluster: Any, sha: str) -> None:
+        """Give a script to all nodes: one that was started since has none."""
+        cluster.script_load(self._scripts[sha].script)
+
+    def _prepare_repeat(self, cluster: Any, script: Script, errors: Sequence[Exception]) -> None:
+        if any(isinstance(error, exceptions.NoScriptError) for error in errors):
+            self.load(cluster, script.sha)
+        if not all(isinstance(error, exceptions.NoScriptError) for error in errors):
+            cluster.nodes_manager.initialize()
+
+
+class Pipeline(CoreCommands):
+    """redis-py's pipeline, in which the store's scripts may be called."""
+
+    _event_dispatcher: Any = None
+
+    def __init__(self, client: ClusterClient, *, transaction: bool) -> None:
+        self._client = client
+        self._transaction = transaction
+        self._queue: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def execute_command(self, *args: Any, **options: Any) -> Pipeline:
+        self._queue.append((args, options))
+        return self
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands, self._queue = self._queue, []
+        if not commands:
+            return []
+        with self._client._turn() as cluster:
+            pipeline = _library_pipeline(cluster, transaction=self._transaction)
+            for args, options in commands:
+                _add(pipeline, cluster, args, options)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            for n, reply in enumerate(replies):
+                if isinstance(reply, exceptions.NoScriptError):
+                    args, options = commands[n]
+                    self._client.load(cluster, args[1])
+                    replies[n] = cluster.execute_command(*args, **options)
+        if raise_on_error:
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        return replies
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._queue = []
+
+
+class _Cluster(RedisCluster):
+    """Does not repeat what timed out: the caller has waited long enough."""
+
+    ERRORS_ALLOW_RETRY = tuple(  # type: ignore[assignment]
+        kind for kind in RedisCluster.ERRORS_ALLOW_RETRY if kind is not exceptions.TimeoutError
+    )
+
+
+class _Pool(ConnectionPool):
+    """A node's connections; how many there are is bounded by the turns."""
+
+    def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
+        super().__init__(connection_class=without_polling(connection_class), **options)
+
+
+def _call_each(
+    cluster: Any, script: Script, calls: Sequence[Call], wait: Wait
+) -> tuple[list[Any], bool]:
+    """One attempt: replies or errors, and whether replicas have acknowledged what was written."""
+    nodes = [cluster.nodes_manager.get_node_from_slot(cluster.keyslot(c.stream)) for c in calls]
+    pipeline = _library_pipeline(cluster, retries=0)
+    for node, call in zip(nodes, calls, strict=True):
+        pipeline.execute_command(
+            "EVALSHA", script.sha, 1, call.stream, *call.args, target_nodes=node
+        )
+    if wait.replicas:
+        # A wait is for what its own connection has written.
+        for node in dict.fromkeys(nodes):
+            pipeline.execute_command(*wait.command(), target_nodes=node)
+    strategy = pipeline._execution_strategy
+    try:
+        replies = strategy.send_cluster_commands(
+            strategy.command_queue, raise_on_error=False, allow_redirections=False
+        )
+    except exceptions.ConnectionError as error:
+        # No connection to one of the nodes: nothing has been sent to any.
+        return [error] * len(calls), True
+    waits = replies[len(calls) :]
+    for reply in waits:
+        if isinstance(reply, exceptions.ResponseError):
+            raise reply
+    return replies[: len(calls)], all(
+        isinstance(reply, Exception) or wait.satisfied(reply) for reply in waits
+    )
+
+
+def _worth_repeating(error: Exception) -> bool:
+    """Whether the call may do better after a look at who has what. All calls may be repeated."""
+    return isinstance(
+        error, (exceptions.MovedError, exceptions.ConnectionError, exceptions.NoScriptError)
+    )
+
+
+def _library_pipeline(
+    cluster: Any, *, transaction: bool = False, retries: int = _ATTEMPTS - 1
+) -> Any:
+    pipeline = cluster.pipeline(transaction=transaction)
+    pipeline.retry = Retry(NoBackoff(), retries)
+    return pipeline
+
+
+def _add(pipeline: Any, cluster: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    if args[0] == "EVALSHA":
+        # The library would send all of it to a node just to ask which of it are keys.
+        node = cluster.nodes_manager.get_node_from_slot(cluster.keyslot(args[3]))
+        pipeline.execute_command(*args, **options, target_nodes=node)
+    else:
+        pipeline.execute_command(*args, **options)

@@ -1,0 +1,342 @@
+"""Check that users' hashes, cohorts' members, their records and the change stream agree.
+
+It may run while requests come in. Whatever is judged is judged by one script call, that is, at one
+moment, so a request in between raises no false alarm.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import redis
+from redis.commands.core import Script
+
+from app.cohorts import Cohort
+from app.store.errors import translated
+from app.store.keys import Keys
+from app.store.maintenance.findings import MEANINGS, Finding, Problem, Report, StreamProof
+from app.store.maintenance.replay import Replay
+
+# Users that one script call looks at: about a millisecond of the store's time.
+USERS_PER_CALL = 250
+# Fields after which a call looks at no further user, and those that are too many for one call.
+_FIELDS_PER_CALL = 1000
+# Cohorts that one round trip looks at.
+_COHORTS_PER_CALL = 100
+# Members whose fields are looked through for the lost name of a cohort.
+_NAME_SAMPLE = 100
+
+Progress = Callable[[int], None]
+
+
+class Pair(NamedTuple):
+    """A user and a cohort, and the field of the user's hash that brought them together, or ''."""
+
+    cohort_id: bytes
+    user_id: bytes
+    field: bytes = b""
+
+
+class Place(NamedTuple):
+    """One partition of one app."""
+
+    app_id: str
+    partition: int
+
+
+class Checker:
+    """Walks the store. Raises StoreError; what was repaired till then stays repaired.
+
+    Memory: a page of users, the ids of all cohorts, and what Replay holds, one partition at a time.
+    """
+
+    def __init__(
+        self, client: redis.Redis, keys: Keys, spread_name: Callable[[str, str], str]
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._spread_name = spread_name
+        self._check_cohort = self._script("check_cohort.lua")
+        self._check_users = self._script("check_users.lua")
+        self._check_fields = self._script("check_fields.lua")
+        self._check_changes = self._script("check_changes.lua")
+        self._repair_cohort = self._script("repair_cohort.lua")
+        self._repair_user = self._script("repair_user.lua")
+
+    def _script(self, name: str) -> Script:
+        return self._client.register_script((files("app.store.maintenance") / name).read_text())
+
+    def size(self, app_ids: Iterable[str]) -> int:
+        """About how many steps a check will report as progress."""
+        total = 0
+        with translated():
+            for app_id in app_ids:
+                for place, cohort_ids in self._cohorts(app_id).items():
+                    for some in _in_pages(sorted(cohort_ids), _COHORTS_PER_CALL):
+                        with self._client.pipeline(transaction=False) as pipeline:
+                            for cohort_id in some:
+                                pipeline.zcard(self._part(place, cohort_id, "members"))
+                                pipeline.zcard(self._part(place, cohort_id, "left"))
+                            total += sum(pipeline.execute())
+        return 2 * total  # once as a member, once as a field
+
+    def run(
+        self, app_ids: Sequence[str], *, repair: bool = False, progress: Progress | None = None
+    ) -> Report:
+        """Check some apps, and repair what needs no guess: the members are the truth.
+
+        Args:
+            progress: called with a number of steps done, out of ``size``.
+        """
+        started = time.monotonic()
+        report = Report(list(app_ids))
+        walk = _Walk(report, repair, progress or (lambda steps: None))
+        with translated():
+            for app_id in app_ids:
+                places = self._cohorts(app_id)
+                report.cohorts += len(set().union(*places.values()))
+                for place, cohort_ids in places.items():
+                    self._walk_partition(walk, place, sorted(cohort_ids))
+                if self._keys.partitions > 1:
+                    for some in _in_pages(sorted(set().union(*places.values())), _COHORTS_PER_CALL):
+                        self._judge_names(walk, list(places), some)
+                self._walk_fields(walk, app_id)
+        report.seconds = round(time.monotonic() - started, 2)
+        return report
+
+    def _cohorts(self, app_id: str) -> dict[Place, set[bytes]]:
+        """The ids of everything that is kept as a cohort, listed or not, in each partition."""
+        places = [Place(app_id, p) for p in range(self._keys.partitions)]
+        found: dict[Place, set[bytes]] = {}
+        for place in places:
+            listed = self._client.zscan_iter(self._keys.cohorts(*place), count=USERS_PER_CALL)
+            found[place] = {cohort_id for cohort_id, _ in listed}
+            waiting: Any = self._client.smembers(self._keys.jobs(*place))
+            found[place].update(waiting)
+        kept = re.compile(rb"(.+):(?:members|left|seen|state)", re.DOTALL)
+        for place, rest in self._scan(app_id, "cohort:"):
+            if match := kept.fullmatch(rest):
+                found[place].add(match[1])
+        return found
+
+    def _scan(self, app_id: str, kind: str) -> Iterator[tuple[Place, bytes]]:
+        """The app's keys of one kind: the partition, and what follows the kind in the name."""
+        heads = {
+            f"{self._keys.base(app_id, p)}{kind}".encode(): Place(app_id, p)
+            for p in range(self._keys.partitions)
+        }
+        tag = app_id if self._keys.partitions == 1 else f"{app_id}:*"
+        pattern = f"{self._keys.prefix}:{{{tag}}}:{kind}*"
+        for key in self._client.scan_iter(match=pattern, count=1000):
+            head = key[: key.index(b"}:") + 2 + len(kind)]
+            if place := heads.get(head):
+                yield place, key[len(head) :]
+
+    def _walk_partition(self, walk: _Walk, place: Place, cohort_ids: list[bytes]) -> None:
+        for some in _in_pages(cohort_ids, _COHORTS_PER_CALL):
+            self._judge_cohorts(walk, place, some)
+        proof = StreamProof(*place)
+        walk.report.streams.append(proof)
+
+        def tell(problem: Problem, cohort_id: str, user_id: str, detail: str) -> None:
+            walk.report.add(Finding(problem, *place, cohort_id, user_id, detail))
+
+        replay = Replay(self._check_changes, self._keys.changes(*place), proof, tell)
+        replay.run()
+        for part in ("members", "left"):
+            for pairs in self._pages(place, cohort_ids, part):
+                self._judge(walk, place, part, pairs)
+                if part == "members":
+                    replay.check_members([(_text(c), _text(u)) for c, u, _ in pairs])
+                walk.report.memberships += len(pairs)
+                walk.progress(len(pairs))
+
+    def _judge_cohorts(self, walk: _Walk, place: Place, cohort_ids: Sequence[bytes]) -> None:
+        stream = self._keys.changes(*place)
+        with self._client.pipeline(transaction=False) as pipeline:
+            for cohort_id in cohort_ids:
+                self._check_cohort(keys=[stream], args=[cohort_id], client=pipeline)
+            replies = pipeline.execute()
+        for cohort_id, reply in zip(cohort_ids, replies, strict=True):
+            if not reply:
+                continue
+            if walk.repair:
+                name = self._lost_name(place, cohort_id)
+                self._repair_cohort(keys=[stream], args=[cohort_id, name])
+            for problem, detail in zip(reply[::2], reply[1::2], strict=True):
+                walk.report.add(
+                    Finding(
+                        Problem(problem.decode()),
+                        *place,
+                        _text(cohort_id),
+                        detail=_text(detail),
+                        repaired=walk.repair,
+                    )
+                )
+
+    def _judge_names(self, walk: _Walk, places: list[Place], cohort_ids: Sequence[bytes]) -> None:
+        # A rename goes on while there is a job for it. One that ended between two looks has told
+        # its name to all partitions by then.
+        before = self._names(places, cohort_ids)
+        waiting = set[bytes]()
+        for place in places:
+            jobs: Any = self._client.smembers(self._keys.jobs(*place))
+            waiting |= jobs
+        for cohort_id, names in self._names(places, cohort_ids).items():
+            known = {name for name in names if name is not None}
+            if len(known) < 2 or names != before[cohort_id] or cohort_id in waiting:
+                continue
+            app_id = places[0].app_id
+            if walk.repair:
+                self._spread_name(app_id, _text(cohort_id))
+            told = ", ".join(sorted(map(_text, known)))
+            finding = Finding(
+                Problem.NAMES_DISAGREE, app_id, 0, _text(cohort_id), "", told, walk.repair
+            )
+            walk.report.add(finding)
+
+    def _names(
+        self, places: list[Place], cohort_ids: Sequence[bytes]
+    ) -> dict[bytes, list[bytes | None]]:
+        """The trait name of each cohort in each partition."""
+        with self._client.pipeline(transaction=False) as pipeline:
+            for cohort_id in cohort_ids:
+                for place in places:
+                    pipeline.hget(self._part(place, cohort_id, "state"), "trait")
+            replies = pipeline.execute()
+        return dict(zip(cohort_ids, _in_pages(replies, len(places)), strict=True))
+
+    def _lost_name(self, place: Place, cohort_id: bytes) -> str:
+        """A cohort's trait name as its users have it; where none has, one that tells the id."""
+        for part in ("members", "left"):
+            key = self._part(place, cohort_id, part)
+            users: Any = self._client.zrange(key, 0, _NAME_SAMPLE - 1)
+            for user_id in users:
+                user = self._keys.base(*place).encode() + b"user:" + user_id
+                if self._client.type(user) != b"hash":
+                    continue
+                fields: Any = self._client.hkeys(user)
+                for field in fields:
+                    if _cohort_id(field) == cohort_id:
+                        return _text(field)
+        return f"{_text(cohort_id)}: {_text(cohort_id)}"
+
+    def _pages(self, place: Place, cohort_ids: Sequence[bytes], part: str) -> Iterator[list[Pair]]:
+        """Everybody in one sorted set of each cohort, some hundreds at a time."""
+        page: list[Pair] = []
+        for some in _in_pages(cohort_ids, _COHORTS_PER_CALL):
+            # Most cohorts of many are small: the first part of each comes in one round trip.
+            with self._client.pipeline(transaction=False) as pipeline:
+                for cohort_id in some:
+                    pipeline.zscan(self._part(place, cohort_id, part), 0, count=USERS_PER_CALL)
+                firsts = pipeline.execute()
+            for cohort_id, (cursor, users) in zip(some, firsts, strict=True):
+                while True:
+                    page += [Pair(cohort_id, user_id) for user_id, _ in users]
+                    while len(page) >= USERS_PER_CALL:
+                        yield page[:USERS_PER_CALL]
+                        page = page[USERS_PER_CALL:]
+                    if not int(cursor):
+                        break
+                    key = self._part(place, cohort_id, part)
+                    cursor, users = self._client.zscan(key, cursor, count=USERS_PER_CALL)
+        if page:
+            yield page
+
+    def _walk_fields(self, walk: _Walk, app_id: str) -> None:
+        waiting: dict[Place, list[bytes]] = {}
+        for place, user_id in self._scan(app_id, "user:"):
+            users = waiting.setdefault(place, [])
+            users.append(user_id)
+            if len(users) >= USERS_PER_CALL:
+                self._judge_fields(walk, place, waiting.pop(place))
+        for place, users in waiting.items():
+            self._judge_fields(walk, place, users)
+
+    def _judge_fields(self, walk: _Walk, place: Place, users: list[bytes]) -> None:
+        stream = self._keys.changes(*place)
+        while users:
+            args: list[int | bytes] = [_FIELDS_PER_CALL, _FIELDS_PER_CALL, *users]
+            looked_at, wrong, large, *fields = self._check_fields(keys=[stream], args=args)
+            for where in wrong:
+                user_id = _text(users[where - 1])
+                walk.report.add(Finding(Problem.NOT_A_HASH, *place, "", user_id))
+            self._judge_pairs(
+                walk,
+                place,
+                [
+                    Pair(_cohort_id(field), users[where - 1], field)
+                    for field, places in zip(fields[::2], fields[1::2], strict=True)
+                    for where in places
+                ],
+            )
+            for where in large:
+                user_id = users[where - 1]
+                hash_key = self._keys.base(*place).encode() + b"user:" + user_id
+                scanned = self._client.hscan_iter(hash_key, count=USERS_PER_CALL)
+                # A scan may tell of a field twice, which must not be reported twice.
+                for some in _in_pages(list({field for field, _ in scanned}), USERS_PER_CALL):
+                    pairs = [Pair(_cohort_id(field), user_id, field) for field in some]
+                    self._judge_pairs(walk, place, pairs)
+            walk.report.users += looked_at
+            users = users[looked_at:]
+
+    def _judge_pairs(self, walk: _Walk, place: Place, pairs: list[Pair]) -> None:
+        for some in _in_pages(pairs, USERS_PER_CALL):
+            self._judge(walk, place, "fields", some)
+            walk.report.fields += len(some)
+            walk.progress(len(some))
+
+    def _judge(self, walk: _Walk, place: Place, part: str, pairs: Sequence[Pair]) -> None:
+        """Report, and repair, the pairs whose hash and sorted sets disagree."""
+        stream = self._keys.changes(*place)
+        args: list[Any] = [part]
+        for cohort_id, group in groupby(pairs, key=attrgetter("cohort_id")):
+            users = list(group)
+            args += [cohort_id, len(users)]
+            for pair in users:
+                args += pair[1:] if part == "fields" else pair[1:2]
+        reply = self._check_users(keys=[stream], args=args)
+        for where, name, detail in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+            pair, problem = pairs[where - 1], Problem(name.decode())
+            cohort_id = "" if problem in _OF_NO_COHORT else _text(pair.cohort_id)
+            finding = Finding(problem, *place, cohort_id, _text(pair.user_id), _text(detail))
+            if walk.repair and MEANINGS[problem].repairable:
+                done = self._repair_user(keys=[stream], args=pair)
+                finding = replace(finding, repaired=bool(done))
+            walk.report.add(finding)
+
+    def _part(self, place: Place, cohort_id: bytes, part: str) -> bytes:
+        return b"%bcohort:%b:%b" % (self._keys.base(*place).encode(), cohort_id, part.encode())
+
+
+class _Walk(NamedTuple):
+    """What one run carries along."""
+
+    report: Report
+    repair: bool
+    progress: Progress
+
+
+_OF_NO_COHORT = {Problem.FIELD_OF_UNKNOWN_COHORT, Problem.FOREIGN_FIELD}
+
+
+def _cohort_id(field: bytes) -> bytes:
+    return Cohort.from_trait(_text(field)).id.encode()
+
+
+def _text(data: bytes) -> str:
+    """What the service wrote is UTF-8; what others wrote must not stop a check."""
+    return data.decode(errors="replace")
+
+
+def _in_pages(items: Sequence[Any], size: int) -> Iterator[Any]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

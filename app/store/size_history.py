@@ -1,0 +1,73 @@
+"""How many members each cohort had over time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from struct import iter_unpack
+from typing import Any, NamedTuple
+
+import redis
+
+from app.store.connection.scripts import load_script
+from app.store.errors import translated
+from app.store.keys import Keys
+
+_COHORTS_PER_CALL = 100
+
+
+class Size(NamedTuple):
+    """A cohort's size at a time; it had this size until the next one. ms since the epoch."""
+
+    at_ms: int
+    members: int
+
+
+class Sizes:
+    """Keeps and tells cohorts' sizes over time. Raises StoreError."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._script = load_script(client, "sizes.lua")
+
+    def note(self, app_id: str, cohort_ids: Sequence[str]) -> None:
+        """Note what size some cohorts have now."""
+        for start in range(0, len(cohort_ids), _COHORTS_PER_CALL):
+            part = cohort_ids[start : start + _COHORTS_PER_CALL]
+            at = int(time.time())
+            with translated():
+                members = self._count(app_id, part)
+                homes: dict[int, list[str | int]] = {}
+                for cohort_id, size in zip(part, members, strict=True):
+                    home = homes.setdefault(self._keys.partition(cohort_id), [])
+                    home += [cohort_id, size]
+                for partition, args in homes.items():
+                    self._script(keys=[self._keys.changes(app_id, partition)], args=[at, *args])
+
+    def of(self, app_id: str, cohort_ids: Sequence[str]) -> list[list[Size]]:
+        """The sizes of each of some cohorts, oldest first."""
+        homes: dict[int, list[str]] = {}
+        for cohort_id in cohort_ids:
+            homes.setdefault(self._keys.partition(cohort_id), []).append(cohort_id)
+        found: dict[str, list[Size]] = {}
+        with translated():
+            for ids in homes.values():
+                # Not a pipeline: one command for all, in one slot.
+                packed: Any = self._client.mget([self._keys.sizes(app_id, c) for c in ids])
+                for cohort_id, sizes in zip(ids, packed, strict=True):
+                    found[cohort_id] = [
+                        Size(at * 1000, members) for at, members in iter_unpack(">II", sizes or b"")
+                    ]
+        return [found[cohort_id] for cohort_id in cohort_ids]
+
+    def _count(self, app_id: str, cohort_ids: Sequence[str]) -> list[int]:
+        """How many members some cohorts have now, in all partitions."""
+        sizes = [0] * len(cohort_ids)
+        for partition in range(self._keys.partitions):
+            with self._client.pipeline(transaction=False) as pipeline:
+                for cohort_id in cohort_ids:
+                    pipeline.zcard(self._keys.cohort(app_id, partition, cohort_id, "members"))
+                shares: list[int] = pipeline.execute()
+            sizes = [size + share for size, share in zip(sizes, shares, strict=True)]
+        return sizes

@@ -1,0 +1,84 @@
+"""The change feed: who entered and left which cohort, as pages and as a stream."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from flask import Blueprint, Flask, Response, current_app, g, request
+
+from app.auth.authenticate import READ, requires
+from app.errors import CursorExpired, InvalidParameter, TooManyFollowers
+from app.settings import Settings
+from app.store import Place
+from app.web.api.change_stream import Feed, shown
+from app.web.api.schemas import (
+    EARLIEST,
+    LATEST,
+    ChangesQuery,
+    ChangesReply,
+    EventReply,
+    StreamHeaders,
+    StreamQuery,
+    place_cursor,
+)
+from app.web.api.users import store
+from app.web.http.contract import describes, parameters, send
+
+blueprint = Blueprint("changes", __name__, url_prefix="/api/v1")
+
+EVENT_STREAM = "text/event-stream"
+# Proxies must pass each event on as it comes.
+_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+_CHANGES_QUERY, _STREAM_QUERY = ChangesQuery(), StreamQuery()
+
+
+def init_app(app: Flask) -> None:
+    """Set up the followers of this process."""
+    settings: Settings = app.extensions["settings"]
+    app.extensions["feed"] = Feed(
+        app.extensions["store"].changes,
+        heartbeat_seconds=settings.stream_heartbeat_seconds,
+        max_followers=settings.max_followers,
+    )
+    app.register_blueprint(blueprint)
+
+
+@blueprint.get("/changes")
+@requires(READ)
+@describes(
+    *(InvalidParameter, CursorExpired), query=_CHANGES_QUERY, reply=ChangesReply(), paged=True
+)
+def get_changes() -> Response:
+    """Changes after a cursor, a page at a time. The cursor of the next page is always there."""
+    asked = parameters(_CHANGES_QUERY)
+    place = _place(asked["cursor"])
+    page = store().changes.read(g.caller.app_id, place, limit=asked["limit"])
+    cursor = place_cursor(page.place)
+    told = {"changes": [shown(change) for change in page.changes], "more": page.more}
+    return send(told | {"next": cursor}, next_cursor=cursor)
+
+
+@blueprint.get("/changes/stream")
+@requires(READ)
+@describes(
+    *(InvalidParameter, CursorExpired, TooManyFollowers),
+    query=_STREAM_QUERY,
+    headers=StreamHeaders(),
+    media_type=EVENT_STREAM,
+    reply=EventReply(),
+)
+def stream_changes() -> Response:
+    """Changes after a cursor as server-sent events. Goes on after the Last-Event-ID."""
+    asked = parameters(_STREAM_QUERY, cursor=request.headers.get("Last-Event-ID"))
+    feed = cast(Feed, current_app.extensions["feed"])
+    connection = request.environ.get("gunicorn.socket")
+    events = feed.follow(g.caller.app_id, _place(asked["cursor"]), connection)
+    return Response(events, mimetype=EVENT_STREAM, headers=_STREAM_HEADERS)
+
+
+def _place(cursor: Place | str) -> Place:
+    changes = store().changes
+    if cursor == EARLIEST:
+        return changes.oldest()
+    return changes.newest(g.caller.app_id) if cursor == LATEST else cast(Place, cursor)

@@ -1,0 +1,43 @@
+"""Liveness and readiness."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, current_app
+from orjson import dumps
+
+from app.auth.authenticate import PUBLIC, requires
+from app.errors import StoreUnavailable
+from app.store import Store
+from app.telemetry.metrics.store_gauges import StoreGauges
+from app.web.http.contract import describes
+from app.web.http.replies import AliveReply, ReadyReply
+
+blueprint = Blueprint("health", __name__)
+
+
+@blueprint.get("/healthz")
+@requires(PUBLIC)
+@describes(reply=AliveReply())
+def healthz() -> Response:
+    """200 while the process answers, whatever the store does."""
+    return Response(dumps({"status": "ok"}), mimetype="application/json")
+
+
+@blueprint.get("/readyz")
+@requires(PUBLIC)
+@describes(StoreUnavailable, reply=ReadyReply())
+def readyz() -> Response:
+    """200 while the store answers, with the time that it took; else 503 with the reason.
+
+    Also tells how many cohorts are late. That makes the service no less ready.
+    """
+    store: Store = current_app.extensions["store"]
+    seconds = store.check()
+    # Open to all, and asked often: the cohorts of all apps are not counted each time.
+    gauges: StoreGauges = current_app.extensions["gauges"]
+    told = {
+        "status": "ready",
+        "store_ms": round(seconds * 1000, 2),
+        "cohorts": gauges.freshness(),
+    }
+    return Response(dumps(told), mimetype="application/json")

@@ -1,0 +1,69 @@
+"""Metrics, for Prometheus: ``/metrics``, and counting each request."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Flask, Response, current_app
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from app.auth.authenticate import METRICS, requires
+from app.telemetry.metrics.meter import Meter, exposition
+from app.telemetry.metrics.store_gauges import StoreGauges
+from app.telemetry.request_event import Answered, Listener
+from app.web.http.contract import describes
+
+blueprint = Blueprint("metrics", __name__)
+
+# What the time of a request counts for, by blueprint, where it didn't get as far as to say its
+# way in itself.
+_WAYS = {
+    "cohort": "identify",
+    "lists": "list",
+    "webhook": "webhook",
+    "segment": "segment",
+    "read": "read",
+    "cohorts": "read",
+    "export": "read",
+    "changes": "read",
+    "history": "read",
+    "admin": "admin",
+}
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+def init_app(app: Flask, meter: Meter, gauges: StoreGauges) -> None:
+    """Tell of what was counted."""
+    app.extensions["meter"] = meter
+    app.extensions["gauges"] = gauges
+    app.register_blueprint(blueprint)
+
+
+def counting(meter: Meter) -> Listener:
+    """Counts each request."""
+
+    def count(answered: Answered) -> None:
+        event = answered.event
+        method, path = event["method"], event["path"]
+        if path is None:  # a method of any name is possible here
+            method, route, way = method if method in _METHODS else "other", "none", "other"
+        else:
+            route, way = path, _WAYS.get(answered.blueprint, "other")
+        way = event.get("way", way)
+        reason = event.get("reason", "none")
+        meter.request(method, route, answered.status, reason, way, answered.seconds)
+        if "accepted" in event:
+            meter.users(way, event["accepted"], event["changed"], event.get("rejected_by", {}))
+        if "store_ms" in event:
+            meter.store(way, event["store_ms"] / 1000)
+
+    return count
+
+
+@blueprint.get("/metrics")
+@requires(METRICS)
+@describes(media_type="text/plain", example="# TYPE cohort_receiver_requests_total counter\n")
+def get_metrics() -> Response:
+    """All metrics, of all workers, in Prometheus' text format."""
+    meter: Meter = current_app.extensions["meter"]
+    meter.flush()
+    body = exposition(current_app.extensions["gauges"])
+    return Response(body, content_type=CONTENT_TYPE_LATEST)

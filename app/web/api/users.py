@@ -1,0 +1,133 @@
+"""Reading users' traits and cohorts' members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from flask import Blueprint, Response, current_app, g
+from orjson import OPT_SORT_KEYS, dumps
+
+from app.auth.authenticate import READ, requires
+from app.errors import InvalidParameter, UnknownCohort
+from app.settings import Settings
+from app.store import Member, Store, User
+from app.web.api.schemas import (
+    MembershipReply,
+    MembersQuery,
+    MembersReply,
+    UserReply,
+    UsersQuery,
+    UsersReply,
+    member_cursor,
+)
+from app.web.http.body import load, read_json
+from app.web.http.contract import JSON, cohort_in_path, describes, parameters, send, user_in_path
+from app.web.http.fair_queue import Turns
+from app.web.ingest.identify_schema import limited
+
+blueprint = Blueprint("read", __name__, url_prefix="/api/v1")
+
+_MEMBERS_QUERY = MembersQuery()
+# Bytes of a reply about many users that is sent in one piece. Users may have traits without end.
+_SENT_WHOLE = 1 << 20
+
+
+def store() -> Store:
+    """The store, once it is seen to be laid out as the settings say."""
+    found: Store = current_app.extensions["store"]
+    found.check_readable()
+    return found
+
+
+@blueprint.get("/users/<rest:user_id>")
+@requires(READ)
+@describes(InvalidParameter, reply=UserReply(), tagged=True)
+def get_user(user_id: str) -> Response:
+    """A user's traits and cohorts. Empty for a user never heard of: that is an answer too."""
+    user = store().reads.user(g.caller.app_id, user_in_path(user_id))
+    return send(_shown_user(user), tagged=True)
+
+
+@blueprint.post("/users/query")
+@requires(READ)
+@describes(body=(UsersQuery(),), most="max_query_users", reply=UsersReply())
+def query_users() -> Response:
+    """Many users' traits and cohorts at once, in the order asked for."""
+    settings: Settings = current_app.extensions["settings"]
+    asked = load(limited(UsersQuery, settings.max_query_users), read_json())["user_ids"]
+    turns: Turns = current_app.extensions["turns"]
+    app_id = g.caller.app_id
+    pieces = _users(store().reads.users(app_id, asked))
+    begun: list[bytes] = []
+    for piece in pieces:
+        begun.append(piece)
+        if sum(map(len, begun)) > _SENT_WHOLE:
+            # From here on as an export: if the store fails, the connection breaks.
+            return Response(chain(begun, turns.each(app_id, pieces)), mimetype=JSON)
+    return Response(b"".join(begun), mimetype=JSON)
+
+
+@blueprint.get("/cohorts/<segment:cohort_id>/members/<rest:user_id>")
+@requires(READ)
+@describes(InvalidParameter, UnknownCohort, reply=MembershipReply(), tagged=True)
+def get_membership(cohort_id: str, user_id: str) -> Response:
+    """Whether a user is in a cohort, and since when."""
+    cohort_id, user_id = cohort_in_path(cohort_id), user_in_path(user_id)
+    since = store().reads.since(g.caller.app_id, cohort_id, user_id)
+    if since is None:
+        known_cohort(cohort_id)
+    told = {"userId": user_id, "cohortId": cohort_id, "member": since is not None, "since": since}
+    return send(told, tagged=True)
+
+
+@blueprint.get("/cohorts/<segment:cohort_id>/members")
+@requires(READ)
+@describes(
+    *(InvalidParameter, UnknownCohort), query=_MEMBERS_QUERY, reply=MembersReply(), paged=True
+)
+def get_members(cohort_id: str) -> Response:
+    """Members of a cohort, a page at a time, by since when they are in it."""
+    asked = parameters(_MEMBERS_QUERY)
+    members, position = store().reads.members(
+        g.caller.app_id,
+        known_cohort(cohort_in_path(cohort_id)),
+        after=asked.get("cursor"),
+        since_ms=asked.get("entered_since"),
+        limit=asked["limit"],
+    )
+    cursor = member_cursor(position)
+    return send({"members": list(map(_shown_member, members)), "next": cursor}, next_cursor=cursor)
+
+
+def known_cohort(cohort_id: str) -> str:
+    """A cohort id. Raises UnknownCohort: a mistyped id must not pass for a cohort of nobody."""
+    if store().registry.trait(g.caller.app_id, cohort_id) is None:
+        raise UnknownCohort()
+    g.event["cohorts"] = [cohort_id]
+    return cohort_id
+
+
+def _users(pieces: Iterable[list[User]]) -> Iterator[bytes]:
+    """The reply about many users, piece by piece."""
+    before = b'{"users":['
+    for users in pieces:
+        yield before + dumps(list(map(_shown_user, users)), option=OPT_SORT_KEYS)[1:-1]
+        before = b","
+    yield b"]}" if before == b"," else before + b"]}"
+
+
+def _shown_user(user: User) -> dict[str, Any]:
+    return {
+        "userId": user.id,
+        "traits": user.traits,
+        "cohorts": [
+            {"id": cohort.id, "trait": cohort.trait, "since": since_ms}
+            for cohort, since_ms in user.memberships
+        ],
+    }
+
+
+def _shown_member(member: Member) -> dict[str, Any]:
+    return {"userId": member.user_id, "since": member.since_ms}

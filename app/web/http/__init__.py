@@ -1,0 +1,1 @@
+"""What every route shares: bodies, replies, fairness, headers and the request log."""

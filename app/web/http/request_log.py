@@ -1,0 +1,54 @@
+"""One log event for each request, with its id; others are told of each request too."""
+
+from __future__ import annotations
+
+import re
+import time
+from random import getrandbits
+from typing import Any
+
+import structlog
+from flask import Flask, Response, g, request
+
+from app.telemetry.request_event import Answered, Listener
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=+/-]{1,200}")
+
+
+def init_app(app: Flask, listeners: list[Listener]) -> None:
+    """Give each request an id; log it once and tell the listeners, when its answer is ready.
+
+    Views add what they know to ``g.event``. Neither keys nor user ids belong there: the path is
+    logged as its rule, without its values.
+    """
+    logger = structlog.get_logger()
+
+    @app.before_request
+    def begin() -> None:
+        # Each use of one of Flask's proxies looks for the request anew.
+        now: Any = g._get_current_object()
+        rule, environ = request.url_rule, request.environ
+        sent = environ.get("HTTP_X_REQUEST_ID", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else f"{getrandbits(128):032x}"
+        now.event = {
+            "request_id": request_id,
+            "method": environ["REQUEST_METHOD"],
+            "path": (rule.rule.rstrip("/") or "/") if rule else None,
+        }
+        now.blueprint = rule.endpoint.partition(".")[0] if rule else ""
+        now.started = time.perf_counter()
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        now: Any = g._get_current_object()
+        event, status = now.event, response.status_code
+        response.headers["X-Request-ID"] = event["request_id"]
+        seconds = time.perf_counter() - now.started
+        answered = Answered(event, now.blueprint, now.get("outcome"), status, seconds)
+        for listener in listeners:
+            listener(answered)
+        log = logger.error if status >= 500 else logger.info
+        if now.blueprint == "health" and status == 200:
+            log = logger.debug  # some ask every second
+        log("request", status=status, ms=round(seconds * 1000, 2), **event)
+        return response

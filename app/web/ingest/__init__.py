@@ -1,0 +1,1 @@
+"""The sources of cohort changes: identify, list, webhook and segment."""

@@ -1,0 +1,31 @@
+"""Cohort Webhooks: one message about the users who entered or left one cohort."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, current_app
+
+from app.auth.authenticate import INGEST, requires
+from app.settings import Settings
+from app.web.http.body import load, read_json
+from app.web.http.contract import describes
+from app.web.http.replies import AppliedReply
+from app.web.ingest.apply import PROBLEMS, apply
+from app.web.ingest.identify_schema import limited
+from app.web.ingest.webhook_schema import Webhook, WebhookSchema
+
+blueprint = Blueprint("webhook", __name__)
+
+
+@blueprint.post("/api/v1/integration/amplitude/webhook")
+@requires(INGEST)
+@describes(*PROBLEMS, body=(WebhookSchema(),), reply=AppliedReply())
+def receive_webhook() -> Response:
+    """Take one message."""
+    settings: Settings = current_app.extensions["settings"]
+    webhook: Webhook = load(limited(WebhookSchema, settings.max_batch_users), read_json())
+    return apply(
+        webhook.identifies,
+        way="webhook",
+        place="users.{}.user_id",
+        message_id=webhook.message_id,
+    )

@@ -1,0 +1,148 @@
+"""What the body of a Cohort Webhook must look like.
+
+Amplitude fills in a template that its customer may edit, so what is a number there may arrive as
+a string and the other way round. Source: Amplitude's page "Cohort Webhooks".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+from marshmallow import ValidationError, fields, post_load
+
+from app.cohorts import Alike
+from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
+from app.web.ingest.identify_schema import Base, Items, Text, accept_user_id
+
+MAX_MESSAGE_ID_BYTES = 256
+_TRAIT = "[Amplitude] {}: {}"
+# Whole numbers below it are each a float of their own; beyond it, two ids would become one.
+_EXACT = 2**53
+_NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
+# Seconds pass this in the year 5138; milliseconds have been beyond it since 1973.
+_LEAST_MS = 10**11
+_LATEST_MS = 10**14
+
+
+class Webhook(NamedTuple):
+    """One message: what it says about each user, and its id, or "" where it has none."""
+
+    identifies: Alike
+    message_id: str
+
+
+class Id(Text):
+    """An id, as a string or a whole number."""
+
+    def json_schema(self) -> dict[str, Any]:
+        # Larger ones come rounded: whose id it was can't be told.
+        whole = {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 64) - 1}
+        return {"anyOf": [super().json_schema(), whole], "example": "abc123"}
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if type(value) is int or (
+            type(value) is float and value.is_integer() and abs(value) < _EXACT
+        ):
+            return str(int(value))
+        if not isinstance(value, str):
+            raise ValidationError("Must be a string or a whole number.")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class InCohort(fields.Field[bool]):
+    """true or false, also as a string."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"enum": [True, False, "true", "false"], "example": True}
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        if value in ("true", "false"):
+            return bool(value == "true")
+        raise ValidationError("Must be true or false.")
+
+
+class EpochTime(fields.Field[int | None]):
+    """Seconds since the epoch, as a number or a string, to ms; None where it is empty.
+
+    A number of at least 1e11 is taken as milliseconds.
+    """
+
+    def json_schema(self) -> dict[str, Any]:
+        number = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": _LATEST_MS}
+        digits = {"type": "string", "pattern": f"^({_NUMBER.pattern})?$"}
+        return {"anyOf": [number, digits], "example": "1767225600"}
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int | None:
+        if value == "":
+            return None
+        number = math.nan
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            number = float(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = value
+        if not 0 < number < _LATEST_MS:
+            raise ValidationError("Must be seconds (or milliseconds) since 1970, UTC.")
+        return round(number if number >= _LEAST_MS else number * 1000)
+
+
+class UserSchema(Base):
+    """``{"user_id", …}``. Loads to the user id."""
+
+    user_id = Id(MAX_USER_ID_BYTES, required=True, metadata={"example": "user1@example.com"})
+
+    @post_load
+    def make(self, data: dict[str, Any], **kwargs: Any) -> str:
+        return str(data["user_id"])
+
+
+def accept_user(item: Any, seen: set[str]) -> str | None:
+    """The user id that ``item`` holds, or None where the item schema must look at it."""
+    try:
+        user_id = item["user_id"]
+    except (KeyError, TypeError):
+        return None
+    return str(user_id) if type(user_id) is int else accept_user_id(user_id, seen)
+
+
+_USER = UserSchema()
+
+
+class WebhookSchema(Base):
+    """The default body of a Cohort Webhook. Loads to a Webhook."""
+
+    cohort_name = Text(
+        MAX_TRAIT_BYTES,
+        empty=True,
+        required=True,
+        metadata={
+            "description": "With the id, as a trait name, at most 512 bytes of UTF-8.",
+            "example": "Power users",
+        },
+    )
+    cohort_id = Id(MAX_TRAIT_BYTES, required=True)
+    in_cohort = InCohort(required=True)
+    computed_time = EpochTime(allow_none=True)
+    message_id = Id(
+        MAX_MESSAGE_ID_BYTES,
+        empty=True,
+        allow_none=True,
+        metadata={"example": "9baaa88f-9d46-4ee5-a946-be0c6aea0046::enter::0"},
+    )
+    users = Items(accept_user, _USER.load, item=_USER, required=True)
+
+    @post_load
+    def make(self, data: dict[str, Any], **kwargs: Any) -> Webhook:
+        # The name under which the property-based calls would send the same cohort.
+        trait = _TRAIT.format(data["cohort_name"], data["cohort_id"])
+        if problem := text_problem(trait, MAX_TRAIT_BYTES):
+            raise ValidationError(f"With the id, as a trait name: {problem}", "cohort_name")
+        traits = {trait: data["in_cohort"]}
+        at_ms = data.get("computed_time")
+        return Webhook(
+            Alike(data["users"], traits, at_ms),
+            data.get("message_id") or "",
+        )

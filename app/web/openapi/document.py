@@ -1,0 +1,378 @@
+"""The API as an OpenAPI 3.1 document, made from the routes, the views' contracts and the schemas.
+
+Nothing of it is written beside the code: paths are the routes', words the docstrings', bodies the
+schemas', and errors the very ones that are raised. What is said twice can't differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.common import resolve_schema_cls, resolve_schema_instance
+from flask import Flask
+from marshmallow import Schema, fields
+from werkzeug.routing import Rule
+
+from app.auth.authenticate import METRICS, PUBLIC
+from app.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    ExpiredKey,
+    HttpsRequired,
+    InternalError,
+    InvalidCredentials,
+    InvalidEncoding,
+    InvalidJson,
+    InvalidPayload,
+    MissingCredentials,
+    MissingScope,
+    NotFound,
+    Problem,
+    RateLimited,
+    RevokedKey,
+    StoreUnavailable,
+    UnsupportedMediaType,
+)
+from app.settings import Settings
+from app.web.http.contract import IN_PATH, JSON, Contract
+from app.web.ingest.identify_schema import Items, limited
+
+VERSION = "1.0.0"
+PROBLEM_JSON = "application/problem+json"
+
+_ABOUT = """\
+Receives Amplitude's behavioural cohorts, keeps each user's cohort traits in Redis, and answers who
+is in which cohort.
+
+- Every reply has an `X-Request-ID`: the one that was sent, or a new one.
+- Paths work with and without a trailing slash. Each id in a path is percent-encoded as a whole.
+- Bodies may be sent with `Content-Encoding: gzip`. Fields and parameters that a call doesn't know
+  are ignored.
+- Times are ms since the epoch. A user id has at most 1,024 bytes of UTF-8, a trait name 512; the
+  schemas say so in characters.
+- Errors are problem documents (RFC 9457); `reason` says which. A path that isn't here is a 404
+  `not_found`, a method that isn't a 405 `method_not_allowed`. What breaks HTTP itself is refused
+  with a plain page.
+"""
+
+# The blueprints whose calls are described, in the order of the document, by the heading.
+_TAGS = {
+    "cohort": ("Property-based calls", "Identify calls and batches of them."),
+    "lists": ("Lists", "List-based calls. A list is a cohort."),
+    "webhook": ("Cohort Webhooks", "Messages that Amplitude fills in from a template."),
+    "segment": ("Segment protocol", "Identify calls of the Segment protocol's libraries."),
+    "read": ("Users and members", "Who is in which cohort."),
+    "cohorts": ("Cohorts", "What is known about cohorts, and how often they should arrive."),
+    "export": ("Exports", "A whole cohort in one stream."),
+    "changes": ("Changes", "Who entered and left, as it happens."),
+    "history": ("Sync history", "What became of each request, and how large cohorts were."),
+    "admin": ("Administration", "Delete cohorts, erase users, register them."),
+    "health": ("Health", "Liveness and readiness."),
+    "metrics": ("Metrics", "For Prometheus."),
+}
+
+_SECURITY_SCHEMES = {
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "The key as the username. The password is ignored.",
+    },
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The key as the token."},
+    "api_key": {"type": "apiKey", "in": "header", "name": "api_key", "description": "The key."},
+    "app_id": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "app_id",
+        "description": "The app that the key belongs to. May be sent beside the key.",
+    },
+}
+# Each line is one way to send a key.
+_SECURITY = (("basic",), ("bearer",), ("api_key",), ("api_key", "app_id"))
+
+_NEEDS = {
+    PUBLIC: "Open to all.",
+    METRICS: "Needs the token for metrics, or a key with the scope `read`.",
+}
+
+_OF_CALLERS = (
+    MissingCredentials,
+    InvalidCredentials,
+    ExpiredKey,
+    RevokedKey,
+    HttpsRequired,
+    MissingScope,
+    RateLimited,
+)
+_OF_BODIES = (
+    *(InvalidJson, InvalidEncoding, InvalidPayload),
+    *(BodyTimeout, BodyTooLarge, UnsupportedMediaType),
+)
+# These are rendered for all calls alike.
+_WITHOUT_MEMBERS = (StoreUnavailable, NotFound)
+
+_REQUEST_ID = "9f0c2d6e5b8a4c719f0c2d6e5b8a4c71"
+_HEADERS: dict[str, dict[str, Any]] = {
+    "X-Request-ID": {"description": "The request's id.", "schema": {"type": "string"}},
+    "Retry-After": {
+        "description": "Seconds after which it is worth trying again.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
+    "ETag": {"description": "What `If-None-Match` takes.", "schema": {"type": "string"}},
+    "Link": {
+        "description": 'The next page, `rel="next"` (RFC 8288); none on the last one.',
+        "schema": {"type": "string"},
+    },
+}
+_OF_STATUS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
+
+
+class _Schemas(MarshmallowPlugin):
+    """Marshmallow's schemas, with their docstrings, and what fields say of themselves."""
+
+    def __init__(self) -> None:
+        super().__init__(schema_name_resolver=_name)
+
+    def init_spec(self, spec: APISpec) -> None:
+        super().init_spec(spec)
+        converter: Any = self.converter
+        converter.add_attribute_function(_own_schema)
+
+    # The signature is the marshmallow plugin's own.
+    def schema_helper(self, name: Any, _: Any, schema: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        made = super().schema_helper(name, _, schema=schema, **kwargs)  # type: ignore[no-untyped-call]
+        if made is not None:
+            cls = resolve_schema_cls(schema)
+            made |= {"description": _words(cls.__doc__)} | getattr(cls, "json_schema", {})
+        return made
+
+
+def _name(schema: Any) -> str:
+    instance = resolve_schema_instance(schema)
+    name = type(instance).__name__.removesuffix("Schema").lstrip("_")
+    return f"{name}Call" if instance.partial else name
+
+
+def _own_schema(converter: Any, field: fields.Field[Any], ret: dict[str, Any]) -> dict[str, Any]:
+    """What a field of our own says of itself; what is said in the schema goes before it."""
+    told: dict[str, Any] = field.json_schema() if hasattr(field, "json_schema") else {}
+    if isinstance(field, Items):
+        told = _array(converter, field)
+    if field.allow_none and isinstance(told.get("type"), str):
+        told["type"] = [told["type"], "null"]
+    if field.allow_none and "anyOf" in told:
+        told["anyOf"] = [*told["anyOf"], {"type": "null"}]
+    if field.allow_none and "enum" in ret:
+        ret["enum"] = [*ret["enum"], None]
+    return {name: value for name, value in told.items() if name not in ret}
+
+
+def _array(converter: Any, field: Items[Any]) -> dict[str, Any]:
+    most = {} if field.max_users is None else {"maxItems": field.max_users}
+    item = field.item
+    if isinstance(item, fields.Field):
+        return {"type": "array", "items": converter.field2property(item), **most}
+    kinds = [item] if isinstance(item, Schema) else item
+    return {"type": "array", "items": _any_of(converter, kinds), **most}
+
+
+def _any_of(converter: Any, schemas: Iterable[Schema]) -> dict[str, Any]:
+    kinds = [converter.resolve_nested_schema(schema) for schema in schemas]
+    return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+
+
+def document(app: Flask) -> dict[str, Any]:
+    """The OpenAPI document of an app's calls."""
+    return _Document(app).made()
+
+
+class _Document:
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._settings: Settings = app.extensions["settings"]
+        plugin = _Schemas()
+        self._spec = APISpec(
+            title="Cohort Receiver",
+            version=VERSION,
+            openapi_version="3.1.0",
+            info={"description": _ABOUT},
+            plugins=[plugin],
+            tags=[{"name": name, "description": words} for name, words in _TAGS.values()],
+        )
+        self._converter: Any = plugin.converter
+        for name, scheme in _SECURITY_SCHEMES.items():
+            self._spec.components.security_scheme(name, scheme)
+        for name, header in _HEADERS.items():
+            self._spec.components.header(name, header)
+        self._examples: dict[str, Any] = {}
+
+    def made(self) -> dict[str, Any]:
+        order = list(_TAGS)
+        rules = [rule for rule in self._app.url_map.iter_rules() if self._contract(rule)]
+        for rule in sorted(rules, key=lambda rule: order.index(rule.endpoint.partition(".")[0])):
+            # A rule for the trailing slash says nothing new.
+            if not rule.rule.endswith("/"):
+                path = re.sub(r"<\w+:(\w+)>", r"{\1}", rule.rule)
+                self._spec.path(path=path, operations=dict(self._operations(rule)))
+        return self._spec.to_dict()
+
+    def _contract(self, rule: Rule) -> Contract | None:
+        return getattr(self._app.view_functions[rule.endpoint], "contract", None)
+
+    def _operations(self, rule: Rule) -> Iterator[tuple[str, dict[str, Any]]]:
+        view: Any = self._app.view_functions[rule.endpoint]
+        contract: Contract = view.contract
+        blueprint, _, name = rule.endpoint.rpartition(".")
+        summary, *more = re.split(r"(?<=\.)\s+", _words(view.__doc__), maxsplit=1)
+        scope: str = view.scope
+        needs = _NEEDS.get(scope, f"Needs a key with the scope `{scope}`.")
+        operation: dict[str, Any] = {
+            "operationId": name,
+            "tags": [_TAGS[blueprint][0]],
+            "summary": summary.removesuffix("."),
+            "description": "\n\n".join(part for part in (*more, needs)),
+            "parameters": [*self._parameters(rule, contract)],
+            "security": [],
+            "responses": self._responses(rule, contract, scope),
+        }
+        if scope != PUBLIC:
+            operation["security"] = [{part: [scope] for part in way} for way in _SECURITY]
+        if contract.body:
+            operation["requestBody"] = self._body(contract)
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            yield method.lower(), operation
+
+    def _parameters(self, rule: Rule, contract: Contract) -> Iterator[dict[str, Any]]:
+        for name in sorted(rule.arguments, key=rule.rule.index):
+            parameter = self._converter._field2parameter(IN_PATH[name], name=name, location="path")
+            yield {**parameter, "required": True}
+        for schema, location in ((contract.query, "query"), (contract.headers, "header")):
+            if schema is not None:
+                yield from self._converter.schema2parameters(schema, location=location)
+        if contract.tagged:
+            yield {
+                "name": "If-None-Match",
+                "in": "header",
+                "description": "The `ETag` of what the caller has; 304 where it still holds.",
+                "schema": {"type": "string"},
+            }
+
+    def _body(self, contract: Contract) -> dict[str, Any]:
+        most = getattr(self._settings, contract.most)
+        schemas = [
+            schema if schema.partial else limited(type(schema), most) for schema in contract.body
+        ]
+        kinds = [self._converter.resolve_nested_schema(schema) for schema in schemas]
+        for place, kind in enumerate(kinds):
+            if others := [{"required": [member]} for member in contract.apart[:place]]:
+                kind["not"] = others[0] if len(others) == 1 else {"anyOf": others}
+        body = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+        examples = {
+            _name(schema): {"value": self._example(self._converter.resolve_nested_schema(schema))}
+            for schema in schemas
+        }
+        return {"required": True, "content": {JSON: {"schema": body, "examples": examples}}}
+
+    def _responses(self, rule: Rule, contract: Contract, scope: str) -> dict[str, Any]:
+        headers = ["X-Request-ID"]
+        headers += ["ETag"] if contract.tagged else []
+        responses: dict[str, Any] = {
+            str(contract.status): {
+                "description": "Done."
+                if contract.reply is None
+                else _words(contract.reply.__doc__),
+                "content": {contract.media_type: self._content(contract)},
+                "headers": _header_refs([*headers, *(["Link"] if contract.paged else [])]),
+            }
+        }
+        if contract.tagged:
+            told = "The caller has just this already."
+            responses["304"] = {"description": told, "headers": _header_refs(headers)}
+        by_status: dict[int, list[Problem]] = {}
+        for problem in self._problems(rule, contract, scope):
+            by_status.setdefault(problem.status, []).append(problem)
+        for status, problems in sorted(by_status.items()):
+            responses[str(status)] = self._refusal(contract, status, problems)
+        return responses
+
+    def _content(self, contract: Contract) -> dict[str, Any]:
+        if contract.reply is None:
+            return {"schema": {"type": "string"}, "example": contract.example}
+        schema = self._converter.resolve_nested_schema(contract.reply)
+        return {"schema": schema, "example": self._example(schema)}
+
+    def _problems(self, rule: Rule, contract: Contract, scope: str) -> Iterator[Problem]:
+        kinds: list[type[Problem]] = [
+            *contract.problems,
+            *([NotFound] if rule.arguments else []),
+            *(_OF_BODIES if contract.body else []),
+            *(_OF_CALLERS if scope != PUBLIC else []),
+            # Keys are counted in the store, but for metrics, which also tell that it is gone.
+            *([StoreUnavailable] if scope not in (PUBLIC, METRICS) else []),
+            InternalError,
+        ]
+        for kind in dict.fromkeys(kinds):
+            yield from kind.examples()
+
+    def _refusal(self, contract: Contract, status: int, problems: list[Problem]) -> dict[str, Any]:
+        kind = _name(contract.problem)
+        examples = {}
+        for problem in problems:
+            members = {}
+            if type(problem) is not InternalError and not isinstance(problem, _WITHOUT_MEMBERS):
+                members = contract.members(problem)
+            name = f"{kind}.{problem.reason}"
+            if name not in self._examples:
+                told = problem.document(_REQUEST_ID, **members)
+                self._examples[name] = {"summary": _words(problem.__doc__), "value": told}
+                self._spec.components.example(name, self._examples[name])
+            examples[problem.reason] = {"$ref": f"#/components/examples/{name}"}
+        schema = self._converter.resolve_nested_schema(contract.problem)
+        headers = ["X-Request-ID", *([_OF_STATUS[status]] if status in _OF_STATUS else [])]
+        return {
+            "description": "\n".join(
+                f"- `{p.reason}`: {p.document('')['detail']}" for p in problems
+            ),
+            "content": {PROBLEM_JSON: {"schema": schema, "examples": examples}},
+            "headers": _header_refs(headers),
+        }
+
+    def _example(self, schema: dict[str, Any]) -> Any:
+        """An example of what a schema describes, put together from those of its parts.
+
+        Raises:
+            LookupError: a part has none.
+        """
+        if "$ref" in schema:
+            name = schema["$ref"].rpartition("/")[2]
+            schema = self._spec.components.schemas[name]
+        if "example" in schema:
+            return schema["example"]
+        if "anyOf" in schema:
+            return self._example(schema["anyOf"][0])
+        if schema.get("type") == "object":
+            parts = schema["properties"].items()
+            needed = schema.get("required", ())
+            return {
+                name: self._example(part)
+                for name, part in parts
+                if name in needed or "example" in part
+            }
+        if schema.get("type") == "array":
+            return [self._example(schema["items"])]
+        raise LookupError(f"no example for {schema}")
+
+
+def _header_refs(names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _words(docstring: str | None) -> str:
+    """A docstring as Markdown, without what is said to Python's readers alone."""
+    text = re.sub(r"``([^`]+)``", r"`\1`", re.sub(r"\n {4,}", "\n", docstring or "").strip())
+    text = re.split(r"\n\n(?:Args|Raises|Returns|Attributes):|\s*Loads to ", text)[0]
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text).strip()

@@ -1,0 +1,86 @@
+"""The API's description as a document, and the page that shows it.
+
+The page is Swagger UI, out of the package that brings its files. Nothing is loaded from elsewhere,
+and the page runs under a policy that forbids it.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import flask_swagger_ui
+from flask import (
+    Blueprint,
+    Response,
+    current_app,
+    redirect,
+    request,
+    send_from_directory,
+    url_for,
+)
+from orjson import dumps
+from werkzeug.exceptions import NotFound
+from werkzeug.wrappers import Response as BaseResponse
+
+from app.auth.authenticate import PUBLIC, requires
+from app.web.http.contract import JSON
+from app.web.openapi.document import document
+
+blueprint = Blueprint("description", __name__)
+
+_OURS = Path(str(files("app.web.openapi")))
+_SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
+# Nothing else of these folders is given out.
+_FILES = {
+    "page.css": _OURS,
+    "page.js": _OURS,
+    "swagger-ui-bundle.js": _SWAGGER_UI,
+    "swagger-ui.css": _SWAGGER_UI,
+    "favicon-32x32.png": _SWAGGER_UI,
+}
+# Swagger UI sets styles on elements; its icons are data: URLs in its style sheet.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@blueprint.get("/openapi.json")
+@requires(PUBLIC)
+def get_document() -> Response:
+    """The description, as OpenAPI 3.1."""
+    extensions = current_app.extensions
+    # Made once for each process: the routes and settings that it is made from don't change.
+    if "openapi" not in extensions:
+        extensions["openapi"] = dumps(document(current_app))
+    return Response(extensions["openapi"], mimetype=JSON, headers={"Cache-Control": "no-cache"})
+
+
+@blueprint.get("/docs")
+@requires(PUBLIC)
+def get_page() -> BaseResponse:
+    """The page to read and try it."""
+    if request.path.endswith("/"):
+        return redirect(url_for(".get_page"))  # the page names its files from beside it
+    return _file(_OURS, "page.html")
+
+
+@blueprint.get("/docs/<string:name>")
+@requires(PUBLIC)
+def get_file(name: str) -> Response:
+    """A file that the page needs."""
+    if name not in _FILES:
+        raise NotFound()
+    return _file(_FILES[name], name)
+
+
+def _file(folder: Path, name: str) -> Response:
+    response = send_from_directory(folder, name)
+    response.headers.extend(_HEADERS)
+    return response
