@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.integration.contract")
+pytest.register_assert_rewrite("tests.integration.web.ingest.contract")

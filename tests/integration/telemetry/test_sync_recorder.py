@@ -1,0 +1,650 @@
+"""The sync history: one record for each request, and requests of one sync together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+from limits import parse
+
+from app.auth.authenticate import KeyRing
+from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
+from app.server.background import Background
+from app.store import Store, size_history
+from app.store.errors import StoreError, StoreRefused, StoreTimeout
+from app.telemetry import sync_recorder as recording
+from app.telemetry.sync_recorder import Recorder
+from simulator.payloads import COHORT_PATH, batch, identify
+from tests.integration.conftest import APP, KEY, caller
+from tests.integration.web.api import reading
+from tests.integration.web.api.reading import OTHER_KEY, READ_KEY, Reader
+
+ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
+MINUTE = 60_000
+
+
+app, store = reading.app, reading.store
+
+
+@pytest.fixture
+def http(app: Flask) -> FlaskClient:
+    return caller(app)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let time pass, in seconds, for what is noted."""
+    passed = 0.0
+    now = time.time
+
+    class Clock:
+        perf_counter = staticmethod(time.perf_counter)
+        monotonic = staticmethod(time.monotonic)
+        sleep = staticmethod(time.sleep)
+
+        @staticmethod
+        def time() -> float:
+            return now() + passed
+
+    def forward(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    monkeypatch.setattr(recording, "time", Clock)
+    return forward
+
+
+def flush(app: Flask) -> None:
+    recorder: Recorder = app.extensions["recorder"]
+    recorder.flush()
+
+
+def syncs(app: Flask, **which: Any) -> list[Sync]:
+    flush(app)
+    store: Store = app.extensions["store"]
+    return store.history.syncs(APP, **which).syncs
+
+
+def requests_of(app: Flask, sync: Sync, *, problems: bool = False) -> list[RequestRecord]:
+    store: Store = app.extensions["store"]
+    return store.history.requests(APP, sync.id, problems=problems)
+
+
+class TestMoves:
+    def test_apply__tells_who_really_entered_and_left_each_cohort(self, store: Store) -> None:
+        def apply(*calls: Identify) -> dict[str, Moves]:
+            return store.apply(APP, membership_changes(calls), way="test").moves
+
+        users = [Identify(f"u{n}", {ONE: True}) for n in range(2500)]
+        assert apply(*users) == {"1": Moves(2500, 0)}
+        assert apply(*users) == {}
+        assert apply(
+            Identify("u1", {ONE: False, TWO: True}),
+            Identify("u2", {ONE: True, TWO: True}),
+            Identify("new", {ONE: True, TWO: False}),
+        ) == {"1": Moves(1, 1), "2": Moves(2, 0)}
+
+
+class TestSync:
+    def test_requests__of_one_cohort__are_one_sync_with_their_sums(
+        self, app: Flask, http: FlaskClient
+    ) -> None:
+        for n in range(30):
+            users = [f"u{u}" for u in range(10 * n, 10 * n + 20)]
+            assert http.post(COHORT_PATH, json=batch(users, ONE, True)).status_code == 200
+            if n % 7 == 0:
+                flush(app)
+        http.post(COHORT_PATH, json=batch(["u1", "u2", "nobody"], ONE, False))
+        (sync,) = syncs(app)
+        assert (sync.cohort_id, sync.trait) == ("1", ONE)
+        assert (sync.requests, sync.failed, sync.rejected) == (31, 0, 0)
+        assert (sync.accepted, sync.changed) == (603, 310 + 3)
+        assert (sync.entered, sync.left) == (310, 2)
+        assert sync.ways == {"identify": 31}
+        assert sync.keys == {app_label(app): 31}
+        assert (sync.kept, sync.kept_problems) == (31, 0)
+        assert sync.took_ms >= 0
+        records = requests_of(app, sync)
+        assert [record.accepted for record in records] == [20] * 30 + [3]
+        assert [record.entered for record in records[:3]] == [20, 10, 10]
+        assert (records[-1].left, records[-1].status) == (2, 200)
+        assert all(
+            sync.began_ms <= record.at_ms <= sync.last_ms and record.took_ms > 0
+            for record in records
+        )
+
+    def test_request__its_id__is_that_of_the_reply(self, app: Flask, http: FlaskClient) -> None:
+        reply = http.post(COHORT_PATH, json=identify("u", ONE, True))
+        (sync,) = syncs(app)
+        (record,) = requests_of(app, sync)
+        assert record.request_id == reply.headers["X-Request-ID"]
+
+    def test_pause__of_five_minutes__begins_another_sync(
+        self, app: Flask, http: FlaskClient, clock: Callable[[float], None]
+    ) -> None:
+        for seconds in (0, 290, 290, 310, 10):
+            clock(seconds)
+            http.post(COHORT_PATH, json=identify("u", ONE, True))
+            http.post(COHORT_PATH, json=identify("u", TWO, True))
+        found = syncs(app)
+        for cohort_id in ("1", "2"):
+            mine = [sync.requests for sync in found if sync.cohort_id == cohort_id]
+            assert mine == [2, 3]
+
+    def test_pause__between_flushes__begins_another_sync(
+        self, app: Flask, http: FlaskClient, clock: Callable[[float], None]
+    ) -> None:
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        assert len(syncs(app)) == 1
+        clock(290)
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        assert len(syncs(app)) == 1
+        clock(310)
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        newest, oldest = syncs(app)
+        assert (newest.requests, oldest.requests) == (1, 2)
+
+    def test_endless_stream_of_requests__is_cut_after_six_hours(
+        self, app: Flask, http: FlaskClient, clock: Callable[[float], None]
+    ) -> None:
+        for _ in range(4 * 15):
+            http.post(COHORT_PATH, json=identify("u", ONE, True))
+            clock(240)
+            flush(app)
+        assert len(syncs(app)) == 1
+        for _ in range(2 * 15 + 2):
+            http.post(COHORT_PATH, json=identify("u", ONE, True))
+            clock(240)
+            flush(app)
+        newest, oldest = syncs(app)
+        assert 90 <= oldest.requests <= 91
+        assert newest.requests + oldest.requests == 92
+
+    def test_two_processes__add_to_the_same_sync(self, make_app: Callable[..., Flask]) -> None:
+        apps = [make_app(), make_app()]
+        for app in apps:
+            caller(app).post(COHORT_PATH, json=identify("u", ONE, True))
+            flush(app)
+        (sync,) = syncs(apps[0])
+        assert sync.requests == 2
+
+    def test_request__for_several_cohorts__is_in_the_sync_of_each(
+        self, app: Flask, http: FlaskClient
+    ) -> None:
+        body = identify("u", ONE, True) | {"traits": {ONE: True, TWO: False}}
+        http.post(COHORT_PATH, json=body)
+        found = {sync.cohort_id: sync for sync in syncs(app)}
+        assert (found["1"].entered, found["2"].entered) == (1, 0)
+        assert {sync.accepted for sync in found.values()} == {1}
+        assert [sync.cohort_id for sync in syncs(app, cohort_id="2")] == ["2"]
+
+    def test_request__for_very_many_cohorts__is_noted_once(
+        self, app: Flask, http: FlaskClient
+    ) -> None:
+        traits = {f"n: {n}": True for n in range(100)}
+        http.post(COHORT_PATH, json=identify("u", ONE, True) | {"traits": traits})
+        (sync,) = syncs(app)
+        assert (sync.cohort_id, sync.entered, sync.accepted) == ("", 100, 1)
+
+    def test_repeat__of_a_message__is_told(self, app: Flask, http: FlaskClient) -> None:
+        message = {
+            "cohort_name": "one",
+            "cohort_id": "1",
+            "in_cohort": True,
+            "message_id": "m1",
+            "users": [{"user_id": "u"}],
+        }
+        for _ in range(2):
+            http.post("/api/v1/integration/amplitude/webhook", json=message)
+        (sync,) = syncs(app)
+        assert (sync.requests, sync.repeated, sync.entered) == (2, 1, 1)
+        assert [record.repeated for record in requests_of(app, sync)] == [False, True]
+
+    def test_list__made_and_filled__is_one_sync(self, app: Flask, http: FlaskClient) -> None:
+        http.post("/lists", json={"name": ONE})
+        http.post("/lists/1/add", json={"userIds": ["a", "b"]})
+        (sync,) = syncs(app)
+        assert (sync.requests, sync.entered, sync.ways) == (2, 2, {"list": 2})
+
+    def test_other_app__sees_nothing(self, app: Flask, http: FlaskClient) -> None:
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        (sync,) = syncs(app)
+        store: Store = app.extensions["store"]
+        assert store.history.syncs("other").syncs == []
+        assert store.history.sync("other", sync.id) is None
+
+
+class TestProblems:
+    def test_rejected_users__are_told_by_a_hash_and_the_reason(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(user_policy="known")
+        store: Store = app.extensions["store"]
+        store.register_users(APP, ["known"])
+        http = caller(app)
+        http.post(COHORT_PATH, json=batch(["known", "stranger", "other"], ONE, True))
+        http.post(COHORT_PATH, json=batch(["stranger"], ONE, True))
+        (sync,) = syncs(app)
+        assert (sync.accepted, sync.rejected, sync.failed) == (1, 3, 1)
+        assert sync.reasons == {"unknown_user": 3}
+        assert sync.failures == {"unknown_user": 1}
+        some, none = requests_of(app, sync, problems=True)
+        assert [tuple(rejection) for rejection in some.rejections] == [
+            (user_hash("stranger"), "unknown_user"),
+            (user_hash("other"), "unknown_user"),
+        ]
+        assert (none.status, none.reason) == (404, "unknown_user")
+        assert syncs(app, problems=True) == [sync]
+
+    def test_history__holds_no_user_id(
+        self, app: Flask, http: FlaskClient, redis_client: redis.Redis
+    ) -> None:
+        store: Store = app.extensions["store"]
+        store.lifecycle.erase(APP, "secret@example.com", suppress=True)
+        http.post(COHORT_PATH, json=identify("secret@example.com", ONE, True))
+        (sync,) = syncs(app)
+        assert sync.reasons == {"suppressed_user": 1}
+        for key in redis_client.scan_iter("*:sync:*"):
+            kept = (
+                redis_client.hgetall(key)
+                if redis_client.type(key) == "hash"
+                else redis_client.lrange(key, 0, -1)
+            )
+            assert "secret@" not in str(kept)
+
+    @pytest.mark.parametrize(
+        ("body", "headers", "reason", "detail"),
+        [
+            (b"{", {}, "invalid_json", ""),
+            (
+                b'{"type": "identify", "traits": {"a": true}}',
+                {},
+                "invalid_payload",
+                "userId: Missing data for required field.",
+            ),
+            (b"x" * 2000, {}, "body_too_large", ""),
+            (b"{}", {"Content-Type": "text/plain"}, "unsupported_media_type", ""),
+        ],
+    )
+    def test_failure__without_a_cohort__is_told_with_its_reason(
+        self, make_app: Callable[..., Flask], body: bytes, headers: Any, reason: str, detail: str
+    ) -> None:
+        app = make_app(max_body_bytes=1024)
+        http = caller(app)
+        for _ in range(3):
+            http.post(
+                COHORT_PATH, data=body, headers={"Content-Type": "application/json", **headers}
+            )
+        (sync,) = syncs(app)
+        assert (sync.cohort_id, sync.requests, sync.failed) == ("", 3, 3)
+        assert sync.failures == {reason: 3}
+        assert sync.ways == {"identify": 3}
+        record = requests_of(app, sync, problems=True)[0]
+        assert (record.reason, record.detail) == (reason, detail)
+
+    def test_rate_limit__is_told(self, make_app: Callable[..., Flask]) -> None:
+        app = make_app(rate_limit=parse("2/minute"))
+        http = caller(app)
+        for _ in range(4):
+            http.post(COHORT_PATH, json=identify("u", ONE, True))
+        assert [sync.failures for sync in syncs(app, problems=True)] == [{"rate_limited": 2}]
+
+    def test_read_key__that_sends__is_told(self, app: Flask) -> None:
+        caller(app, READ_KEY).post(COHORT_PATH, json=identify("u", ONE, True))
+        (sync,) = syncs(app)
+        assert sync.failures == {"missing_scope": 1}
+
+    def test_unknown_list__is_told_apart_from_the_cohorts(
+        self, app: Flask, http: FlaskClient
+    ) -> None:
+        http.post("/lists/nowhere/add", json={"userIds": ["a"]})
+        (sync,) = syncs(app)
+        assert (sync.cohort_id, sync.failures) == ("", {"unknown_cohort": 1})
+
+    def test_flood_of_failures__is_counted_and_leaves_the_others(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(history_max_requests=200, history_max_syncs=200)
+        http = caller(app)
+        for n in range(50):
+            http.post(COHORT_PATH, json=identify("u", f"n: {n}", True))
+        for n in range(400):
+            http.post(COHORT_PATH, data=b"{", content_type="application/json")
+            if n % 10 == 0:
+                flush(app)
+        found = syncs(app, limit=300)
+        assert len([sync for sync in found if sync.cohort_id]) == 50
+        (failed,) = (sync for sync in found if not sync.cohort_id)
+        assert failed.failed == 400
+        assert failed.kept_problems <= 100
+
+    def test_unknown_callers__are_counted_without_telling_whom(
+        self, app: Flask, store: Store
+    ) -> None:
+        for _ in range(3):
+            caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
+        app.test_client().post(COHORT_PATH, json=identify("u", ONE, True))
+        assert syncs(app) == []
+        assert store.history.unknown() == {"invalid_credentials": 3, "missing_credentials": 1}
+
+
+class TestBounds:
+    def test_requests__more_than_are_kept__go_with_their_syncs(
+        self, make_app: Callable[..., Flask], redis_client: redis.Redis
+    ) -> None:
+        app = make_app(history_max_requests=100)
+        http = caller(app)
+        for n in range(40):
+            for _ in range(5):
+                http.post(COHORT_PATH, json=identify("u", f"n: {n}", True))
+            flush(app)
+        found = syncs(app, limit=100)
+        assert [sync.cohort_id for sync in found] == [str(n) for n in range(39, 19, -1)]
+        assert sum(sync.kept for sync in found) == 100
+        base = "cohorts:{shop}:"
+        assert redis_client.hget(f"{base}history", "syncs") == "100"
+        assert len(redis_client.keys(f"{base}sync:*:requests")) == 20
+        assert len(redis_client.keys(f"{base}cohort:*:syncs")) == 20
+        assert redis_client.hlen(f"{base}open") == 20
+
+    def test_one_long_sync__keeps_its_newest_requests_and_its_sums(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(history_max_requests=1000)
+        http = caller(app)
+        for n in range(250):
+            http.post(COHORT_PATH, json=identify(f"u{n}", ONE, True))
+            if n % 40 == 0:
+                flush(app)
+        (sync,) = syncs(app)
+        assert (sync.requests, sync.entered, sync.kept) == (250, 250, 100)
+
+    def test_syncs__more_than_are_kept__go_oldest_first(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(history_max_syncs=10)
+        http = caller(app)
+        for n in range(15):
+            http.post(COHORT_PATH, json=identify("u", f"n: {n}", True))
+            flush(app)
+        assert [sync.cohort_id for sync in syncs(app)] == [str(n) for n in range(14, 4, -1)]
+
+    def test_age__over_what_is_kept__goes(
+        self, make_app: Callable[..., Flask], clock: Callable[[float], None]
+    ) -> None:
+        app = make_app(history_max_age_hours=1)
+        clock(-3700)
+        caller(app).post(COHORT_PATH, json=identify("u", ONE, True))
+        flush(app)
+        clock(3700)
+        caller(app).post(COHORT_PATH, json=identify("u", TWO, True))
+        assert [sync.cohort_id for sync in syncs(app)] == ["2"]
+
+    @pytest.mark.parametrize(
+        "limits", [{"history_max_age_hours": 1}, {"history_max_requests": 0}], ids=str
+    )
+    def test_app_that_is_silent__what_is_too_old_is_not_shown_and_goes(
+        self,
+        make_app: Callable[..., Flask],
+        redis_client: redis.Redis,
+        clock: Callable[[float], None],
+        limits: dict[str, int],
+    ) -> None:
+        clock(-3700)
+        before = make_app(user_policy="known")
+        for n in range(120):
+            caller(before).post(COHORT_PATH, json=identify("u", f"n: {n}", True))
+        caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
+        found = syncs(before, limit=500)
+        assert len(found) == 121
+        store: Store = make_app(**limits).extensions["store"]
+        assert store.history.syncs(APP).syncs == []
+        assert store.history.sync(APP, found[0].id) is None
+        for _ in range(3):  # some of it in each round
+            Background(store).work()
+        base = "cohorts:{shop}:"
+        assert redis_client.hgetall(f"{base}history") == {
+            "next": "121",
+            "syncs": "0",
+            "failures": "0",
+        }
+        for pattern in ("sync:*", "cohort:*:syncs", "syncs", "failures", "problems", "open"):
+            assert redis_client.keys(base + pattern) == []
+
+    def test_app_that_only_failed__is_trimmed_too(
+        self,
+        make_app: Callable[..., Flask],
+        redis_client: redis.Redis,
+        clock: Callable[[float], None],
+    ) -> None:
+        clock(-3700)
+        before = make_app()
+        caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
+        assert len(syncs(before)) == 1
+        Background(make_app(history_max_age_hours=1).extensions["store"]).work()
+        assert redis_client.keys("cohorts:{shop}:sync:*") == []
+
+    def test_no_requests_to_keep__keeps_no_history(
+        self, make_app: Callable[..., Flask], redis_client: redis.Redis
+    ) -> None:
+        app = make_app(history_max_requests=0)
+        caller(app).post(COHORT_PATH, json=identify("u", ONE, True))
+        assert syncs(app) == []
+        assert redis_client.keys("*sync*") == []
+
+    def test_pages__hold_each_sync_once(self, app: Flask, http: FlaskClient) -> None:
+        for n in range(25):
+            http.post(COHORT_PATH, json=identify("u", f"n: {n}", True))
+            if n % 5 == 0:
+                http.post(f"/lists/none{n}/add", json={"userIds": ["a"]})
+            flush(app)
+        store: Store = app.extensions["store"]
+        met: list[int] = []
+        before = None
+        while True:
+            page = store.history.syncs(APP, before=before, limit=7)
+            met += [sync.id for sync in page.syncs]
+            before = page.after
+            if before is None:
+                break
+        assert met == sorted(set(met), reverse=True)
+        assert len(met) == 26
+
+
+class TestStoreTrouble:
+    def test_store_that_fails__loses_nothing_and_counts_nothing_twice(
+        self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add = store.history.add
+
+        def add_and_fail(*args: Any) -> None:
+            add(*args)
+            raise StoreTimeout("The answer was lost.")
+
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        monkeypatch.setattr(store.history, "add", add_and_fail)
+        for _ in range(3):
+            with pytest.raises(StoreError):
+                flush(app)
+            http.post(COHORT_PATH, json=identify("u", ONE, True))
+        monkeypatch.undo()
+        (sync,) = syncs(app)
+        assert (sync.requests, sync.kept) == (4, 4)
+
+    def test_store_away_for_long__what_is_held_is_bounded(
+        self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(recording, "MOST_HELD", 10)
+
+        def fail(*args: Any) -> None:
+            raise StoreTimeout("Away.")
+
+        monkeypatch.setattr(store.history, "add", fail)
+        for _ in range(30):
+            http.post(COHORT_PATH, json=identify("u", ONE, True))
+            with pytest.raises(StoreError):
+                flush(app)
+        monkeypatch.undo()
+        monkeypatch.setattr(recording, "MOST_HELD", 10)
+        (sync,) = syncs(app)
+        assert sync.requests == 10
+
+    def test_store_that_refuses__does_not_hold_up_the_rest(
+        self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*args: Any) -> None:
+            raise StoreRefused("The store refused a command.")
+
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        with monkeypatch.context() as patch:
+            patch.setattr(store.history, "add", refuse)
+            flush(app)
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        (sync,) = syncs(app)
+        assert sync.requests == 1
+
+
+class TestSizes:
+    def test_sizes__are_noted_where_they_change(
+        self, app: Flask, http: FlaskClient, store: Store
+    ) -> None:
+        http.post(COHORT_PATH, json=batch([f"u{n}" for n in range(10)], ONE, True))
+        http.post(COHORT_PATH, json=batch(["u1"], TWO, True))
+        flush(app)
+        http.post(COHORT_PATH, json=batch(["u1", "u2"], ONE, False))
+        flush(app)
+        one, two, none = store.sizes.of(APP, ["1", "2", "never"])
+        assert [size.members for size in one] == [10, 8]
+        assert [size.members for size in two] == [1]
+        assert none == []
+        assert abs(one[-1].at_ms - time.time() * 1000) < MINUTE
+
+    def test_sizes__after_a_user_was_erased__are_without_the_user(
+        self, app: Flask, http: FlaskClient, store: Store
+    ) -> None:
+        http.post(COHORT_PATH, json=batch(["u1", "u2"], ONE, True))
+        http.post(COHORT_PATH, json=identify("u1", TWO, False))
+        flush(app)
+        store.lifecycle.erase(APP, "u1")
+        one, two = store.sizes.of(APP, ["1", "2"])
+        assert one[-1].members == 1
+        assert two == []  # the user was never in it
+
+    def test_sizes__of_a_long_time__are_thinned_and_bounded(
+        self, store: Store, http: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Clock:
+            now = 1_700_000_000.0
+
+            @classmethod
+            def time(cls) -> float:
+                return cls.now
+
+        monkeypatch.setattr(size_history, "time", Clock)
+        for n in range(1000):
+            http.post(COHORT_PATH, json=identify(f"u{n}", ONE, True))
+            store.sizes.note(APP, ["1"])
+            Clock.now += 3600
+        (found,) = store.sizes.of(APP, ["1"])
+        assert 180 <= len(found) <= 240
+        assert found == sorted(found)
+        assert found[0] == (1_700_000_000_000, 1)
+        assert [size.members for size in found[-100:]] == list(range(901, 1001))
+
+    def test_sizes__of_a_deleted_cohort__are_gone_and_stay_gone(
+        self, app: Flask, http: FlaskClient, store: Store
+    ) -> None:
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        flush(app)
+        assert store.sizes.of(APP, ["1"]) != [[]]
+        list(store.lifecycle.delete(APP, "1"))
+        store.sizes.note(APP, ["1"])
+        assert store.sizes.of(APP, ["1"]) == [[]]
+
+
+def app_label(app: Flask) -> str:
+    ring: KeyRing = app.extensions["keyring"]
+    caller = ring.find(KEY)
+    assert caller
+    return caller.label
+
+
+class TestReading:
+    @pytest.fixture
+    def reader(self, app: Flask) -> Reader:
+        return Reader(app)
+
+    def test_sync__over_http__tells_what_happened(
+        self, app: Flask, http: FlaskClient, reader: Reader
+    ) -> None:
+        http.post(COHORT_PATH, json=batch(["a", "b"], ONE, True))
+        http.post(COHORT_PATH, json=batch(["a"], ONE, False))
+        flush(app)
+        (sync,) = reader.get("/api/v1/syncs").json["syncs"]
+        assert (sync["cohortId"], sync["trait"], sync["requests"]) == ("1", ONE, 2)
+        assert (sync["accepted"], sync["entered"], sync["left"]) == (3, 2, 1)
+        assert reader.get(f"/api/v1/syncs/{sync['id']}").json == sync
+        first, second = reader.get(f"/api/v1/syncs/{sync['id']}/requests").json["requests"]
+        assert (first["entered"], second["left"], second["status"]) == (2, 1, 200)
+        (size,) = reader.get("/api/v1/cohorts/1/sizes").json["sizes"]
+        assert size["members"] == 1
+
+    def test_problems__over_http__are_told_apart(
+        self, app: Flask, http: FlaskClient, reader: Reader
+    ) -> None:
+        http.post(COHORT_PATH, json=identify("a", ONE, True))
+        http.post(COHORT_PATH, data=b"{", content_type="application/json")
+        flush(app)
+        (sync,) = reader.get("/api/v1/syncs?problems=true").json["syncs"]
+        assert (sync["cohortId"], sync["failures"]) == (None, {"invalid_json": 1})
+        path = f"/api/v1/syncs/{sync['id']}/requests"
+        assert reader.get(path).json["requests"] == []
+        (request,) = reader.get(f"{path}?problems=true").json["requests"]
+        assert (request["status"], request["reason"]) == (400, "invalid_json")
+
+    def test_pages__by_links__hold_all(self, app: Flask, http: FlaskClient, reader: Reader) -> None:
+        for n in range(10):
+            for _ in range(3):
+                http.post(COHORT_PATH, json=identify("u", f"n: {n}", True))
+        flush(app)
+        pages = reader.pages("/api/v1/syncs?limit=3", "syncs")
+        assert [len(page) for page in pages] == [3, 3, 3, 1]
+        assert {sync["cohortId"] for page in pages for sync in page} == {str(n) for n in range(10)}
+        (sync,) = reader.get("/api/v1/syncs?cohort=7").json["syncs"]
+        pages = reader.pages(f"/api/v1/syncs/{sync['id']}/requests?limit=2", "requests")
+        assert [len(page) for page in pages] == [2, 1]
+
+    def test_sync__that_is_not_there__is_404(self, app: Flask, reader: Reader) -> None:
+        assert reader.get("/api/v1/syncs/1", 404) == "unknown_sync"
+        assert reader.get(f"/api/v1/syncs/{10**16 - 1}/requests", 404) == "unknown_sync"
+        for sync_id in ("x", "-1", "1.0", "1" * 17):
+            assert reader.get(f"/api/v1/syncs/{sync_id}", 400) == "invalid_parameter"
+        assert reader.get("/api/v1/cohorts/1/sizes", 404) == "unknown_cohort"
+        assert reader.get("/api/v1/syncs").json == {"syncs": [], "next": None}
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "limit=0",
+            "limit=501",
+            "cursor=x",
+            "cursor=WyJyIiwxXQ",
+            "cursor=WyJzIix0cnVlXQ",
+            "problems=1",
+            "cohort=",
+        ],
+    )
+    def test_query__malformed__is_400(self, reader: Reader, query: str) -> None:
+        assert reader.get(f"/api/v1/syncs?{query}", 400) == "invalid_parameter"
+
+    def test_other_app__is_told_nothing(self, app: Flask, http: FlaskClient) -> None:
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        (sync,) = syncs(app)
+        other = Reader(app, OTHER_KEY)
+        assert other.get("/api/v1/syncs").json["syncs"] == []
+        assert other.get(f"/api/v1/syncs/{sync.id}", 404) == "unknown_sync"

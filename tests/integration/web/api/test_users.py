@@ -1,0 +1,437 @@
+"""Reading users and cohorts' members over HTTP."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
+
+import pytest
+import redis
+from flask import Flask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.cohorts import Cohort, MembershipChange
+from app.settings import Settings
+from app.store import Store, connect
+from simulator.payloads import COHORT_PATH, identify
+from tests.integration.conftest import APP, KEY, caller
+from tests.integration.web.api import reading
+from tests.integration.web.api.reading import KEYS, OTHER_KEY, READ_KEY, Reader, say
+
+ONE, TWO, NO_ID = "[Amplitude] one: 1", "two: b: 2", "no id"
+NO_ID_ID = "name-745677f0e14bf1bdd94d58d8"
+
+
+app, store, reader = reading.app, reading.store, reading.reader
+
+
+HARD_IDS = [
+    "a@b.c",
+    "a/b",
+    "/a",
+    "a/",
+    "a//b",
+    "//",
+    "..",
+    ".",
+    "../../admin",
+    "a+b",
+    "a b",
+    " ",
+    "100%",
+    "%2F",
+    "é",
+    "🎉",
+    "query",
+    "a?b#c",
+    "a;b=c",
+    "'\"\\",
+    "line\nbreak",
+    "members",
+    "\ufffd",
+    "x" * 1024,
+]
+
+
+trait_names = st.text(
+    st.one_of(
+        st.sampled_from(": \t\x1f\x85\xa0\u3000a1~!"),
+        st.characters(exclude_characters="\0", codec="utf-8"),
+    ),
+    min_size=1,
+    max_size=100,
+)
+
+
+class TestUser:
+    def test_user__traits_and_cohorts__are_told_with_since(
+        self, store: Store, reader: Reader, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, ["u"], 1000)
+        say(store, TWO, True, ["u"], 2000)
+        say(store, NO_ID, True, ["u"], 3000)
+        say(store, "out: 4", False, ["u"])
+        assert reader.get("/api/v1/users/u").json == {
+            "userId": "u",
+            "traits": {ONE: True, TWO: True, NO_ID: True, "out: 4": False},
+            "cohorts": [
+                {"id": "1", "trait": ONE, "since": 1000},
+                {"id": "2", "trait": TWO, "since": 2000},
+                {"id": NO_ID_ID, "trait": NO_ID, "since": 3000},
+            ],
+        }
+
+    def test_user__never_heard_of__is_an_answer_and_no_error(self, reader: Reader) -> None:
+        told = {"userId": "nobody", "traits": {}, "cohorts": []}
+        assert reader.get("/api/v1/users/nobody").json == told
+
+    @pytest.mark.parametrize("user_id", HARD_IDS)
+    def test_user_id__of_every_kind__is_read_from_the_path(
+        self, store: Store, reader: Reader, user_id: str
+    ) -> None:
+        say(store, ONE, True, [user_id], 1000)
+        told = reader.get(f"/api/v1/users/{quote(user_id, safe='')}").json
+        assert (told["userId"], [c["id"] for c in told["cohorts"]]) == (user_id, ["1"])
+        path = f"/api/v1/cohorts/1/members/{quote(user_id, safe='')}"
+        assert reader.get(path).json["since"] == 1000
+
+    def test_slash__in_a_user_id__may_be_sent_as_it_is(self, store: Store, reader: Reader) -> None:
+        say(store, ONE, True, ["a/b//c"], 1000)
+        assert reader.get("/api/v1/users/a/b//c").json["traits"] == {ONE: True}
+        assert reader.get("/api/v1/users/a/b//c/").json["traits"] == {ONE: True}
+
+    @pytest.mark.parametrize("user_id", ["%00", "%FF", "%ED%A0%80", "x" * 1025])
+    def test_user_id__that_none_can_be__is_400(self, reader: Reader, user_id: str) -> None:
+        assert reader.get(f"/api/v1/users/{user_id}", 400) == "invalid_parameter"
+
+    @settings(deadline=None, max_examples=150)
+    @given(trait=trait_names)
+    def test_trait_name__any__gives_the_cohort_that_ingest_gave_it(
+        self, trait: str, store_url: str
+    ) -> None:
+        store = Store(connect(Settings(redis_url=store_url)), prefix="any")
+        say(store, trait, True, [trait], 1000)
+        found = [m.cohort.id for m in store.reads.user(APP, trait).memberships]
+        assert found == [Cohort.from_trait(trait).id]
+
+    def test_etag__of_what_the_caller_has__is_304_until_it_changes(
+        self, store: Store, reader: Reader
+    ) -> None:
+        say(store, ONE, True, ["u"])
+        tag = reader.get("/api/v1/users/u").headers["ETag"]
+        same = {"If-None-Match": tag}
+        assert reader.get("/api/v1/users/u", 304, headers=same).data == b""
+        say(store, ONE, False, ["u"])
+        assert reader.get("/api/v1/users/u", headers=same).headers["ETag"] != tag
+
+    def test_other_app__same_user__sees_nothing(self, app: Flask, store: Store) -> None:
+        say(store, ONE, True, ["u"])
+        other = Reader(app, OTHER_KEY)
+        assert other.get("/api/v1/users/u").json["traits"] == {}
+        for path in ("1", "1/members", "1/members/u", "1/members.csv", "1/members.ndjson"):
+            assert other.get(f"/api/v1/cohorts/{path}", 404) == "unknown_cohort"
+        assert other.get("/api/v1/cohorts").json["cohorts"] == []
+        assert other.get("/api/v1/changes").json["changes"] == []
+
+    def test_ingest_key__may_not_read(self, app: Flask) -> None:
+        for path in ("users/u", "cohorts", "cohorts/1/members", "changes", "changes/stream"):
+            reply = caller(app, KEY).get(f"/api/v1/{path}")
+            assert (reply.status_code, reply.json["reason"]) == (403, "missing_scope")
+
+
+@pytest.fixture
+def full_store(redis_client: redis.Redis) -> Iterator[Callable[[], None]]:
+    yield lambda: redis_client.config_set("maxmemory", 1) and None
+    redis_client.config_set("maxmemory", 0)
+
+
+class TestStore:
+    def test_store_full__reading_goes_on(
+        self, make_app: Callable[..., Flask], full_store: Callable[[], None]
+    ) -> None:
+        app = make_app(rate_limit=Settings().rate_limit, **KEYS)
+        say(app.extensions["store"], ONE, True, ["u"], 1000)
+        full_store()
+        for path in ("users/u", "cohorts", "cohorts/1", "cohorts/1/members", "changes"):
+            assert Reader(app).get(f"/api/v1/{path}").status_code == 200
+        sent = caller(app, KEY).post(COHORT_PATH, json=identify("u", ONE, False))
+        assert (sent.status_code, sent.json["reason"]) == (503, "store_full")
+
+    def test_store__laid_out_otherwise__is_503_and_no_wrong_answer(
+        self, store: Store, make_app: Callable[..., Flask]
+    ) -> None:
+        say(store, ONE, True, ["u"], 1000)
+        other = Reader(make_app(store_partitions=7, **KEYS))
+        for path in ("users/u", "cohorts", "cohorts/1", "cohorts/1/members", "changes"):
+            assert other.get(f"/api/v1/{path}", 503) == "store_misconfigured"
+
+
+class TestManyUsers:
+    def test_query__tells_all_in_the_order_asked_for(self, store: Store, reader: Reader) -> None:
+        ids = [f"u{n}" for n in range(1000)]
+        say(store, ONE, True, ids[::2], 1000)
+        say(store, NO_ID, True, ids[::3], 2000)
+        asked = [*ids[:0:-1], "u7"]
+        told = reader.send("POST", "/api/v1/users/query", json={"userIds": asked}).json["users"]
+        assert [user["userId"] for user in told] == asked[:-1]  # each once
+        for user in told:
+            assert user == reader.get(f"/api/v1/users/{user['userId']}").json
+
+    def test_query__users_of_many_traits__are_read_in_parts(
+        self, store: Store, reader: Reader
+    ) -> None:
+        for n in range(900):
+            say(store, f"n: {n}", True, ["a", "b", "c", "d"], 1000 + n)
+        told = reader.send("POST", "/api/v1/users/query", json={"userIds": ["a", "x", "d", "b"]})
+        assert [len(user["cohorts"]) for user in told.json["users"]] == [900, 0, 900, 900]
+
+    def test_query__users_of_very_many_traits__are_told_among_the_others(
+        self, store: Store, reader: Reader
+    ) -> None:
+        cohorts = [Cohort.from_trait(f"n: {n}") for n in range(1500)]
+        many = [MembershipChange(cohort, True, ["b", "c"]) for cohort in cohorts]
+        store.apply(APP, many, way="test")
+        say(store, ONE, True, ["a", "d"], 1000)
+        told = reader.send("POST", "/api/v1/users/query", json={"userIds": list("abxcbd")})
+        assert [user["userId"] for user in told.json["users"]] == list("abxcd")
+        assert [len(user["cohorts"]) for user in told.json["users"]] == [1, 1500, 0, 1500, 1]
+
+    def test_query__of_nobody__tells_nobody(self, reader: Reader) -> None:
+        told = reader.send("POST", "/api/v1/users/query", json={"userIds": []})
+        assert told.json == {"users": []}
+
+    @pytest.mark.parametrize(
+        "body",
+        [{}, {"userIds": "u"}, {"userIds": [1]}, {"userIds": [""]}, {"userIds": ["u"] * 1001}],
+    )
+    def test_query__malformed__is_400(self, reader: Reader, body: dict) -> None:
+        assert reader.send("POST", "/api/v1/users/query", 400, json=body) == "invalid_payload"
+
+
+class TestMembership:
+    def test_membership__of_member_and_other__is_told(self, store: Store, reader: Reader) -> None:
+        say(store, ONE, True, ["in"], 1000)
+        assert reader.get("/api/v1/cohorts/1/members/in").json == {
+            "userId": "in",
+            "cohortId": "1",
+            "member": True,
+            "since": 1000,
+        }
+        told = reader.get("/api/v1/cohorts/1/members/out").json
+        assert (told["member"], told["since"]) == (False, None)
+
+    def test_cohort__never_received__is_404(self, reader: Reader) -> None:
+        for path in ("", "/members", "/members/u", "/members.csv", "/members.ndjson"):
+            assert reader.get(f"/api/v1/cohorts/x{path}", 404) == "unknown_cohort"
+
+    @pytest.mark.parametrize("cohort_id", ["a/b", "x/members", "100%", "é b", "..", "1/members/u"])
+    def test_cohort_id__of_every_kind__is_one_encoded_segment(
+        self, store: Store, reader: Reader, cohort_id: str
+    ) -> None:
+        say(store, f"n: {cohort_id}", True, ["u"], 1000)
+        base = f"/api/v1/cohorts/{quote(cohort_id, safe='')}"
+        assert reader.get(base).json["id"] == cohort_id
+        assert reader.get(f"{base}/members/u").json["since"] == 1000
+        assert reader.get(f"{base}/members").json["members"] == [{"userId": "u", "since": 1000}]
+        assert reader.get(f"{base}/members.ndjson").data == b'{"userId":"u","since":1000}\n'
+
+
+class TestMembers:
+    def test_pages__by_links__hold_each_member_once_by_since(
+        self, store: Store, reader: Reader
+    ) -> None:
+        ids = [f"u{n:04}" for n in range(500)]
+        for n in range(5):
+            say(store, ONE, True, ids[n::5], 1000 + n)
+        pages = reader.pages("/api/v1/cohorts/1/members?limit=70", "members")
+        assert {len(page) for page in pages[:-1]} == {70}
+        met = [(member["userId"], member["since"]) for page in pages for member in page]
+        assert sorted(met) == [(user, 1000 + int(user[1:]) % 5) for user in ids]
+        if store.keys.partitions == 1:
+            assert [since for _, since in met] == sorted(since for _, since in met)
+
+    def test_members__of_many_calls_of_one_time__are_told_whole_ms(
+        self, store: Store, reader: Reader
+    ) -> None:
+        ids = [f"u{n}" for n in range(40)]
+        for user_id in ids:
+            say(store, ONE, True, [user_id], 1000)
+            say(store, NO_ID, True, [user_id], 1000)
+        shown = [{"userId": user_id, "since": 1000} for user_id in ids]
+        for query in ("limit=1", "limit=7", "limit=7&entered_since=1000"):
+            pages = reader.pages(f"/api/v1/cohorts/1/members?{query}", "members")
+            met = [member for page in pages for member in page]
+            assert sorted(met, key=str) == sorted(shown, key=str)
+        lines = reader.get("/api/v1/cohorts/1/members.ndjson").text.splitlines()
+        assert sorted(map(json.loads, lines), key=str) == sorted(shown, key=str)
+        asked = reader.send("POST", "/api/v1/users/query", json={"userIds": ids}).json["users"]
+        assert {cohort["since"] for user in asked for cohort in user["cohorts"]} == {1000}
+        assert {len(user["cohorts"]) for user in asked} == {2}
+        assert reader.get("/api/v1/cohorts/1/members/u7").json["since"] == 1000
+
+    def test_entered_since__tells_only_who_did(self, store: Store, reader: Reader) -> None:
+        for n in range(10):
+            say(store, ONE, True, [f"u{n}"], 1000 + n)
+        path = "/api/v1/cohorts/1/members?entered_since=1007&limit=2"
+        met = [member for page in reader.pages(path, "members") for member in page]
+        assert sorted(member["userId"] for member in met) == ["u7", "u8", "u9"]
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "limit=0",
+            "limit=10001",
+            "limit=1_0",
+            "limit=x",
+            "entered_since=-1",
+            "entered_since=1e3",
+            "cursor=x",
+            "cursor=WyJjIl0",
+            "cursor=WyJtIiwwLHRydWUsInUiXQ",  # a boolean for a time
+            "cursor=",
+            "cursor=é",
+        ],
+    )
+    def test_query__malformed__is_400_with_its_place(
+        self, store: Store, reader: Reader, query: str
+    ) -> None:
+        say(store, ONE, True, ["u"])
+        assert reader.get(f"/api/v1/cohorts/1/members?{query}", 400) == "invalid_parameter"
+
+    def test_cursor__of_a_member_who_left__goes_on_at_the_same_place(
+        self, store: Store, reader: Reader
+    ) -> None:
+        ids = [f"u{n:03}" for n in range(100)]
+        say(store, ONE, True, ids, 1000)
+        first = reader.get("/api/v1/cohorts/1/members?limit=40").json
+        met = [member["userId"] for member in first["members"]]
+        say(store, ONE, False, met[20:])
+        rest = reader.get(f"/api/v1/cohorts/1/members?limit=100&cursor={first['next']}").json
+        assert sorted(met + [member["userId"] for member in rest["members"]]) == ids
+
+
+names = st.text(st.sampled_from("ab\u00e9\U0001f389-_"), min_size=1, max_size=3)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("page"), st.integers(1, 4)),
+        st.tuples(st.just("enter"), names),
+        st.tuples(st.just("leave"), names),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(stay=st.sets(names, max_size=12), others=st.sets(names, max_size=6), steps=steps)
+def test_paging__while_others_enter_and_leave__meets_each_who_stays_once(
+    partitions: int,
+    stay: set[str],
+    others: set[str],
+    steps: list,
+    make_app: Callable[..., Flask],
+    redis_client: redis.Redis,
+) -> None:
+    redis_client.flushall()
+    store: Store = make_app(store_partitions=partitions).extensions["store"]
+    others -= stay
+    say(store, ONE, True, [*stay, *others], 1000)
+    met: list[str] = []
+    after = None
+
+    def page(limit: int) -> bool:
+        nonlocal after
+        members, after = store.reads.members(APP, "1", after=after, limit=limit)
+        met.extend(member.user_id for member in members)
+        return after is not None
+
+    going_on = True
+    for action, what in steps:
+        if action == "page":
+            going_on = going_on and page(what)
+        elif what not in stay:
+            say(store, ONE, action == "enter", [what], 1000)
+    while going_on:
+        going_on = page(3)
+    assert sorted(user for user in met if user in stay) == sorted(stay)
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
+class TestExport:
+    def test_export__of_a_hundred_thousand__has_every_member_once(
+        self, store: Store, reader: Reader
+    ) -> None:
+        ids = {f"user-{n:06}" for n in range(100_000)}
+        listed = sorted(ids)
+        for start in range(0, len(listed), 10_000):
+            say(store, ONE, True, listed[start : start + 10_000], 1000)
+        lines = [
+            json.loads(line)
+            for line in reader.get("/api/v1/cohorts/1/members.ndjson").data.splitlines()
+        ]
+        assert len(lines) == 100_000
+        assert {line["userId"] for line in lines} == ids
+        rows = rows_of(reader.get("/api/v1/cohorts/1/members.csv").text)
+        assert rows[0] == ["user_id", "since"]
+        assert len(rows) == 100_001
+        assert {row[0] for row in rows[1:]} == ids
+
+    def test_csv__hostile_ids__are_no_formulas_and_come_back_whole(
+        self, store: Store, reader: Reader
+    ) -> None:
+        ids = [
+            '=HYPERLINK("http://x","y")',
+            "+491701",
+            "-1",
+            "@name",
+            "\t=1",
+            " =1",
+            "\uff1d1",
+            "'=1",
+            'a"b',
+            "a,b",
+            "a;=1",
+            "a\r\n=1",
+            "é🎉",
+        ]
+        say(store, ONE, True, ids, 1000)
+        reply = reader.get("/api/v1/cohorts/1/members.csv")
+        assert reply.content_type == "text/csv; charset=utf-8"
+        cells = [row[0] for row in rows_of(reply.text)[1:]]
+        assert not [cell for cell in cells if cell.strip()[0] in "=+-@\uff1d\uff0b\uff0d\uff20"]
+        assert sorted(cell.removeprefix("'") for cell in cells) == sorted(ids)
+
+    def test_export__of_an_empty_cohort__is_empty(self, store: Store, reader: Reader) -> None:
+        say(store, ONE, False, ["u"])
+        assert reader.get("/api/v1/cohorts/1/members.ndjson").data == b""
+        assert reader.get("/api/v1/cohorts/1/members.csv").data == b'"user_id","since"\r\n'
+
+
+def test_user__of_very_many_cohorts__is_read_whole_and_in_short_calls(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(**KEYS)
+    traits = {f"Cohort {n}: c{n}": n % 3 > 0 for n in range(4000)}
+    traits["no colon"] = traits["n: é"] = True
+    sent = {"type": "identify", "userId": "u", "traits": traits}
+    assert caller(app).post(COHORT_PATH, json=sent).status_code == 200
+    redis_client.config_resetstat()
+    reader = caller(app, READ_KEY)
+    told = reader.get("/api/v1/users/u").json
+    calls = redis_client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert told["traits"] == traits
+    assert sorted(cohort["trait"] for cohort in told["cohorts"]) == sorted(
+        name for name, member in traits.items() if member
+    )
+    assert calls > 8
+    both = reader.post("/api/v1/users/query", json={"userIds": ["nobody", "u"]}).json["users"]
+    assert both[1] == told

@@ -1,0 +1,649 @@
+"""The dashboard's pages, as a browser without scripts gets them."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+import redis
+from flask import Flask, Response, request
+from flask.testing import FlaskClient
+from limits import parse
+from werkzeug.http import parse_cookie
+
+from app import errors
+from app.cohorts import RequestRecord, Sync, user_hash
+from app.errors import Problem
+from app.store import Batch, Group, Size, Store
+from app.store.errors import StoreError
+from app.telemetry.sync_recorder import WAYS
+from app.web.dashboard import charts, words
+from simulator.payloads import COHORT_PATH, batch, identify
+from tests.integration.conftest import APP, KEY, caller
+from tests.integration.web.api import reading
+from tests.integration.web.api.reading import ADMIN_KEY, KEYS, OTHER_KEY, READ_KEY, say
+
+ONE = "[Amplitude] Power users: abc123"
+HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
+
+
+app, store = reading.app, reading.store
+
+
+class Browser:
+    """Follows links and sends forms, with the cookies that it was given."""
+
+    def __init__(self, app: Flask, base_url: str = "http://localhost") -> None:
+        self._http: FlaskClient = app.test_client()
+        self._base_url = base_url
+
+    def get(self, path: str, status: int = 200, headers: Any = None) -> Any:
+        reply = self._http.get(path, headers=headers, base_url=self._base_url)
+        return self._checked(reply, status)
+
+    def send(self, path: str, status: int = 303, headers: Any = None, **fields: str) -> Any:
+        reply = self._http.post(path, data=fields, headers=headers, base_url=self._base_url)
+        return self._checked(reply, status)
+
+    def log_in(self, key: str = READ_KEY) -> Browser:
+        self.send("/login", key=key)
+        return self
+
+    def token(self) -> str:
+        return re.search(r'name="token" value="(\w+)"', self.get("/").text)[1]  # type: ignore[index]
+
+    def _checked(self, reply: Any, status: int) -> Any:
+        assert reply.status_code == status, reply.text
+        policy = reply.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert reply.headers["Cache-Control"] == "no-store"
+        if reply.mimetype == "text/html":
+            assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=\"", reply.text)
+        return reply
+
+
+@pytest.fixture
+def browser(app: Flask) -> Browser:
+    return Browser(app).log_in()
+
+
+@pytest.fixture
+def admin(app: Flask) -> Browser:
+    return Browser(app).log_in(ADMIN_KEY)
+
+
+def cohort_page(cohort_id: str) -> str:
+    return f"/cohort?{urlencode({'id': cohort_id})}"
+
+
+def _add_syncs(store: Store, times_ms: list[int], took_ms: float = 5) -> None:
+    """Add syncs of one request each."""
+    for number, at_ms in enumerate(times_ms):
+        batch = Batch(Group(APP, "abc123"), ONE)
+        batch.add(RequestRecord(at_ms, took_ms, 200, "list", "key", "id", entered=1), {})
+        store.history.add(APP, [batch], f"sync-{number}")
+
+
+class TestLogIn:
+    @pytest.mark.parametrize("path", ["/", "/syncs?problems=true", "/users?id=a%26b", "/health"])
+    def test_page__without_a_session__asks_for_it_and_comes_back(
+        self, app: Flask, path: str
+    ) -> None:
+        browser = Browser(app)
+        asked = browser.get(path, 303).headers["Location"]
+        browser.get(asked)
+        assert browser.send(asked, key=READ_KEY).headers["Location"] == path
+        browser.get(path)
+
+    def test_cookie__is_for_this_site_and_no_script(self, app: Flask) -> None:
+        cookie = Browser(app).send("/login", key=READ_KEY).headers["Set-Cookie"]
+        assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(cookie.split("; "))
+        assert READ_KEY not in cookie
+        over_tls = Browser(app, "https://localhost").send("/login", key=READ_KEY)
+        assert over_tls.headers["Set-Cookie"].startswith("__Host-")
+        assert "Secure" in over_tls.headers["Set-Cookie"].split("; ")
+
+    def test_wrong_key__is_401_and_says_so(self, app: Flask) -> None:
+        page = Browser(app).send("/login", 401, key="wrong")
+        assert "This key is not known." in page.text
+        assert "Set-Cookie" not in page.headers
+
+    def test_ingest_key__opens_nothing(self, app: Flask) -> None:
+        page = Browser(app).send("/login", 403, key=KEY)
+        assert "may only send cohorts" in page.text
+
+    def test_wrong_keys__count_as_bad_credentials_of_the_address(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(auth_failure_rate_limit=parse("3/minute"), **KEYS)
+        browser = Browser(app)
+        for _ in range(2):
+            browser.send("/login", 401, key="wrong")
+        assert caller(app, "wrong").get("/api/v1/cohorts").status_code == 401
+        page = browser.send("/login", 429, key="wrong")
+        assert int(page.headers["Retry-After"]) > 0
+        assert caller(app, "wrong").get("/api/v1/cohorts").status_code == 429
+
+    def test_key_alone__opens_no_page(self, app: Flask) -> None:
+        reply = caller(app, READ_KEY).get("/")
+        assert (reply.status_code, reply.headers["Location"]) == (303, "/login")
+
+    @pytest.mark.parametrize(
+        "wanted", ["//evil.example", "/\\evil.example", "https://evil.example", "x", "/\nx"]
+    )
+    def test_next__never_leads_away(self, app: Flask, wanted: str) -> None:
+        reply = Browser(app).send(f"/login?next={quote(wanted)}", key=READ_KEY)
+        assert reply.headers["Location"] == "/"
+
+    def test_log_out__ends_the_session_also_where_its_cookie_was_copied(self, app: Flask) -> None:
+        browser = Browser(app).log_in()
+        cookie = browser._http.get_cookie("cohort-receiver")
+        browser.send("/logout", token=browser.token())
+        browser.get("/", 303)
+        thief = app.test_client()
+        thief.set_cookie("cohort-receiver", cookie.value)
+        assert thief.get("/").status_code == 303
+
+    def test_session__of_a_key_that_is_gone__is_over(self, make_app: Callable[..., Flask]) -> None:
+        browser = Browser(make_app(**KEYS)).log_in()
+        cookie = browser._http.get_cookie("cohort-receiver")
+        for settings, status in ((KEYS, 200), ({}, 303)):
+            http = make_app(**settings).test_client()
+            http.set_cookie("cohort-receiver", cookie.value)
+            assert http.get("/").status_code == status
+
+    @pytest.mark.parametrize("cookie", ["x", "a.b.c", "", "é"])
+    def test_cookie__made_up__opens_nothing(self, app: Flask, cookie: str) -> None:
+        http = app.test_client()
+        http.set_cookie("cohort-receiver", cookie)
+        assert http.get("/").status_code == 303
+
+    def test_cookie__many_made_up__ask_the_store_once(
+        self, app: Flask, redis_client: redis.Redis
+    ) -> None:
+        http = app.test_client()
+        http.set_cookie("cohort-receiver", "a.b.c")
+
+        def gets() -> int:
+            return int(redis_client.info("commandstats")["cmdstat_get"]["calls"])
+
+        http.get("/")
+        before = gets()
+        for _ in range(20):
+            http.get("/")
+        assert gets() - before < 20
+
+    def test_session__clicked_in__is_renewed_and_by_a_page_that_looks_for_news_not(
+        self, app: Flask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.auth.sessions._RENEWED_SECONDS", -1)
+        browser = Browser(app).log_in()
+        assert "Set-Cookie" in browser.get("/").headers
+        assert "Set-Cookie" not in browser.get("/", headers={"X-Look": "true"}).headers
+
+    def test_session__a_week_after_the_log_in__is_over(self, app: Flask) -> None:
+        sessions = app.extensions["sessions"]
+        opened = sessions.open(app.extensions["keyring"].find(READ_KEY))
+        http = app.test_client()
+        for days, status in ((6, 200), (8, 303)):
+            old = opened._replace(began=opened.began - days * 86400)
+            with app.test_request_context():
+                reply = Response()
+                sessions.set_cookie(old, request, reply)
+            http.set_cookie(
+                "cohort-receiver", parse_cookie(reply.headers["Set-Cookie"])["cohort-receiver"]
+            )
+            assert http.get("/").status_code == status
+
+    def test_apps__see_only_their_own(self, app: Flask, store: Store) -> None:
+        say(store, ONE, True, ["alice"])
+        other = Browser(app).log_in(OTHER_KEY)
+        assert "Power users" not in other.get("/").text
+        other.get(cohort_page("abc123"), 404)
+        assert "Power users" not in other.get("/users?id=alice").text
+
+    def test_form__from_another_site__is_refused(self, app: Flask, admin: Browser) -> None:
+        for headers in (
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+        ):
+            Browser(app).send("/login", 403, headers=headers, key=READ_KEY)
+            admin.send("/logout", 403, headers=headers, token=admin.token())
+        Browser(app).send("/login", headers={"Origin": "http://localhost"}, key=READ_KEY)
+
+    def test_form__without_the_token__is_refused(self, store: Store, admin: Browser) -> None:
+        say(store, ONE, True, ["alice"])
+        for token in ("", "x", "é"):
+            fields = {"id": "abc123", "confirm": "Power users", "token": token}
+            admin.send("/cohort/delete", 403, **fields)
+            admin.send("/logout", 403, token=token)
+        assert "being deleted" not in admin.get(cohort_page("abc123")).text
+
+    def test_form__that_is_none__is_refused(self, app: Flask) -> None:
+        http = app.test_client()
+        assert http.post("/login", json={"key": READ_KEY}).status_code == 415
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert http.post("/login", data=b"key=%ff\xff", headers=headers).status_code == 400
+        assert http.post("/login", data=b"&a=1" * 30, headers=headers).status_code == 400
+
+    def test_sessions__cost_calls_of_the_api_nothing(
+        self, app: Flask, redis_client: redis.Redis
+    ) -> None:
+        reply = caller(app).post(COHORT_PATH, json=identify("u", ONE, True))
+        assert "Set-Cookie" not in reply.headers
+        assert "Vary" not in reply.headers
+        assert redis_client.keys("*session*") == []
+
+
+class TestOverview:
+    def test_empty_store__tells_the_next_steps(self, browser: Browser) -> None:
+        page = html.unescape(browser.get("/").text)
+        assert "Ready for the first cohort" in page
+        assert "curl -X POST http://localhost/api/v1/integration/amplitude/cohort" in page
+        assert "-m simulator sync http://localhost" in page
+        assert "http://localhost/lists" in page
+
+    def test_cohorts__are_listed_with_what_matters(
+        self, app: Flask, store: Store, browser: Browser
+    ) -> None:
+        http = caller(app)
+        http.post(COHORT_PATH, json=batch([f"u{n}" for n in range(1234)], ONE, True))
+        app.extensions["recorder"].flush()
+        page = browser.get("/").text
+        assert "<bdi>Power users</bdi>" in page
+        assert "abc123" in page
+        assert "1,234" in page
+        assert 'class="spark"' in page
+        assert "just now" in page
+        assert "+1,234" in page
+
+    def test_filter_and_order__are_kept_over_pages(self, store: Store, browser: Browser) -> None:
+        for n in range(60):
+            say(store, f"[Amplitude] Cohort {n:02}: id{n:02}", True, ["u"])
+        say(store, "other: x", True, ["u"])
+        first = browser.get("/?name=cohort&sort=name&freshness=fresh&status=active").text
+        assert "no history yet" in first
+        assert 'aria-label="no history yet"' not in first
+        assert first.count('<th scope="row">') == 50
+        following = html.unescape(re.search(r'href="([^"]+)" rel="next"', first)[1])  # type: ignore
+        assert "status=active" in following
+        second = browser.get(following).text
+        assert second.count('<th scope="row">') == 10
+        assert "id59" in second
+        assert 'value="cohort"' in second
+
+    def test_empty_fields__of_the_form__mean_all(self, store: Store, browser: Browser) -> None:
+        say(store, ONE, True, ["u"])
+        assert "Power users" in browser.get("/?name=&freshness=&sort=name").text
+
+    @pytest.mark.parametrize(
+        "path", ["/?sort=x", "/?cursor=x", "/syncs?cursor=x", "/sync?id=x", "/cohort", "/?status=x"]
+    )
+    def test_address__that_can_not_be__is_400(self, browser: Browser, path: str) -> None:
+        browser.get(path, 400)
+
+    def test_unknown_callers__are_told_with_what_to_do(
+        self, app: Flask, store: Store, browser: Browser
+    ) -> None:
+        caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
+        app.extensions["recorder"].flush()
+        page = browser.get("/").text
+        assert "The key is not known here" in page
+        assert "Was a key rotated?" in page
+
+
+class TestCohort:
+    def test_page__tells_size_syncs_members_and_names(
+        self, app: Flask, store: Store, browser: Browser
+    ) -> None:
+        http = caller(app)
+        users = [f"user-{n:03}" for n in range(120)]
+        http.post(COHORT_PATH, json=batch(users, "[Amplitude] Old name: abc123", True))
+        app.extensions["recorder"].flush()
+        http.post(COHORT_PATH, json=batch(users[:20], ONE, False))
+        app.extensions["recorder"].flush()
+        page = browser.get(cohort_page("abc123")).text
+        assert "<bdi>Power users</bdi>" in page
+        assert "[Amplitude] Old name: abc123" in page
+        assert '<path class="stroke"' in page
+        assert "+120" in page
+        assert "\N{MINUS SIGN}20" in page
+        assert page.count("/users?id=user-") == 50
+        following = html.unescape(re.search(r'href="([^"]+)" rel="next"', page)[1])  # type: ignore
+        assert browser.get(following.partition("#")[0]).text.count("/users?id=user-") == 50
+
+    def test_chart__of_the_syncs__tells_when_the_first_and_the_last_were(
+        self, store: Store, browser: Browser
+    ) -> None:
+        say(store, ONE, True, ["alice"])
+        times = [words.now_ms() - hours * 3_600_000 for hours in (3, 2, 1)]
+        _add_syncs(store, times)
+        page = browser.get(cohort_page("abc123")).text
+        axis = page.partition('<figure class="chart bars"')[2].partition("</figure>")[0]
+        assert re.findall(r'datetime="([^"]+)"', axis) == [
+            words.iso(times[0]),
+            words.iso(times[-1]),
+        ]
+
+    @pytest.mark.parametrize("cohort_id", ["a/b", "..", "a?b&c=d#e", "100%", "é 🎉", "<b>"])
+    def test_link__to_a_cohort_of_any_id__leads_there(
+        self, store: Store, browser: Browser, cohort_id: str
+    ) -> None:
+        say(store, f"n: {cohort_id}", True, ["a/b?c#d&e"])
+        page = browser.get("/").text
+        link = html.unescape(re.search(r'href="(/cohort\?[^"]+)"', page)[1])  # type: ignore
+        found = browser.get(link).text
+        assert f"<dd><code>{html.escape(cohort_id)}</code></dd>" in found
+        user = html.unescape(re.search(r'href="(/users\?id=[^"]+)"', found)[1])  # type: ignore
+        assert "a/b?c#d&amp;e</bdi>" in browser.get(user).text
+
+    def test_cohort__never_received__is_404(self, browser: Browser) -> None:
+        page = browser.get(cohort_page("x"), 404)
+        assert "There is no such cohort" in page.text
+
+
+class TestHostileInput:
+    def test_names_and_ids__that_are_markup__stay_text(
+        self, app: Flask, store: Store, admin: Browser
+    ) -> None:
+        http = caller(app)
+        http.post(COHORT_PATH, json=identify(HOSTILE, f"{HOSTILE}: {HOSTILE}", True))
+        http.post(COHORT_PATH, json={"type": "identify", "traits": {HOSTILE: 1}, "userId": "u"})
+        app.extensions["recorder"].flush()
+        sync_ids = [sync.id for sync in store.history.syncs(APP).syncs]
+        user = urlencode({"id": HOSTILE})
+        for path in (
+            "/",
+            "/syncs",
+            cohort_page(HOSTILE),
+            f"/users?{user}",
+            f"/?name={quote(HOSTILE)}",
+            f"/login?next=/{quote(HOSTILE)}",
+            f"/syncs?cohort={quote(HOSTILE)}",
+            *(f"/sync?id={sync_id}" for sync_id in sync_ids),
+        ):
+            page = admin.get(path, 303 if path.startswith("/login") else 200).text
+            assert "<script>alert" not in page, path
+            assert "<img src=x" not in page, path
+            assert "\"'&{{" not in page, path
+            assert "49" not in re.findall(r"&amp;(\d+)", page), path
+
+    def test_user_id__that_none_can_be__is_told(self, browser: Browser) -> None:
+        page = browser.get(f"/users?id={'x' * 1025}", 400)
+        assert "Must be at most 1024 bytes" in page.text
+
+
+class TestSyncs:
+    @pytest.fixture
+    def synced(self, make_app: Callable[..., Flask]) -> Flask:
+        app = make_app(user_policy="known", **KEYS)
+        app.extensions["store"].register_users(APP, ["known"])
+        http = caller(app)
+        for n in range(120):
+            http.post(COHORT_PATH, json=batch(["known", f"stranger-{n}"][: 1 + n % 2], ONE, True))
+        http.post(COHORT_PATH, data=b"{", content_type="application/json")
+        app.extensions["recorder"].flush()
+        return app
+
+    def test_sync__is_one_line_that_opens(self, synced: Flask) -> None:
+        browser = Browser(synced).log_in()
+        page = browser.get("/syncs").text
+        assert page.count("<details>") == 2
+        assert "120 requests" in page
+        assert "<strong>60 users left out.</strong>" in page
+        assert "Register the users" in page
+        assert "Refused requests" in page
+        assert "The body is not JSON." in page
+        (refused,) = (line for line in page.split("<summary>") if "Refused requests" in line)
+        assert "by identify: <code>invalid_json</code>" in refused.split("</summary>")[0]
+
+    def test_sync__its_page__tells_each_request_and_whom_it_left_out(self, synced: Flask) -> None:
+        browser = Browser(synced).log_in()
+        page = browser.get("/syncs").text
+        links = [html.unescape(link) for link in re.findall(r'href="(/sync\?id=\d+)"', page)]
+        texts = [browser.get(link).text for link in links]
+        (sync,) = (text for text in texts if "Sync of <a" in text)
+        assert "stranger" not in sync
+        found = browser.get("/users?id=stranger-1").text
+        assert "Nothing is stored of this user" in found
+        assert user_hash("stranger-1") in sync
+        assert "Left out, unknown_user:" in sync
+        assert "60 left out" in sync.partition("<dl")[0]
+        assert user_hash("stranger-1") in found
+
+    def test_sync__with_a_call_that_can_not_be_read__tells_the_first_error(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        for user_id in ("", "alice"):
+            call = {"type": "identify", "userId": user_id, "traits": {ONE: True}}
+            caller(app).post(COHORT_PATH, json=call)
+        app.extensions["recorder"].flush()
+        for path in ("/", "/syncs"):
+            assert "The first error: <bdi>userId: Must not be empty." in browser.get(path).text
+
+    def test_times__under_a_millisecond__are_told(self, store: Store, browser: Browser) -> None:
+        _add_syncs(store, [words.now_ms()], took_ms=0.4)
+        assert "0.4 ms, slowest 0.4 ms" in browser.get("/syncs").text
+
+    def test_problems__alone__are_shown(self, synced: Flask) -> None:
+        caller(synced).post(COHORT_PATH, json=identify("known", "good: 1", True))
+        synced.extensions["recorder"].flush()
+        browser = Browser(synced).log_in()
+        assert browser.get("/syncs").text.count("<details>") == 3
+        assert browser.get("/syncs?problems=true").text.count("<details>") == 2
+        assert browser.get("/syncs?cohort=1").text.count("<details>") == 1
+
+    def test_sync__that_is_gone__is_404(self, browser: Browser) -> None:
+        assert "has left the history" in browser.get("/sync?id=7", 404).text
+
+    def test_reasons__every_one_that_a_sender_can_get__is_explained(self) -> None:
+        def kinds(base: type) -> set[type]:
+            return {base}.union(*(kinds(kind) for kind in base.__subclasses__()))
+
+        reasons = {kind.reason for kind in kinds(Problem) if kind.__module__ == errors.__name__}
+        reasons |= {kind.reason for kind in kinds(StoreError)}
+        never_for_senders = {
+            "too_many_cohorts",
+            "cursor_expired",
+            "too_many_followers",
+            "unknown_sync",
+        }
+        assert reasons - never_for_senders <= words.ADVICE.keys()
+        assert all(words.ADVICE[kind.reason].now for kind in kinds(StoreError))
+        assert WAYS
+
+
+class TestAdmin:
+    def test_read_key__may_not_delete_or_erase(self, store: Store, browser: Browser) -> None:
+        say(store, ONE, True, ["alice"])
+        assert "Delete the cohort" not in browser.get(cohort_page("abc123")).text
+        assert "Erase the user" not in browser.get("/users?id=alice").text
+        token = browser.token()
+        fields = {"token": token, "id": "abc123", "confirm": "Power users"}
+        browser.send("/cohort/delete", 403, **fields)
+        browser.send("/users/erase", 403, token=token, id="alice", confirm="alice")
+        assert store.traits(APP, "alice") == {ONE: True}
+
+    def test_delete__with_its_name_typed__begins(self, store: Store, admin: Browser) -> None:
+        say(store, ONE, True, ["alice"])
+        fields = {"token": admin.token(), "id": "abc123"}
+        page = admin.send("/cohort/delete", 400, **fields, confirm="power users")
+        assert "The name was not typed as it is. Nothing was deleted." in page.text
+        reply = admin.send("/cohort/delete", **fields, confirm=" Power  users ")
+        assert "The cohort is being deleted" in admin.get(reply.headers["Location"]).text
+        assert store.registry.find(APP, "abc123").status == "deleting"
+
+    def test_erase__with_the_id_typed__erases(self, store: Store, admin: Browser) -> None:
+        say(store, ONE, True, ["alice", "bob"])
+        fields = {"token": admin.token(), "id": "alice"}
+        page = admin.send("/users/erase", 400, **fields, confirm="Alice")
+        assert "Nothing was erased" in page.text
+        assert store.traits(APP, "alice") == {ONE: True}
+        reply = admin.send("/users/erase", **fields, confirm="alice")
+        assert "The user was erased." in admin.get(reply.headers["Location"]).text
+        assert store.traits(APP, "alice") == {}
+        assert not store.user(APP, "alice").suppressed
+        fields = {"token": admin.token(), "id": "bob", "confirm": "bob", "suppress": "true"}
+        admin.send("/users/erase", **fields)
+        assert store.user(APP, "bob").suppressed
+        assert "is kept out of syncs" in admin.get("/users?id=bob").text
+
+    @pytest.mark.parametrize("trait", ["  ", "\u3164", "\r\n", "\u2800: \r\n%41"])
+    @pytest.mark.parametrize("user_id", ["  ", "a\r\nb ", "a\nb", "%41", "\u200b"])
+    def test_names_and_ids__of_white_space_or_nothing_seen__are_typed_as_shown(
+        self, store: Store, admin: Browser, trait: str, user_id: str
+    ) -> None:
+        say(store, trait, True, [user_id])
+        found = admin.get(html.unescape(self._first_link(admin.get("/").text, "/cohort")))
+        user = admin.get(self._first_link(found.text, "/users"))
+        admin.send("/users/erase", **self._confirmed(user.text))
+        assert store.traits(APP, user_id) == {}
+        admin.send("/cohort/delete", **self._confirmed(found.text))
+        assert "is being deleted" in admin.get(found.request.full_path).text
+
+    def _first_link(self, page: str, target: str) -> str:
+        link, text = re.search(rf'href="({target}\?[^"]+)"><bdi>(.*?)</bdi>', page, re.S).groups()  # type: ignore
+        assert words.is_seen(text)
+        return html.unescape(link)
+
+    def _confirmed(self, page: str) -> dict[str, str]:
+        """The fields of a page's form, with what it shows typed to confirm."""
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+        shown = re.search(r"<strong><bdi>(.*?)</bdi></strong>", page, re.S)[1]  # type: ignore
+        return {**fields, "confirm": " ".join(html.unescape(shown).split())}
+
+    def test_delete__of_what_is_not_there__is_404(self, admin: Browser) -> None:
+        fields = {"token": admin.token(), "id": "x", "confirm": "x"}
+        admin.send("/cohort/delete", 404, **fields)
+
+
+class TestHealth:
+    def test_health__tells_of_the_store(self, store: Store, browser: Browser) -> None:
+        page = browser.get("/health").text
+        assert "Store memory" in page
+        assert "no limit" in page
+        assert "No rename and no deletion is going on." in page
+
+    def test_store_that_may_drop_data__is_said_loudly(
+        self, browser: Browser, redis_client: redis.Redis
+    ) -> None:
+        redis_client.config_set("maxmemory", 1 << 30)
+        redis_client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            assert "The store may drop data." in browser.get("/health").text
+        finally:
+            redis_client.config_set("maxmemory-policy", "noeviction")
+            redis_client.config_set("maxmemory", 0)
+
+    def test_store_away__is_a_page_that_says_so(
+        self, make_app: Callable[..., Flask], tmp_path: Any
+    ) -> None:
+        app = make_app(**KEYS)
+        cookie = Browser(app).log_in()._http.get_cookie("cohort-receiver")
+        gone = make_app(redis_url=f"unix://{tmp_path}/none", **KEYS)
+        http = gone.test_client()
+        http.set_cookie("cohort-receiver", cookie.value)
+        page = http.get("/")
+        assert page.status_code == 503
+        assert page.mimetype == "text/html"
+        assert "The store could not be reached." in page.text
+        assert "See Health" not in page.text
+        assert 'href="/readyz"' in page.text
+        for label in ("Cohorts", "Syncs", "Users", "Health"):
+            assert f">{label}</a>" in page.text
+        assert http.get("/login").status_code == 503
+
+    def test_store_full__the_dashboard_still_opens(
+        self, app: Flask, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, ["alice"])
+        store.sessions.secret()
+        redis_client.config_set("maxmemory", 1)
+        try:
+            browser = Browser(app).log_in()
+            assert "Power users" in browser.get("/").text
+            health = browser.get("/health").text
+            assert "The store is full and takes no writes." in health
+            assert "nearly full" in health
+            assert "See Health" not in health
+        finally:
+            redis_client.config_set("maxmemory", 0)
+
+
+class TestAssets:
+    def test_assets__are_served_for_good_and_nothing_else_is(self, app: Flask) -> None:
+        http = app.test_client()
+        page = http.get("/login").text
+        for address in re.findall(r'(?:href|src)="(/assets/[^"]+)"', page):
+            reply = http.get(address, buffered=True)
+            assert reply.status_code == 200
+            assert "immutable" in reply.headers["Cache-Control"]
+        for name in ("views.py", "..%2Fviews.py", "x.css"):
+            assert http.get(f"/assets/{name}").status_code == 404
+
+
+class TestCharts:
+    def test_line__of_sizes__is_steps_within_the_drawing(self) -> None:
+        sizes = [Size(0, 10), Size(500, 20), Size(750, 0)]
+        line = charts.line(sizes, 1000)
+        assert line
+        assert line.path == "M0 50.0H500.0V0.0H750.0V100.0H1000"
+        assert (line.low, line.high, line.first, line.last) == (0, 20, 10, 0)
+        assert charts.line([], 1000) is None
+        flat = charts.line([Size(0, 7)], 1000)
+        assert flat
+        assert flat.path == "M0 50.0H1000"
+
+    def test_bars__one_far_longer_than_the_others__is_cut_off(self) -> None:
+        def synced(*moves: tuple[int, int]) -> list[Sync]:
+            return [Sync(1, "c", "", 0, 0, entered=up, left=down) for up, down in moves]
+
+        even = charts.bars(synced((10, 0), (40, 5)))
+        assert even
+        assert (even.most_entered, even.most_left, even.is_cut) == (40, 5, False)
+        assert max(bar.entered_height for bar in even.bars) == even.middle
+        assert (even.bars[0].x, even.bars[-1].x + even.bars[-1].width) == (0, charts.WIDTH)
+        first = charts.bars(synced((10, 2), (8, 3), (5000, 0)))
+        assert first
+        assert (first.most_entered, first.is_cut) == (12, True)
+        assert first.bars[0].entered_height == first.middle
+        assert charts.bars(synced((0, 0))) is None
+
+    @pytest.mark.parametrize(
+        ("ms", "said"),
+        [
+            (0.42, "0.4 ms"),
+            (93, "93 ms"),
+            (1500, "2 s"),
+            (119_000, "119 s"),
+            (180_000, "3 min"),
+            (7_200_000, "2 h"),
+            (172_800_000, "2 d"),
+        ],
+    )
+    def test_span__is_said_in_one_unit(self, ms: float, said: str) -> None:
+        assert words.span(ms) == said
+
+    @pytest.mark.parametrize(
+        ("trait", "cohort_id", "said"),
+        [
+            (ONE, "abc123", "Power users"),
+            ("a: b: c", "c", "a: b"),
+            ("plain", "name-1", "plain"),
+            (": x", "x", "x"),
+            ("[Amplitude]", "name-2", "name-2"),
+            ("", "x", "x"),
+            ("   ", "name-3", "name-3"),
+            ("\u200b\u3164: x", "x", "x"),
+            ("\u200b: \u200b", "\u200b", "%E2%80%8B"),
+        ],
+    )
+    def test_name__is_what_people_call_it(self, trait: str, cohort_id: str, said: str) -> None:
+        assert words.name(trait, cohort_id) == said
