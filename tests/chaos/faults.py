@@ -27,11 +27,11 @@ class Faults:
         self._stop = threading.Event()
         self.kinds: dict[str, Callable[[], None]] = {
             "worker killed (-9)": self._kill_worker,
-            "master killed (-9) and service started again": self._kill_master,
-            "service restarted, as a deployment does": self._deploy,
-            "store killed (-9) and started again": self._kill_store,
+            "master killed (-9), service restarted": self._kill_master,
+            "service restarted as in a deployment": self._deploy,
+            "store killed (-9) and restarted": self._kill_store,
             "store paused for seconds": self._pause_store,
-            "store's memory full": self._fill_memory,
+            "store memory full": self._fill_memory,
             "connections to the store broken": self._break_connections,
             "connections to the store refused": self._refuse_connections,
         }

@@ -1,4 +1,4 @@
-"""An outcome in words: for the terminal, and for docs/reliability.md."""
+"""Render the outcome of runs as a table, for the terminal and docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.chaos.run import Outcome
 
 
 def as_markdown(outcomes: list[Outcome]) -> str:
-    """The figures of all runs, one column each."""
+    """The figures of all runs, one column per run."""
     heads = [f"{o.partitions} partition{'s' * (o.partitions > 1)}" for o in outcomes]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(outcomes) + 1) + "|"]
 
@@ -23,17 +23,17 @@ def as_markdown(outcomes: list[Outcome]) -> str:
     row("seconds", [round(o.seconds) for o in outcomes])
     row("syncs", [o.syncs for o in outcomes])
     row("requests", [o.requests for o in outcomes])
-    row("of these, retries", [o.retries for o in outcomes])
-    row("without an answer", [o.unanswered for o in outcomes])
-    rows([{f"answered {k}": v for k, v in o.statuses.items()} for o in outcomes])
-    row("**faults of the surroundings**", [o.faults.total() for o in outcomes])
+    row("of them retries", [o.retries for o in outcomes])
+    row("without a response", [o.unanswered for o in outcomes])
+    rows([{f"status {k}": v for k, v in o.statuses.items()} for o in outcomes])
+    row("**injected faults**", [o.faults.total() for o in outcomes])
     rows([o.faults for o in outcomes])
-    row("**misbehaviour of the sender**", [o.misbehaviour.total() for o in outcomes])
+    row("**sender misbehaviour**", [o.misbehaviour.total() for o in outcomes])
     rows([o.misbehaviour for o in outcomes])
     row("**users compared after the syncs**", [o.checked_after_syncs for o in outcomes])
     row("**users compared at the end**", [o.users_checked for o in outcomes])
     row("lost or wrong", [o.users_wrong for o in outcomes])
     row("transitions in the stream", [o.transitions for o in outcomes])
-    row("told twice", [o.repeated_transitions for o in outcomes])
+    row("duplicate transitions", [o.repeated_transitions for o in outcomes])
     row("**result**", ["; ".join(o.wrong) or "nothing lost" for o in outcomes])
     return "\n".join(lines) + "\n"

@@ -27,7 +27,7 @@ def test_security__every_test_that_it_names__is_there() -> None:
 
 def test_security__every_defence__names_a_test() -> None:
     page = (ROOT / "docs" / "security.md").read_text()
-    defences = page.split("## What stands against it")[1].split("\n## ")[0].split("\n- ")[1:]
+    defences = page.split("## Defences")[1].split("\n## ")[0].split("\n- ")[1:]
     assert len(defences) > 20
     assert not [defence for defence in defences if "`test_" not in defence.split("\n\n")[0]]
 
