@@ -74,10 +74,13 @@ end
 
 -- Lists of the reply, made when first needed: each empty one would cost a single identify 2%.
 local reported = {}
-local function report(list, ...)
-  local items = reported[list] or {}
-  reported[list] = items
-  for _, item in ipairs({...}) do items[#items + 1] = item end
+local function report(name, items)
+  local list = reported[name]
+  if not list then
+    reported[name] = items
+  else
+    for i = 1, #items do list[#list + 1] = items[i] end
+  end
 end
 
 local change_count, changed = 0, {}
@@ -96,7 +99,7 @@ local user_key = base .. 'user:'
 local function on_hash(command, user, ...)
   local reply = redis.pcall(command, user_key .. user, ...)
   if type(reply) == 'number' then return reply end
-  report('conflicts', user)
+  report('conflicts', {user})
   return nil
 end
 
@@ -199,9 +202,9 @@ local function apply(cohort, trait, value, stated_at, users)
   if mode == 'as known' and current ~= trait
     or mode == 'met' and not current and not deleting
   then
-    return report('unmet', cohort)
+    return report('unmet', {cohort})
   end
-  if deleting then return report('deleting', cohort) end
+  if deleting then return report('deleting', {cohort}) end
 
   if not current then
     call('HSET', state, 'trait', trait, 'named', at_text, 'first', now_text)
@@ -277,7 +280,7 @@ local function apply(cohort, trait, value, stated_at, users)
     end
     emit(cohort, change, at_text, moved)
     note_changed(moved)
-    report('moves', cohort, value, #moved)
+    report('moves', {cohort, value, #moved})
     fields[#fields + 1] = change
     fields[#fields + 1] = integer((total or 0) + #moved)
   end
@@ -325,12 +328,12 @@ while position <= #ARGV do
   if some_suppressed and #users > 0 then
     local inside
     inside, users = split(base .. 'suppressed', users)
-    if #inside > 0 then report('suppressed', unpack(inside)) end
+    if #inside > 0 then report('suppressed', inside) end
   end
   if known_only and #users > 0 then
     local outside
     users, outside = split(base .. 'registered', users)
-    if #outside > 0 then report('unknown', unpack(outside)) end
+    if #outside > 0 then report('unknown', outside) end
   end
   if #users > 0 or count == '0' then apply(cohort, trait, value, tonumber(stated_at), users) end
   position = final + 1
