@@ -21,15 +21,10 @@ from app.errors import Problem
 from app.settings import ApiKey, Settings
 from app.web.api.schemas import UsersQuery
 from app.web.http.body import decoded, load, read_text
+from app.web.http.fields import limited
 from app.web.ingest.identify_batch import accept_batch
-from app.web.ingest.identify_schema import (
-    BatchSchema,
-    IdentifySchema,
-    ListSchema,
-    ListUsersSchema,
-    accept,
-    limited,
-)
+from app.web.ingest.identify_schema import BatchSchema, IdentifySchema, accept
+from app.web.ingest.list_schema import ListSchema, ListUsersSchema
 from app.web.ingest.segment_schema import SegmentBatch, SegmentBatchSchema, SegmentIdentifySchema
 from app.web.ingest.webhook_schema import Webhook, WebhookSchema
 

@@ -13,8 +13,47 @@ from app.settings import Settings
 from app.store import Store
 from app.web.http.body import load, read_json
 from app.web.http.contract import cohort_in_path, describes, parameters, user_in_path
-from app.web.http.replies import DeletingReply, ErasedReply, RegisteredReply, UnsuppressedReply
-from app.web.ingest.identify_schema import EraseQuery, ListUsersSchema, limited
+from app.web.http.fields import Query, YesOrNo, limited
+from app.web.http.replies import Reply, count, text, yes_or_no
+from app.web.ingest.list_schema import ListUsersSchema
+
+
+class EraseQuery(Query):
+    """How to erase a user."""
+
+    suppress = YesOrNo(
+        load_default=False,
+        metadata={"description": "Keep the user out for good, whatever is sent later."},
+    )
+
+
+class DeletingReply(Reply):
+    """A cohort whose deletion has begun."""
+
+    cohort_id = text("The cohort's id.", example="abc123")
+    status = text("Always `deleting`.", example="deleting")
+
+
+class ErasedReply(Reply):
+    """What was erased with a user."""
+
+    traits = count("Traits that the user had.")
+    stream_entries_removed = count("Entries of the change stream about this user alone.")
+    stream_entries_kept = count("Entries that name others too; they leave the stream by age.")
+    suppressed = yes_or_no("Whether the user is kept out for good.", example=False)
+
+
+class UnsuppressedReply(Reply):
+    """A user who may come in again."""
+
+    removed = yes_or_no("Whether the user was suppressed before.")
+
+
+class RegisteredReply(Reply):
+    """How many users were registered."""
+
+    registered = count("Users who were not registered before.")
+
 
 blueprint = Blueprint("admin", __name__, url_prefix="/api/v1")
 

@@ -24,7 +24,7 @@ from orjson import Fragment, dumps
 from app.errors import TooManyFollowers
 from app.store import Change, EntryId, Place, PlaceLost, StoreError
 from app.store.change_stream import Changes, Page
-from app.web.api.schemas import place_cursor
+from app.web.http.cursors import place_cursor
 
 # Seconds between two looks for news, and changes that one look takes.
 POLL_SECONDS = 0.1

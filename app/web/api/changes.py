@@ -11,18 +11,10 @@ from app.errors import CursorExpired, InvalidParameter, TooManyFollowers
 from app.settings import Settings
 from app.store import Place
 from app.web.api.change_stream import Feed, shown
-from app.web.api.schemas import (
-    EARLIEST,
-    LATEST,
-    ChangesQuery,
-    ChangesReply,
-    EventReply,
-    StreamHeaders,
-    StreamQuery,
-    place_cursor,
-)
-from app.web.api.users import store
+from app.web.api.lookup import store
+from app.web.api.schemas import ChangesQuery, ChangesReply, EventReply, StreamHeaders, StreamQuery
 from app.web.http.contract import describes, parameters, send
+from app.web.http.cursors import EARLIEST, LATEST, place_cursor
 
 blueprint = Blueprint("changes", __name__, url_prefix="/api/v1")
 

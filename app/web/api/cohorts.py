@@ -12,17 +12,17 @@ from app.auth.authenticate import ADMIN, READ, requires
 from app.cohorts import CohortRecord, CohortSummary, Freshness
 from app.errors import InvalidParameter, TooManyCohorts, UnknownCohort
 from app.store import Filter
+from app.web.api.lookup import known_cohort, store
 from app.web.api.schemas import (
     CadenceBody,
     CohortDetailReply,
     CohortsQuery,
     CohortsReply,
     FreshnessReply,
-    list_cursor,
 )
-from app.web.api.users import known_cohort, store
 from app.web.http.body import load, read_json
 from app.web.http.contract import cohort_in_path, describes, parameters, send
+from app.web.http.cursors import list_cursor
 
 blueprint = Blueprint("cohorts", __name__, url_prefix="/api/v1")
 

@@ -12,7 +12,7 @@ from orjson import OPT_APPEND_NEWLINE, dumps
 from app.auth.authenticate import READ, requires
 from app.errors import InvalidParameter, UnknownCohort
 from app.store import Member
-from app.web.api.users import known_cohort, store
+from app.web.api.lookup import known_cohort, store
 from app.web.http.contract import cohort_in_path, describes
 from app.web.http.fair_queue import Turns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flask import Blueprint, Response, current_app
+from marshmallow import fields
 from orjson import dumps
 
 from app.auth.authenticate import PUBLIC, requires
@@ -10,7 +11,32 @@ from app.errors import StoreUnavailable
 from app.store import Store
 from app.telemetry.metrics.store_gauges import StoreGauges
 from app.web.http.contract import describes
-from app.web.http.replies import AliveReply, ReadyReply
+from app.web.http.replies import Reply, count, text
+
+
+class AliveReply(Reply):
+    """The process answers."""
+
+    status = text("Always `ok`.", example="ok")
+
+
+class CohortCounts(Reply):
+    """How many cohorts are in each state of freshness, of the first hundred apps."""
+
+    fresh = count("Cohorts that arrive as expected.", example=12)
+    late = count("Cohorts that should have arrived again.", example=1)
+    never = count("Cohorts that never arrived.", example=0)
+
+
+class ReadyReply(Reply):
+    """The store answers."""
+
+    status = text("Always `ready`.", example="ready")
+    store_ms = fields.Float(
+        required=True, metadata={"description": "How long the store took, ms.", "example": 0.31}
+    )
+    cohorts = fields.Nested(CohortCounts, required=True)
+
 
 blueprint = Blueprint("health", __name__)
 

@@ -2,74 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
-from collections.abc import Iterable
 from typing import Any
 
-import orjson
 from marshmallow import ValidationError, fields, validate, validates_schema
 
 from app.cohorts import FreshnessState, Status
-from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
+from app.cohorts.cohort import MAX_TRAIT_BYTES
 from app.cohorts.freshness import LEAST_CADENCE, MOST_CADENCE
-from app.store import NUMBERS, SORTS, EntryId, Place, Position
+from app.web.http.cursors import (
+    EARLIEST,
+    LATEST,
+    LIST_SORTS,
+    FeedCursor,
+    ListCursor,
+    MemberCursor,
+    close_cursor,
+)
+from app.web.http.fields import Base, Query, Whole, user_ids_field
 from app.web.http.replies import Reply, count, ms, text, yes_or_no
-from app.web.ingest.identify_schema import Base, Query, user_ids_field
 
 MAX_MEMBERS, DEFAULT_MEMBERS = 10_000, 1000
 
 MAX_CHANGES, DEFAULT_CHANGES = 1000, 100
-EARLIEST, LATEST = "earliest", "latest"
 
 MAX_COHORTS, DEFAULT_COHORTS = 1000, 100
 
-_SORTS = [*SORTS, *(f"-{sort}" for sort in SORTS if sort != "id")]
-_ENTRY_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
-_DIGITS = re.compile(r"[0-9]{1,16}")
-_MOST_WHOLE = 10**16 - 1
 # The cohort of the examples.
 TRAIT = "[Amplitude] Power users: abc123"
-
-
-class Whole(fields.Integer):
-    """A whole number, in decimal digits only: Python's ``int`` also takes ``1_0`` and `` 1``."""
-
-    def json_schema(self) -> dict[str, Any]:
-        # By default; a Range says something narrower.
-        return {"minimum": 0, "maximum": _MOST_WHOLE}
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
-        if not isinstance(value, str) or not _DIGITS.fullmatch(value):
-            raise self.make_error("invalid")
-        return super()._deserialize(value, attr, data, **kwargs)
-
-
-class MemberCursor(fields.Field[Position]):
-    """A place in a list of members. Opaque to callers: what they get as ``next``."""
-
-    def json_schema(self) -> dict[str, Any]:
-        return {
-            "type": "string",
-            "format": "members-cursor",
-            "example": close_cursor(["m", 0, 1767225600000, "user1@example.com"]),
-        }
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Position:
-        match open_cursor(value):
-            case ["m", int(partition), int() | float() as score, str(user_id)] if (
-                0 <= partition < 1 << 14
-                and abs(score) < 1 << 53
-                and not text_problem(user_id, MAX_USER_ID_BYTES)
-            ):
-                return Position(partition, score, user_id)
-        raise ValidationError("Not a cursor of this call.")
-
-
-def member_cursor(position: Position | None) -> str | None:
-    """The cursor of a place in a list of members."""
-    return None if position is None else close_cursor(["m", *position])
 
 
 class Seconds(fields.Integer):
@@ -86,70 +45,6 @@ class Seconds(fields.Integer):
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # JSON knows one kind of number: 60.0 is 60
         return super()._deserialize(value, attr, data, **kwargs)
-
-
-class ListCursor(fields.Field[tuple[str, Any, str]]):
-    """A place in a list of cohorts: how it is sorted, the last one's value for that, and its id."""
-
-    def json_schema(self) -> dict[str, Any]:
-        return {
-            "type": "string",
-            "format": "cohorts-cursor",
-            "example": close_cursor(["l", "id", "abc123", "abc123"]),
-        }
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> tuple[str, Any, str]:
-        match open_cursor(value):
-            case ["l", str(sort), str() | int() as last, str(cohort_id)] if (
-                sort in _SORTS
-                and isinstance(last, int if sort.removeprefix("-") in NUMBERS else str)
-            ):
-                return sort, last, cohort_id
-        raise ValidationError("Not a cursor of this call.")
-
-
-def list_cursor(sort: str, place: tuple[Any, str] | None) -> str | None:
-    """The cursor of a place in a list of cohorts."""
-    return None if place is None else close_cursor(["l", sort, *place])
-
-
-class FeedCursor(fields.Field[Any]):
-    """A place in the change feed: ``earliest``, ``latest`` or an opaque cursor."""
-
-    def json_schema(self) -> dict[str, Any]:
-        return {"type": "string", "format": "changes-cursor"}
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Place | str:
-        if value in (EARLIEST, LATEST):
-            return str(value)
-        match open_cursor(value):
-            case ["c", *places] if all(
-                p is None or (isinstance(p, str) and _ENTRY_ID.fullmatch(p)) for p in places
-            ):
-                return tuple(None if p is None else EntryId.parse(p) for p in places)
-        raise ValidationError("Must be earliest, latest, or a cursor of this call.")
-
-
-def place_cursor(place: Iterable[EntryId | None]) -> str:
-    """The cursor of a place in the change feed."""
-    return close_cursor(["c", *(None if entry is None else str(entry) for entry in place)])
-
-
-def close_cursor(parts: list[Any]) -> str:
-    """An opaque string that holds ``parts``, safe in URLs and headers."""
-    return urlsafe_b64encode(orjson.dumps(parts)).rstrip(b"=").decode()
-
-
-def open_cursor(value: str) -> Any:
-    """What :func:`close_cursor` put in; None where it did not make this."""
-    try:
-        parts = orjson.loads(urlsafe_b64decode(value.encode() + b"=" * (-len(value) % 4)))
-    except (UnicodeEncodeError, Base64Error, orjson.JSONDecodeError):
-        return None
-    # No cursor holds a boolean, which would pass for a number.
-    if not isinstance(parts, list) or any(isinstance(part, bool) for part in parts):
-        return None
-    return parts
 
 
 class CohortOfUser(Reply):
@@ -242,7 +137,7 @@ class CohortsQuery(Query):
     )
     sort = fields.String(
         load_default="id",
-        validate=validate.OneOf(_SORTS),
+        validate=validate.OneOf(LIST_SORTS),
         metadata={"description": "What to sort by; with `-`, from the greatest on."},
     )
     cursor = ListCursor(

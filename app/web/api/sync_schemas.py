@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from marshmallow import ValidationError, fields, validate
+from marshmallow import fields, validate
 
 from app.cohorts.cohort import MAX_TRAIT_BYTES
-from app.web.api.schemas import TRAIT, Whole, close_cursor, open_cursor
+from app.web.api.schemas import TRAIT
+from app.web.http.cursors import NumberCursor
+from app.web.http.fields import Query, Whole
 from app.web.http.replies import Reply, count, ms, text, yes_or_no
-from app.web.ingest.identify_schema import Query
 
 KEY = "ingest-9f86d081"
 
-_FORMATS = {"s": "syncs-cursor", "r": "requests-cursor"}
 
 MAX_SYNCS, DEFAULT_SYNCS = 500, 50
 MAX_REQUESTS, DEFAULT_REQUESTS = 1000, 100
@@ -26,37 +24,6 @@ def _counts(description: str, example: str) -> fields.Dict:
         required=True,
         metadata={"description": description, "example": {example: 2}},
     )
-
-
-class _Number(fields.Field[int]):
-    """A cursor that holds a number."""
-
-    def __init__(self, kind: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._kind = kind
-
-    def json_schema(self) -> dict[str, Any]:
-        return {
-            "type": "string",
-            "format": _FORMATS[self._kind],
-            "example": close_cursor([self._kind, 100]),
-        }
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
-        match open_cursor(value):
-            case [self._kind, int(number)] if 0 <= number < 1 << 53:
-                return number
-        raise ValidationError("Not a cursor of this call.")
-
-
-def sync_cursor(sync_id: int | None) -> str | None:
-    """The cursor of the syncs after one."""
-    return None if sync_id is None else close_cursor(["s", sync_id])
-
-
-def request_cursor(skip: int | None) -> str | None:
-    """The cursor of the requests after so many."""
-    return None if skip is None else close_cursor(["r", skip])
 
 
 class SyncsQuery(Query):
@@ -72,7 +39,7 @@ class SyncsQuery(Query):
         falsy={"false"},
         metadata={"description": "Only those where a request failed or somebody was left out."},
     )
-    cursor = _Number(
+    cursor = NumberCursor(
         "s",
         metadata={"description": "Where to go on: `next` of the page before."},
     )
@@ -94,7 +61,7 @@ class RequestsQuery(Query):
             "description": "Those that failed or left somebody out; else those where all went well."
         },
     )
-    cursor = _Number(
+    cursor = NumberCursor(
         "r",
         metadata={"description": "Where to go on: `next` of the page before."},
     )

@@ -9,6 +9,7 @@ from flask import Blueprint, Response, g
 from app.auth.authenticate import READ, requires
 from app.cohorts import RequestRecord, Sync
 from app.errors import InvalidParameter, UnknownCohort, UnknownSync
+from app.web.api.lookup import known_cohort, known_sync, store
 from app.web.api.sync_schemas import (
     RequestsQuery,
     RequestsReply,
@@ -16,11 +17,9 @@ from app.web.api.sync_schemas import (
     SyncReply,
     SyncsQuery,
     SyncsReply,
-    request_cursor,
-    sync_cursor,
 )
-from app.web.api.users import known_cohort, store
 from app.web.http.contract import cohort_in_path, describes, parameters, send, sync_in_path
+from app.web.http.cursors import request_cursor, sync_cursor
 
 blueprint = Blueprint("history", __name__, url_prefix="/api/v1")
 
@@ -76,14 +75,6 @@ def get_sizes(cohort_id: str) -> Response:
     cohort_id = known_cohort(cohort_in_path(cohort_id))
     (sizes,) = store().sizes.of(g.caller.app_id, [cohort_id])
     return send({"sizes": [{"at": at, "members": members} for at, members in sizes]}, tagged=True)
-
-
-def known_sync(sync_id: int) -> Sync:
-    """A sync. Raises UnknownSync where it is not, or no longer, kept."""
-    sync = store().history.sync(g.caller.app_id, sync_id)
-    if sync is None:
-        raise UnknownSync()
-    return sync
 
 
 def _shown(sync: Sync) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from orjson import OPT_SORT_KEYS, dumps
 from app.auth.authenticate import READ, requires
 from app.errors import InvalidParameter, UnknownCohort
 from app.settings import Settings
-from app.store import Member, Store, User
+from app.store import Member, User
+from app.web.api.lookup import known_cohort, store
 from app.web.api.schemas import (
     MembershipReply,
     MembersQuery,
@@ -20,25 +21,18 @@ from app.web.api.schemas import (
     UserReply,
     UsersQuery,
     UsersReply,
-    member_cursor,
 )
 from app.web.http.body import load, read_json
 from app.web.http.contract import JSON, cohort_in_path, describes, parameters, send, user_in_path
+from app.web.http.cursors import member_cursor
 from app.web.http.fair_queue import Turns
-from app.web.ingest.identify_schema import limited
+from app.web.http.fields import limited
 
 blueprint = Blueprint("read", __name__, url_prefix="/api/v1")
 
 _MEMBERS_QUERY = MembersQuery()
 # Bytes of a reply about many users that is sent in one piece. Users may have traits without end.
 _SENT_WHOLE = 1 << 20
-
-
-def store() -> Store:
-    """The store, once it is seen to be laid out as the settings say."""
-    found: Store = current_app.extensions["store"]
-    found.check_readable()
-    return found
 
 
 @blueprint.get("/users/<rest:user_id>")
@@ -99,14 +93,6 @@ def get_members(cohort_id: str) -> Response:
     )
     cursor = member_cursor(position)
     return send({"members": list(map(_shown_member, members)), "next": cursor}, next_cursor=cursor)
-
-
-def known_cohort(cohort_id: str) -> str:
-    """A cohort id. Raises UnknownCohort: a mistyped id must not pass for a cohort of nobody."""
-    if store().registry.trait(g.caller.app_id, cohort_id) is None:
-        raise UnknownCohort()
-    g.event["cohorts"] = [cohort_id]
-    return cohort_id
 
 
 def _users(pieces: Iterable[list[User]]) -> Iterator[bytes]:

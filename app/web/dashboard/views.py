@@ -46,17 +46,19 @@ from app.errors import (
 )
 from app.settings import Settings
 from app.store import Filter, StoreError, TooManyToSort
-from app.web.api.schemas import (
-    CohortsQuery,
+from app.web.api.lookup import store
+from app.web.api.schemas import CohortsQuery
+from app.web.api.sync_schemas import RequestsQuery, SyncsQuery
+from app.web.dashboard import charts, words
+from app.web.dashboard.forms import read_form, read_signed_form
+from app.web.http.cursors import (
     MemberCursor,
     list_cursor,
     member_cursor,
+    request_cursor,
+    sync_cursor,
 )
-from app.web.api.sync_schemas import RequestsQuery, SyncsQuery, request_cursor, sync_cursor
-from app.web.api.users import store
-from app.web.dashboard import charts, words
-from app.web.dashboard.forms import read_form, read_signed_form
-from app.web.ingest.identify_schema import Query
+from app.web.http.fields import Query
 
 blueprint = Blueprint("dashboard", __name__, template_folder="templates")
 

@@ -15,8 +15,8 @@ from orjson import OPT_SORT_KEYS, dumps
 from app.cohorts.cohort import MAX_TRAIT_BYTES
 from app.errors import InvalidParameter, Problem
 from app.web.http.body import places
+from app.web.http.fields import Text, UserId
 from app.web.http.replies import ProblemReply
-from app.web.ingest.identify_schema import Text, UserId
 
 View = TypeVar("View", bound=Callable[..., Any])
 

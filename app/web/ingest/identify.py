@@ -11,10 +11,11 @@ from app.cohorts import Identify
 from app.settings import Settings
 from app.web.http.body import decoded, load, read_text
 from app.web.http.contract import describes
-from app.web.http.replies import AppliedReply
+from app.web.http.fields import limited
 from app.web.ingest.apply import PROBLEMS, apply
 from app.web.ingest.identify_batch import accept_batch
-from app.web.ingest.identify_schema import BatchSchema, IdentifySchema, accept, limited
+from app.web.ingest.identify_schema import BatchSchema, IdentifySchema, accept
+from app.web.ingest.replies import AppliedReply
 
 blueprint = Blueprint("cohort", __name__)
 

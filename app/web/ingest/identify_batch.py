@@ -17,7 +17,7 @@ import msgspec
 
 from app.cohorts import Alike, Identify, Statement
 from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
-from app.web.ingest.identify_schema import ANY_USER_ID_FITS
+from app.web.http.fields import ANY_USER_ID_FITS
 
 # What a batch begins with. Other bodies are not even tried.
 _BEGIN = b'{"batch"'

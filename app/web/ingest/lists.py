@@ -18,16 +18,12 @@ from app.settings import Settings
 from app.store import Store
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes, list_in_path
-from app.web.http.replies import AppliedReply, ListReply
+from app.web.http.fields import limited
 from app.web.ingest import identify
 from app.web.ingest.apply import PROBLEMS, NotKnown, apply
-from app.web.ingest.identify_schema import (
-    BatchSchema,
-    IdentifySchema,
-    ListSchema,
-    ListUsersSchema,
-    limited,
-)
+from app.web.ingest.identify_schema import BatchSchema, IdentifySchema
+from app.web.ingest.list_schema import ListSchema, ListUsersSchema
+from app.web.ingest.replies import AppliedReply, ListReply
 
 blueprint = Blueprint("lists", __name__)
 

@@ -14,9 +14,9 @@ from app.errors import Problem, UnsupportedType, render
 from app.settings import Settings
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes
-from app.web.http.replies import AppliedReply, SegmentProblemReply
+from app.web.http.fields import limited
 from app.web.ingest.apply import PROBLEMS, apply
-from app.web.ingest.identify_schema import limited
+from app.web.ingest.replies import AppliedReply, SegmentProblemReply
 from app.web.ingest.segment_schema import (
     SegmentBatch,
     SegmentBatchSchema,

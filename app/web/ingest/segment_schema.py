@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 from marshmallow import ValidationError, fields, post_load
 
 from app.cohorts import Identify
-from app.web.ingest.identify_schema import Base, IdentifySchema, Items, JsonObject, Traits, accept
+from app.web.http.fields import Base, Items, JsonObject
+from app.web.ingest.identify_schema import IdentifySchema, Traits, accept
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)

@@ -8,9 +8,9 @@ from app.auth.authenticate import INGEST, requires
 from app.settings import Settings
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes
-from app.web.http.replies import AppliedReply
+from app.web.http.fields import limited
 from app.web.ingest.apply import PROBLEMS, apply
-from app.web.ingest.identify_schema import limited
+from app.web.ingest.replies import AppliedReply
 from app.web.ingest.webhook_schema import Webhook, WebhookSchema
 
 blueprint = Blueprint("webhook", __name__)

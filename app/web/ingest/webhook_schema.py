@@ -14,7 +14,7 @@ from marshmallow import ValidationError, fields, post_load
 
 from app.cohorts import Alike
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
-from app.web.ingest.identify_schema import Base, Items, Text, accept_user_id
+from app.web.http.fields import Base, Items, Text, accept_user_id
 
 MAX_MESSAGE_ID_BYTES = 256
 _TRAIT = "[Amplitude] {}: {}"

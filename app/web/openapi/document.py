@@ -39,7 +39,7 @@ from app.errors import (
 )
 from app.settings import Settings
 from app.web.http.contract import IN_PATH, JSON, Contract
-from app.web.ingest.identify_schema import Items, limited
+from app.web.http.fields import Items, limited
 
 VERSION = "1.0.0"
 PROBLEM_JSON = "application/problem+json"

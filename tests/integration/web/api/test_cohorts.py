@@ -14,7 +14,7 @@ from flask import Flask
 from app.cohorts import Cohort, MembershipChange
 from app.store import Store, cohort_list
 from app.store import freshness as book
-from app.web.api.schemas import close_cursor
+from app.web.http.cursors import close_cursor
 from tests.integration.conftest import APP
 from tests.integration.web.api import reading
 from tests.integration.web.api.reading import ADMIN_KEY, Reader, say

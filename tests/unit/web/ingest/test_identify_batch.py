@@ -14,8 +14,9 @@ from marshmallow import ValidationError
 from app.cohorts import Identify
 from app.errors import Problem
 from app.web.http.body import decoded
+from app.web.http.fields import limited
 from app.web.ingest.identify_batch import accept_batch
-from app.web.ingest.identify_schema import BatchSchema, limited
+from app.web.ingest.identify_schema import BatchSchema
 from tests.unit.web.ingest.test_identify_schema import items, texts
 
 MOST = 4

@@ -11,7 +11,8 @@ from marshmallow import ValidationError
 
 from app.cohorts import Identify
 from app.web.http.body import places
-from app.web.ingest.identify_schema import BatchSchema, IdentifySchema, accept, limited
+from app.web.http.fields import limited
+from app.web.ingest.identify_schema import BatchSchema, IdentifySchema, accept
 
 SCHEMA = IdentifySchema()
 

@@ -11,7 +11,7 @@ from marshmallow import ValidationError
 
 from app.cohorts import Identify
 from app.web.http.body import places
-from app.web.ingest.identify_schema import limited
+from app.web.http.fields import limited
 from app.web.ingest.segment_schema import (
     SegmentBatchSchema,
     accept_call,

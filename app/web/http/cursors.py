@@ -1,0 +1,143 @@
+"""Cursors: places in lists, as opaque strings."""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from marshmallow import ValidationError, fields
+
+from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
+from app.store import NUMBERS, SORTS, EntryId, Place, Position
+
+EARLIEST, LATEST = "earliest", "latest"
+LIST_SORTS = [*SORTS, *(f"-{sort}" for sort in SORTS if sort != "id")]
+_ENTRY_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
+
+
+class MemberCursor(fields.Field[Position]):
+    """A place in a list of members. Opaque to callers: what they get as ``next``."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "format": "members-cursor",
+            "example": close_cursor(["m", 0, 1767225600000, "user1@example.com"]),
+        }
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Position:
+        match open_cursor(value):
+            case ["m", int(partition), int() | float() as score, str(user_id)] if (
+                0 <= partition < 1 << 14
+                and abs(score) < 1 << 53
+                and not text_problem(user_id, MAX_USER_ID_BYTES)
+            ):
+                return Position(partition, score, user_id)
+        raise ValidationError("Not a cursor of this call.")
+
+
+def member_cursor(position: Position | None) -> str | None:
+    """The cursor of a place in a list of members."""
+    return None if position is None else close_cursor(["m", *position])
+
+
+class ListCursor(fields.Field[tuple[str, Any, str]]):
+    """A place in a list of cohorts: how it is sorted, the last one's value for that, and its id."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "format": "cohorts-cursor",
+            "example": close_cursor(["l", "id", "abc123", "abc123"]),
+        }
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> tuple[str, Any, str]:
+        match open_cursor(value):
+            case ["l", str(sort), str() | int() as last, str(cohort_id)] if (
+                sort in LIST_SORTS
+                and isinstance(last, int if sort.removeprefix("-") in NUMBERS else str)
+            ):
+                return sort, last, cohort_id
+        raise ValidationError("Not a cursor of this call.")
+
+
+def list_cursor(sort: str, place: tuple[Any, str] | None) -> str | None:
+    """The cursor of a place in a list of cohorts."""
+    return None if place is None else close_cursor(["l", sort, *place])
+
+
+class FeedCursor(fields.Field[Any]):
+    """A place in the change feed: ``earliest``, ``latest`` or an opaque cursor."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "string", "format": "changes-cursor"}
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Place | str:
+        if value in (EARLIEST, LATEST):
+            return str(value)
+        match open_cursor(value):
+            case ["c", *places] if all(
+                p is None or (isinstance(p, str) and _ENTRY_ID.fullmatch(p)) for p in places
+            ):
+                return tuple(None if p is None else EntryId.parse(p) for p in places)
+        raise ValidationError("Must be earliest, latest, or a cursor of this call.")
+
+
+def place_cursor(place: Iterable[EntryId | None]) -> str:
+    """The cursor of a place in the change feed."""
+    return close_cursor(["c", *(None if entry is None else str(entry) for entry in place)])
+
+
+_FORMATS = {"s": "syncs-cursor", "r": "requests-cursor"}
+
+
+class NumberCursor(fields.Field[int]):
+    """A cursor that holds a number."""
+
+    def __init__(self, kind: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._kind = kind
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "format": _FORMATS[self._kind],
+            "example": close_cursor([self._kind, 100]),
+        }
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
+        match open_cursor(value):
+            case [self._kind, int(number)] if 0 <= number < 1 << 53:
+                return number
+        raise ValidationError("Not a cursor of this call.")
+
+
+def sync_cursor(sync_id: int | None) -> str | None:
+    """The cursor of the syncs after one."""
+    return None if sync_id is None else close_cursor(["s", sync_id])
+
+
+def request_cursor(skip: int | None) -> str | None:
+    """The cursor of the requests after so many."""
+    return None if skip is None else close_cursor(["r", skip])
+
+
+def close_cursor(parts: list[Any]) -> str:
+    """An opaque string that holds ``parts``, safe in URLs and headers."""
+    return urlsafe_b64encode(orjson.dumps(parts)).rstrip(b"=").decode()
+
+
+def open_cursor(value: str) -> Any:
+    """What :func:`close_cursor` put in; None where it did not make this."""
+    try:
+        parts = orjson.loads(urlsafe_b64decode(value.encode() + b"=" * (-len(value) % 4)))
+    except (UnicodeEncodeError, Base64Error, orjson.JSONDecodeError):
+        return None
+    # No cursor holds a boolean, which would pass for a number.
+    if not isinstance(parts, list) or any(isinstance(part, bool) for part in parts):
+        return None
+    return parts
