@@ -71,7 +71,7 @@ def measure(url: str, partitions: int) -> list[tuple[str, int]]:
     store.apply("default", [MembershipChange(COHORT, True, users[::2])], way="bench")
     reader = CohortReader(client)
     cached = CohortReader(client, cache_entries=USERS, cache_seconds=3600)
-    cached.is_member_many(users, COHORT.id)
+    cached.are_members(users, COHORT.id)
 
     def user(number: int) -> str:
         return users[number % USERS]
@@ -80,14 +80,14 @@ def measure(url: str, partitions: int) -> list[tuple[str, int]]:
         start = number * 1000 % USERS
         return users[start : start + 1000]
 
-    base = reader._keys.base_of(users[0])
+    base = reader._keys.prefix_for(users[0])
     key = f"{base}cohort:{COHORT.id}:members"
     return [
         ("ZSCORE, bare client", rate(lambda n: client.zscore(key, user(n)))),
         ("is_member", rate(lambda n: reader.is_member(user(n), COHORT.id))),
         (
             "is_member_many, 1,000 a call",
-            rate(lambda n: reader.is_member_many(thousand(n), COHORT.id), 1000),
+            rate(lambda n: reader.are_members(thousand(n), COHORT.id), 1000),
         ),
         ("is_member, cached", rate(lambda n: cached.is_member(user(n), COHORT.id))),
         ("HGETALL, bare client", rate(lambda n: client.hgetall(f"{base}user:{user(n)}"))),

@@ -1,25 +1,24 @@
 """Read the cohorts that Cohort Receiver keeps in Redis or Valkey.
 
-Needs nothing but Python 3.11 and the client library ``redis``. ``docs/reading.md`` shows how to use
-it, ``docs/data-model.md`` describes the keys.
+- :class:`CohortReader` looks up whether a user is in a cohort, a user's cohorts and a cohort's
+  members, with an optional cache.
+- :class:`Follower` passes every membership change to a function of yours, at least once, in any
+  number of processes.
 
-- :class:`CohortReader` answers "is this user in this cohort?", "which cohorts is the user in?" and
-  "who is in this cohort?", with a small cache if you want one.
-- :class:`Follower` hands every user who enters or leaves a cohort to a function of yours, at least
-  once, also when several processes share the work and some of them die.
+``docs/reading.md`` shows how to use them, ``docs/data-model.md`` describes the keys.
 
-Both work on an ordinary ``redis.Redis``, with ``decode_responses`` on or off. Names that end in
-``_ms`` are in ms since the epoch, names that end in ``_seconds`` are durations. What the client
-raises (``redis.RedisError``) reaches the caller, except where it says so.
+Both take a plain ``redis.Redis``, with ``decode_responses`` on or off. Values named ``…_ms`` are
+times in ms since the epoch, except ``cadence_ms``, which is a duration; ``…_seconds`` are
+durations. Errors of the client (``redis.RedisError``) reach the caller unless documented otherwise.
 """
 
-from cohort_reader.follow import Change, FailedChange, Follower, Lag
-from cohort_reader.keys import UNAVAILABLE, cohort_id_of
-from cohort_reader.lookup import CohortReader, Freshness, FreshnessState, Membership, Profile
+from cohort_reader.changes import FailedChange, Lag, MembershipChange
+from cohort_reader.follower import Follower
+from cohort_reader.keys import UNAVAILABLE_ERRORS, cohort_id_from_trait
+from cohort_reader.reader import CohortReader, Freshness, FreshnessState, Membership, Profile
 
 __all__ = [
-    "UNAVAILABLE",
-    "Change",
+    "UNAVAILABLE_ERRORS",
     "CohortReader",
     "FailedChange",
     "Follower",
@@ -27,6 +26,7 @@ __all__ = [
     "FreshnessState",
     "Lag",
     "Membership",
+    "MembershipChange",
     "Profile",
-    "cohort_id_of",
+    "cohort_id_from_trait",
 ]

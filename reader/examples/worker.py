@@ -1,12 +1,12 @@
-"""A worker that keeps the members of all cohorts in a database of its own, here SQLite.
+"""A worker that maintains a copy of all cohort memberships in its own database, here SQLite.
 
     REDIS_URL=redis://localhost:6379/0 python worker.py members.sqlite
 
-Start as many as you like on the same database; each change is handled by one of them. Any of them
-may be killed at any time. SIGTERM and Ctrl-C let it finish the change in hand.
+Run any number of workers on the same database; they share the changes and may be killed at any
+time. On SIGTERM and Ctrl-C, a worker finishes the current change and exits.
 
-What makes it right under repeats is the column ``version``: a change is applied only where it is
-newer than the one applied last.
+The column ``version`` makes repeated deliveries harmless: a change is applied only if it is newer
+than the last one applied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 
 import redis
 
-from cohort_reader import Change, Follower
+from cohort_reader import Follower, MembershipChange
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS membership (
@@ -41,8 +41,8 @@ WHERE excluded.version > membership.version
 """
 
 
-def apply(database: sqlite3.Connection, change: Change) -> None:
-    """Apply one change, whole or not at all; a repeat changes nothing."""
+def apply(database: sqlite3.Connection, change: MembershipChange) -> None:
+    """Apply one change atomically; applying it again has no effect."""
     with database:  # one transaction
         database.executemany(
             APPLY,
@@ -54,7 +54,7 @@ def apply(database: sqlite3.Connection, change: Change) -> None:
 
 
 def main(path: str) -> None:
-    """Follow changes until the process is asked to end."""
+    """Follow changes until the process is asked to stop."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     client = redis.Redis.from_url(os.environ["REDIS_URL"])
     follower = Follower(client, "members", app=os.environ.get("COHORT_APP", "default"), start="all")

@@ -79,7 +79,7 @@ def test_cache__that_is_full__drops_what_was_not_used_for_longest(
     cached.is_member("a", COHORT)
     cached.is_member("d", COHORT)  # b has to go
     service.push(["a", "b", "c", "d"])
-    assert cached.is_member_many("acd", COHORT) == {"a": False, "c": False, "d": False}
+    assert cached.are_members("acd", COHORT) == {"a": False, "c": False, "d": False}
     assert cached.is_member("b", COHORT)
 
 
@@ -88,7 +88,7 @@ def test_cache__for_many_users__asks_only_for_those_missing(
 ) -> None:
     assert not cached.is_member("a", COHORT)
     service.push(["a", "b"])
-    assert cached.is_member_many(["a", "b", "c"], COHORT) == {"a": False, "b": True, "c": False}
+    assert cached.are_members(["a", "b", "c"], COHORT) == {"a": False, "b": True, "c": False}
 
 
 def test_traits__that_the_caller_changes__leave_the_cache_alone(
@@ -168,7 +168,7 @@ def test_store_away__kept_answers__are_given_as_stale_up_to_the_bound(
         stale_seconds=300,
         clock=clock,
     )
-    entered = reader.since("a", COHORT)
+    entered = reader.member_since("a", COHORT)
     reader.is_member("b", COHORT)
     reader.profile("a")
     restartable_store.kill()
@@ -177,7 +177,7 @@ def test_store_away__kept_answers__are_given_as_stale_up_to_the_bound(
     assert reader.membership("a", COHORT) == Membership(entered, 10.0, stale=False)
     clock.now += 1
     assert reader.membership("a", COHORT) == Membership(entered, 11.0, stale=True)
-    assert reader.is_member_many("ab", COHORT) == {"a": True, "b": False}
+    assert reader.are_members("ab", COHORT) == {"a": True, "b": False}
     assert reader.profile("a").stale
     assert reader.cohorts("a") == {COHORT}
 
@@ -188,7 +188,7 @@ def test_store_away__kept_answers__are_given_as_stale_up_to_the_bound(
     with pytest.raises(redis.ConnectionError):
         reader.is_member("never asked before", COHORT)
     with pytest.raises(redis.ConnectionError):
-        reader.is_member_many(["a", "never asked before"], COHORT)
+        reader.are_members(["a", "never asked before"], COHORT)
     clock.now += 299
     assert reader.membership("a", COHORT).stale
     clock.now += 1
@@ -215,7 +215,7 @@ def test_store_away__without_a_bound__is_the_callers_to_deal_with(
     restartable_store.kill()
     assert reader.is_member("a", COHORT)
     clock.now += 11
-    for ask in (reader.is_member, reader.since):
+    for ask in (reader.is_member, reader.member_since):
         with pytest.raises(redis.ConnectionError):
             ask("a", COHORT)
     with pytest.raises(redis.ConnectionError):

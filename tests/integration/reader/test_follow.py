@@ -19,7 +19,7 @@ from flask import Flask
 
 from app.settings import Settings
 from app.store import Store, connect
-from cohort_reader import Change, Follower
+from cohort_reader import Follower, MembershipChange
 from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.reader.conftest import (
@@ -56,9 +56,9 @@ class Heard:
     """A handler that remembers what it was given."""
 
     def __init__(self) -> None:
-        self.changes: list[Change] = []
+        self.changes: list[MembershipChange] = []
 
-    def __call__(self, change: Change) -> None:
+    def __call__(self, change: MembershipChange) -> None:
         self.changes.append(change)
 
     def of(self, user_id: str) -> list[bool]:
@@ -69,7 +69,9 @@ class Heard:
         return [user_id for change in self.changes for user_id in change.user_ids]
 
 
-def poll_until(follower: Follower, handler: Callable[[Change], object], done: object) -> None:
+def poll_until(
+    follower: Follower, handler: Callable[[MembershipChange], object], done: object
+) -> None:
     def step() -> bool:
         follower.poll(handler)
         return bool(done())  # type: ignore[operator]
@@ -87,11 +89,11 @@ def pending(client: redis.Redis, service: Service, group: str = "mail") -> int:
 
 
 @contextmanager
-def following(*followers: tuple[Follower, Callable[[Change], object]]) -> Iterator[None]:
+def following(*followers: tuple[Follower, Callable[[MembershipChange], object]]) -> Iterator[None]:
     """Run followers in threads of their own."""
     errors: list[BaseException] = []
 
-    def run(follower: Follower, handler: Callable[[Change], object]) -> None:
+    def run(follower: Follower, handler: Callable[[MembershipChange], object]) -> None:
         try:
             follower.run(handler)
         except BaseException as error:
@@ -149,16 +151,16 @@ def test_client__however_it_gives_replies__will_do(
     )
     heard = Heard()
 
-    def fail_for_c(change: Change) -> None:
+    def fail_for_c(change: MembershipChange) -> None:
         heard(change)
         if "c" in change.user_ids:
             raise ValueError("not c")
 
     with client:
-        poll_until(follower, fail_for_c, lambda: follower.failed())
-        (failed,) = follower.failed()
+        poll_until(follower, fail_for_c, lambda: follower.failed_changes())
+        (failed,) = follower.failed_changes()
         assert "c" in failed.change.user_ids
-        assert [(lag.waiting, lag.pending) for lag in follower.lag()] == [(0, 0)] * 3
+        assert [(lag.undelivered, lag.pending) for lag in follower.lag()] == [(0, 0)] * 3
     assert set(heard.users()) == {"a", "é", "c"}
 
 
@@ -226,15 +228,15 @@ def test_two_followers__unordered__work_at_the_same_time_and_share(
     both_at_work = threading.Barrier(2, timeout=DEADLINE)
     heard = [Heard(), Heard()]
 
-    def handler(mine: Heard) -> Callable[[Change], None]:
-        def handle(change: Change) -> None:
+    def handler(mine: Heard) -> Callable[[MembershipChange], None]:
+        def handle(change: MembershipChange) -> None:
             if not mine.changes:
                 both_at_work.wait()
             mine(change)
 
         return handle
 
-    followers = [make(ordered=False, batch=3) for _ in heard]
+    followers = [make(ordered=False, batch_size=3) for _ in heard]
     with following(*[(f, handler(h)) for f, h in zip(followers, heard, strict=True)]):
         wait_until(lambda: sum(len(h.changes) for h in heard) >= 20)
     assert Counter(heard[0].users() + heard[1].users()) == Counter(f"u{n}" for n in range(20))
@@ -249,8 +251,8 @@ def test_two_followers__ordered__share_the_partitions(
     both_at_work = threading.Barrier(2, timeout=DEADLINE)
     heard = [Heard(), Heard()]
 
-    def handler(mine: Heard) -> Callable[[Change], None]:
-        def handle(change: Change) -> None:
+    def handler(mine: Heard) -> Callable[[MembershipChange], None]:
+        def handle(change: MembershipChange) -> None:
             if not mine.changes:
                 both_at_work.wait()
             mine(change)
@@ -271,7 +273,7 @@ def test_two_followers__ordered__never_work_on_one_partition_at_the_same_time(
     lock = threading.Lock()
     heard = Heard()
 
-    def handle(change: Change) -> None:
+    def handle(change: MembershipChange) -> None:
         with lock:
             at_work[change.partition] += 1
             most[change.partition] = max(most[change.partition], at_work[change.partition])
@@ -280,7 +282,7 @@ def test_two_followers__ordered__never_work_on_one_partition_at_the_same_time(
         with lock:
             at_work[change.partition] -= 1
 
-    with following(*[(make(batch=2), handle) for _ in range(3)]):
+    with following(*[(make(batch_size=2), handle) for _ in range(3)]):
         for number in range(30):
             service.push(f"u{number}")
         wait_until(lambda: len(heard.changes) >= 30)
@@ -294,14 +296,14 @@ def test_order__of_each_user__holds_though_handlers_fail(service: Service, make:
     heard = Heard()
     calls = Counter[str]()
 
-    def sometimes_fail(change: Change) -> None:
+    def sometimes_fail(change: MembershipChange) -> None:
         calls["all"] += 1
         heard(change)
         if calls["all"] % 3 == 0:
             raise RuntimeError("once more, please")
 
     # Nobody is slow here, and none may be taken for it.
-    options = {**QUICK, "handler_seconds": 10.0, "batch": 4, "max_deliveries": None}
+    options = {**QUICK, "handler_seconds": 10.0, "batch_size": 4, "max_deliveries": None}
     with following(*[(make(**options), sometimes_fail) for _ in range(2)]):
         for number in range(rounds):
             for user_id in users:
@@ -354,12 +356,12 @@ def test_change_that_kills_every_process__is_given_up_unhandled(
         die_in_handler(store_url, service)
     heard = Heard()
     follower = make(max_deliveries=2, **QUICK)
-    poll_until(follower, heard, lambda: follower.failed())
+    poll_until(follower, heard, lambda: follower.failed_changes())
     assert heard.changes == []
-    (failed,) = follower.failed()
+    (failed,) = follower.failed_changes()
     assert (failed.change.user_ids, failed.change.deliveries) == (("a",), 3)
     assert "delivered too often" in failed.error
-    assert "is given up" in caplog.text
+    assert "giving up" in caplog.text
 
 
 def test_follower__started_again_under_its_name__goes_on_at_once(
@@ -368,7 +370,7 @@ def test_follower__started_again_under_its_name__goes_on_at_once(
     service.push(["a"])
     service.push(["a"], False)
 
-    def crash(change: Change) -> None:
+    def crash(change: MembershipChange) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -427,7 +429,7 @@ def test_failure__in_order__holds_up_its_partition_until_it_succeeds(
     heard = Heard()
     failures = 2
 
-    def fail_at_first(change: Change) -> None:
+    def fail_at_first(change: MembershipChange) -> None:
         heard(change)
         if len(heard.changes) <= failures:
             raise ValueError("not yet")
@@ -444,7 +446,7 @@ def test_failure__out_of_order__lets_the_others_go_on(service: Service, make: Ma
         service.push(user_id)
     heard = Heard()
 
-    def fail_once(change: Change) -> None:
+    def fail_once(change: MembershipChange) -> None:
         heard(change)
         if change.user_ids == ("bad",) and change.deliveries == 1:
             raise ValueError("not yet")
@@ -463,15 +465,15 @@ def test_failure__for_ever__is_given_up_and_kept(
     service.push("good")
     heard = Heard()
 
-    def fail(change: Change) -> None:
+    def fail(change: MembershipChange) -> None:
         heard(change)
         if change.user_ids == ("bad",) and change.entered:
             raise ValueError("never")
 
     follower = make(ordered=ordered, max_deliveries=3, **QUICK)
-    poll_until(follower, fail, lambda: follower.failed() and len(heard.changes) == 5)
+    poll_until(follower, fail, lambda: follower.failed_changes() and len(heard.changes) == 5)
     assert Counter(heard.users()) == {"bad": 4, "good": 1}
-    (failed,) = follower.failed()
+    (failed,) = follower.failed_changes()
     assert failed.change.user_ids == ("bad",)
     assert failed.change.entered
     assert failed.change.deliveries == 3
@@ -479,8 +481,8 @@ def test_failure__for_ever__is_given_up_and_kept(
     first = next(change for change in heard.changes if change.user_ids == ("bad",))
     assert failed.change.id == first.id or not ordered
     assert pending(redis_client, service) == 0
-    follower.forget_failed(failed)
-    assert follower.failed() == []
+    follower.remove_failed(failed)
+    assert follower.failed_changes() == []
 
 
 def test_stop__in_the_handler__leaves_the_rest_to_others(service: Service, make: Make) -> None:
@@ -490,7 +492,7 @@ def test_stop__in_the_handler__leaves_the_rest_to_others(service: Service, make:
     heard = Heard()
     first = make(handler_seconds=1000)
 
-    def stop(change: Change) -> None:
+    def stop(change: MembershipChange) -> None:
         heard(change)
         first.stop()
 
@@ -509,7 +511,7 @@ def test_batch__that_takes_longer_than_one_change_may__is_not_taken_over(
         service.push("a", number % 2 == 0)
     heard, others = Heard(), Heard()
 
-    def slow(change: Change) -> None:
+    def slow(change: MembershipChange) -> None:
         heard(change)
         time.sleep(0.1)  # all of these are twice the time that one may take
 
@@ -557,7 +559,7 @@ def test_erasure__of_a_user_whose_change_failed__holds_nobody_up(
     service.push("a")
     follower = make(ordered=ordered, **QUICK)
 
-    def fail(change: Change) -> None:
+    def fail(change: MembershipChange) -> None:
         raise ValueError
 
     assert follower.poll(fail) == 0
@@ -577,9 +579,9 @@ def test_lag__of_a_group__counts_what_is_not_done(
     follower.create_group()
     for number in range(6):
         service.push(f"u{number}")
-    assert sum(lag.waiting or 0 for lag in follower.lag()) == 6
+    assert sum(lag.undelivered or 0 for lag in follower.lag()) == 6
 
-    def fail(change: Change) -> None:
+    def fail(change: MembershipChange) -> None:
         raise ValueError
 
     follower.poll(fail)
@@ -637,13 +639,13 @@ def test_loss__before_a_new_groups_first_read__is_told_until_it_is_dealt_with(
     heard = Heard()
     follower.poll(heard)
     assert heard.of("a") == [True, False]
-    assert caplog.text.count("before the group mail read them") == 1
+    assert caplog.text.count("before group mail read them") == 1
     service.push("b")
     follower.poll(heard)
     assert sum(lag.lost for lag in follower.lag()) == 1
     assert lost(make()), "told by others too"
     assert not lost(make(group="audit")), "of this group alone"
-    follower.forget_lost()
+    follower.acknowledge_loss()
     assert not lost(make())
     service.push("c")
     service.push("c", False)
@@ -736,7 +738,7 @@ def test_erasure__of_users_whose_changes_were_not_read__is_no_loss(
     follower.poll(heard)
     assert heard.users() == ["d"]
     assert not lost(follower)
-    assert "before the group" not in caplog.text
+    assert "before group" not in caplog.text
 
 
 @ONE_PARTITION
@@ -824,7 +826,7 @@ def test_lag__after_the_store_lost_its_data__tells_of_the_group_that_is_made_aga
     assert follower.lag() == []
     assert follower.lag() == []
     service.push("b")
-    assert sum(lag.waiting or 0 for lag in follower.lag()) == 1
+    assert sum(lag.undelivered or 0 for lag in follower.lag()) == 1
     heard = Heard()
     follower.poll(heard)
     assert heard.users() == ["b"]
@@ -840,7 +842,7 @@ def test_store__killed_and_started_again__is_followed_on(
     half = threading.Event()
     go_on = threading.Event()
 
-    def handle(change: Change) -> None:
+    def handle(change: MembershipChange) -> None:
         heard(change)
         if len(heard.changes) == 5:
             half.set()
@@ -865,7 +867,7 @@ def test_store__killed_and_started_again__is_followed_on(
         for user_id in users[20:]:
             service.push(user_id)
         wait_until(lambda: set(heard.users()) == set(users))
-        wait_until(lambda: all((lag.waiting, lag.pending) == (0, 0) for lag in follower.lag()))
+        wait_until(lambda: all((lag.undelivered, lag.pending) == (0, 0) for lag in follower.lag()))
     assert max(Counter(heard.users()).values()) <= 2, "the change in hand at most"
     assert len(heard.users()) <= len(users) + 1
 
@@ -891,7 +893,7 @@ def test_follower__without_the_right__says_so(
         {"app": "{}"},
         {"start": "old"},
         {"start": datetime(2026, 1, 1)},
-        {"batch": 0},
+        {"batch_size": 0},
         {"handler_seconds": 0},
         {"retry_seconds": -1},
         {"max_deliveries": 0},

@@ -16,7 +16,7 @@ from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, connect
 from app.store.keys import Keys as ServiceKeys
-from cohort_reader import CohortReader, Freshness, FreshnessState, cohort_id_of
+from cohort_reader import CohortReader, Freshness, FreshnessState, cohort_id_from_trait
 from cohort_reader.keys import Keys
 from simulator import payloads
 from tests.integration.conftest import caller
@@ -59,24 +59,24 @@ def test_since__of_a_member__is_when_the_user_entered(
 ) -> None:
     before = time.time_ns() // 1_000_000
     service.push("a")
-    since = reader.since("a", COHORT)
+    since = reader.member_since("a", COHORT)
     assert since is not None
     assert before <= since <= time.time_ns() // 1_000_000
     service.push("a")
-    assert reader.since("a", COHORT) == since
-    assert reader.since("b", COHORT) is None
+    assert reader.member_since("a", COHORT) == since
+    assert reader.member_since("b", COHORT) is None
 
 
 def test_since__of_members_in_the_same_ms__is_whole(service: Service, reader: CohortReader) -> None:
     users = [f"u{n}" for n in range(10)]
     for user in users:
         service.push_webhook(user, computed_time=1_700_000_000)
-    assert {reader.since(user, COHORT) for user in users} == {1_700_000_000_000}
+    assert {reader.member_since(user, COHORT) for user in users} == {1_700_000_000_000}
 
 
 def test_users__with_ids_of_every_kind__are_found(service: Service, reader: CohortReader) -> None:
     service.push(ODD_IDS)
-    assert reader.is_member_many([*ODD_IDS, "other"], COHORT) == {
+    assert reader.are_members([*ODD_IDS, "other"], COHORT) == {
         **dict.fromkeys(ODD_IDS, True),
         "other": False,
     }
@@ -91,12 +91,12 @@ def test_many_users__more_than_one_command_takes__are_answered_in_the_order_aske
     users = payloads.user_ids(2500)
     service.push(users[::2])
     asked = [*users, *users[:10]]
-    assert list(reader.is_member_many(asked, COHORT).items()) == [
+    assert list(reader.are_members(asked, COHORT).items()) == [
         (user_id, number % 2 == 0) for number, user_id in enumerate(users)
     ]
     assert reader.member_count(COHORT) == 1250
     assert sorted(set(reader.members(COHORT))) == sorted(users[::2])
-    assert reader.is_member_many([], COHORT) == {}
+    assert reader.are_members([], COHORT) == {}
 
 
 def test_unknown_cohort__has_no_members(service: Service, reader: CohortReader) -> None:
@@ -173,7 +173,7 @@ def test_reader__made_before_anything_was_received__learns_the_partitions(
     reader = CohortReader(reading_client, app=Service.app)
     assert not reader.is_member("a", COHORT)
     Service(caller(make_app(store_partitions=5)), 5).push(["a", "b", "c"])
-    assert reader.is_member_many("abc", COHORT) == dict.fromkeys("abc", True)
+    assert reader.are_members("abc", COHORT) == dict.fromkeys("abc", True)
     assert reader.member_count(COHORT) == 3
 
 
@@ -192,7 +192,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 @given(TEXT | st.builds("{}:{}".format, TEXT, TEXT))
 def test_cohort_id__of_any_trait_name__is_the_services(trait: str) -> None:
-    assert cohort_id_of(trait) == Cohort.from_trait(trait).id
+    assert cohort_id_from_trait(trait) == Cohort.from_trait(trait).id
 
 
 class _Layout(redis.Redis):
@@ -212,7 +212,7 @@ class _Layout(redis.Redis):
 def test_keys__of_any_user__are_the_services(user_id: str, partitions: int) -> None:
     keys = Keys(_Layout(partitions), "shop", "cohorts")
     service = ServiceKeys("cohorts", partitions)
-    assert keys.base_of(user_id) + f"user:{user_id}" == service.user("shop", user_id)
-    assert [f"{base}changes" for base in keys.bases()] == [
+    assert keys.prefix_for(user_id) + f"user:{user_id}" == service.user("shop", user_id)
+    assert [f"{base}changes" for base in keys.partition_prefixes()] == [
         service.changes("shop", partition) for partition in range(partitions)
     ]

@@ -16,7 +16,7 @@ import redis
 from flask import Flask
 
 from app.settings import ApiKey
-from cohort_reader import Change, CohortReader, Follower
+from cohort_reader import CohortReader, Follower, MembershipChange
 from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.reader.conftest import DEADLINE, Service, wait_until
@@ -192,7 +192,7 @@ def test_reading__rights__are_enough_and_not_more(
     def client(name: str) -> redis.Redis:
         return redis.Redis.from_url(store_url, username=name, password="secret")
 
-    def fail(change: Change) -> None:
+    def fail(change: MembershipChange) -> None:
         raise ValueError
 
     try:
@@ -223,13 +223,13 @@ def test_reading__rights__are_enough_and_not_more(
         def all_failed() -> bool:
             follower.poll(fail)
             follower._wait()
-            users = [u for failed in follower.failed() for u in failed.change.user_ids]
+            users = [u for failed in follower.failed_changes() for u in failed.change.user_ids]
             return sorted(users) == ["a", "bad"]
 
         wait_until(all_failed)
-        for failed in follower.failed():
-            follower.forget_failed(failed)
-        assert {(lag.waiting, lag.pending) for lag in follower.lag()} == {(0, 0)}
+        for failed in follower.failed_changes():
+            follower.remove_failed(failed)
+        assert {(lag.undelivered, lag.pending) for lag in follower.lag()} == {(0, 0)}
 
         for member in (False, True):
             service.push("a", member, trait=TRAIT)
@@ -237,7 +237,7 @@ def test_reading__rights__are_enough_and_not_more(
             redis_client.xtrim(key, maxlen=1, approximate=False)
         follower.poll(fail)
         assert any(lag.lost for lag in follower.lag())
-        follower.forget_lost()
+        follower.acknowledge_loss()
         assert not any(lag.lost for lag in follower.lag())
     finally:
         redis_client.acl_deluser("shop-reader", "shop-follower")
