@@ -1,5 +1,10 @@
-"""``make run``: the service on one machine, together with a store of its own.
+"""``make run``: the service on one machine, with a store of its own. Not for production.
 
-Not for production: there, gunicorn runs the service (see the Procfile) with ``REDIS_URL``.
-``docs/decisions/embedded-store.md`` says why it works as it does.
+``docs/decisions/embedded-store.md`` has the promises and the reasons.
 """
+
+from __future__ import annotations
+
+
+class CannotRun(Exception):
+    """The service cannot start or continue. The message says why and what to do."""

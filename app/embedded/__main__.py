@@ -1,27 +1,39 @@
-"""``python -m app.embedded``, which ``make run`` calls.
+"""``python -m app.embedded``: start the supervisor, and pass signals on by closing its input.
 
-Exit code 0 when told to stop, 1 when it can't start or can't go on.
+The supervisor and all that it starts are a session of their own, which Ctrl-C in a terminal does
+not reach. However this process ends, ``kill -9`` included, the supervisor's input ends and it stops
+everything in order. If the supervisor is killed instead, this process kills what it left.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
+import signal
+import subprocess
 import sys
-
-from app.embedded.errors import CannotRun
-from app.embedded.run import run, say
-from app.settings import BadSettings
 
 
 def main() -> int:
-    try:
-        asyncio.run(run(os.environ))
-    except (BadSettings, CannotRun) as error:
-        for line in str(error).splitlines():
-            say(line)
-        return 1
-    return 0
+    """Exit code 0 after SIGINT, SIGTERM or SIGHUP; 1 if the service cannot start or continue."""
+    reader, writer = os.pipe()
+    lifeline = os.fdopen(writer, "wb")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: lifeline.close())
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "app.embedded.supervisor"], stdin=reader, start_new_session=True
+    )
+    code = supervisor.wait()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(supervisor.pid, signal.SIGKILL)
+    if code < 0:
+        name = signal.Signals(-code).name
+        print(
+            f"cohort-receiver: The supervisor was killed ({name}). The service and the store have "
+            "been stopped.",
+            file=sys.stderr,
+        )
+    return 0 if code == 0 else 1
 
 
 if __name__ == "__main__":

