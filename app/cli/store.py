@@ -20,8 +20,8 @@ from app.cli.group import (
     shown,
     the_store,
 )
-from app.settings import BadSettings, Settings
-from app.store import MEANINGS, Copier, CopyRefused, CopyReport, Report, side
+from app.settings import KEY_PREFIX, BadSettings, Settings
+from app.store import MEANINGS, Copy, CopyRefused, CopyReport, Report
 
 store = Group("store", help="Look after the store.", epilog=EXIT_CODES)
 
@@ -90,6 +90,28 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"  {count} {problem}{repaired}: {MEANINGS[problem]}{cannot}"
 
 
+@store.command("hold", epilog=EXIT_CODES)
+def hold() -> None:
+    """Refuse writes until `store release`, to move the store.
+
+    Calls that would change something are answered with 503 and Retry-After, which makes Amplitude
+    send them again for some minutes. Reading goes on, background work pauses.
+    """
+    there = the_store()
+    record(there, "hold_store")
+    there.hold.begin()
+    click.echo("Writes are on hold until `store release`.")
+
+
+@store.command("release", epilog=EXIT_CODES)
+def release() -> None:
+    """Take writes again after `store hold`."""
+    there = the_store()
+    there.hold.release()
+    record(there, "release_store")
+    click.echo("Writes are accepted again.")
+
+
 @store.command("copy", epilog=EXIT_CODES)
 @click.option(
     "--to", "url", required=True, metavar="URL", envvar="COPY_TO", help="The other store."
@@ -100,40 +122,38 @@ def _lines(report: Report) -> Iterator[str]:
     type=click.IntRange(1, 16384),
     help="STORE_PARTITIONS of the other store.",
 )
+@click.option("--prefix", help="KEY_PREFIX of the other store. Without it, the same.")
 @click.option("--cluster", is_flag=True, help="The other store is a cluster.")
-@click.option(
-    "--follow",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    help="Go on until nothing has changed for so long.",
-)
 @json_option
-def copy(url: str, partitions: int, cluster: bool, follow: float, as_json: bool) -> None:
-    """Copy everything to another store, and prove that both agree.
+def copy(url: str, partitions: int, prefix: str | None, cluster: bool, as_json: bool) -> None:
+    """Copy everything to an empty store, and compare the content of both.
 
-    The store of the settings is copied, while requests go on; nothing is changed in it. The other
-    one must be empty, or an earlier copy of this one: then only what differs is written. A copy
-    that was stopped goes on when it is run again. It ends with 1 where something is missing in the
-    end. The URL may stand in COPY_TO instead, where others can't read it.
+    Writes to the store of the settings are on hold meanwhile: see `store hold`. They are accepted
+    again in the end, unless the store was on hold before. The copy ends with 1 if both differ. If
+    it was interrupted, run it again: it starts over. The URL may be in COPY_TO instead, where
+    other users of the machine can't read it.
     """
     the_store()
     settings: Settings = current_app.extensions["settings"]
-    other = replace(settings, redis_url=url, store_cluster=cluster, store_partitions=partitions)
+    other = replace(
+        settings,
+        redis_url=url,
+        store_cluster=cluster,
+        store_partitions=partitions,
+        key_prefix=prefix or settings.key_prefix,
+    )
     try:
         if not url.startswith(("redis://", "rediss://", "unix://")):
             raise click.UsageError("--to must begin with redis://, rediss:// or unix://")
+        if not KEY_PREFIX.fullmatch(other.key_prefix):
+            raise click.UsageError(f"--prefix must match {KEY_PREFIX.pattern}")
         other.check_store()
     except BadSettings as error:
         raise click.UsageError(str(error)) from None
-    copier = Copier(side(settings), side(other))
+    copier = Copy(settings, other)
     try:
         with progress(copier.size(), "Copying") as advance:
-            report = copier.run(
-                progress=advance,
-                follow_seconds=follow,
-                tell=lambda line: click.echo(line, err=True),
-            )
+            report = copier.run(progress=advance, notify=lambda line: click.echo(line, err=True))
     except CopyRefused as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -146,19 +166,15 @@ def copy(url: str, partitions: int, cluster: bool, follow: float, as_json: bool)
 
 
 def _copy_lines(report: CopyReport) -> Iterator[str]:
-    yield (
-        f"Compared {report.users} users and {report.cohorts} cohorts with {report.members} "
-        f"members, in {report.seconds:.1f} s: {report.different} users were otherwise and were put "
-        f"right, {report.vanished} were taken out, {report.again} copied again as they changed."
-    )
-    for form, count in report.left_behind.items():
-        yield f"Not copied, as the copy doesn't know them: {count} keys like {shown(form)}"
-    for cohort_id in report.disagreeing:
-        yield f"The number of members differs: cohort {shown(cohort_id)}. Run `store check` first."
-    if report.behind:
-        yield (
-            f"Not copied: about {report.behind} users and cohorts that changed in the last moment. "
-            "Use --follow, or run it again when nothing comes in."
-        )
+    compared = ", ".join(f"{count} {what}" for what, count in sorted(report.compared.items()))
+    yield f"Compared in {report.seconds:.1f} s: {compared or 'nothing'}."
+    for what, count in report.not_copied.items():
+        yield f"Not copied: {count} keys of an unknown kind, {shown(what)}."
+    for what, count in report.different.items():
+        yield f"Different: {count} of {shown(what)}."
+    for example in report.examples:
+        yield f"  {shown(example)}"
     if report.ok:
         yield "Both stores agree."
+    if report.still_held:
+        yield "Writes to the first one are still on hold, until `store release`."

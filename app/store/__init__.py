@@ -4,10 +4,10 @@ from app.store.api_keys import ApiKeys, StoredKey
 from app.store.change_stream import Change, EntryId, Place, PlaceLost
 from app.store.cohort_list import NUMBERS, SORTS, Filter, TooManyToSort
 from app.store.connection.client import connect, wait_for
-from app.store.copying import Copier, CopyRefused, CopyReport, side
 from app.store.errors import StoreError, StoreFull, StoreRefused
 from app.store.jobs import Job
 from app.store.lookups import Member, Position, User
+from app.store.maintenance.copy import Copy, CopyRefused, CopyReport
 from app.store.maintenance.findings import MEANINGS, Report
 from app.store.rates import Rates
 from app.store.size_history import Size
@@ -22,7 +22,7 @@ __all__ = [
     "Applied",
     "Batch",
     "Change",
-    "Copier",
+    "Copy",
     "CopyRefused",
     "CopyReport",
     "EntryId",
@@ -47,6 +47,5 @@ __all__ = [
     "UserRecord",
     "connect",
     "in_calls",
-    "side",
     "wait_for",
 ]

@@ -10,6 +10,7 @@ import orjson
 import redis
 
 from app.store.errors import translated
+from app.store.hold import Hold
 from app.store.keys import Keys
 
 # The oldest entries go first. About 2 MB; the log has the same lines for as long as it is kept.
@@ -22,9 +23,15 @@ class AuditTrail:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._name = keys.audit()
+        self._hold = Hold(client, keys)
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Add an entry. It must name no user and no key."""
+        """Add an entry. It must name no user and no key.
+
+        Raises:
+            StoreHeld: neither the entry nor the action would be in a copy that is being made.
+        """
+        self._hold.check()
         with translated(), self._client.pipeline(transaction=False) as pipeline:
             pipeline.rpush(self._name, orjson.dumps(entry))
             pipeline.ltrim(self._name, -KEPT, -1)

@@ -61,6 +61,12 @@ class StoreNotReplicated(StoreError):
     reason = "store_not_replicated"
 
 
+class StoreHeld(StoreError):
+    """Writes are on hold while the store is copied or moved. Send the same again later."""
+
+    reason = "store_held"
+
+
 _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreError]], ...] = (
     (exceptions.OutOfMemoryError, StoreFull),
     (
@@ -93,6 +99,7 @@ _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreE
 
 # What the text of an error tells.
 _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
+    ("HELD ", StoreHeld),  # see app/store/hold.py
     # A script's slot is moving to another node, or its node doesn't hear the others.
     ("access a non local key", StoreLoading),
     ("do not hash to the same slot", StoreLoading),

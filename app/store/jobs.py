@@ -76,6 +76,7 @@ class Lifecycle:
         self._erase_memberships = load_script(client, "erase_memberships.lua")
         self._erase_entries = load_script(client, "erase_entries.lua")
         self._lease = load_script(client, "lease.lua")
+        self._remove_users = load_script(client, "remove_users.lua")
         self._sizes = Sizes(client, keys)
         self._token = secrets.token_hex(8)
 
@@ -249,9 +250,9 @@ class Lifecycle:
 
     def unsuppress(self, app_id: str, user_id: str) -> bool:
         """Take a user in again. False if the user was not suppressed."""
-        key = self._keys.suppressed(app_id, self._keys.partition(user_id))
+        stream = self._keys.changes(app_id, self._keys.partition(user_id))
         with translated():
-            return bool(self._client.srem(key, user_id))
+            return bool(self._remove_users(keys=[stream], args=["suppressed", user_id]))
 
     def _erase_from(
         self, place: tuple[str, int], user_id: str, last: str, progress: Callable[[int], None]

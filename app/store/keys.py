@@ -128,13 +128,13 @@ class Keys:
         """List of what operators have done, as JSON. Names no user and no key. Private."""
         return f"{self.prefix}:audit"
 
-    def store_id(self) -> str:
-        """A random name for this store's data, by which a copy knows its source. Private."""
-        return f"{self.prefix}:id"
+    def hold(self) -> str:
+        """There while the store takes no writes (app/store/hold.py). Private."""
+        return f"{self.prefix}:hold"
 
-    def copy_marker(self) -> str:
-        """Hash, where the data is a copy: of which store, and how far it is. Private."""
-        return f"{self.prefix}:copy"
+    def partition_hold(self, app_id: str, partition: int) -> str:
+        """The same, for the scripts that write to one partition. Private."""
+        return f"{self.base(app_id, partition)}hold"
 
     def rates(self) -> str:
         """Prefix of the rate limiter's counters. Private."""

@@ -43,7 +43,7 @@ class Registry:
 
     def find(self, app_id: str, cohort_id: str) -> CohortRecord | None:
         """One cohort, or None where it was never received."""
-        return next(iter(self._records(app_id, [cohort_id])), None)
+        return next(iter(self.records(app_id, [cohort_id])), None)
 
     def trait(self, app_id: str, cohort_id: str) -> str | None:
         """The current trait name of a cohort, or None where it was never received."""
@@ -88,7 +88,7 @@ class Registry:
 
     def page(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[CohortRecord]:
         """Up to ``limit`` cohorts in the order of their ids, from the first one after ``after``."""
-        return list(self._records(app_id, self.ids(app_id, after=after, limit=limit)))
+        return list(self.records(app_id, self.ids(app_id, after=after, limit=limit)))
 
     def all(self, app_id: str) -> Iterator[CohortRecord]:
         """All cohorts in the order of their ids, a page at a time."""
@@ -97,7 +97,8 @@ class Registry:
             yield from records
             after = records[-1].id
 
-    def _records(self, app_id: str, cohort_ids: list[str]) -> Iterator[CohortRecord]:
+    def records(self, app_id: str, cohort_ids: list[str]) -> Iterator[CohortRecord]:
+        """Those of some cohorts that are known."""
         partitions = range(self._keys.partitions)
         with translated(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import redis
-from redis.client import Pipeline
+from redis.commands.core import Script
 
 from app.cohorts import Cohort, FreshnessState, MembershipChange, Moves
 from app.store.api_keys import ApiKeys
@@ -20,6 +20,7 @@ from app.store.connection.cluster import Call, Wait
 from app.store.connection.scripts import NO_WAIT, load_script, together
 from app.store.errors import StoreFull, StoreMisconfigured, translated
 from app.store.freshness import FreshnessBook
+from app.store.hold import Hold
 from app.store.jobs import Lifecycle
 from app.store.keys import Keys
 from app.store.lookups import Reads
@@ -144,6 +145,9 @@ class Store:
         self.keys = Keys(prefix, partitions)
         self._limits = (changes_max_entries, changes_max_age_hours * _MS_PER_HOUR)
         self._apply = load_script(client, "apply.lua")
+        self._register_users = load_script(client, "register_users.lua")
+        self._remove_users = load_script(client, "remove_users.lua")
+        self.hold = Hold(client, self.keys)
         self.registry = Registry(client, self.keys)
         self.lifecycle = Lifecycle(client, self.keys, changes_max_entries, self.spread_name)
         self.checker = Checker(client, self.keys, self.spread_name)
@@ -349,7 +353,9 @@ class Store:
         partitions = self.keys.partitions
         self._compare_layout(self._client.set(self.keys.layout(), partitions, nx=True, get=True))
         if app_id is not None:
+            # In this order: a hold sees the app, or the app sees the hold (app/store/hold.py).
             self._client.sadd(self.keys.apps(), app_id)
+            self.hold.check()
         self._checked[app_id] = now
 
     def check_readable(self) -> None:
@@ -367,6 +373,8 @@ class Store:
         self._read_checked = now
 
     def _compare_layout(self, found: Any) -> None:
+        if found is not None and int(found) == 0:
+            raise StoreMisconfigured("The stored data is an unfinished copy.")
         if found is not None and int(found) != self.keys.partitions:
             raise StoreMisconfigured(
                 f"STORE_PARTITIONS is {self.keys.partitions}, but the stored data has {int(found)}."
@@ -391,24 +399,26 @@ class Store:
 
     def register_users(self, app_id: str, user_ids: Iterable[str]) -> int:
         """Let users in under ``USER_POLICY=known``. Returns how many were new."""
-        return self._for_registered(app_id, user_ids, Pipeline.sadd)
+        return self._for_registered(app_id, user_ids, self._register_users)
 
     def unregister_users(self, app_id: str, user_ids: Iterable[str]) -> int:
         """Let users in no longer; their traits stay. Returns how many were registered."""
-        return self._for_registered(app_id, user_ids, Pipeline.srem)
+        return self._for_registered(app_id, user_ids, self._remove_users, "registered")
 
     def _for_registered(
-        self, app_id: str, user_ids: Iterable[str], command: Callable[..., Any]
+        self, app_id: str, user_ids: Iterable[str], script: Script, *options: str
     ) -> int:
         with translated():
             self._check_layout(app_id)
-            with self._client.pipeline(transaction=False) as pipeline:
-                for partition, users in self._by_partition(list(user_ids)):
-                    key = self.keys.registered(app_id, partition)
-                    for start in range(0, len(users), STATEMENTS_PER_CALL):
-                        part = users[start : start + STATEMENTS_PER_CALL]
-                        command(pipeline, key, *part)
-                return sum(pipeline.execute())
+            calls = [
+                Call(
+                    self.keys.changes(app_id, partition),
+                    [*options, *users[start : start + STATEMENTS_PER_CALL]],
+                )
+                for partition, users in self._by_partition(list(user_ids))
+                for start in range(0, len(users), STATEMENTS_PER_CALL)
+            ]
+            return sum(together(script, calls))
 
     def apps(self) -> list[str]:
         """The ids of all apps that anything was stored for."""

@@ -16,6 +16,7 @@ from app.cohorts import Rejection, RequestRecord, Sync
 from app.cohorts.sync import HASH_BYTES
 from app.store.connection.scripts import load_script
 from app.store.errors import translated
+from app.store.hold import Hold
 from app.store.keys import Keys
 
 # Requests, and batches of them, that one script call takes: less than 2 ms of the store's time.
@@ -156,6 +157,7 @@ class History:
         with translated():
             # The app may have sent nothing that was stored; then trimming would not know it.
             self._client.sadd(self._keys.apps(), app_id)
+            Hold(self._client, self._keys).check()
             self._script(
                 keys=[self._keys.history(app_id, SYNCS)], args=[self._limits[0], portion, *args]
             )

@@ -14,9 +14,24 @@ from app.store.connection.cluster import Call, ClusterClient, NotReplicated, Wai
 NO_WAIT = Wait()
 
 
-def load_script(client: Redis, name: str) -> Script:
-    """The script in the file ``app/store/lua/<name>``, to be called through ``client``."""
-    return client.register_script((files("app.store") / "lua" / name).read_text())
+# Refuses to write while the partition is held (app/store/hold.py), within the atomic step.
+_HOLD_CHECK = (
+    "do local base = string.match(KEYS[1], '^[^{]*{[^}]*}:') "
+    "if base and redis.call('EXISTS', base .. 'hold') == 1 then "
+    "return redis.error_reply('HELD Writes are on hold.') end end "
+)
+
+
+def load_script(client: Redis, name: str, folder: str = "lua") -> Script:
+    """The script in the file ``app/store/<folder>/<name>``, to be called through ``client``.
+
+    Every script that writes to a partition respects a hold.
+    """
+    source = (files("app.store") / folder / name).read_text()
+    first, rest = source.split("\n", 1)
+    if "no-writes" not in first:
+        source = f"{first}\n{_HOLD_CHECK}{rest}"
+    return client.register_script(source)
 
 
 def together(script: Script, calls: Sequence[Call], wait: Wait = NO_WAIT) -> list[Any]:

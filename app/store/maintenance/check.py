@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import redis
 from redis.commands.core import Script
 
 from app.cohorts import Cohort
+from app.store.connection.scripts import load_script
 from app.store.errors import translated
 from app.store.keys import Keys
 from app.store.maintenance.findings import MEANINGS, Finding, Problem, Report, StreamProof
@@ -71,7 +71,7 @@ class Checker:
         self._repair_user = self._script("repair_user.lua")
 
     def _script(self, name: str) -> Script:
-        return self._client.register_script((files("app.store.maintenance") / name).read_text())
+        return load_script(self._client, name, "maintenance")
 
     def size(self, app_ids: Iterable[str]) -> int:
         """About how many steps a check will report as progress."""

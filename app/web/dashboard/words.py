@@ -129,6 +129,11 @@ ADVICE = {
         "Amplitude sends the request again. This ends by itself.",
         "This ends by itself.",
     ),
+    "store_held": Advice(
+        "Writes are on hold while the store is copied or moved.",
+        "Amplitude sends the request again. If nobody is moving the store, run `store release`.",
+        "If nobody is moving the store, run `store release`.",
+    ),
     "store_full": Advice(
         "The store is full and takes no writes.",
         "Give it more memory, or delete cohorts that nobody needs. See Health.",

@@ -1,0 +1,102 @@
+"""Put writes on hold, so that a store can be copied or moved without losing any.
+
+Every script that writes checks its partition's flag itself, in its atomic step. A call that arrives
+late, from a worker that was suspended or over a slow network, is refused like any other.
+docs/decisions/moving.md has the reasons.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+
+from app.store.connection.cluster import Call
+from app.store.connection.scripts import together as call_partitions
+from app.store.errors import StoreError, StoreHeld, translated
+from app.store.keys import Keys
+
+# The value of the flags while an operator holds the store. A copy's own hold has a random one.
+HELD = b"held"
+# A store that is full can be held, too: it may be moved to a larger one.
+_SET = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], unpack(ARGV))"
+# The value of the global flag until the flags of all partitions are set.
+_BEGUN = b"begun"
+
+
+class HoldLost(StoreError):
+    """The hold ended too early: something may have been written since."""
+
+
+class Hold:
+    """The flags of a store: one for each partition of each app, and a global one.
+
+    Raises StoreError.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._script = client.register_script(_SET)
+
+    def check(self) -> None:
+        """Raise StoreHeld while the store is held; for writes that no script checks."""
+        with translated():
+            held = self._client.exists(self._keys.hold())
+        if held:
+            raise StoreHeld(StoreHeld.__doc__)
+
+    def value(self) -> bytes | None:
+        """The value of the global flag: whose hold it is."""
+        with translated():
+            found: Any = self._client.get(self._keys.hold())
+        return None if found is None else bytes(found)
+
+    def begin(self, value: bytes = HELD, ttl_ms: int | None = None) -> list[str]:
+        """Refuse writes from now on, for ``ttl_ms`` or until the release. Returns all app ids.
+
+        An app that is not among them has not written anything: it registers before it looks at
+        the global flag, which is set before the registered apps are read.
+        """
+        with translated():
+            self._set([self._keys.hold()], _BEGUN, ttl_ms)
+            apps: Any = self._client.smembers(self._keys.apps())
+            app_ids = sorted(app_id.decode() for app_id in apps)
+            self._set(self._flags(app_ids), value, ttl_ms)
+            self._set([self._keys.hold()], value, ttl_ms)
+        return app_ids
+
+    def renew(self, app_ids: list[str], value: bytes, ttl_ms: int | None) -> None:
+        """Extend the hold.
+
+        Raises:
+            HoldLost: it is not the one of ``value`` any more.
+        """
+        flags = [self._keys.hold(), *self._flags(app_ids)]
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for flag in flags:
+                pipeline.get(flag)
+            if ttl_ms is not None:
+                for flag in flags:
+                    pipeline.pexpire(flag, ttl_ms)
+            found = pipeline.execute()[: len(flags)]
+        if any(one != value for one in found):
+            raise HoldLost(HoldLost.__doc__)
+
+    def release(self) -> None:
+        """Take writes again."""
+        with translated():
+            apps: Any = self._client.smembers(self._keys.apps())
+            with self._client.pipeline(transaction=False) as pipeline:
+                for flag in self._flags(app_id.decode() for app_id in apps):
+                    pipeline.unlink(flag)
+                pipeline.unlink(self._keys.hold())
+                pipeline.execute()
+
+    def _set(self, flags: list[str], value: bytes, ttl_ms: int | None) -> None:
+        options = [] if ttl_ms is None else ["PX", ttl_ms]
+        call_partitions(self._script, [Call(flag, [value, *options]) for flag in flags])
+
+    def _flags(self, app_ids: Any) -> list[str]:
+        partitions = range(self._keys.partitions)
+        return [self._keys.partition_hold(app_id, p) for app_id in app_ids for p in partitions]

@@ -1,0 +1,381 @@
+"""Copy a store into an empty one, with other partitions, another prefix or on another server.
+
+The source takes no writes during the copy (app/store/hold.py), so each key is read, written and
+compared once. docs/decisions/moving.md has the reasons.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from app.settings import Settings
+from app.store.errors import translated
+from app.store.hold import HELD, Hold
+from app.store.maintenance.key_names import KeyName, Kind
+from app.store.maintenance.raw_store import RawStore, in_parts
+from app.store.registry import Registry
+
+# Longer than any single call takes; a killed copy leaves its source on hold for this long.
+HOLD_MS = 60_000
+_RENEW_SECONDS = 10.0
+_KEYS_PER_CALL = 500
+_COHORTS_PER_CALL = 100
+_EXAMPLES = 10
+
+_AS_THEY_ARE = (Kind.WHOLE, Kind.GLOBAL, Kind.LIVE)
+
+# Called with a number of steps done.
+Progress = Callable[[int], None]
+
+
+class CopyRefused(Exception):
+    """The copy was not started, because it would overwrite data."""
+
+
+@dataclass
+class CopyReport:
+    """The outcome of a copy.
+
+    Attributes:
+        compared: number of keys and cohorts that were compared, by what they hold.
+        different: how many of them differ, or exist in one store only.
+        examples: the first of these, as keys of the source.
+        not_copied: keys of an unknown form or a wrong type, by what they seem to hold.
+        still_held: an operator held the source before the copy, so it is still held.
+    """
+
+    compared: Counter[str] = field(default_factory=Counter)
+    different: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+    not_copied: Counter[str] = field(default_factory=Counter)
+    still_held: bool = False
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Both stores have the same content."""
+        return not (self.different or self.not_copied)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return {"ok": self.ok, **vars(self)}
+
+
+class Copy:
+    """Copies the source into the target, then compares the two."""
+
+    def __init__(self, source: Settings, target: Settings) -> None:
+        self._source, self._target = RawStore(source), RawStore(target)
+        self._hold = Hold(self._source.client, self._source.keys)
+        self._registries = [
+            Registry(side.client, side.keys) for side in (self._source, self._target)
+        ]
+        self._hold_value = HELD
+        self._hold_ms: int | None = None
+        self._renewed = 0.0
+        self._app_ids: list[str] = []
+        # Partitions of the target that know a cohort, by app and cohort id.
+        self._cohorts: dict[tuple[str, bytes], set[int]] = {}
+        self._spread: set[KeyName] = set()
+        self._report = CopyReport()
+
+    def size(self) -> int:
+        """About how many steps will be reported as progress."""
+        with translated():
+            return 2 * self._source.size()
+
+    def run(
+        self, *, progress: Progress = lambda steps: None, notify: Callable[[str], None] = print
+    ) -> CopyReport:
+        """Hold the source, copy it and compare the content of both stores.
+
+        Args:
+            progress: called with a number of steps done, out of ``size``.
+            notify: called with a line for people when a stage begins.
+
+        Raises:
+            CopyRefused: the target is not empty.
+            HoldLost: the source may have been written to.
+        """
+        started = time.monotonic()
+        with translated():
+            self._prepare_target()
+            self._begin_hold()
+            try:
+                notify("Copying. Writes to this store are on hold.")
+                self._copy(progress)
+                notify("Comparing.")
+                self._compare(progress)
+                self._renew_hold(at_once=True)
+                if self._report.ok:
+                    client, keys = self._target.client, self._target.keys
+                    client.set(keys.layout(), keys.partitions)
+            finally:
+                self._end_hold()
+        self._report.seconds = round(time.monotonic() - started, 2)
+        return self._report
+
+    # The hold
+
+    def _begin_hold(self) -> None:
+        if self._hold.value() != HELD:
+            self._hold_value, self._hold_ms = secrets.token_hex(8).encode(), HOLD_MS
+        self._report.still_held = self._hold_ms is None
+        self._app_ids = self._hold.begin(self._hold_value, self._hold_ms)
+        self._renewed = time.monotonic()
+
+    def _renew_hold(self, *, at_once: bool = False) -> None:
+        if at_once or time.monotonic() - self._renewed > _RENEW_SECONDS:
+            self._hold.renew(self._app_ids, self._hold_value, self._hold_ms)
+            self._renewed = time.monotonic()
+
+    def _end_hold(self) -> None:
+        if self._hold_ms is not None and self._hold.value() == self._hold_value:
+            self._hold.release()
+
+    # Copying
+
+    def _prepare_target(self) -> None:
+        """Mark the target as an unfinished copy, which no service uses, and empty it."""
+        client, keys = self._target.client, self._target.keys
+        layout: Any = client.get(keys.layout())
+        unfinished = layout is not None and int(layout) == 0
+        if not unfinished and (layout is not None or any(self._target.walk())):
+            raise CopyRefused(f"The target holds data under the prefix {keys.prefix}.")
+        client.set(keys.layout(), 0)
+        if unfinished:
+            for names in self._target.walk():
+                with client.pipeline(transaction=False) as pipeline:
+                    for name in names:
+                        if name.key != keys.layout().encode():
+                            pipeline.unlink(name.key)
+                    pipeline.execute()
+
+    def _copy(self, progress: Progress) -> None:
+        for app_id in self._app_ids:
+            self._begin_streams(app_id)
+        for names in self._source.walk():
+            self._renew_hold()
+            whole = [name for name in names if name.kind in _AS_THEY_ARE]
+            for some in in_parts(whole, _KEYS_PER_CALL):
+                self._copy_whole(some)
+            for name in names:
+                if name.kind is Kind.SPREAD:
+                    self._copy_spread(name)
+                elif name.kind is Kind.STATE:
+                    self._cohorts.setdefault((name.app_id, name.owner), set())
+                elif name.kind is Kind.UNKNOWN:
+                    self._report.not_copied[name.what or "unknown"] += 1
+            progress(len(names))
+        for cohorts in in_parts(sorted(self._cohorts), _COHORTS_PER_CALL):
+            self._copy_states(cohorts)
+            self._renew_hold()
+
+    def _begin_streams(self, app_id: str) -> None:
+        """Begin an app's change streams, empty but not as if nothing had ever been added.
+
+        Followers with a place from the source learn that they have lost it, and `store check` does
+        not expect the stream to name every member.
+        """
+        client, keys = self._target.client, self._target.keys
+        streams = [keys.changes(app_id, partition) for partition in range(keys.partitions)]
+        with client.pipeline(transaction=False) as pipeline:
+            for stream in streams:
+                pipeline.xadd(stream, {"copied": "1"})
+            added = pipeline.execute()
+            for stream, last in zip(streams, added, strict=True):
+                pipeline.xtrim(stream, maxlen=0, approximate=False)
+                pipeline.set(f"{stream}:last", last)
+                pipeline.set(f"{stream}:begun", last)
+            pipeline.execute()
+        client.sadd(keys.apps(), app_id)
+
+    def _copy_whole(self, names: Sequence[KeyName]) -> None:
+        values = dict(zip(names, self._source.values(names), strict=True))
+        for name, value in list(values.items()):
+            if name.what == "user" and value.type != b"hash":
+                self._report.not_copied["user that is no hash"] += 1
+                del values[name]
+        self._target.write(values)
+
+    def _copy_spread(self, name: KeyName) -> None:
+        self._spread.add(name._replace(key=b""))
+        known: set[int] = set()
+        if name.what in ("cohort members", "cohort left"):
+            known = self._cohorts.setdefault((name.app_id, name.owner), known)
+        for parts in self._pages(name):
+            with self._target.client.pipeline(transaction=False) as pipeline:
+                for partition, part in parts.items():
+                    key = name.in_partition(self._target.keys, partition)
+                    if name.is_set:
+                        pipeline.sadd(key, *part)
+                    else:
+                        pipeline.zadd(key, part)
+                pipeline.execute()
+            known.update(parts)
+
+    def _pages(self, name: KeyName) -> Iterator[dict[int, dict[bytes, float]]]:
+        """A set or sorted set of the source, some elements at a time: by partition of the target,
+        the elements with their scores.
+        """
+        for page in self._source.pages(name):
+            self._renew_hold()
+            parts: dict[int, dict[bytes, float]] = {}
+            for element, score in page:
+                parts.setdefault(self._target.keys.partition_of(element), {})[element] = score
+            yield parts
+
+    def _copy_states(self, cohorts: Sequence[tuple[str, bytes]]) -> None:
+        keys = self._target.keys
+        shares = self._shares(cohorts)
+        places = []
+        for (app_id, cohort_id), states in zip(cohorts, shares, strict=True):
+            state = merged(states)
+            working = b"deleting" in state or b"moving" in state
+            home = keys.partition_of(cohort_id)
+            known = range(keys.partitions) if working else {home, *self._cohorts[app_id, cohort_id]}
+            left = sum(int(share.get(b"left", 0)) for share in states)
+            if state:
+                places += [
+                    (keys.base(app_id, p).encode(), cohort_id, state, left * (p == home), working)
+                    for p in known
+                ]
+        with self._target.client.pipeline(transaction=False) as pipeline:
+            for base, cohort_id, *_ in places:
+                pipeline.zcard(base + b"cohort:" + cohort_id + b":members")
+            members = pipeline.execute()
+            for (base, cohort_id, state, left, working), count in zip(places, members, strict=True):
+                counts = {b"entered": left + count, b"left": left}
+                pipeline.hset(
+                    base + b"cohort:" + cohort_id + b":state", mapping={**state, **counts}
+                )
+                pipeline.zadd(base + b"cohorts", {cohort_id: 0})
+                if working:
+                    pipeline.sadd(base + b"jobs", cohort_id)
+            pipeline.execute()
+
+    def _shares(self, cohorts: Sequence[tuple[str, bytes]]) -> list[list[dict[bytes, bytes]]]:
+        """What each partition of the source keeps about some cohorts."""
+        client, keys = self._source.client, self._source.keys
+        with client.pipeline(transaction=False) as pipeline:
+            for app_id, cohort_id in cohorts:
+                for partition in range(keys.partitions):
+                    base = keys.base(app_id, partition).encode()
+                    pipeline.hgetall(base + b"cohort:" + cohort_id + b":state")
+            found = pipeline.execute()
+        return [[share for share in some if share] for some in in_parts(found, keys.partitions)]
+
+    # Comparing
+
+    def _compare(self, progress: Progress) -> None:
+        for names in self._source.walk():
+            self._renew_hold()
+            whole = [name for name in names if name.kind in (Kind.WHOLE, Kind.GLOBAL)]
+            for some in in_parts(whole, _KEYS_PER_CALL):
+                values = (side.values(some) for side in (self._source, self._target))
+                for name, ours, theirs in zip(some, *values, strict=True):
+                    self._note(name.what, ours == theirs, name.key)
+            for name in names:
+                if name.kind is Kind.SPREAD:
+                    self._compare_spread(name)
+            progress(len(names))
+        for name in self._spread:
+            sizes = [side.elements(name) for side in (self._source, self._target)]
+            example = name.in_partition(self._source.keys, 0)
+            self._note(f"size of {name.what}", sizes[0] == sizes[1], example)
+        for cohorts in in_parts(sorted(self._cohorts), _COHORTS_PER_CALL):
+            self._compare_states(cohorts)
+            self._renew_hold()
+        self._find_surplus()
+
+    def _compare_spread(self, name: KeyName) -> None:
+        for parts in self._pages(name):
+            with self._target.client.pipeline(transaction=False) as pipeline:
+                for partition, part in parts.items():
+                    key = name.in_partition(self._target.keys, partition)
+                    ask = pipeline.smismember if name.is_set else pipeline.zmscore
+                    ask(key, list(part))
+                replies = pipeline.execute()
+            for part, found in zip(parts.values(), replies, strict=True):
+                for (element, value), there in zip(part.items(), found, strict=True):
+                    self._note(name.what, value == there, name.key + b" " + element)
+
+    def _compare_states(self, cohorts: Sequence[tuple[str, bytes]]) -> None:
+        """Compare what callers learn about cohorts: each partition keeps a share of it."""
+        by_app: dict[str, list[str]] = {}
+        for app_id, cohort_id in cohorts:
+            by_app.setdefault(app_id, []).append(cohort_id.decode())
+        for app_id, cohort_ids in by_app.items():
+            ours, theirs = (
+                {record.id: record for record in registry.records(app_id, cohort_ids)}
+                for registry in self._registries
+            )
+            for one in cohort_ids:
+                example = self._source.keys.cohort(app_id, 0, one, "state")
+                self._note("cohort", ours.get(one) == theirs.get(one), example.encode())
+
+    def _find_surplus(self) -> None:
+        """Find what only the target has."""
+        for names in self._target.walk():
+            self._renew_hold()
+            whole = [name for name in names if name.kind in (Kind.WHOLE, Kind.GLOBAL)]
+            with self._source.client.pipeline(transaction=False) as pipeline:
+                for name in whole:
+                    pipeline.exists(name.in_store(self._source.keys))
+                found = pipeline.execute()
+            surplus = [name for name, there in zip(whole, found, strict=True) if not there]
+            for name in names:
+                spread = name.kind is Kind.SPREAD and name._replace(key=b"") not in self._spread
+                state = name.kind is Kind.STATE and (name.app_id, name.owner) not in self._cohorts
+                if spread or state or name.kind is Kind.UNKNOWN:
+                    surplus.append(name)
+            for name in surplus:
+                self._note(f"surplus {name.what}", False, name.key)
+
+    def _note(self, what: str, same: bool, example: bytes) -> None:
+        self._report.compared[what] += 1
+        if not same:
+            self._report.different[what] += 1
+            if len(self._report.examples) < _EXAMPLES:
+                self._report.examples.append(example.decode(errors="replace"))
+
+
+def merged(shares: Iterable[dict[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The state of a cohort, but for its counts, from what each partition keeps of it."""
+    shares = list(shares)
+    deletions = [share[b"deleting"] for share in shares if b"deleting" in share]
+    deletion = {b"deleting": deletions[0]} if deletions else {}
+    shares = [share for share in shares if b"trait" in share]
+    if not shares:
+        return deletion
+    newest = max(shares, key=lambda share: (int(share[b"named"]), len(_names(share))))
+    state = {b"trait": newest[b"trait"], b"named": newest[b"named"]}
+    state[b"first"] = min((share[b"first"] for share in shares), key=int)
+    names: dict[str, int] = {}
+    for share in shares:
+        for field_name, at in share.items():
+            if field_name == b"last" or field_name.startswith(b"way:"):
+                state[field_name] = max(state.get(field_name, b"0"), at, key=int)
+        for name in _names(share):
+            names[name["trait"]] = max(names.get(name["trait"], 0), name["until"])
+    for share in shares:
+        names.setdefault(share[b"trait"].decode(), int(newest[b"named"]))
+    del names[newest[b"trait"].decode()]
+    if names:
+        in_order = sorted(names.items(), key=lambda item: item[1])
+        state[b"names"] = orjson.dumps([{"trait": t, "until": until} for t, until in in_order])
+    if any(b"moving" in share or share[b"trait"] != newest[b"trait"] for share in shares):
+        state[b"moving"] = b""  # the place of a scan means nothing in another store: start again
+    return state | deletion
+
+
+def _names(share: dict[bytes, bytes]) -> list[dict[str, Any]]:
+    names: list[dict[str, Any]] = orjson.loads(share.get(b"names", b"[]"))
+    return names

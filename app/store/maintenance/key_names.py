@@ -1,0 +1,102 @@
+"""What each key of a store is, by its name, and where a copy puts it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from app.store.keys import Keys
+
+
+class Kind(Enum):
+    """How a key is copied."""
+
+    WHOLE = "whole"  # as it is, into the partition that its owner's id gives
+    SPREAD = "spread"  # a set or sorted set, each element into the partition that its own id gives
+    STATE = "state"  # a cohort's record, of which every partition keeps a share
+    GLOBAL = "global"  # as it is; belongs to no partition
+    LIVE = "live"  # the same, but changes during a hold too, so that it is not compared
+    SKIPPED = "skipped"
+    UNKNOWN = "unknown"
+
+
+_USERS = {b"registered": Kind.SPREAD, b"suppressed": Kind.SPREAD, b"due": Kind.SPREAD}
+_HISTORY = dict.fromkeys((b"syncs", b"failures", b"problems", b"history", b"open"), Kind.WHOLE)
+_MADE_ANEW = dict.fromkeys((b"cohorts", b"jobs", b"changes", b"erased", b"hold"), Kind.SKIPPED)
+_OF_PARTITION = {**_USERS, **_HISTORY, **_MADE_ANEW}
+_OF_COHORT = {
+    **dict.fromkeys((b"members", b"left", b"seen"), Kind.SPREAD),
+    **dict.fromkeys((b"freshness", b"sizes", b"syncs"), Kind.WHOLE),
+    b"state": Kind.STATE,
+    b"lease": Kind.SKIPPED,
+}
+_BY_HEAD = {b"sync": Kind.WHOLE, **dict.fromkeys((b"message", b"added", b"changes"), Kind.SKIPPED)}
+_GLOBAL = {
+    **dict.fromkeys((b"keys", b"audit"), Kind.GLOBAL),
+    b"keys:used": Kind.LIVE,
+    **dict.fromkeys(
+        (b"layout", b"apps", b"hold", b"session-secret", b"unknown-callers"), Kind.SKIPPED
+    ),
+}
+
+
+class KeyName(NamedTuple):
+    """A key's name, taken apart.
+
+    Attributes:
+        key: all of it.
+        app_id: empty where it belongs to no app.
+        owner: the user, cohort or app id that gives the partition of a whole key; of a cohort's
+            other keys, the cohort id.
+        rest: what follows the hash tag, or the prefix.
+        what: what it holds, for people.
+    """
+
+    kind: Kind
+    key: bytes
+    app_id: str = ""
+    owner: bytes = b""
+    rest: bytes = b""
+    what: str = ""
+
+    @property
+    def is_set(self) -> bool:
+        """A spread key that is a set rather than a sorted set."""
+        return self.rest in (b"registered", b"suppressed")
+
+    def in_store(self, keys: Keys) -> bytes:
+        """The name that a whole or global key has in a store."""
+        if self.kind in (Kind.GLOBAL, Kind.LIVE):
+            return f"{keys.prefix}:".encode() + self.rest
+        return self.in_partition(keys, keys.partition_of(self.owner))
+
+    def stream(self, keys: Keys) -> str:
+        """The change stream of the partition that a whole key has in a store."""
+        return keys.changes(self.app_id, keys.partition_of(self.owner))
+
+    def in_partition(self, keys: Keys, partition: int) -> bytes:
+        return keys.base(self.app_id, partition).encode() + self.rest
+
+
+def parse(key: bytes, prefix: str) -> KeyName:
+    """Take a key's name apart; it begins with ``prefix``."""
+    rest = key[len(prefix) + 1 :]
+    if not rest.startswith(b"{"):
+        skipped = rest.startswith((b"rates/", b"session:"))
+        kind = Kind.SKIPPED if skipped else _GLOBAL.get(rest, Kind.UNKNOWN)
+        return KeyName(kind, key, rest=rest, what=rest.decode(errors="replace"))
+    tag, closed, rest = rest[1:].partition(b"}:")
+    app, _, number = tag.partition(b":")
+    if not closed or (number and not number.isdigit()):
+        return KeyName(Kind.UNKNOWN, key)
+    app_id = app.decode(errors="replace")
+    head, colon, following = rest.partition(b":")
+    if head == b"user" and colon:
+        return KeyName(Kind.WHOLE, key, app_id, following, rest, "user")
+    if head == b"cohort" and colon:
+        cohort_id, _, part = following.rpartition(b":")
+        kind = _OF_COHORT.get(part, Kind.UNKNOWN)
+        owner = app if part == b"syncs" else cohort_id
+        return KeyName(kind, key, app_id, owner, rest, f"cohort {part.decode(errors='replace')}")
+    kind = (_BY_HEAD if colon else _OF_PARTITION).get(head, Kind.UNKNOWN)
+    return KeyName(kind, key, app_id, app, rest, head.decode(errors="replace"))

@@ -1,0 +1,153 @@
+"""A store on hold: everything that writes is refused, whatever it knew before; reading goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from flask import Flask
+
+import app as package
+from app.cohorts import Cohort
+from app.server.background import Background
+from app.settings import ApiKey
+from app.store import Job, Store, StoreError
+from app.store.connection.scripts import load_script
+from app.store.errors import StoreHeld
+from simulator import payloads
+from tests.integration.conftest import APP, Run, caller
+from tests.integration.web.api.reading import say
+
+TRAIT, COHORT, USER = "[Amplitude] Power users: abc123", "abc123", "alice"
+ADMIN = "the-admin-key"
+SCRIPTS = [
+    script
+    for script in (Path(package.__file__).parent / "store").rglob("*.lua")
+    if "no-writes" not in script.read_text().partition("\n")[0]
+]
+
+
+def content(store_url: str) -> dict[bytes, Any]:
+    """All that is stored but the list of apps: a new app registers before it is refused."""
+    with redis.Redis.from_url(store_url) as client:
+        return {key: client.dump(key) for key in client.scan_iter() if key != b"cohorts:apps"}
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
+    return make_app(store_partitions=request.param, admin_api_keys=(ApiKey(APP, ADMIN),))
+
+
+@pytest.fixture
+def store(app: Flask) -> Store:
+    """A store in use, so that whatever is checked once in a while has been checked just now."""
+    store: Store = app.extensions["store"]
+    say(store, TRAIT, True, [USER, "bob"])
+    store.register_users(APP, [USER])
+    store.lifecycle.erase(APP, "carol", suppress=True)
+    return store
+
+
+WRITES: dict[str, Callable[[Store], Any]] = {
+    "enter": lambda store: say(store, TRAIT, True, ["new"]),
+    "leave": lambda store: say(store, TRAIT, False, [USER]),
+    "new cohort": lambda store: say(store, "Another: def456", True, [USER]),
+    "new app": lambda store: store.register_cohort("new", Cohort("x", "X: x"), way="list"),
+    "register a cohort": lambda store: store.register_cohort(APP, Cohort("x", "X: x"), way="list"),
+    "rename": lambda store: store.register_cohort(APP, Cohort(COHORT, "New: abc123"), way="list"),
+    "delete": lambda store: store.lifecycle.begin_delete(APP, COHORT),
+    "background step": lambda store: store.lifecycle.lease(Job(APP, 0, COHORT)),
+    "erase": lambda store: store.lifecycle.erase(APP, USER),
+    "unsuppress": lambda store: store.lifecycle.unsuppress(APP, "carol"),
+    "register": lambda store: store.register_users(APP, ["new"]),
+    "unregister": lambda store: store.unregister_users(APP, [USER]),
+    "cadence": lambda store: store.freshness.set_cadence(APP, COHORT, 3_600_000),
+    "size": lambda store: store.sizes.note(APP, [COHORT]),
+    "history": lambda store: store.history.trim(APP),
+    "audit": lambda store: store.audit.add({"action": "erase_user"}),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_write__during_a_hold__is_refused_and_changes_nothing(
+    store: Store, store_url: str, write: Callable[[Store], Any]
+) -> None:
+    store.hold.begin()
+    before = content(store_url)
+    with pytest.raises(StoreHeld):
+        write(store)
+    assert content(store_url) == before
+    store.hold.release()
+    write(store)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_script__that_writes__refuses_during_a_hold(
+    store_url: str, store: Store, script: Path
+) -> None:
+    store.hold.begin()
+    with redis.Redis.from_url(store_url) as client:
+        loaded = load_script(client, script.name, script.parent.name)
+        with pytest.raises(redis.ResponseError, match="HELD "):
+            loaded(keys=[store.keys.changes(APP, 0)])
+
+
+def test_service__during_a_hold__refuses_writes_and_goes_on_reading(
+    app: Flask, store: Store, store_url: str
+) -> None:
+    http = caller(app, ADMIN)
+    store.hold.begin()
+    before = content(store_url)
+    for reply in (
+        http.post(payloads.COHORT_PATH, json=payloads.batch(["new"], TRAIT, True)),
+        http.post(f"/lists/{COHORT}/add", json={"userIds": ["new"]}),
+        http.post("/lists", json={"name": "Another: def456"}),
+        http.post("/api/v1/users", json={"userIds": ["new"]}),
+        http.delete(f"/api/v1/users/{USER}"),
+        http.delete(f"/api/v1/cohorts/{COHORT}"),
+    ):
+        assert (reply.status_code, reply.json["reason"]) == (503, "store_held"), reply.text
+        assert int(reply.headers["Retry-After"]) > 0
+    assert http.get(f"/api/v1/users/{USER}").json["traits"] == {TRAIT: True}
+    assert http.get("/readyz").status_code == 200
+    with pytest.raises(StoreError):
+        app.extensions["recorder"].flush()
+    assert content(store_url) == before
+    store.hold.release()
+    app.extensions["recorder"].flush()  # what was refused is in the history
+    assert {s["failed"] for s in http.get("/api/v1/syncs").json["syncs"]} >= {1}
+
+
+def test_background_work__during_a_hold__waits(store: Store) -> None:
+    store.lifecycle.begin_delete(APP, COHORT)
+    store.hold.begin()
+    with pytest.raises(StoreHeld):
+        Background(store).work()
+    assert store.traits(APP, "bob") == {TRAIT: True}
+    store.hold.release()
+    Background(store).work()
+    assert store.traits(APP, "bob") == {}
+
+
+def test_commands__hold_and_release(store: Store, run: Run) -> None:
+    assert run("store", "hold").exit_code == 0
+    held = run("keys", "create", "--label", "late")
+    assert (held.exit_code, "(store_held)" in held.output) == (1, True)
+    assert store.api_keys.all() == []
+    assert run("store", "release").exit_code == 0
+    assert run("keys", "create", "--label", "late").exit_code == 0
+    actions = [entry["action"] for entry in store.audit.all()]
+    assert actions == ["hold_store", "release_store", "create_key"]
+
+
+def test_hold__of_a_full_store__is_possible(store: Store, redis_client: redis.Redis) -> None:
+    redis_client.config_set("maxmemory", 1)
+    try:
+        store.hold.begin()
+        with pytest.raises(StoreHeld):
+            store.lifecycle.erase(APP, USER)
+    finally:
+        redis_client.config_set("maxmemory", 0)
