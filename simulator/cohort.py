@@ -82,8 +82,8 @@ class Cohort:
         """Change the membership and return what the next sync has to send: (entered, left).
 
         Until a sync has succeeded (`mark_synced`), that is every member. After that it is the
-        difference from the last successful sync, as at Amplitude: a user who entered and left since
-        then is not in it, even if a failed sync sent them.
+        difference from the last successful sync, as at Amplitude: users who entered and left since
+        then are not in it, even if a failed sync sent them.
         """
         if self._started:
             self._move()

@@ -53,8 +53,8 @@ REORDER_WINDOW = 16
 class Attempt:
     """One HTTP request, as passed to `on_attempt`.
 
-    `request` is its number within the sync, `number` that of the attempt (0 for the first),
-    `fault` the fault injected into it.
+    `request` is its number within the sync, `number` that of the attempt (0 for the first).
+    `fault` is the fault injected into it.
     """
 
     sync: int
@@ -99,8 +99,8 @@ class CohortSync:
     - `settle`: seconds, not scaled, to wait before the next sync after an attempt without a reply,
       so that the receiver can't still be applying it; webhooks, which carry a time, don't wait;
     - `stop`: once set, nothing more is sent and all calls return early;
-    - `on_plan(sync, entered, left)` is called before a sync and `on_attempt(Attempt)` after each
-      HTTP request, from the sending threads. An exception from either ends the sync.
+    - `on_plan(sync, entered, left)` is called before each sync, and `on_attempt(Attempt)` after
+      each HTTP request, by the sending thread. An exception from either ends the sync.
     """
 
     def __init__(

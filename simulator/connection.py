@@ -233,7 +233,7 @@ class Connection:
 class _TimedResponse(http.client.HTTPResponse):
     """A response that must be complete before the socket's timeout has passed.
 
-    The timeout of a socket starts anew with every read, so a trickling response would never end.
+    A socket's timeout applies to each read, so a response that trickles in could take forever.
     """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
@@ -263,7 +263,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 def percent_encode(path: str) -> str:
-    """Return `path` with all characters that a request line can't hold percent-encoded."""
+    """Percent-encode the characters of `path` that a request line can't hold."""
     return quote(path, safe="/%:;=@!$&'()*+,?~", errors="surrogateescape")
 
 

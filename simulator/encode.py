@@ -27,7 +27,7 @@ class Encoder:
     def __init__(self, cohort: Cohort) -> None:
         self._cohort = cohort
         escaped = [_escape(user_id) for user_id in cohort.ids]
-        # Hardly any ids need escaping; then only one list is kept in memory.
+        # Ids rarely need escaping. If none does, don't keep them in memory twice.
         self._escaped: Sequence[str] = cohort.ids if escaped == cohort.ids else escaped
         self._identify = {
             member: _around_user(payloads.identify(_PLACEHOLDER, cohort.trait, member))

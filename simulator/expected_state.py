@@ -1,4 +1,4 @@
-"""The trait value each user should have at the receiver, given what was sent and how it replied.
+"""The trait value each user should have at the receiver, given the updates sent and the replies.
 
 The rules, for one cohort:
 
@@ -43,7 +43,7 @@ class ExpectedState:
         self._lock = threading.Lock()
 
     def set_initial(self, values: Iterable[Value | str]) -> None:
-        """Set what the receiver holds before anything is sent: one value for each of `ids`."""
+        """Set the values the receiver holds before anything is sent, one for each of `ids`."""
         for user, value in enumerate(values):
             self._values[user] = _TRUE if value is True else _FALSE if value is False else _ABSENT
 
@@ -78,7 +78,7 @@ class ExpectedState:
         return values | {member for _, member in self._uncertain.get(user, ())}
 
     def values(self) -> list[Value]:
-        """Return the value of each user, uncertain updates left out."""
+        """Return the value of each user, ignoring uncertain updates."""
         return [_VALUES[value] for value in self._values]
 
     @property

@@ -16,8 +16,8 @@ class FaultRates:
     """How often each fault occurs, as a share of the requests (0 to 1).
 
     - `duplicate`: the request is sent twice, concurrently where a thread is free;
-    - `reorder`: the request is held back behind up to 16 later ones of the same sync (webhooks,
-      which carry a time, also behind the next sync);
+    - `reorder`: the request is sent after up to 16 later ones of its sync; a webhook, which carries
+      a time, sometimes after the next sync;
     - `drop_reply`: the receiver replies, but the sender doesn't see it and retries;
     - `cut`: the connection is reset half way through the body, then the request is retried;
     - `slow`: the body takes `slow_seconds` to send;

@@ -104,7 +104,7 @@ def message_id(rng: random.Random, in_cohort: bool, number: int = 0) -> str:
 def user_ids(n: int, seed: int = 0) -> list[str]:
     """Return `n` synthetic user ids of 24 bytes, the same for the same `seed`.
 
-    The first `n` ids are the same for every `n`. Different seeds give different ids.
+    A longer list begins with the ids of a shorter one. Different seeds give different ids.
     """
     bits = random.Random(f"user ids {seed}").getrandbits
     return [f"{bits(96):024x}" for _ in range(n)]

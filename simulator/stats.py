@@ -40,7 +40,7 @@ class Latencies:
 
 @dataclass
 class Stats:
-    """Counters of what was sent and replied. Thread-safe."""
+    """Counters and latencies of requests and replies. Thread-safe."""
 
     requests: int = 0
     """HTTP requests, including retries and duplicates."""
@@ -131,7 +131,7 @@ class Stats:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON types; times in seconds."""
+        """Return all counters and latencies as JSON types; times in seconds."""
         latencies = self.latencies()
         with self._lock:
             return {

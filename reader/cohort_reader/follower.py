@@ -5,8 +5,8 @@ For each group and stream, the store keeps the entries that were delivered but n
 handler fails, it is delivered again.
 
 Other followers may claim a pending entry once it has been idle for 1.5 times ``handler_seconds``,
-by the store's clock. To let it be claimed sooner, or after a failed entry's backoff, its owner sets
-the idle time.
+by the store's clock. Its owner changes the idle time to let it be claimed sooner, or after a
+backoff if it has failed.
 """
 
 from __future__ import annotations
@@ -352,7 +352,7 @@ class Follower:
         after_seconds: float = 0.0,
         deliveries: int | None = None,
     ) -> None:
-        """Let any follower claim entries of this one, after ``after_seconds``."""
+        """Let any follower claim this follower's entries after ``after_seconds``."""
         self._client.xclaim(
             stream.name,
             self._group,

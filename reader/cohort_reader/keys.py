@@ -27,7 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 def cohort_id_from_trait(trait: str) -> str:
     """The cohort id in a trait name: what follows the last colon, trimmed.
 
-    Without one, it is derived from a hash of the whole name.
+    If nothing does, it is derived from a hash of the whole name.
     """
     _, colon, tail = trait.rpartition(":")
     cohort_id = tail.strip() if colon else ""

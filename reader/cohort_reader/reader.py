@@ -103,7 +103,7 @@ class CohortReader:
         client: connects to the store; the reader never closes it.
         app: the app whose cohorts to read, as in the receiver's ``API_KEYS``.
         prefix: the receiver's ``KEY_PREFIX``.
-        cache_entries: how many answers to cache, negative ones included; 0 for no cache. The least
+        cache_entries: how many answers to cache, "not a member" included; 0 for no cache. The least
             recently used is evicted first.
         cache_seconds: how long a cached answer is used.
         stale_seconds: how much longer while the store is unavailable.

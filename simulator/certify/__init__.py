@@ -1,4 +1,4 @@
-"""Certify a receiver: check by check what Amplitude's document requires, and a report."""
+"""Certify a receiver: check it against Amplitude's document, and report the result."""
 
 from .model import CHECKED_MODES, Check, Options, Outcome, Report
 from .runner import Unauthorised, run_checks, select_checks

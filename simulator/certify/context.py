@@ -177,7 +177,7 @@ class Context:
         ]
 
     def _connection(self, target: Target) -> Connection:
-        # A list, as a target holds a dict and can't be a key.
+        # A list, because a target holds a dict and is not hashable.
         for known, connection in self._connections:
             if known == target:
                 return connection

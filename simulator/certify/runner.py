@@ -15,7 +15,7 @@ from .model import Check, Options, Outcome, Report, Verdict
 
 
 class Unauthorised(Exception):
-    """The receiver refuses the key to certify it with."""
+    """The receiver refuses the key."""
 
 
 def run_checks(

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a command ended. Where several apply, the last one listed."""
+    """How a command ended. If several apply, the last one listed."""
 
     OK = 0
     FAILED = 1

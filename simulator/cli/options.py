@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they turn into."""
+"""Options shared by several commands, and their parsing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A receiver to try the simulator on: all of the protocol, in memory, over real sockets.
+"""A receiver to test the simulator with: the whole protocol, in memory, over real sockets.
 
-It stands for *somebody's* receiver, right by default. Each name in `FLAWS` makes it wrong in one
-way that receivers are wrong in, so that the checks can be seen to fail.
+It is correct by default. Each of `FLAWS` adds one mistake that receivers make, so that the checks
+can be shown to fail.
 """
 
 from __future__ import annotations
@@ -23,62 +23,62 @@ from simulator.reader import Traits
 KEY = "test-key"
 APP = "test-app"
 INVALID_USER = "nobody"
-# Nothing listens there.
+# Nothing listens on it.
 CLOSED_PORT = 1
 
 FLAWS = {
-    "accepts-any-key": "a wrong or missing key is let in",
+    "accepts-any-key": "a wrong or missing key is accepted",
     "open-webhook": "the webhook needs no key",
     "no-basic": "the key as Basic's user name is refused",
-    "no-header-key": "the api_key header is not looked at",
+    "no-header-key": "the api_key header is ignored",
     "no-bearer": "a Bearer token is refused",
     "refusal-is-403": "a wrong key is answered 403",
     "created-201": "success is answered 201",
     "strict-fields": "unknown fields are refused",
     "needs-context": "a body without context is refused",
     "needs-prefix": "a trait without [Amplitude] is refused",
-    "first-colon": "the trait's name is cut at its first colon",
-    "mangles-names": "characters outside ASCII are lost from trait names",
-    "lowercases-ids": "user ids are changed",
+    "first-colon": "a trait name is cut off at its first colon",
+    "mangles-names": "non-ASCII characters are dropped from trait names",
+    "lowercases-ids": "user ids are lowercased",
     "false-deletes": "a user who leaves loses the field",
     "ignores-false": "a user who leaves stays",
     "conflict-on-repeat": "the same request is refused the second time",
-    "truthy-values": "values that are no booleans are taken for true",
-    "no-validation": "anything that is JSON is answered 200",
+    "truthy-values": "values other than booleans are treated as true",
+    "no-validation": "any JSON is answered 200",
     "crash-on-bad-json": "invalid JSON is a 500",
     "crash-on-deep": "deep nesting is a 500",
-    "drops-bad-items": "a batch's bad items are dropped without a word",
-    "half-batch": "the good part of a refused batch is kept",
-    "loses-batch-tail": "of a batch only 1,000 users are kept",
-    "small-limit": "over 500 users a request are refused",
-    "refuses-parallel": "a second request at the same time is answered 503",
+    "drops-bad-items": "invalid items of a batch are silently dropped",
+    "half-batch": "the valid items of a refused batch are applied",
+    "loses-batch-tail": "only the first 1,000 users of a batch are applied",
+    "small-limit": "more than 500 users per request are refused",
+    "refuses-parallel": "concurrent requests are answered 503",
     "exact-content-type": "a charset in the content type is refused",
-    "lost-updates": "a user is read, changed and written back, whatever was written meanwhile",
+    "lost-updates": "a user is read, changed and written back without a lock",
     "one-cohort": "a user's other cohorts are forgotten",
     "second-list": "a repeated list creation makes a second list",
     "racing-lists": "two simultaneous list creations make two lists",
-    "no-list-id": "list creation doesn't say the id",
-    "list-id-elsewhere": "list creation says the id where nobody looks",
+    "no-list-id": "list creation doesn't return the id",
+    "list-id-elsewhere": "list creation returns the id in an unusual place",
     "creation-empties": "a repeated list creation empties the list",
     "lists-apart": "a list's trait is its id, not its name",
     "unknown-list-ok": "an unknown list is answered 200",
     "empty-add-refused": "an add without users is refused",
-    "no-user-ids": "user_ids is not understood",
+    "no-user-ids": "user_ids is not accepted",
     "no-document-url": "an identify at the list's remove URL is refused",
     "webhook-strings-only": "numeric ids in a webhook are refused",
     "webhook-as-it-comes": "a webhook's time is ignored",
-    "applies-half-bodies": "a cut body's users are written all the same",
+    "applies-half-bodies": "the users of a truncated body are applied",
     "one-at-a-time": "requests are handled one after the other, body included",
     "slow": "1,000 users take 2.05 s",
     "rather-slow": "1,000 users take 1.05 s",
     "invalid-user-ok": "an unknown user is answered 200",
     "never-throttles": "there is no limit",
     "throttles-with-503": "too many requests are answered 503",
-    "acknowledges-and-forgets": "every tenth request is answered and lost",
+    "acknowledges-and-forgets": "every tenth request is acknowledged but not applied",
 }
 
 
-class Answer(Exception):
+class Rejection(Exception):
     """Ends a request with a status."""
 
     def __init__(self, status: int, body: dict[str, Any] | None = None) -> None:
@@ -87,10 +87,10 @@ class Answer(Exception):
 
 
 class Receiver:
-    """A running receiver, with a free loopback port; also the reader of its own state.
+    """A running receiver on a free loopback port, which is also a reader of its own state.
 
-    `fail_first` answers that many requests with `fail_status` before it applies anything;
-    `throttle` allows so many requests a second.
+    The first `fail_first` requests are answered with `fail_status`; `throttle` is the number of
+    requests allowed per second.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Receiver:
             with self._lock:
                 if self.fail_first > 0:
                     self.fail_first -= 1
-                    raise Answer(self.fail_status, {"reason": "told to fail"})
+                    raise Rejection(self.fail_status, {"reason": "failing on purpose"})
             need(
                 headers["Content-Type"] == "application/json"
                 or "exact-content-type" not in self.flaws
@@ -184,14 +184,14 @@ class Receiver:
             body = self._decode(raw)
             if "conflict-on-repeat" in self.flaws:
                 if raw in self._seen:
-                    raise Answer(409)
+                    raise Rejection(409)
                 self._seen.add(raw)
             time.sleep(self.delay)
             return 201 if "created-201" in self.flaws else 200, self._apply(path, body)
-        except Answer as answer:
-            if "no-validation" in self.flaws and answer.status == 400:
+        except Rejection as rejection:
+            if "no-validation" in self.flaws and rejection.status == 400:
                 return 200, {}
-            return answer.status, answer.body
+            return rejection.status, rejection.body
 
     def _check_key(self, path: str, headers: Any) -> None:
         if not self.require_key or "accepts-any-key" in self.flaws:
@@ -207,7 +207,9 @@ class Receiver:
         elif "api_key" in headers and "no-header-key" not in self.flaws:
             key = headers["api_key"] if headers.get("app_id", APP) == APP else None
         if key != KEY:
-            raise Answer(403 if "refusal-is-403" in self.flaws else 401, {"reason": "unauthorised"})
+            raise Rejection(
+                403 if "refusal-is-403" in self.flaws else 401, {"reason": "unauthorised"}
+            )
 
     def _check_rate(self) -> None:
         if self.throttle is None or "never-throttles" in self.flaws:
@@ -218,16 +220,16 @@ class Receiver:
             count = count + 1 if second == now else 1
             self._window = (now, count)
         if count > self.throttle:
-            raise Answer(503 if "throttles-with-503" in self.flaws else 429, {"reason": "limit"})
+            raise Rejection(503 if "throttles-with-503" in self.flaws else 429, {"reason": "limit"})
 
     def _decode(self, raw: bytes) -> Any:
         try:
             body = json.loads(raw.decode("utf-8"), parse_constant=_refuse)
             json.dumps(body, ensure_ascii=False).encode("utf-8")  # no lone surrogates
         except RecursionError:
-            raise Answer(500 if "crash-on-deep" in self.flaws else 400) from None
+            raise Rejection(500 if "crash-on-deep" in self.flaws else 400) from None
         except ValueError:
-            raise Answer(500 if "crash-on-bad-json" in self.flaws else 400) from None
+            raise Rejection(500 if "crash-on-bad-json" in self.flaws else 400) from None
         return body
 
     def _apply(self, path: str, body: Any) -> dict[str, Any]:
@@ -245,7 +247,7 @@ class Receiver:
             return self._identify(body)
         if path.rstrip("/") == payloads.WEBHOOK_PATH:
             return self._webhook(body)
-        raise Answer(404, {"reason": "no such place"})
+        raise Rejection(404, {"reason": "no such place"})
 
     def _identify(self, body: dict[str, Any]) -> dict[str, Any]:
         if "batch" not in body:
@@ -258,7 +260,7 @@ class Receiver:
         for item in items:
             try:
                 statements += [(*found, None) for found in self._items(item)]
-            except Answer:
+            except Rejection:
                 if "half-batch" in self.flaws:
                     self._write(*statements)
                 if "drops-bad-items" not in self.flaws:
@@ -276,7 +278,7 @@ class Receiver:
         need(isinstance(user, str) and user and "\0" not in user)
         need(isinstance(traits, dict) and traits)
         if user == INVALID_USER and "invalid-user-ok" not in self.flaws:
-            raise Answer(404, {"reason": "invalid user id"})
+            raise Rejection(404, {"reason": "invalid user id"})
         found = []
         for trait, value in traits.items():
             need(isinstance(value, bool) or "truthy-values" in self.flaws)
@@ -311,7 +313,7 @@ class Receiver:
         if trait is None:
             if "unknown-list-ok" in self.flaws:
                 return {}
-            raise Answer(404, {"reason": "no such list"})
+            raise Rejection(404, {"reason": "no such list"})
         users: Any = body.get("userIds")
         if users is None and "no-user-ids" not in self.flaws:
             users = body.get("user_ids")
@@ -373,7 +375,7 @@ class Receiver:
 
 def need(condition: object) -> None:
     if not condition:
-        raise Answer(400)
+        raise Rejection(400)
 
 
 def _refuse(constant: str) -> None:

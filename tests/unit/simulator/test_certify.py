@@ -1,6 +1,4 @@
-"""A right receiver is certified; each way of being wrong is found by the checks that are there for
-it.
-"""
+"""A correct receiver is certified; every flaw is found by the checks meant for it."""
 
 from __future__ import annotations
 
@@ -102,7 +100,7 @@ def outcomes(found: Report) -> dict[str, str]:
     return {outcome.check.name: outcome.verdict for outcome in found.outcomes}
 
 
-def test_certify__right_receiver__passes_every_check() -> None:
+def test_certify__correct_receiver__passes_every_check() -> None:
     with Receiver() as receiver:
         found = run(receiver, skip=("network.slow-body", "sync.webhook", "*within*"))
         wrong = [report.line(o) for o in found.outcomes if o.verdict != "passed"]
@@ -112,7 +110,7 @@ def test_certify__right_receiver__passes_every_check() -> None:
         assert receiver.statuses.keys() == {200, 400, 401, 404}
 
 
-def test_certify__right_receiver_without_a_reader__passes_and_says_what_was_not_compared() -> None:
+def test_certify__correct_receiver_without_a_reader__passes_without_comparing() -> None:
     with Receiver() as receiver:
         found = run(receiver, skip=("network.slow-body", "sync.webhook", "*within*"), read=False)
         assert [name for name, verdict in outcomes(found).items() if verdict == "skipped"] == [
@@ -127,16 +125,16 @@ def test_certify__right_receiver_without_a_reader__passes_and_says_what_was_not_
         assert "the state was not compared" in details["sync.property"]
 
 
-def test_certify__right_receiver__is_fast_enough() -> None:
+def test_certify__correct_receiver__is_fast_enough() -> None:
     with Receiver() as receiver:
         verdicts = {"failed"}
-        for _ in range(5):  # other programs may have the machine busy
+        for _ in range(5):  # the machine may be busy
             if verdicts != {"passed"}:
                 verdicts = set(outcomes(run(receiver, ["*within*"])).values())
         assert verdicts == {"passed"}
 
 
-def test_certify__slow_bodies_and_webhook_sync__pass_on_a_right_receiver() -> None:
+def test_certify__slow_bodies_and_webhook_sync__pass_on_a_correct_receiver() -> None:
     with Receiver() as receiver:
         found = run(receiver, ("network.slow-body", "sync.webhook"))
         assert set(outcomes(found).values()) == {"passed"}
@@ -152,7 +150,7 @@ def test_certify__flawed_receiver__is_found_by_the_checks_for_it(flaw: str) -> N
         failed = {name for name, verdict in outcomes(found).items() if verdict == "failed"}
         expected = set(FOUND_BY[flaw])
         if flaw == "acknowledges-and-forgets":
-            assert failed  # which of them depends on what was tenth
+            assert failed  # which of them depends on the tenth request
         else:
             assert failed == expected
         if any(check.level == "must" for check in CHECKS if check.name in failed):
@@ -165,14 +163,14 @@ def test_found_by__all_checks_and_flaws__are_there() -> None:
     assert len(NAMES) == len(set(NAMES))
 
 
-def test_certify__throttling_receiver__is_given_time_and_passes() -> None:
+def test_certify__throttling_receiver__is_retried_and_passes() -> None:
     with Receiver(throttle=30) as receiver:
         found = run(receiver, ["status.429"], throttle=100)
         assert outcomes(found) == {"status.429": "passed"}
         assert receiver.statuses[429] > 0
 
 
-def test_certify__receiver_that_throttles_all_along__passes_every_check() -> None:
+def test_certify__receiver_that_throttles_all_the_time__passes_every_check() -> None:
     with Receiver(throttle=50) as receiver:
         found = run(receiver, skip=("sync.webhook", "*within*"), throttle=300)
         assert receiver.statuses[429] > 0
@@ -180,22 +178,22 @@ def test_certify__receiver_that_throttles_all_along__passes_every_check() -> Non
         assert wrong == []
 
 
-def test_certify__throttled_request__waits_as_long_as_it_is_told() -> None:
+def test_certify__throttled_request__waits_for_its_retry_after() -> None:
     with Receiver(fail_first=1, fail_status=429) as receiver:
         found = run(receiver, ["property.single"])
         assert found.certified
         assert found.seconds >= 1
 
 
-def test_certify__check_that_breaks_on_an_answer__has_failed_and_the_others_go_on() -> None:
+def test_certify__check_that_raises__fails_and_the_others_run() -> None:
     def breaks(_: Context) -> None:
-        raise RuntimeError("on an answer")
+        raise RuntimeError("from a check")
 
     first = replace(CHECKS[0], run=breaks)
     with Receiver() as receiver:
         found = run_checks(Options(Target(receiver.url, KEY, APP)), [first, CHECKS[1]], receiver)
     assert list(outcomes(found).values()) == ["failed", "passed"]
-    assert found.outcomes[0].detail == "RuntimeError: on an answer"
+    assert found.outcomes[0].detail == "RuntimeError: from a check"
 
 
 def test_certify__list_id_that_cannot_be_sent__fails_the_checks_of_lists() -> None:
@@ -211,30 +209,30 @@ def test_certify__wrong_key__is_no_verdict_on_the_receiver() -> None:
         run_checks(Options(Target(receiver.url, "wrong")), CHECKS)
 
 
-@pytest.mark.parametrize("way", ["property", "list", "webhook"])
-def test_certify__one_way_in__makes_only_its_checks(way: Any) -> None:
+@pytest.mark.parametrize("mode", ["property", "list", "webhook"])
+def test_certify__one_mode__runs_only_its_checks(mode: Any) -> None:
     with Receiver() as receiver:
-        found = run(receiver, skip=("network.*", "sync.*", "*within*"), modes=[way])
+        found = run(receiver, skip=("network.*", "sync.*", "*within*"), modes=[mode])
         assert found.certified
-        assert {o.check.mode for o in found.outcomes} == {way}
-        assert {sample.mode for sample in found.samples} == {way}
+        assert {o.check.mode for o in found.outcomes} == {mode}
+        assert {sample.mode for sample in found.samples} == {mode}
 
 
-def test_certify__nothing_that_must_be_was_checked__is_not_certified() -> None:
+def test_certify__no_must_was_checked__is_not_certified() -> None:
     with Receiver() as receiver:
         found = run(receiver, ["list.unknown"])
         assert not found.certified
         assert "no check of level must" in report.verdict(found)
 
 
-def test_checks__names__begin_with_their_group_and_say_their_source() -> None:
+def test_checks__names__have_a_group_and_a_requirement() -> None:
     for check in CHECKS:
         assert re.fullmatch(r"[a-z]+\.[a-z0-9_-]+", check.name)
         assert check.requirement.endswith((".", "”", "”."))
 
 
 class _Page(HTMLParser):
-    """Collects what a page holds, and what it would load from elsewhere."""
+    """Collects the tags of a page, and the resources that it would load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,7 +273,7 @@ def test_html__narrow_screen__lets_its_tables_scroll() -> None:
     assert "table { display: block; overflow-x: auto; }" in narrow
 
 
-def test_as_dict__report__is_json_with_latencies_by_way_and_size() -> None:
+def test_as_dict__report__is_json_with_latencies_by_mode_and_size() -> None:
     with Receiver() as receiver:
         found = run(receiver, ["property.1000-users", "webhook.late"])
     data = json.loads(json.dumps(report.as_dict(found)))
@@ -298,7 +296,7 @@ def test_samples__request_of_several_users__counts_those_of_its_body() -> None:
     }
 
 
-def test_line__failure__says_what_the_source_has_about_it() -> None:
+def test_line__failure__quotes_the_requirement() -> None:
     with Receiver("first-colon") as receiver:
         found = run(receiver, ["property.names"])
     text = report.line(found.outcomes[0])

@@ -1,4 +1,4 @@
-"""The command line: what it prints and how it ends."""
+"""The command line: output and exit codes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def call(*words: str) -> Result:
     return CliRunner(env={"COLUMNS": "80"}).invoke(main, words)
 
 
-def test_sync__table__tells_what_was_done() -> None:
+def test_sync__table__shows_what_was_done() -> None:
     with Receiver() as receiver:
         result = call("sync", receiver.url, "--key", KEY, "--users", "2500", "--syncs", "2")
         assert result.exit_code == ExitCode.OK, result.output
@@ -108,7 +108,7 @@ def test_sync__wrong_address__is_a_usage_error() -> None:
 
 
 @pytest.mark.parametrize("path", ["/ä", "/a b"])
-def test_sync__path_that_no_request_can_carry__is_percent_encoded(path: str) -> None:
+def test_sync__path_that_a_request_line_cannot_hold__is_percent_encoded(path: str) -> None:
     with Receiver() as receiver:
         result = call("sync", receiver.url, "--key", KEY, "--users", "1", "--path", path)
         assert result.exit_code == ExitCode.FAILED
@@ -143,7 +143,7 @@ def test_sync__requests_given_up__fail() -> None:
 
 
 def test_sync__interrupted__prints_the_table_and_exits_130() -> None:
-    # Tests that run in the background of a script would hand on that it is ignored.
+    # A background job of a shell inherits SIGINT as ignored, and would pass that on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with Receiver(delay=0.05) as receiver:
         process = subprocess.Popen(
@@ -167,7 +167,7 @@ def test_sync__interrupted__prints_the_table_and_exits_130() -> None:
 
 
 class _Failing:
-    """Reads from a receiver, so many times; then `error` comes instead."""
+    """Reads from a receiver `reads` times, then raises `error`."""
 
     def __init__(self, receiver: Receiver, reads: int, error: BaseException) -> None:
         self._receiver, self._left, self._error = receiver, reads, error
@@ -186,7 +186,7 @@ class _Failing:
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
     ],
 )
-@pytest.mark.parametrize(("reads", "syncs"), [(1, 0), (2, 1)])  # the first is a trial
+@pytest.mark.parametrize(("reads", "syncs"), [(1, 0), (2, 1)])  # the first read is a trial
 def test_sync__reader_fails_or_is_interrupted__still_prints_what_was_done(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
@@ -252,7 +252,7 @@ def test_mock__quotes_in_the_names__survive_the_shell() -> None:
     assert json.loads(words[-1])["traits"] == {"[Amplitude] a'b\"c$(d): 1": True}
 
 
-def test_certify__right_receiver__exits_0_and_writes_the_page(tmp_path: Path) -> None:
+def test_certify__correct_receiver__exits_0_and_writes_the_page(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     with Receiver() as receiver:
         result = call(

@@ -1,4 +1,4 @@
-"""The engine sends what Amplitude sends, and its truth is what a right receiver holds."""
+"""`CohortSync` sends what Amplitude sends, and a correct receiver ends up in the expected state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.simulator.receiver import CLOSED_PORT, KEY, Receiver
 
 
 class Clock:
-    """A clock that is a second later at each look, so that webhooks need not wait for it."""
+    """A clock that advances by a second per call, so that webhooks need not wait."""
 
     def __init__(self) -> None:
         self._now = time.time() - 10_000
@@ -32,7 +32,7 @@ class Clock:
             return self._now
 
 
-def engine(
+def cohort_sync(
     receiver: Receiver, mode: Mode = "property", size: int = 250, **options: Any
 ) -> CohortSync:
     options.setdefault("batch_size", 20)
@@ -48,8 +48,8 @@ def sent(receiver: Receiver) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_run__right_receiver__ends_in_the_truth(mode: Mode) -> None:
-    with Receiver() as receiver, engine(receiver, mode) as sync:
+def test_run__correct_receiver__ends_in_the_expected_state(mode: Mode) -> None:
+    with Receiver() as receiver, cohort_sync(receiver, mode) as sync:
         results = sync.run(4)
         assert [result.succeeded for result in results] == [True] * 4
         assert [(result.entered, result.left) for result in results] == [
@@ -66,11 +66,11 @@ def test_run__right_receiver__ends_in_the_truth(mode: Mode) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_run__every_misbehaviour__ends_in_the_truth(mode: Mode, seed: int) -> None:
+def test_run__every_fault__ends_in_the_expected_state(mode: Mode, seed: int) -> None:
     faults = FaultRates(0.2, 0.3, 0.2, 0.2, 0.02, 0.2, slow_seconds=0.05)
     with (
         Receiver() as receiver,
-        engine(
+        cohort_sync(
             receiver,
             mode,
             size=60 if mode == "single" else 250,
@@ -93,11 +93,11 @@ def test_run__same_seed__sends_the_same_requests(mode: Mode) -> None:
     def once() -> list[bytes]:
         with (
             Receiver() as receiver,
-            engine(receiver, mode, faults=parse_faults("all=0.2,slow=0"), seed=7) as sync,
+            cohort_sync(receiver, mode, faults=parse_faults("all=0.2,slow=0"), seed=7) as sync,
         ):
             sync.run(4)
             bodies = [body for _, body in receiver.bodies]
-        if mode == "webhook":  # the time is the clock's
+        if mode == "webhook":  # the clock decides the time
             bodies = [json.dumps(json.loads(b) | {"computed_time": ""}).encode() for b in bodies]
         return sorted(bodies)
 
@@ -112,19 +112,19 @@ def test_run__late_retries__turn_users_back_only_where_no_time_is_carried(
 ) -> None:
     with (
         Receiver() as receiver,
-        engine(receiver, mode, churn=0.5, faults=FaultRates(late=0.5), seed=3) as sync,
+        cohort_sync(receiver, mode, churn=0.5, faults=FaultRates(late=0.5), seed=3) as sync,
     ):
         sync.run(4)
-        truth = sync.expected.values()
+        expected = sync.expected.values()
         amplitude = set(sync.cohort.members)
-        assert any((truth[user] is True) != (user in amplitude) for user in range(350)) is turned
+        assert any((expected[user] is True) != (user in amplitude) for user in range(350)) is turned
         assert compare(sync.expected, receiver).ok
 
 
-def test_run__receiver_ignores_the_time__differs_from_the_truth() -> None:
+def test_run__receiver_ignores_the_time__differs_from_the_expected_state() -> None:
     with (
         Receiver("webhook-as-it-comes") as receiver,
-        engine(receiver, "webhook", churn=0.5, faults=FaultRates(late=0.5)) as sync,
+        cohort_sync(receiver, "webhook", churn=0.5, faults=FaultRates(late=0.5)) as sync,
     ):
         sync.run(4)
         comparison = compare(sync.expected, receiver, examples=3)
@@ -137,14 +137,14 @@ def test_run__receiver_ignores_the_time__differs_from_the_truth() -> None:
 def test_sync__cut_bodies__must_leave_no_trace(flaw: str | None) -> None:
     with (
         Receiver(*filter(None, [flaw])) as receiver,
-        engine(receiver, faults=FaultRates(late=1)) as sync,
+        cohort_sync(receiver, faults=FaultRates(late=1)) as sync,
     ):
         assert sync.sync().late_requests == 13  # their retries are still to come
         assert compare(sync.expected, receiver).ok is (flaw is None)
 
 
 def test_sync__first__posts_the_documents_batches() -> None:
-    with Receiver() as receiver, engine(receiver, size=45, threads=1) as sync:
+    with Receiver() as receiver, cohort_sync(receiver, size=45, threads=1) as sync:
         sync.sync()
         ids = sync.cohort.ids
         assert sent(receiver) == [
@@ -155,7 +155,7 @@ def test_sync__first__posts_the_documents_batches() -> None:
 
 
 def test_sync__single__posts_one_identify_a_request() -> None:
-    with Receiver() as receiver, engine(receiver, "single", size=3, threads=1) as sync:
+    with Receiver() as receiver, cohort_sync(receiver, "single", size=3, threads=1) as sync:
         sync.sync()
         assert sent(receiver) == [
             (payloads.COHORT_PATH, payloads.identify(user, sync.cohort.trait, True))
@@ -164,7 +164,7 @@ def test_sync__single__posts_one_identify_a_request() -> None:
 
 
 def test_sync__list__creates_the_list_once_then_adds_and_removes() -> None:
-    with Receiver() as receiver, engine(receiver, "list", size=10, threads=1) as sync:
+    with Receiver() as receiver, cohort_sync(receiver, "list", size=10, threads=1) as sync:
         sync.run(2)
         calls = sent(receiver)
         assert calls[0] == ("/lists", payloads.list_create(sync.cohort.trait))
@@ -177,7 +177,7 @@ def test_sync__list__creates_the_list_once_then_adds_and_removes() -> None:
 
 
 def test_sync__webhook__has_rising_times_and_an_id_of_its_own() -> None:
-    with Receiver() as receiver, engine(receiver, "webhook", size=40, threads=1) as sync:
+    with Receiver() as receiver, cohort_sync(receiver, "webhook", size=40, threads=1) as sync:
         sync.run(2)
         bodies = [body for _, body in sent(receiver)]
         first = bodies[0]
@@ -198,14 +198,14 @@ def test_sync__webhook__has_rising_times_and_an_id_of_its_own() -> None:
 @pytest.mark.parametrize("fault", ["cut", "slow"])
 def test_sync__misbehaving_webhooks__say_who_sends_like_all_others(fault: str) -> None:
     faults = parse_faults(f"{fault}=0.5,slow-seconds=0.01")
-    with Receiver() as receiver, engine(receiver, "webhook", faults=faults) as sync:
+    with Receiver() as receiver, cohort_sync(receiver, "webhook", faults=faults) as sync:
         sync.sync()
         assert sync.stats.faults[fault] > 0
         assert receiver.user_agents.keys() == {WEBHOOK_USER_AGENT}
 
 
 def test_sync__path_given__replaces_the_documents() -> None:
-    with Receiver() as receiver, engine(receiver, size=1, path="/elsewhere/") as sync:
+    with Receiver() as receiver, cohort_sync(receiver, size=1, path="/elsewhere/") as sync:
         result = sync.sync()
         assert {path for path, _ in receiver.bodies} == {"/elsewhere"}
         assert result.succeeded  # 404 means: no such user
@@ -227,7 +227,10 @@ def test_is_retried__status__as_amplitude_does(status: int | None, again: bool) 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_sync__receiver_fails_at_first__retries_until_delivered(status: int) -> None:
-    with Receiver(fail_first=8, fail_status=status) as receiver, engine(receiver, size=20) as sync:
+    with (
+        Receiver(fail_first=8, fail_status=status) as receiver,
+        cohort_sync(receiver, size=20) as sync,
+    ):
         assert sync.sync().succeeded
         assert sync.stats.retries == 8
         assert sync.stats.statuses == {status: 8, 200: 1}
@@ -238,14 +241,14 @@ def test_sync__retries_used_up__fails_and_the_next_sync_is_full_again() -> None:
     attempts: list[Attempt] = []
     with (
         Receiver(fail_first=9) as receiver,
-        engine(receiver, size=20, churn=0, on_attempt=attempts.append) as sync,
+        cohort_sync(receiver, size=20, churn=0, on_attempt=attempts.append) as sync,
     ):
         first = sync.sync()
         assert not first.succeeded
         assert first.failed_requests == 1
         assert "still failing after 8 retries" in first.problems[0]
         assert [attempt.number for attempt in attempts] == list(range(9))
-        assert sync.expected.uncertain_users == 20  # a 503 may have been half applied
+        assert sync.expected.uncertain_users == 20  # a 503 may have been partly applied
         second = sync.sync()
         assert second.succeeded
         assert (second.entered, second.left) == (20, 0)
@@ -256,7 +259,7 @@ def test_sync__retries_used_up__fails_and_the_next_sync_is_full_again() -> None:
 def test_sync__refused_with_400__is_not_retried() -> None:
     with (
         Receiver("small-limit") as receiver,
-        engine(receiver, size=1001, batch_size=1001) as sync,
+        cohort_sync(receiver, size=1001, batch_size=1001) as sync,
     ):
         result = sync.sync()
         assert not result.succeeded
@@ -266,7 +269,7 @@ def test_sync__refused_with_400__is_not_retried() -> None:
 
 
 def test_sync__wrong_key__stops_at_once() -> None:
-    with Receiver() as receiver, engine(receiver, key="wrong", size=2000, threads=2) as sync:
+    with Receiver() as receiver, cohort_sync(receiver, key="wrong", size=2000, threads=2) as sync:
         assert sync.run(3)[-1].unauthorised
         assert sync.stats.requests <= 2
 
@@ -286,7 +289,7 @@ def test_sync__no_answer_in_time__is_sent_again_and_settles_before_the_next() ->
     started = time.monotonic()
     with (
         Receiver(delay=0.3) as receiver,
-        engine(receiver, size=20, churn=0, timeout=0.1, settle=0.4, retries=1) as sync,
+        cohort_sync(receiver, size=20, churn=0, timeout=0.1, settle=0.4, retries=1) as sync,
     ):
         assert not sync.sync().succeeded
         assert sync.stats.errors == {"timeout": 2}
@@ -295,7 +298,7 @@ def test_sync__no_answer_in_time__is_sent_again_and_settles_before_the_next() ->
             frozenset({None, True})
         }
         sync.sync()
-        # Four requests that were given up, and the wait after the first two.
+        # Four timeouts, and the wait to settle after the first two.
         assert time.monotonic() - started >= 4 * 0.1 + 0.4
         assert compare(sync.expected, receiver).ok
 
@@ -304,7 +307,7 @@ def test_sync__second_list_made__is_noticed() -> None:
     faults = FaultRates(drop_reply=1)
     with (
         Receiver("second-list") as receiver,
-        engine(receiver, "list", size=5, faults=faults, retries=3) as sync,
+        cohort_sync(receiver, "list", size=5, faults=faults, retries=3) as sync,
     ):
         result = sync.sync()
         assert len(sync.list_ids) > 1
@@ -312,7 +315,7 @@ def test_sync__second_list_made__is_noticed() -> None:
 
 
 def test_sync__no_list_id_answered__fails_with_the_answer() -> None:
-    with Receiver("no-list-id") as receiver, engine(receiver, "list", size=5) as sync:
+    with Receiver("no-list-id") as receiver, cohort_sync(receiver, "list", size=5) as sync:
         result = sync.sync()
         assert not result.succeeded
         assert "no list id" in result.problems[0]
@@ -340,7 +343,7 @@ def test_sync__stop_set_while_waiting_for_a_retry__returns_soon() -> None:
     stop = threading.Event()
     with (
         Receiver(fail_first=100) as receiver,
-        engine(
+        cohort_sync(
             receiver, size=20, time_scale=100, stop=stop, on_attempt=lambda _: stop.set()
         ) as sync,
     ):
@@ -357,14 +360,14 @@ def test_sync__callback_raises__ends_and_raises() -> None:
 
     with (
         Receiver() as receiver,
-        engine(receiver, on_attempt=fail) as sync,
+        cohort_sync(receiver, on_attempt=fail) as sync,
         pytest.raises(RuntimeError, match="from the callback"),
     ):
         sync.sync()
 
 
 def test_sync__users_rejected_in_the_reply__are_uncertain_and_counted() -> None:
-    with Receiver() as receiver, engine(receiver, size=20) as sync:
+    with Receiver() as receiver, cohort_sync(receiver, size=20) as sync:
         original = receiver._write
 
         def write(*statements: Any) -> dict[str, Any]:
@@ -377,7 +380,7 @@ def test_sync__users_rejected_in_the_reply__are_uncertain_and_counted() -> None:
         assert sync.expected.uncertain_users == 20
 
 
-def test_run__two_cohorts_at_once_on_the_same_users__end_in_both_truths() -> None:
+def test_run__two_cohorts_at_once_on_the_same_users__end_in_their_expected_states() -> None:
     with Receiver() as receiver:
         syncs = [
             CohortSync(

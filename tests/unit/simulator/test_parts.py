@@ -1,4 +1,4 @@
-"""The parts under the engine: cohort, encoder, truth, misbehaviour, statistics, wire."""
+"""The parts of a sync: cohort, encoder, expected state, faults, statistics, connection."""
 
 from __future__ import annotations
 
@@ -124,32 +124,32 @@ def test_encoder__any_names__says_the_same_as_payloads(
 # ExpectedState
 
 
-def test_truth__acknowledged_statements__highest_order_wins_whatever_comes_last() -> None:
-    truth = ExpectedState("t", ["a", "b"])
-    truth.acknowledge([0], False, order=20)
-    truth.acknowledge([0, 1], True, order=10)
-    assert truth.values() == [False, True]
-    truth.acknowledge([0], True, order=20)
-    assert truth.values() == [True, True]
+def test_expected_state__acknowledged_updates__highest_order_wins_whatever_comes_last() -> None:
+    expected = ExpectedState("t", ["a", "b"])
+    expected.acknowledge([0], False, order=20)
+    expected.acknowledge([0, 1], True, order=10)
+    assert expected.values() == [False, True]
+    expected.acknowledge([0], True, order=20)
+    assert expected.values() == [True, True]
 
 
-def test_truth__unanswered_statement__is_open_until_one_of_its_order_is_acknowledged() -> None:
-    truth = ExpectedState("t", ["a"])
-    truth.mark_uncertain([0], True, order=5)
-    truth.acknowledge([0], False, order=4)
-    assert truth.possible_values(0) == {True, False}
-    assert truth.uncertain_users == 1
-    truth.acknowledge([0], True, order=5)
-    assert truth.possible_values(0) == {True}
-    truth.mark_uncertain([0], False, order=4)  # too old to count at the receiver
-    assert truth.possible_values(0) == {True}
+def test_expected_state__unanswered_update__is_uncertain_until_one_is_acknowledged() -> None:
+    expected = ExpectedState("t", ["a"])
+    expected.mark_uncertain([0], True, order=5)
+    expected.acknowledge([0], False, order=4)
+    assert expected.possible_values(0) == {True, False}
+    assert expected.uncertain_users == 1
+    expected.acknowledge([0], True, order=5)
+    assert expected.possible_values(0) == {True}
+    expected.mark_uncertain([0], False, order=4)  # the receiver ignores it as too old
+    assert expected.possible_values(0) == {True}
 
 
-def test_truth__assumed__is_what_was_there_before() -> None:
-    truth = ExpectedState("t", ["a", "b", "c"])
-    truth.set_initial([True, None, False])
-    assert truth.values() == [True, None, False]
-    assert truth.member_count() == 1
+def test_expected_state__assumed__is_what_was_there_before() -> None:
+    expected = ExpectedState("t", ["a", "b", "c"])
+    expected.set_initial([True, None, False])
+    assert expected.values() == [True, None, False]
+    assert expected.member_count() == 1
 
 
 @given(
@@ -158,11 +158,14 @@ def test_truth__assumed__is_what_was_there_before() -> None:
     ),
     st.randoms(use_true_random=False),
 )
-def test_truth__any_history_of_timed_statements__holds_what_a_right_receiver_holds(
+def test_expected_state__any_history_of_timed_updates__holds_what_a_correct_receiver_holds(
     history: list[tuple[int, bool, str]], random: object
 ) -> None:
-    truth = ExpectedState("t", ["a"])
-    time, held = -1, None  # a receiver that goes by the time; at one time only one value is said
+    expected = ExpectedState("t", ["a"])
+    time, held = (
+        -1,
+        None,
+    )  # a receiver that orders by time; one value per time
     value: Value
     for order, _, fate in history:
         value = order % 2 == 0
@@ -170,12 +173,12 @@ def test_truth__any_history_of_timed_statements__holds_what_a_right_receiver_hol
         if applied and order >= time:
             time, held = order, value
         if fate == "acked":
-            truth.acknowledge([0], value, order)
+            expected.acknowledge([0], value, order)
         elif fate == "unknown":
-            truth.mark_uncertain([0], value, order)
-        assert held in truth.possible_values(0)
+            expected.mark_uncertain([0], value, order)
+        assert held in expected.possible_values(0)
     if all(fate != "unknown" for _, _, fate in history):
-        assert truth.possible_values(0) == {held}
+        assert expected.possible_values(0) == {held}
 
 
 # FaultRates
@@ -217,7 +220,7 @@ def test_percentile__nearest_rank() -> None:
     assert percentile([], 0.5) is None
 
 
-def test_stats__attempts__are_counted_and_tampered_ones_not_timed() -> None:
+def test_stats__attempts__are_counted_and_faulty_ones_not_timed() -> None:
     stats = Stats()
     stats.record_attempt(10, False, Reply(200, b"", 1.5), None)
     stats.record_attempt(10, True, Reply(200, b"", 9.0), "slow")
@@ -235,7 +238,7 @@ def test_stats__attempts__are_counted_and_tampered_ones_not_timed() -> None:
     assert (found["replies_over_1s"], found["replies_over_2s"]) == (2, 1)
 
 
-def test_stats__no_answer_in_time__counts_as_late_for_as_long_as_was_waited() -> None:
+def test_stats__no_reply_in_time__counts_as_late() -> None:
     stats = Stats()
     stats.record_attempt(10, False, Reply(None, b"", 2.1, TIMEOUT, "t"), None)
     stats.record_attempt(10, True, Reply(None, b"", 2.1, TIMEOUT, "t"), "slow")
@@ -255,7 +258,7 @@ def test_short__long_or_unprintable__is_one_short_line() -> None:
 
 
 @pytest.mark.parametrize("auth", ["basic", "headers", "bearer"])
-def test_post__every_kind_of_credentials__is_let_in(auth: Auth) -> None:
+def test_post__every_kind_of_credentials__is_accepted(auth: Auth) -> None:
     with Receiver() as receiver:
         connection = Connection(Target(receiver.url, KEY, APP, auth))
         body = json.dumps(payloads.identify("a", "n:1", True)).encode()
@@ -264,7 +267,7 @@ def test_post__every_kind_of_credentials__is_let_in(auth: Auth) -> None:
         assert receiver.traits(["a"]) == [{"n:1": True}]
 
 
-def test_headers__extra__are_sent_besides() -> None:
+def test_headers__extra__are_sent_too() -> None:
     target = Target("http://h", "k", extra_headers={"X-A": "b"})
     assert target.headers()["X-A"] == "b"
     assert target.headers()["Authorization"] == "Basic azo="
@@ -274,7 +277,7 @@ def test_headers__extra__are_sent_besides() -> None:
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://h", "http://", "http://h:x", "http://h?a"]
 )
-def test_wire__unusable_address__says_so(url: str) -> None:
+def test_connection__unusable_address__says_so(url: str) -> None:
     with pytest.raises(InvalidTarget):
         Connection(Target(url))
 
@@ -290,12 +293,12 @@ def test_wire__unusable_address__says_so(url: str) -> None:
         Target("http://h", extra_headers={"X é": "a"}),
     ],
 )
-def test_wire__headers_that_cannot_be_sent__says_so(target: Target) -> None:
+def test_connection__headers_that_cannot_be_sent__says_so(target: Target) -> None:
     with pytest.raises(InvalidTarget, match="can't be sent"):
         Connection(target)
 
 
-def test_wire__prefix_with_a_space_and_umlauts__is_percent_encoded() -> None:
+def test_connection__prefix_with_a_space_and_umlauts__is_percent_encoded() -> None:
     with Receiver() as receiver:
         connection = Connection(Target(f"{receiver.url}/a b/ä%20", KEY))
         assert connection.post("/lists", b"{}").status == 404
@@ -309,7 +312,7 @@ def test_post__nothing_listens__was_not_sent() -> None:
     assert "refused" in reply.detail
 
 
-def test_post__server_closes_without_an_answer__may_have_been_applied() -> None:
+def test_post__server_closes_without_a_reply__may_have_been_applied() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -325,14 +328,14 @@ def test_post__server_closes_without_an_answer__may_have_been_applied() -> None:
     assert reply.error == CLOSED
 
 
-def test_post__no_answer_in_time__may_have_been_applied() -> None:
+def test_post__no_reply_in_time__may_have_been_applied() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         target = Target(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.1)
         assert Connection(target).post("/", b"{}").error == TIMEOUT
 
 
 @pytest.mark.parametrize("at", [0, len(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")])
-def test_post__answer_drips__is_not_in_time(at: int) -> None:
+def test_post__reply_trickles__times_out(at: int) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n" + b"x" * 40
     with socket.create_server(("127.0.0.1", 0)) as server:
         given_up = threading.Event()
@@ -382,7 +385,7 @@ def test_post__keep_alive_ended_by_the_server__opens_a_new_connection() -> None:
         thread.join()
 
 
-def test_post_half__batch__is_never_applied_and_the_wire_works_on() -> None:
+def test_post_truncated__batch__is_never_applied_and_the_connection_works_on() -> None:
     with Receiver() as receiver:
         connection = Connection(Target(receiver.url, KEY))
         body = json.dumps(payloads.batch(payloads.user_ids(100), "n:1", True)).encode()
