@@ -1,10 +1,10 @@
 # What a contributor does. `make help` lists it.
 .DEFAULT_GOAL := help
 
-# The first Python on the path that starts and is new enough.
+# A Python that starts, is new enough and can create environments.
+USABLE := -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
-	&& { echo $$p; break; }; done)
+	$$p $(USABLE) && { echo $$p; break; }; done)
 BIN := .venv/bin
 
 help: ## list the targets
@@ -13,9 +13,11 @@ help: ## list the targets
 install: .venv/installed ## make .venv with all that the service and its tests need
 
 .venv/installed: requirements.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, with its venv module." >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@test -n "$(PYTHON)" && $(PYTHON) $(USABLE) || { \
+		echo "$(PYTHON:%=% cannot be used: )Python 3.11 or newer is needed, with its venv module." >&2; exit 1; }
+	@{ $(BIN)/python $(USABLE) && $(BIN)/python -m pip >/dev/null 2>&1; } || $(PYTHON) -m venv --clear .venv
+	@echo "Installing $$(grep -c == requirements.txt) packages into .venv. The first time takes about a minute."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements/dev.txt
@@ -26,7 +28,7 @@ install: .venv/installed ## make .venv with all that the service and its tests n
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/browser.txt
 	@touch $@
 
-run: install ## start the service on its own store, and say how to try it
+run: install ## start the service with its own store, and print how to try it
 	@exec $(BIN)/python -m app.embedded
 
 simulate: install ## play Amplitude against a running make run, with 10,000 users or as SIMULATE says
