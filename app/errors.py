@@ -1,7 +1,7 @@
-"""Every error that a caller can get: each knows its status and its reason. One renderer.
+"""Every error that a caller can receive, and the one place that renders them.
 
-The body is a problem document (RFC 9457). ``reason`` is short and machine-readable; the same word
-stands in the log line of the request.
+The body is a problem document (RFC 9457). Its ``reason`` is short and machine-readable; it is
+logged with the request.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from werkzeug.http import HTTP_STATUS_CODES
 from app.store import PlaceLost, StoreError, TooManyToSort
 from app.telemetry import sentry
 
-# How long a sender should wait before it tries again while the store can't be had, in seconds.
+# Retry-After while the store is unavailable, in seconds.
 RETRY_AFTER_STORE = 5
 
 
 class Problem(Exception):
-    """An error with a status, a reason and, where they help, places in the request.
+    """An error reply: a status, a reason and, where they help, places in the request.
 
     Args:
-        detail: what is wrong and what to do about it, for people.
+        detail: what is wrong and what to do about it, for people; by default the class's own text.
         errors: what is wrong at each place of the body, as ``{"place": …, "message": …}``.
         headers: further headers of the reply.
     """
 
     status = 500
     reason = "internal_error"
+    detail = ""
 
     def __init__(
         self,
@@ -42,32 +43,33 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
-        self.detail = detail
+        if detail is not None:
+            self.detail = detail
         self.errors = errors
         self.headers = dict(headers or {})
 
     @classmethod
     def examples(cls) -> list[Self]:
-        """What it may look like, for the API's description."""
+        """Examples for the API's description."""
         return [cls()]
 
     @classmethod
     def of_status(cls, status: int, detail: str | None) -> Self:
-        """A problem that HTTP itself has a word for, which is the reason."""
+        """A problem whose reason is HTTP's own name for the status."""
         problem = cls(detail)
         problem.status = status
         problem.reason = HTTP_STATUS_CODES[status].lower().replace(" ", "_")
         return problem
 
     def document(self, request_id: str, **members: Any) -> dict[str, Any]:
-        """The body of the reply, with further members where a protocol wants them."""
+        """The body of the reply, with further members where a protocol needs them."""
         errors = {"errors": self.errors} if self.errors else {}
         return {
             "type": "about:blank",
             "title": HTTP_STATUS_CODES[self.status],
             "status": self.status,
             "reason": self.reason,
-            "detail": self.detail or (self.__doc__ or "").strip(),
+            "detail": self.detail,
             "request_id": request_id,
             **members,
             **errors,
@@ -75,25 +77,22 @@ class Problem(Exception):
 
 
 class InternalError(Problem):
-    """An error in the service. It has been logged."""
+    detail = "Internal error. It has been logged."
 
 
 class InvalidJson(Problem):
-    """The body is not JSON in UTF-8."""
-
     status, reason = 400, "invalid_json"
+    detail = "The body is not valid JSON in UTF-8."
 
 
 class InvalidEncoding(Problem):
-    """The body is cut off, or does not decompress."""
-
     status, reason = 400, "invalid_encoding"
+    detail = "The body is truncated or cannot be decompressed."
 
 
 class InvalidPayload(Problem):
-    """The body is JSON but not what this call takes. Nothing was written."""
-
     status, reason = 400, "invalid_payload"
+    detail = "The body is JSON but does not match what this call accepts. Nothing was written."
 
     @classmethod
     def examples(cls) -> list[Self]:
@@ -101,15 +100,13 @@ class InvalidPayload(Problem):
 
 
 class UnsupportedType(Problem):
-    """Only identify calls are taken; this one says nothing about cohorts."""
-
     status, reason = 400, "unsupported_type"
+    detail = "Only identify calls are accepted; this one says nothing about cohorts."
 
 
 class InvalidParameter(Problem):
-    """The query or the path is not what this call takes."""
-
     status, reason = 400, "invalid_parameter"
+    detail = "The query string or the path is invalid."
 
     @classmethod
     def examples(cls) -> list[Self]:
@@ -117,115 +114,100 @@ class InvalidParameter(Problem):
 
 
 class TooManyCohorts(Problem):
-    """This app has too many cohorts to sort them so. Sort by id, which has no limit."""
-
     status, reason = 400, "too_many_cohorts"
+    detail = "This app has too many cohorts for this sort order. Sort by id, which has no limit."
 
 
 class NotFound(Problem):
-    """There is no such path. An id that is empty can't be asked for."""
-
     status, reason = 404, "not_found"
+    detail = "There is no such path. Ids must not be empty."
 
 
 class MissingCredentials(Problem):
-    """No key was sent."""
-
     status, reason = 401, "missing_credentials"
+    detail = "No API key was sent."
 
 
 class NotLoggedIn(MissingCredentials):
-    """There is no session, or it is over."""
+    detail = "You are not logged in, or the session has expired."
 
 
 class InvalidCredentials(Problem):
-    """The API key is not known, or does not belong to the app in app_id."""
-
     status, reason = 401, "invalid_credentials"
+    detail = "The API key is unknown or does not belong to the app in app_id."
 
 
 class ExpiredKey(Problem):
-    """The API key has expired. Ask the operator for a new one."""
-
     status, reason = 401, "expired_key"
+    detail = "The API key has expired. Ask the operator for a new one."
 
 
 class RevokedKey(Problem):
-    """The API key was revoked. Ask the operator for a new one."""
-
     status, reason = 401, "revoked_key"
+    detail = "The API key was revoked. Ask the operator for a new one."
 
 
 class MissingScope(Problem):
-    """The key is good but may not do this."""
-
     status, reason = 403, "missing_scope"
+    detail = "The API key is valid but lacks the scope for this call."
 
 
 class HttpsRequired(Problem):
-    """This call came by plain HTTP, which is not taken here. Make a new key: this one was seen."""
-
     status, reason = 403, "https_required"
+    detail = "Plain HTTP is not accepted here. Replace the API key: it was sent unencrypted."
 
 
 class UnknownUser(Problem):
-    """The user is not registered here."""
-
     status, reason = 404, "unknown_user"
+    detail = "The user is not registered."
 
 
 class SuppressedUser(Problem):
-    """The user was erased for good."""
-
     status, reason = 404, "suppressed_user"
+    detail = "The user was erased and is suppressed."
 
 
 class UnknownCohort(Problem):
-    """There is no such cohort, or list."""
-
     status, reason = 404, "unknown_cohort"
+    detail = "There is no such cohort or list."
 
 
 class UnknownSync(Problem):
-    """There is no such sync, or it has left the history."""
-
     status, reason = 404, "unknown_sync"
+    detail = "There is no such sync, or it is no longer in the history."
 
 
 class CohortBeingDeleted(Problem):
-    """The cohort is being deleted. Send it again later to start it afresh."""
-
     status, reason = 404, "cohort_being_deleted"
+    detail = "The cohort is being deleted. To create it again, send it after the deletion."
 
 
 class CursorExpired(Problem):
-    """Changes after this cursor are gone. Read the cohorts anew, then follow from latest."""
-
     status, reason = 410, "cursor_expired"
+    detail = (
+        "Changes after this cursor are no longer available. "
+        "Read the cohorts again, then follow from latest."
+    )
 
 
 class BodyTimeout(Problem):
-    """The body did not arrive in time."""
-
     status, reason = 408, "body_timeout"
+    detail = "The body did not arrive in time."
 
 
 class BodyTooLarge(Problem):
-    """The body is larger than this service takes."""
-
     status, reason = 413, "body_too_large"
+    detail = "The body is larger than this service accepts."
 
 
 class UnsupportedMediaType(Problem):
-    """The body is not announced as JSON in UTF-8, plain or gzip."""
-
     status, reason = 415, "unsupported_media_type"
+    detail = "Content-Type must be application/json in UTF-8, with Content-Encoding gzip or none."
 
 
 class RateLimited(Problem):
-    """Too many requests with this key, or too many bad keys from this address."""
-
     status, reason = 429, "rate_limited"
+    detail = "Too many requests with this key, or too many invalid keys from this address."
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("Too many requests.", headers={"Retry-After": str(retry_after)})
@@ -236,13 +218,12 @@ class RateLimited(Problem):
 
 
 class TooManyFollowers(Problem):
-    """This process has as many followers of the change feed as it takes."""
-
     status, reason = 503, "too_many_followers"
+    detail = "This process has reached its limit of change stream followers."
 
     def __init__(self, most: int) -> None:
         super().__init__(
-            f"The change feed has {most} followers here already.",
+            f"The change stream already has {most} followers in this process.",
             headers={"Retry-After": str(RETRY_AFTER_STORE)},
         )
 
@@ -252,9 +233,8 @@ class TooManyFollowers(Problem):
 
 
 class StoreUnavailable(Problem):
-    """The store can't be written to or read from now. Send the same again."""
-
     status = 503
+    detail = "The store is unavailable. Send the same request again."
 
     def __init__(self, error: StoreError) -> None:
         super().__init__(str(error), headers={"Retry-After": str(RETRY_AFTER_STORE)})
@@ -262,7 +242,7 @@ class StoreUnavailable(Problem):
 
     @classmethod
     def examples(cls) -> list[Self]:
-        return [cls(kind(kind.__doc__)) for kind in StoreError.__subclasses__()]
+        return [cls(kind()) for kind in StoreError.__subclasses__()]
 
 
 def init_app(app: Flask) -> None:
@@ -276,11 +256,11 @@ def init_app(app: Flask) -> None:
 
 
 def render(problem: Problem, **members: Any) -> Response:
-    """The reply for a problem, with further members where a protocol wants them."""
+    """The reply for a problem, with further members where a protocol needs them."""
     g.event["reason"] = problem.reason
     document = problem.document(g.event["request_id"], **members)
     if problem.errors:
-        # For whoever reads the log: the sender has the list, but seldom shows it to anybody.
+        # The sender receives the whole list but seldom shows it to anybody.
         g.event["first_error"] = "{place}: {message}".format(**problem.errors[0])[:200]
     return Response(
         dumps(document), problem.status, problem.headers, mimetype="application/problem+json"
@@ -291,10 +271,10 @@ def _render_http(error: HTTPException) -> Response:
     """Werkzeug's own errors: no such path, wrong method."""
     detail = error.description
     if error.code == 404:
-        detail = "There is no such path here. /docs shows all that there are."
+        detail = "There is no such path here. See /docs for all of them."
     elif isinstance(error, MethodNotAllowed) and error.valid_methods:
-        taken = sorted({*error.valid_methods} - {"HEAD", "OPTIONS"})
-        detail = f"This path takes {' and '.join(taken)}, not {request.method}."
+        methods = sorted({*error.valid_methods} - {"HEAD", "OPTIONS"})
+        detail = f"This path accepts {' and '.join(methods)}, not {request.method}."
     response = render(Problem.of_status(error.code or 500, detail))
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
@@ -308,6 +288,6 @@ def _render_unexpected(error: Exception) -> Response:
 
 
 def log_unexpected(error: Exception) -> None:
-    """Log a bug, with what is known of the request."""
+    """Log a bug together with its request, and report it to Sentry."""
     structlog.get_logger().error("unexpected error", exc_info=error, **g.event)
     sentry.report(error, g.event)

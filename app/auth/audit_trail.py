@@ -1,57 +1,68 @@
-"""Who has deleted, erased, or changed keys: in the log, and in the store's audit trail.
+"""The audit trail: who deleted cohorts, erased users or changed keys.
 
-The store has it as well because a command's output goes to whoever types it, and not to the
-service's log.
+Entries go to the store as well as to the log, because a command's output goes to whoever typed it
+and not to the service's log.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
-from flask import current_app, g
+from flask import g
 
 from app.store import Store, StoreFull
 
 API, DASHBOARD, COMMAND = "api", "dashboard", "command"
 
 
+class Operator(NamedTuple):
+    """Who orders an action.
+
+    Attributes:
+        by: through what: ``API``, ``DASHBOARD`` or ``COMMAND``.
+        who: the label of the key; for a command, the name of the system's user.
+        request_id: of the request, to find it in the log; None for a command.
+    """
+
+    by: str
+    who: str
+    request_id: str | None = None
+
+    @classmethod
+    def of_request(cls) -> Operator:
+        """The caller of the current request."""
+        by = DASHBOARD if "session" in g else API
+        return cls(by, g.caller.label, g.event["request_id"])
+
+
 def record(
-    store: Store, action: str, *, by: str, who: str, app_id: str | None = None, **about: Any
+    store: Store, operator: Operator, action: str, app_id: str | None = None, **about: Any
 ) -> None:
-    """Write down an action before it is done, so that none is done unseen.
+    """Write an action to the audit trail, before it is carried out.
 
     Args:
-        by: the way that it was ordered: the API, the dashboard or a command.
-        who: the key's label; for a command, the name of the system's user.
-        about: what it is done to. A user by hash, a key by its id.
+        about: what the action concerns. A user by hash, a key by its id.
 
     Raises:
-        StoreError: it can't be written down, and should not be done.
+        StoreError: the action could not be recorded and must not be carried out.
     """
-    entry = {"at": time.time_ns() // 1_000_000, "action": action, "by": by, "who": who}
-    if app_id is not None:
-        entry["app"] = app_id
-    entry |= {name: value for name, value in about.items() if value is not None}
+    entry = {
+        "at": time.time_ns() // 1_000_000,
+        "action": action,
+        "by": operator.by,
+        "who": operator.who,
+        "app": app_id,
+        "request_id": operator.request_id,
+        **about,
+    }
+    entry = {name: value for name, value in entry.items() if value is not None}
     log = structlog.get_logger()
-    if by != COMMAND:
+    if operator.by != COMMAND:
         log.info("admin action", **entry)
     try:
         store.audit.add(entry)
     except StoreFull:
-        # Deleting is how one makes room.
+        # Deleting makes room, so a full store must not prevent it.
         log.warning("admin action is not in the audit trail", reason=StoreFull.reason, **entry)
-
-
-def record_request(action: str, **about: Any) -> None:
-    """Write down an action of this request's caller. Raises StoreError."""
-    record(
-        current_app.extensions["store"],
-        action,
-        by=DASHBOARD if "session" in g else API,
-        who=g.caller.label,
-        app_id=g.caller.app_id,
-        request_id=g.event["request_id"],
-        **about,
-    )

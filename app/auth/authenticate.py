@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Any, TypeVar
 
-from flask import Flask, Request, current_app, g, request
+from flask import Flask, Request, g, request
 
 from app.auth.keyring import ADMIN, INGEST, METRICS, READ, Caller, KeyRing
 from app.errors import (
@@ -21,6 +21,7 @@ from app.errors import (
     Problem,
     RateLimited,
 )
+from app.services import services
 from app.settings import Settings
 from app.store import Rates, StoreError, StoreFull
 
@@ -60,7 +61,6 @@ def requires(scope: str, *, by_session: bool = False) -> Callable[[View], View]:
 
 def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> None:
     """Check every request's credentials before anything of its body is read."""
-    app.extensions.update(keyring=ring, rates=rates)
 
     @app.before_request
     def authenticate() -> None:
@@ -73,7 +73,7 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> Non
         if scope == PUBLIC:
             return
         if getattr(view, "by_session", False):
-            caller = _of_session(app)
+            caller = _of_session()
         else:
             caller = _identify(sent, ring, settings, rates)
         now: Any = g._get_current_object()
@@ -100,12 +100,11 @@ def log_in(key: str) -> Caller:
         InvalidCredentials, MissingScope: it opens no page.
         RateLimited: there were too many wrong keys from this address.
     """
-    extensions = current_app.extensions
-    ring: KeyRing = extensions["keyring"]
-    caller = ring.find(key)
+    parts = services()
+    caller = parts.keyring.find(key)
     if caller is None:
-        problem = _refusal(ring, key)
-        _count_failure(extensions["settings"], extensions["rates"])
+        problem = _refusal(parts.keyring, key)
+        _count_failure(parts.settings, parts.rates)
         raise problem
     g.event.update(app=caller.app_id, key=caller.label)
     if not caller.may(READ):
@@ -113,13 +112,12 @@ def log_in(key: str) -> Caller:
     return caller
 
 
-def _of_session(app: Flask) -> Caller:
-    session = app.extensions["sessions"].find(request)
+def _of_session() -> Caller:
+    session = services().sessions.find(request)
     if session is None:
         raise NotLoggedIn()
     g.session = session
-    caller: Caller = session.caller
-    return caller
+    return session.caller
 
 
 def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) -> Caller:

@@ -11,8 +11,9 @@ import secrets
 import time
 from typing import NamedTuple
 
-from flask import Request, Response
+from flask import Request
 from itsdangerous import BadData, URLSafeTimedSerializer
+from werkzeug.wrappers import Response
 
 from app.auth.keyring import Caller, KeyRing
 from app.store import Store

@@ -10,15 +10,16 @@ from dataclasses import asdict
 import click
 import orjson
 
+from app.auth.admin_actions import begin_cohort_deletion, set_cadence
 from app.cli.group import (
     EXIT_CODES,
     Group,
     app_id_option,
     json_option,
     one_app,
+    operator,
     print_json,
     progress,
-    record,
     shown,
     table,
     the_store,
@@ -103,7 +104,7 @@ def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
             abort=True,
             err=True,
         )
-    record(store, "delete_cohort", app_id, cohort=cohort_id)
+    begin_cohort_deletion(store, operator(), app_id, cohort_id)
     with progress(total, "Deleting") as advance:
         left = total
         for _ in store.lifecycle.delete(app_id, cohort_id):
@@ -148,8 +149,7 @@ def cadence_of_cohort(
     app_id = one_app(store, app_id)
     _find(store, app_id, cohort_id)
     if cadence is not None:
-        record(store, "set_cadence", app_id, cohort=cohort_id, seconds=cadence)
-        store.freshness.set_cadence(app_id, cohort_id, cadence * 1000 or None)
+        set_cadence(store, operator(), app_id, cohort_id, cadence * 1000 or None)
     (freshness,) = store.freshness.of(app_id, [cohort_id])
     state = freshness.state(time.time_ns() // 1_000_000)
     if as_json:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import click
-from flask import current_app
 from flask.cli import with_appcontext
 
 from app.cli.group import EXIT_CODES, json_option, print_json, table
+from app.services import services
 from app.settings import masked
 
 _HEADERS = ("SETTING", "VALUE", "FROM")
@@ -23,7 +23,7 @@ def config(as_json: bool) -> None:
     They are those that the service would have if it were started with the environment of this
     command. The store is not asked for anything.
     """
-    values = masked(current_app.extensions["settings"])
+    values = masked(services().settings)
     if as_json:
         print_json(values)
         return

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import click
 import orjson
-from flask import current_app
 from flask.cli import AppGroup
 
-from app.auth import audit_trail
+from app.auth.audit_trail import COMMAND, Operator
+from app.services import services
 from app.settings import APP_ID
 from app.store import Store, StoreError
 from app.telemetry import logs
@@ -62,9 +62,7 @@ def _check_app_id(ctx: click.Context, parameter: click.Parameter, value: str | N
 
 def the_store() -> Store:
     """The store, once it has been seen to answer and to be laid out as the settings say."""
-    store: Store = current_app.extensions["store"]
-    store.check_for_deleting()
-    return store
+    return services().deletable_store()
 
 
 def one_app(store: Store, given: str | None, *, may_be_new: bool = False) -> str:
@@ -84,13 +82,13 @@ def one_app(store: Store, given: str | None, *, may_be_new: bool = False) -> str
     raise click.UsageError(f"The app {given} is not known. {there}")
 
 
-def record(store: Store, action: str, app_id: str | None = None, **about: Any) -> None:
-    """Write down what is about to be done, in the audit trail."""
+def operator() -> Operator:
+    """The user who runs the command, for the audit trail."""
     try:
         who = getpass.getuser()
     except (KeyError, OSError):
         who = "unknown"  # a container's user may have no name
-    audit_trail.record(store, action, by=audit_trail.COMMAND, who=who, app_id=app_id, **about)
+    return Operator(COMMAND, who)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import time
 from datetime import UTC, datetime
 
 import click
-from flask import current_app
 
+from app.auth.audit_trail import record
 from app.auth.keyring import INGEST, SCOPES, Caller, environment_keys, make_key
 from app.cli.group import (
     EXIT_CODES,
@@ -16,13 +16,14 @@ from app.cli.group import (
     app_id_option,
     json_option,
     one_app,
+    operator,
     print_json,
-    record,
     shown,
     table,
     the_store,
     when,
 )
+from app.services import services
 from app.store import Store, StoredKey
 
 _HEADERS = ("ID", "APP", "SCOPE", "FROM", "STATUS", "CREATED", "EXPIRES", "LAST USED")
@@ -89,7 +90,8 @@ def create(app_id: str | None, scope: str, label: str, expires: int | None, as_j
     """
     store = the_store()
     key, kept = make_key(one_app(store, app_id, may_be_new=True), scope, label, expires)
-    record(store, "create_key", kept.app_id, key_id=kept.id, scope=scope, expires=expires)
+    about = {"key_id": kept.id, "scope": scope, "expires": expires}
+    record(store, operator(), "create_key", kept.app_id, **about)
     if not store.api_keys.create(kept):
         raise click.ClickException("There is a key with this id already. Do it again.")
     if as_json:
@@ -134,7 +136,7 @@ def expire(key_id: str, expires: int | None) -> None:
     key = _find(store, key_id)
     if key.revoked_ms is not None:
         raise click.ClickException("The key was revoked. That is for good.")
-    record(store, "expire_key", key.app_id, key_id=key.id, expires=expires)
+    record(store, operator(), "expire_key", key.app_id, key_id=key.id, expires=expires)
     store.api_keys.expire(key_id, expires)
     click.echo(f"The key {key_id} {_ends(expires)}.")
 
@@ -149,13 +151,13 @@ def revoke(key_id: str, yes: bool) -> None:
     if not yes:
         last = _at(store.api_keys.used().get(key_id), "never")
         click.confirm(f"Revoke the key {key.id}, last used {last}?", abort=True, err=True)
-    record(store, "revoke_key", key.app_id, key_id=key.id)
+    record(store, operator(), "revoke_key", key.app_id, key_id=key.id)
     store.api_keys.revoke(key_id)
     click.echo(f"The key {key_id} is revoked.")
 
 
 def _fixed() -> list[Caller]:
-    return environment_keys(current_app.extensions["settings"])
+    return environment_keys(services().settings)
 
 
 def _find(store: Store, key_id: str) -> StoredKey:

@@ -6,21 +6,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import click
-from flask import current_app
 
+from app.auth.audit_trail import record
 from app.cli.group import (
     EXIT_CODES,
     Group,
     app_id_option,
     json_option,
     one_app,
+    operator,
     print_json,
     progress,
-    record,
     shown,
     the_store,
 )
-from app.settings import KEY_PREFIX, BadSettings, Settings
+from app.services import services
+from app.settings import KEY_PREFIX, BadSettings
 from app.store import MEANINGS, Copy, CopyRefused, CopyReport, Report
 
 store = Group("store", help="Look after the store.", epilog=EXIT_CODES)
@@ -42,7 +43,7 @@ def check(repair: bool, app_id: str | None, as_json: bool) -> None:
     there = the_store()
     app_ids = there.apps() if app_id is None else [one_app(there, app_id)]
     if repair:
-        record(there, "repair_store", app_id)
+        record(there, operator(), "repair_store", app_id)
     with progress(there.checker.size(app_ids), "Checking") as advance:
         report = there.checker.run(app_ids, repair=repair, progress=advance)
     if as_json:
@@ -98,7 +99,7 @@ def hold() -> None:
     send them again for some minutes. Reading goes on, background work pauses.
     """
     there = the_store()
-    record(there, "hold_store")
+    record(there, operator(), "hold_store")
     there.hold.begin()
     click.echo("Writes are on hold until `store release`.")
 
@@ -108,7 +109,7 @@ def release() -> None:
     """Take writes again after `store hold`."""
     there = the_store()
     there.hold.release()
-    record(there, "release_store")
+    record(there, operator(), "release_store")
     click.echo("Writes are accepted again.")
 
 
@@ -134,7 +135,7 @@ def copy(url: str, partitions: int, prefix: str | None, cluster: bool, as_json: 
     other users of the machine can't read it.
     """
     the_store()
-    settings: Settings = current_app.extensions["settings"]
+    settings = services().settings
     other = replace(
         settings,
         redis_url=url,

@@ -9,19 +9,20 @@ from typing import BinaryIO
 
 import click
 
+from app.auth.admin_actions import erase_user, unsuppress_user
+from app.auth.audit_trail import record
 from app.cli.group import (
     EXIT_CODES,
     Group,
     app_id_option,
     json_option,
     one_app,
+    operator,
     print_json,
     progress,
-    record,
     shown,
     the_store,
 )
-from app.cohorts import user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.store import StoreError
 
@@ -58,7 +59,7 @@ def unregister(file: BinaryIO, app_id: str | None) -> None:
     """
     store = the_store()
     app = one_app(store, app_id)
-    record(store, "unregister_users", app)
+    record(store, operator(), "unregister_users", app)
     _work_through(file, "unregistered", lambda ids: store.unregister_users(app, ids))
 
 
@@ -78,9 +79,8 @@ def erase(user_id: str, app_id: str | None, suppress: bool, yes: bool) -> None:
     _check(user_id)
     if not yes:
         click.confirm(f"Erase the user {shown(user_id)}?", abort=True, err=True)
-    record(store, "erase_user", app, user=user_hash(user_id), suppress=suppress)
     with progress(store.lifecycle.stream_entries(app, user_id), "Erasing") as advance:
-        erased = store.lifecycle.erase(app, user_id, suppress=suppress, progress=advance)
+        erased = erase_user(store, operator(), app, user_id, suppress=suppress, progress=advance)
     click.echo(
         f"Erased. Traits: {erased.traits}. Entries of the change stream: "
         f"{erased.stream_entries_removed} removed, {erased.stream_entries_kept} kept, as they tell "
@@ -98,8 +98,7 @@ def unsuppress(user_id: str, app_id: str | None) -> None:
     store = the_store()
     app = one_app(store, app_id)
     _check(user_id)
-    record(store, "unsuppress_user", app, user=user_hash(user_id))
-    if store.lifecycle.unsuppress(app, user_id):
+    if unsuppress_user(store, operator(), app, user_id):
         click.echo("Later syncs take the user in again.")
     else:
         click.echo("The user was not suppressed.")

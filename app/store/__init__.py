@@ -5,7 +5,7 @@ from app.store.change_stream import Change, EntryId, Place, PlaceLost
 from app.store.cohort_list import NUMBERS, SORTS, Filter, TooManyToSort
 from app.store.connection.client import connect, wait_for
 from app.store.errors import StoreError, StoreFull, StoreRefused
-from app.store.jobs import Job
+from app.store.jobs import Erased, Job
 from app.store.lookups import Member, Position, User
 from app.store.maintenance.copy import Copy, CopyRefused, CopyReport
 from app.store.maintenance.findings import MEANINGS, Report
@@ -26,6 +26,7 @@ __all__ = [
     "CopyRefused",
     "CopyReport",
     "EntryId",
+    "Erased",
     "Filter",
     "Group",
     "HistoryLimits",

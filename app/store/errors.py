@@ -1,4 +1,4 @@
-"""What can go wrong with the store, and the one place that tells which it was."""
+"""The errors of the store, and their translation from the client library's errors."""
 
 from __future__ import annotations
 
@@ -12,59 +12,57 @@ from app.store.connection.cluster import NotReplicated
 
 
 class StoreError(Exception):
-    """The store did not do what it was asked. Nothing may be believed written; try again.
+    """The store failed. Assume that nothing was written, and try again.
 
     Attributes:
-        reason: short and machine-readable, as it stands in replies, log lines and metrics.
+        reason: short and machine-readable: in replies, log lines and metrics.
+        detail: what went wrong, for people.
     """
 
     reason = "store_error"
+    detail = "The store failed."
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail or self.detail)
 
 
 class StoreRefused(StoreError):
-    """The store refused a command."""
+    detail = "The store refused a command."
 
 
 class StoreUnreachable(StoreError):
-    """No connection, or it broke."""
-
     reason = "store_unreachable"
+    detail = "The store is unreachable, or the connection broke."
 
 
 class StoreTimeout(StoreError):
-    """No answer in time. What was asked for may still have been done."""
-
     reason = "store_timeout"
+    detail = "The store did not reply in time. The command may still have been carried out."
 
 
 class StoreFull(StoreError):
-    """Out of memory: it takes no writes."""
-
     reason = "store_full"
+    detail = "The store is out of memory and accepts no writes."
 
 
 class StoreLoading(StoreError):
-    """It is reading its data after a start, or waits for a failover."""
-
     reason = "store_loading"
+    detail = "The store is loading its data after a start, or a failover is in progress."
 
 
 class StoreMisconfigured(StoreError):
-    """It is there but can't be used as it is set up: rights, partitions, cluster or none."""
-
     reason = "store_misconfigured"
+    detail = "The store is misconfigured: check permissions, partitions, cluster mode."
 
 
 class StoreNotReplicated(StoreError):
-    """It has the write, but too few replicas have acknowledged it in time."""
-
     reason = "store_not_replicated"
+    detail = "The store has the write, but too few replicas acknowledged it in time."
 
 
 class StoreHeld(StoreError):
-    """Writes are on hold while the store is copied or moved. Send the same again later."""
-
     reason = "store_held"
+    detail = "Writes are on hold while the store is copied or moved. Send the same again later."
 
 
 _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreError]], ...] = (
@@ -97,10 +95,10 @@ _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreE
     (exceptions.ConnectionError, StoreUnreachable),
 )
 
-# What the text of an error tells.
+# Errors that only their text tells apart.
 _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
     ("HELD ", StoreHeld),  # see app/store/hold.py
-    # A script's slot is moving to another node, or its node doesn't hear the others.
+    # A script's slot is moving to another node, or its node has lost contact with the others.
     ("access a non local key", StoreLoading),
     ("do not hash to the same slot", StoreLoading),
     ("cluster is down", StoreLoading),
@@ -113,20 +111,20 @@ _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
 def translated() -> Iterator[None]:
     """Turn whatever the client library raises into a StoreError.
 
-    The message leaves out the library's own text, which can hold the store's address.
+    The library's own text is left out, as it may contain the store's address.
     """
     try:
         yield
     except (redis.RedisError, exceptions.RedisClusterException) as error:
         for kinds, translation in _BY_TYPE:
             if isinstance(error, kinds):
-                raise translation(translation.__doc__) from error
+                raise translation() from error
         if str(error).startswith("OOM"):
-            raise StoreFull(StoreFull.__doc__) from error
+            raise StoreFull() from error
         for text, translation in _BY_TEXT:
             if text in str(error):
-                raise translation(translation.__doc__) from error
+                raise translation() from error
         if isinstance(error, exceptions.RedisClusterException):
-            # None of the nodes that are known answers.
-            raise StoreUnreachable(StoreUnreachable.__doc__) from error
-        raise StoreRefused(StoreRefused.__doc__) from error
+            # No known node replies.
+            raise StoreUnreachable() from error
+        raise StoreRefused() from error

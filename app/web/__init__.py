@@ -33,5 +33,6 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(export.blueprint)
     app.register_blueprint(syncs.blueprint)
     app.register_blueprint(dashboard.blueprint)
-    changes.init_app(app)
+    app.register_blueprint(changes.blueprint)
+    app.register_blueprint(metrics.blueprint)
     app.register_blueprint(openapi.blueprint)

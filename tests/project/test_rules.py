@@ -26,13 +26,15 @@ APP = ROOT / "app"
 MAY_IMPORT = {
     "cohorts": {"cohorts"},
     "store": {"store", "cohorts", "settings"},
-    "web": {"web", "store", "cohorts", "settings", "auth", "errors", "telemetry"},
+    # Only for types, and within the function that builds everything.
+    "services": {"auth", "server", "settings", "store", "telemetry", "web"},
+    "web": {"web", "store", "cohorts", "settings", "auth", "errors", "telemetry", "services"},
     "telemetry": {"telemetry", "store", "cohorts"},
     "errors": {"store", "telemetry"},
-    "auth": {"auth", "store", "errors", "settings"},
+    "auth": {"auth", "cohorts", "store", "errors", "settings", "services"},
     "settings": set(),
-    "server": {"auth", "errors", "settings", "store", "telemetry"},
-    "cli": {"cli", "store", "cohorts", "settings", "telemetry", "auth"},
+    "server": {"auth", "errors", "server", "services", "settings", "store", "telemetry"},
+    "cli": {"cli", "store", "cohorts", "settings", "telemetry", "auth", "services"},
 }
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+import urllib3
 
-from tests.system.service import DEADLINE, GUNICORN, KEY, ROOT, running, wait_until
+from tests.system.service import DEADLINE, GUNICORN, KEY, ROOT, Service, running, wait_until
 
 GOOD = {"REDIS_URL": "redis://127.0.0.1:1/0", "API_KEYS": KEY}
 
@@ -124,3 +127,31 @@ def test_start__worker_nice__puts_the_workers_behind_the_store(store_url: str) -
         nice = min(arbiter.nice() + 7, 19)
         # The last one may be so new that it has not stood back yet.
         wait_until(lambda: [worker.nice() for worker in arbiter.children()] == [nice, nice])
+
+
+def test_hup__after_a_deploy__runs_nothing_of_the_version_before(tmp_path: Path) -> None:
+    for name in ("app", "wsgi.py", "gunicorn.conf.py"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    # Both modules change: the master has read the settings, the workers the health checks.
+    settings, health = tmp_path / "app" / "settings.py", tmp_path / "app" / "web/api/health.py"
+    with running({"REDIS_URL": "unix:///nowhere"}, cwd=tmp_path) as service:
+        assert service.request("GET", "/healthz").json() == {"status": "ok"}
+        settings.write_text(settings.read_text() + "\nDEPLOYED = 'second'\n")
+        health.write_text(
+            health.read_text()
+            .replace(
+                "import annotations\n", "import annotations\nfrom app.settings import DEPLOYED\n"
+            )
+            .replace('{"status": "ok"}', '{"status": DEPLOYED}')
+        )
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: _health(service) == "second")
+
+
+def _health(service: Service) -> str | None:
+    """What the service says; None while a worker that ends closes the connection."""
+    try:
+        status: str = service.request("GET", "/healthz").json()["status"]
+    except urllib3.exceptions.HTTPError:
+        return None
+    return status

@@ -90,7 +90,10 @@ def test_command__store_not_there__is_one_line_without_traceback(words: tuple[st
     run = flask("redis://user:secret@127.0.0.1:1", *words)
     assert run.returncode == 1
     assert run.stdout == ""
-    assert run.stderr == "Error: No connection, or it broke. (store_unreachable)\n"
+    assert (
+        run.stderr
+        == "Error: The store is unreachable, or the connection broke. (store_unreachable)\n"
+    )
 
 
 def test_command__settings_missing__says_which(store_url: str) -> None:

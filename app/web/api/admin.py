@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app, g
+from flask import Blueprint, Response, g
 from orjson import dumps
 
-from app.auth import audit_trail
+from app.auth import admin_actions
+from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, requires
-from app.cohorts import user_hash
 from app.errors import InvalidParameter, UnknownCohort
-from app.settings import Settings
-from app.store import Store
+from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import cohort_in_path, describes, parameters, user_in_path
 from app.web.http.fields import Query, YesOrNo, limited
@@ -67,9 +66,8 @@ def delete_cohort(cohort_id: str) -> Response:
     """Begin to delete a cohort. The background work takes it from all users."""
     cohort_id = cohort_in_path(cohort_id)
     g.event["cohorts"] = [cohort_id]
-    store = _store()
-    audit_trail.record_request("delete_cohort", cohort=cohort_id)
-    if not store.lifecycle.begin_delete(g.caller.app_id, cohort_id):
+    operator, store = Operator.of_request(), services().deletable_store()
+    if not admin_actions.begin_cohort_deletion(store, operator, g.caller.app_id, cohort_id):
         raise UnknownCohort()
     return _reply({"cohort_id": cohort_id, "status": "deleting"}, 202)
 
@@ -80,9 +78,8 @@ def delete_cohort(cohort_id: str) -> Response:
 def erase_user(user_id: str) -> Response:
     """Erase a user, known or not; with ``?suppress=true`` for good."""
     user_id, suppress = user_in_path(user_id), parameters(_ERASE)["suppress"]
-    store = _store()
-    audit_trail.record_request("erase_user", user=user_hash(user_id), suppress=suppress)
-    erased = store.lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
+    operator, store = Operator.of_request(), services().deletable_store()
+    erased = admin_actions.erase_user(store, operator, g.caller.app_id, user_id, suppress=suppress)
     return _reply({**erased._asdict(), "suppressed": suppress})
 
 
@@ -92,9 +89,9 @@ def erase_user(user_id: str) -> Response:
 def unsuppress_user(user_id: str) -> Response:
     """Take a user in again who was erased for good."""
     user_id = user_in_path(user_id)
-    store = _store()
-    audit_trail.record_request("unsuppress_user", user=user_hash(user_id))
-    return _reply({"removed": store.lifecycle.unsuppress(g.caller.app_id, user_id)})
+    operator, store = Operator.of_request(), services().deletable_store()
+    removed = admin_actions.unsuppress_user(store, operator, g.caller.app_id, user_id)
+    return _reply({"removed": removed})
 
 
 @blueprint.post("/users")
@@ -102,16 +99,11 @@ def unsuppress_user(user_id: str) -> Response:
 @describes(body=(ListUsersSchema(),), reply=RegisteredReply())
 def register_users() -> Response:
     """Let users in under ``USER_POLICY=known``. Counts those who were new."""
-    settings: Settings = current_app.extensions["settings"]
-    _, user_ids = load(limited(ListUsersSchema, settings.max_batch_users), read_json())
-    return _reply({"registered": _store().register_users(g.caller.app_id, user_ids)})
-
-
-def _store() -> Store:
-    """The store, once it is seen to be laid out as the settings say: else ids aren't found."""
-    store: Store = current_app.extensions["store"]
-    store.check_for_deleting()
-    return store
+    parts = services()
+    schema = limited(ListUsersSchema, parts.settings.max_batch_users)
+    _, user_ids = load(schema, read_json())
+    registered = parts.deletable_store().register_users(g.caller.app_id, user_ids)
+    return _reply({"registered": registered})
 
 
 def _reply(document: dict[str, object], status: int = 200) -> Response:

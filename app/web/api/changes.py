@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import cast
 
-from flask import Blueprint, Flask, Response, current_app, g, request
+from flask import Blueprint, Response, g, request
 
 from app.auth.authenticate import READ, requires
 from app.errors import CursorExpired, InvalidParameter, TooManyFollowers
-from app.settings import Settings
+from app.services import services
 from app.store import Place
-from app.web.api.change_stream import Feed, shown
+from app.web.api.change_stream import shown
 from app.web.api.lookup import store
 from app.web.api.schemas import ChangesQuery, ChangesReply, EventReply, StreamHeaders, StreamQuery
 from app.web.http.contract import describes, parameters, send
@@ -23,17 +23,6 @@ EVENT_STREAM = "text/event-stream"
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 _CHANGES_QUERY, _STREAM_QUERY = ChangesQuery(), StreamQuery()
-
-
-def init_app(app: Flask) -> None:
-    """Set up the followers of this process."""
-    settings: Settings = app.extensions["settings"]
-    app.extensions["feed"] = Feed(
-        app.extensions["store"].changes,
-        heartbeat_seconds=settings.stream_heartbeat_seconds,
-        max_followers=settings.max_followers,
-    )
-    app.register_blueprint(blueprint)
 
 
 @blueprint.get("/changes")
@@ -63,7 +52,7 @@ def get_changes() -> Response:
 def stream_changes() -> Response:
     """Changes after a cursor as server-sent events. Goes on after the Last-Event-ID."""
     asked = parameters(_STREAM_QUERY, cursor=request.headers.get("Last-Event-ID"))
-    feed = cast(Feed, current_app.extensions["feed"])
+    feed = services().change_feed
     connection = request.environ.get("gunicorn.socket")
     events = feed.follow(g.caller.app_id, _place(asked["cursor"]), connection)
     return Response(events, mimetype=EVENT_STREAM, headers=_STREAM_HEADERS)

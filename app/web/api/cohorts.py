@@ -7,7 +7,8 @@ from typing import Any
 
 from flask import Blueprint, Response, g
 
-from app.auth import audit_trail
+from app.auth.admin_actions import set_cadence
+from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
 from app.cohorts import CohortRecord, CohortSummary, Freshness
 from app.errors import InvalidParameter, TooManyCohorts, UnknownCohort
@@ -86,8 +87,7 @@ def delete_cadence(cohort_id: str) -> Response:
 def _set_cadence(cohort_id: str, cadence_ms: int | None) -> Response:
     app_id = g.caller.app_id
     known_cohort(cohort_in_path(cohort_id))
-    audit_trail.record_request("set_cadence", cohort=cohort_id, seconds=(cadence_ms or 0) // 1000)
-    store().freshness.set_cadence(app_id, cohort_id, cadence_ms)
+    set_cadence(store(), Operator.of_request(), app_id, cohort_id, cadence_ms)
     return send(_shown_freshness(store().freshness.of(app_id, [cohort_id])[0]))
 
 

@@ -6,15 +6,15 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
 
-from flask import Blueprint, Response, current_app, g
+from flask import Blueprint, Response, g
 from orjson import OPT_APPEND_NEWLINE, dumps
 
 from app.auth.authenticate import READ, requires
 from app.errors import InvalidParameter, UnknownCohort
+from app.services import services
 from app.store import Member
 from app.web.api.lookup import known_cohort, store
 from app.web.http.contract import cohort_in_path, describes
-from app.web.http.fair_queue import Turns
 
 blueprint = Blueprint("export", __name__, url_prefix="/api/v1")
 
@@ -55,7 +55,7 @@ def _stream(
     render: Callable[[Iterable[list[Member]]], Iterator[bytes]],
 ) -> Response:
     known_cohort(cohort_in_path(cohort_id))
-    turns: Turns = current_app.extensions["turns"]
+    turns = services().fair_queue
     app_id = g.caller.app_id
     pages = turns.each(app_id, store().reads.all_members(app_id, cohort_id))
     # If the store fails in the middle, the connection breaks: a part must not pass for the whole.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 from marshmallow import fields
 from orjson import dumps
 
 from app.auth.authenticate import PUBLIC, requires
 from app.errors import StoreUnavailable
-from app.store import Store
-from app.telemetry.metrics.store_gauges import StoreGauges
+from app.services import services
 from app.web.http.contract import describes
 from app.web.http.replies import Reply, count, text
 
@@ -57,10 +56,10 @@ def readyz() -> Response:
 
     Also tells how many cohorts are late. That makes the service no less ready.
     """
-    store: Store = current_app.extensions["store"]
+    store = services().store
     seconds = store.check()
     # Open to all, and asked often: the cohorts of all apps are not counted each time.
-    gauges: StoreGauges = current_app.extensions["gauges"]
+    gauges = services().store_gauges
     told = {
         "status": "ready",
         "store_ms": round(seconds * 1000, 2),

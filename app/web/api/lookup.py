@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from flask import current_app, g
+from flask import g
 
 from app.cohorts import Sync
 from app.errors import UnknownCohort, UnknownSync
+from app.services import services
 from app.store import Store
 
 
 def store() -> Store:
     """The store, once it is seen to be laid out as the settings say."""
-    found: Store = current_app.extensions["store"]
-    found.check_readable()
-    return found
+    return services().readable_store()
 
 
 def known_cohort(cohort_id: str) -> str:

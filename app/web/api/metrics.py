@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Flask, Response, current_app
+from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.auth.authenticate import METRICS, requires
+from app.services import services
 from app.telemetry.metrics.meter import Meter, exposition
-from app.telemetry.metrics.store_gauges import StoreGauges
 from app.telemetry.request_event import Answered, Listener
 from app.web.http.contract import describes
 
@@ -28,13 +28,6 @@ _WAYS = {
     "admin": "admin",
 }
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-
-
-def init_app(app: Flask, meter: Meter, gauges: StoreGauges) -> None:
-    """Tell of what was counted."""
-    app.extensions["meter"] = meter
-    app.extensions["gauges"] = gauges
-    app.register_blueprint(blueprint)
 
 
 def counting(meter: Meter) -> Listener:
@@ -63,7 +56,7 @@ def counting(meter: Meter) -> Listener:
 @describes(media_type="text/plain", example="# TYPE cohort_receiver_requests_total counter\n")
 def get_metrics() -> Response:
     """All metrics, of all workers, in Prometheus' text format."""
-    meter: Meter = current_app.extensions["meter"]
+    meter = services().meter
     meter.flush()
-    body = exposition(current_app.extensions["gauges"])
+    body = exposition(services().store_gauges)
     return Response(body, content_type=CONTENT_TYPE_LATEST)

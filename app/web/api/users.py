@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from flask import Blueprint, Response, current_app, g
+from flask import Blueprint, Response, g
 from orjson import OPT_SORT_KEYS, dumps
 
 from app.auth.authenticate import READ, requires
 from app.errors import InvalidParameter, UnknownCohort
-from app.settings import Settings
+from app.services import services
 from app.store import Member, User
 from app.web.api.lookup import known_cohort, store
 from app.web.api.schemas import (
@@ -25,7 +25,6 @@ from app.web.api.schemas import (
 from app.web.http.body import load, read_json
 from app.web.http.contract import JSON, cohort_in_path, describes, parameters, send, user_in_path
 from app.web.http.cursors import member_cursor
-from app.web.http.fair_queue import Turns
 from app.web.http.fields import limited
 
 blueprint = Blueprint("read", __name__, url_prefix="/api/v1")
@@ -49,9 +48,9 @@ def get_user(user_id: str) -> Response:
 @describes(body=(UsersQuery(),), most="max_query_users", reply=UsersReply())
 def query_users() -> Response:
     """Many users' traits and cohorts at once, in the order asked for."""
-    settings: Settings = current_app.extensions["settings"]
+    settings = services().settings
     asked = load(limited(UsersQuery, settings.max_query_users), read_json())["user_ids"]
-    turns: Turns = current_app.extensions["turns"]
+    turns = services().fair_queue
     app_id = g.caller.app_id
     pieces = _users(store().reads.users(app_id, asked))
     begun: list[bytes] = []

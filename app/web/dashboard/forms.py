@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs, urlsplit
 
-from flask import abort, current_app, g, request
+from flask import abort, g, request
 
 from app.errors import InvalidPayload, UnsupportedMediaType
+from app.services import services
 from app.web.http.body import read_raw
 
 _FORM = "application/x-www-form-urlencoded"
@@ -28,7 +29,7 @@ def read_form() -> dict[str, str]:
         abort(403, "This form was sent from another site. Open the page again and send it there.")
     if request.mimetype != _FORM:
         raise UnsupportedMediaType(f"A form must be {_FORM}.")
-    raw = read_raw(current_app.extensions["settings"], _MOST_BYTES)
+    raw = read_raw(services().settings, _MOST_BYTES)
     try:
         fields = parse_qs(
             raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS

@@ -13,7 +13,6 @@ from flask import (
     Blueprint,
     Response,
     abort,
-    current_app,
     g,
     make_response,
     redirect,
@@ -26,7 +25,8 @@ from marshmallow import ValidationError, fields, validate
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as BaseResponse
 
-from app.auth import audit_trail
+from app.auth import admin_actions
+from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, PUBLIC, READ, log_in, requires
 from app.cohorts import Freshness, user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
@@ -44,7 +44,7 @@ from app.errors import (
     UnknownSync,
     log_unexpected,
 )
-from app.settings import Settings
+from app.services import services
 from app.store import Filter, StoreError, TooManyToSort
 from app.web.api.lookup import store
 from app.web.api.schemas import CohortsQuery
@@ -144,7 +144,7 @@ def overview() -> Response:
         syncs=latest.syncs,
         details=store().history.first_details(app_id, latest.syncs),
         unknown=store().history.unknown(),
-        user_policy=_settings().user_policy,
+        user_policy=services().settings.user_policy,
     )
 
 
@@ -198,9 +198,8 @@ def delete_cohort() -> BaseResponse:
     if not _same(form.get("confirm", ""), words.name(trait, cohort_id)):
         return _cohort_page(cohort_id, error="The name was not typed as it is.", status=400)
     g.event["cohorts"] = [cohort_id]
-    current = _checked_store()
-    audit_trail.record_request("delete_cohort", cohort=cohort_id)
-    current.lifecycle.begin_delete(g.caller.app_id, cohort_id)
+    operator, current = Operator.of_request(), services().deletable_store()
+    admin_actions.begin_cohort_deletion(current, operator, g.caller.app_id, cohort_id)
     return redirect(url_for(".overview", done="deleting"), 303)
 
 
@@ -225,7 +224,7 @@ def _user_page(user_id: str, *, error: str | None = None, status: int = 200) -> 
         record=record,
         problem=problem,
         hash=user_hash(user_id) if user else "",
-        user_policy=_settings().user_policy,
+        user_policy=services().settings.user_policy,
         error=error,
     )
 
@@ -240,9 +239,8 @@ def erase_user() -> BaseResponse:
         abort(400, "That can't be a user id.")
     if not _same(form.get("confirm", ""), words.seen(user_id)):
         return _user_page(user_id, error="The user id was not typed as it is.", status=400)
-    current = _checked_store()
-    audit_trail.record_request("erase_user", user=user_hash(user_id), suppress=suppress)
-    current.lifecycle.erase(g.caller.app_id, user_id, suppress=suppress)
+    operator, current = Operator.of_request(), services().deletable_store()
+    admin_actions.erase_user(current, operator, g.caller.app_id, user_id, suppress=suppress)
     return redirect(url_for(".users", done="suppressed" if suppress else "erased"), 303)
 
 
@@ -313,7 +311,7 @@ def health() -> Response:
         counts=current.freshness.counts([g.caller.app_id]),
         jobs=[job for job in current.lifecycle.jobs() if job.app_id == g.caller.app_id],
         unknown=current.history.unknown(),
-        settings=_settings(),
+        settings=services().settings,
     )
 
 
@@ -321,7 +319,7 @@ def health() -> Response:
 @requires(PUBLIC)
 def login() -> BaseResponse:
     """The page to log in on."""
-    if current_app.extensions["sessions"].find(request) is not None:
+    if services().sessions.find(request) is not None:
         return redirect(_next(), 303)
     return _page("login.html")
 
@@ -339,7 +337,7 @@ def open_session() -> BaseResponse:
         if "Retry-After" in problem.headers:
             refusal.headers["Retry-After"] = problem.headers["Retry-After"]
         return refusal
-    sessions = current_app.extensions["sessions"]
+    sessions = services().sessions
     reply = redirect(_next(), 303)
     sessions.set_cookie(sessions.open(caller), request, reply)
     return reply
@@ -351,7 +349,7 @@ def close_session() -> BaseResponse:
     """Log out."""
     read_signed_form()
     reply = redirect(url_for(".login", done="logged-out"), 303)
-    current_app.extensions["sessions"].end(g.pop("session"), request, reply)
+    services().sessions.end(g.pop("session"), request, reply)
     return reply
 
 
@@ -376,7 +374,7 @@ def protect(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     session = g.get("session")
     if session is not None and response.status_code < 500 and _LOOK not in request.headers:
-        current_app.extensions["sessions"].renew(session, request, response)
+        services().sessions.renew(session, request, response)
     return response
 
 
@@ -471,17 +469,6 @@ def _same(typed: str, shown: str) -> bool:
 
 def _is_late(freshness: Freshness) -> bool:
     return freshness.state(words.now_ms()) == "late"
-
-
-def _checked_store() -> Any:
-    current = current_app.extensions["store"]
-    current.check_for_deleting()
-    return current
-
-
-def _settings() -> Settings:
-    settings: Settings = current_app.extensions["settings"]
-    return settings
 
 
 @cache

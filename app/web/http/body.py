@@ -7,7 +7,7 @@ import zlib
 from typing import Any
 
 import orjson
-from flask import Request, current_app, request
+from flask import Request, request
 from gevent import Timeout
 from gunicorn.http.errors import ParseException
 from marshmallow import Schema, ValidationError
@@ -20,6 +20,7 @@ from app.errors import (
     InvalidPayload,
     UnsupportedMediaType,
 )
+from app.services import services
 from app.settings import Settings
 from app.web.http import fair_queue
 
@@ -56,7 +57,7 @@ def read_text() -> bytes:
         BodyTimeout: not there within ``BODY_TIMEOUT_SECONDS``.
         InvalidEncoding: cut off, or not gzip.
     """
-    settings: Settings = current_app.extensions["settings"]
+    settings = services().settings
     environ = request.environ
     if environ.get("CONTENT_TYPE") != "application/json":  # as nearly all are
         _check_media_type()

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from flask import Flask, current_app, g, request
+from flask import Flask, g, request
 from gevent.event import Event
 
-from app.settings import Settings
+from app.services import services
 
 Item = TypeVar("Item")
 
@@ -103,10 +103,8 @@ class Turns:
             del self._waiting[app_id]
 
 
-def init_app(app: Flask, settings: Settings) -> None:
+def init_app(app: Flask, turns: Turns) -> None:
     """Give each request of an app its turn. After its credentials are checked."""
-    turns = Turns(settings.store_connections, settings.app_concurrency)
-    app.extensions["turns"] = turns
 
     @app.before_request
     def begin_without_body() -> None:
@@ -125,6 +123,5 @@ def begin() -> None:
     now: Any = g._get_current_object()
     caller = now.get("caller")
     if caller is not None and "turn" not in now:
-        turns: Turns = current_app.extensions["turns"]
-        turns.take(caller.app_id)
+        services().fair_queue.take(caller.app_id)
         now.turn = caller.app_id

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from flask import Response, current_app, g
+from flask import Response, g
 from orjson import dumps
 
 from app.cohorts import (
@@ -20,8 +20,8 @@ from app.cohorts import (
     user_hash,
 )
 from app.errors import BodyTooLarge, CohortBeingDeleted, Problem, SuppressedUser, UnknownUser
-from app.settings import Settings
-from app.store import Applied, Store
+from app.services import services
+from app.store import Applied
 from app.web.http.body import MAX_ERRORS
 
 # What a call that sends cohorts can be refused for.
@@ -61,10 +61,8 @@ def apply(
         UnknownUser, CohortBeingDeleted: nothing could be applied, for this reason.
         StoreError: the store could not be had.
     """
-    extensions, now = current_app.extensions, g._get_current_object()
+    parts, now = services(), g._get_current_object()
     event = now.event
-    store: Store = extensions["store"]
-    settings: Settings = extensions["settings"]
     try:
         changes = membership_changes(calls)
     except TooManyCohorts:
@@ -72,12 +70,12 @@ def apply(
     outcome = now.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
     event.update(way=way, cohorts=list(outcome.traits)[:10])
     started = time.perf_counter()
-    applied = store.apply(
+    applied = parts.store.apply(
         now.caller.app_id,
         changes,
         way=way,
         message_id=message_id,
-        known_only=settings.user_policy == "known",
+        known_only=parts.settings.user_policy == "known",
         as_known=as_known,
     )
     if applied.not_known:
@@ -110,7 +108,7 @@ def apply(
     if reasons and not counts["accepted"]:
         raise reasons[0]
     errors = [
-        {"place": where, "reason": problem.reason, "message": problem.__doc__}
+        {"place": where, "reason": problem.reason, "message": problem.detail}
         for where, problem in [*rejected, *in_part][:MAX_ERRORS]
     ]
     return Response(dumps({**counts, "errors": errors}), mimetype="application/json")

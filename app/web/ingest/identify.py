@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from app.auth.authenticate import INGEST, requires
 from app.cohorts import Identify
-from app.settings import Settings
+from app.services import services
 from app.web.http.body import decoded, load, read_text
 from app.web.http.contract import describes
 from app.web.http.fields import limited
@@ -28,7 +28,7 @@ _IDENTIFY = IdentifySchema()
 def receive_cohort() -> Response:
     """Take one identify or a batch."""
     text = read_text()
-    settings: Settings = current_app.extensions["settings"]
+    settings = services().settings
     if calls := accept_batch(text, settings.max_batch_users):
         return apply(calls, way="identify")
     return receive(decoded(text))
@@ -37,7 +37,7 @@ def receive_cohort() -> Response:
 def receive(body: dict[str, Any]) -> Response:
     """Apply a body that is either one identify or a batch, and say what happened."""
     if "batch" in body:
-        settings: Settings = current_app.extensions["settings"]
+        settings = services().settings
         calls: list[Identify] = load(limited(BatchSchema, settings.max_batch_users), body)["batch"]
         return apply(calls, way="identify")
     call = accept(body, set()) or load(_IDENTIFY, body)

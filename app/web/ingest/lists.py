@@ -8,14 +8,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from flask import Blueprint, Response, current_app, g
+from flask import Blueprint, Response, g
 from orjson import dumps
 
 from app.auth.authenticate import INGEST, requires
 from app.cohorts import Alike, Cohort, Outcome
 from app.errors import CohortBeingDeleted, InvalidParameter, UnknownCohort
-from app.settings import Settings
-from app.store import Store
+from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes, list_in_path
 from app.web.http.fields import limited
@@ -37,7 +36,7 @@ _PROBLEMS = (*PROBLEMS, UnknownCohort, InvalidParameter)
 def create_list() -> Response:
     """Create a list, or find it again by the id in its name."""
     created = Cohort.from_trait(load(_LIST, read_json())["name"])
-    store: Store = current_app.extensions["store"]
+    store = services().store
     if not store.register_cohort(g.caller.app_id, created, way="list"):
         raise CohortBeingDeleted()
     g.event.update(way="list", cohorts=[created.id])
@@ -77,9 +76,9 @@ def remove_from_list(list_id: str) -> Response:
 
 
 def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
-    settings: Settings = current_app.extensions["settings"]
+    settings = services().settings
     key, user_ids = load(limited(ListUsersSchema, settings.max_batch_users), body)
-    registry, app_id = current_app.extensions["store"].registry, g.caller.app_id
+    registry, app_id = services().store.registry, g.caller.app_id
 
     def enter_or_leave(trait: str, as_known: bool) -> Response:
         calls = Alike(user_ids, {trait: member})

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from app.auth.authenticate import INGEST, requires
 from app.errors import Problem, UnsupportedType, render
-from app.settings import Settings
+from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes
 from app.web.http.fields import limited
@@ -33,7 +33,7 @@ def _members(problem: Problem) -> dict[str, Any]:
 
     RudderStack's take a body without them for a broken connection and send the same ten times.
     """
-    return {"code": problem.reason, "message": problem.detail or problem.__doc__}
+    return {"code": problem.reason, "message": problem.detail}
 
 
 _ERRORS = {"problem": SegmentProblemReply(), "members": _members}
@@ -63,7 +63,7 @@ def receive_batch() -> Response:
     This is a 200 also where there is no identify call at all: libraries send what their
     application calls, and to refuse the rest would make them send it again, or drop it unseen.
     """
-    settings: Settings = current_app.extensions["settings"]
+    settings = services().settings
     batch: SegmentBatch = load(limited(SegmentBatchSchema, settings.max_batch_users), read_json())
     return apply(
         list(batch.identifies.values()),

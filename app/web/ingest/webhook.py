@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from app.auth.authenticate import INGEST, requires
-from app.settings import Settings
+from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes
 from app.web.http.fields import limited
@@ -21,7 +21,7 @@ blueprint = Blueprint("webhook", __name__)
 @describes(*PROBLEMS, body=(WebhookSchema(),), reply=AppliedReply())
 def receive_webhook() -> Response:
     """Take one message."""
-    settings: Settings = current_app.extensions["settings"]
+    settings = services().settings
     webhook: Webhook = load(limited(WebhookSchema, settings.max_batch_users), read_json())
     return apply(
         webhook.identifies,

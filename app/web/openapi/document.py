@@ -37,7 +37,7 @@ from app.errors import (
     StoreUnavailable,
     UnsupportedMediaType,
 )
-from app.settings import Settings
+from app.services import services
 from app.web.http.contract import IN_PATH, JSON, Contract
 from app.web.http.fields import Items, limited
 
@@ -193,7 +193,7 @@ def document(app: Flask) -> dict[str, Any]:
 class _Document:
     def __init__(self, app: Flask) -> None:
         self._app = app
-        self._settings: Settings = app.extensions["settings"]
+        self._settings = services(app).settings
         plugin = _Schemas()
         self._spec = APISpec(
             title="Cohort Receiver",
@@ -328,7 +328,7 @@ class _Document:
             name = f"{kind}.{problem.reason}"
             if name not in self._examples:
                 told = problem.document(_REQUEST_ID, **members)
-                self._examples[name] = {"summary": _words(problem.__doc__), "value": told}
+                self._examples[name] = {"summary": type(problem).detail, "value": told}
                 self._spec.components.example(name, self._examples[name])
             examples[problem.reason] = {"$ref": f"#/components/examples/{name}"}
         schema = self._converter.resolve_nested_schema(contract.problem)

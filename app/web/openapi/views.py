@@ -6,12 +6,14 @@ and the page runs under a policy that forbids it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 import flask_swagger_ui
 from flask import (
     Blueprint,
+    Flask,
     Response,
     current_app,
     redirect,
@@ -55,11 +57,13 @@ _HEADERS = {
 @requires(PUBLIC)
 def get_document() -> Response:
     """The description, as OpenAPI 3.1."""
-    extensions = current_app.extensions
-    # Made once for each process: the routes and settings that it is made from don't change.
-    if "openapi" not in extensions:
-        extensions["openapi"] = dumps(document(current_app))
-    return Response(extensions["openapi"], mimetype=JSON, headers={"Cache-Control": "no-cache"})
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    return Response(_document(app), mimetype=JSON, headers={"Cache-Control": "no-cache"})
+
+
+@lru_cache(maxsize=1)  # the routes and settings that it describes don't change
+def _document(app: Flask) -> bytes:
+    return dumps(document(app))
 
 
 @blueprint.get("/docs")

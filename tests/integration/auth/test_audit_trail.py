@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from app.auth.authenticate import ADMIN
 from app.cohorts import user_hash
+from app.services import services
 from app.settings import ApiKey
 from app.store import Store
 from app.store.audit_trail import KEPT
@@ -61,7 +62,7 @@ def app(make_app: Callable[..., Flask]) -> Flask:
 
 
 def trail(app: Flask) -> list[dict[str, Any]]:
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     return store.audit.all()
 
 
@@ -162,7 +163,7 @@ def test_command__that_is_not_confirmed__is_not_in_the_trail(app: Flask, run: Ru
 
 
 def test_trail__with_too_many_entries__loses_the_oldest(app: Flask) -> None:
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     with store._client.pipeline() as pipeline:
         for number in range(KEPT):
             pipeline.rpush(store.keys.audit(), json.dumps({"number": number}))
@@ -173,7 +174,7 @@ def test_trail__with_too_many_entries__loses_the_oldest(app: Flask) -> None:
 
 
 def test_trail__with_what_somebody_else_wrote__still_tells_the_rest(app: Flask, run: Run) -> None:
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     store._client.rpush(store.keys.audit(), b"\xff", "[1]", "x", '{"at": "x", "who": "\\u001b"}')
     store.audit.add({"action": "erase_user"})
     assert len(store.audit.all()) == 2

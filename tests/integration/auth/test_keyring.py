@@ -12,6 +12,7 @@ from flask import Flask
 
 from app.auth import keyring
 from app.auth.keyring import KeyRing
+from app.services import services
 from app.settings import ApiKey
 from app.store import ApiKeys, Store
 from tests.integration.conftest import APP, KEY, Run, caller
@@ -35,7 +36,7 @@ def make(run: Run, *words: str, app_id: str = APP) -> tuple[str, str]:
 
 def refresh(app: Flask) -> None:
     """What the background work does every second."""
-    app.extensions["keyring"].refresh()
+    services(app).keyring.refresh()
 
 
 def post(app: Flask, key: str, **headers: str) -> tuple[int, str | None]:
@@ -73,7 +74,7 @@ def test_key__of_one_app__is_no_key_of_another(app: Flask, run: Run) -> None:
     refresh(app)
     assert post(app, key, app_id="staging") == (200, None)
     assert post(app, key, app_id=APP) == (401, "invalid_credentials")
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     assert store.traits("staging", "ann")
     assert not store.traits(APP, "ann")
 
@@ -106,7 +107,7 @@ def test_expired_key__is_401_and_says_so(app: Flask, run: Run) -> None:
     key, key_id = make(run, "--expires", "1h")
     refresh(app)
     assert post(app, key) == (200, None)
-    app.extensions["store"].api_keys.expire(key_id, time.time_ns() // 1_000_000 - 1)
+    services(app).store.api_keys.expire(key_id, time.time_ns() // 1_000_000 - 1)
     refresh(app)
     reply = caller(app, key).post(COHORT, json=ONE)
     assert (reply.status_code, reply.json["reason"]) == (401, "expired_key")
@@ -119,7 +120,7 @@ def test_key_that_expires__while_the_store_is_gone__is_refused_in_time(
 ) -> None:
     key, _ = make(run, "--expires", "1h")
     refresh(app)
-    ring: KeyRing = app.extensions["keyring"]
+    ring: KeyRing = services(app).keyring
     assert ring.find(key)
     later = time.time_ns() + 3601 * 10**9
     monkeypatch.setattr(keyring.time, "time_ns", lambda: later)
@@ -132,7 +133,7 @@ def test_key_that_has_ended__log_and_history_know_whose_it_was(
     app: Flask, run: Run, capfd: pytest.CaptureFixture[str], reason: str
 ) -> None:
     key, key_id = make(run)
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     if reason == "expired_key":
         store.api_keys.expire(key_id, time.time_ns() // 1_000_000 - 1)
     else:
@@ -142,7 +143,7 @@ def test_key_that_has_ended__log_and_history_know_whose_it_was(
     assert post(app, key) == (401, reason)
     (event,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert (event["app"], event["key"], event["reason"]) == (APP, key_id, reason)
-    app.extensions["recorder"].flush()
+    services(app).sync_recorder.flush()
     (sync,) = store.history.syncs(APP).syncs
     assert (sync.failures, sync.keys) == ({reason: 1}, {key_id: 1})
     assert store.history.unknown() == {}
@@ -193,7 +194,7 @@ def test_list__after_use__tells_when_each_key_was_last_used(app: Flask, run: Run
     began = time.time_ns() // 1_000_000
     assert post(app, key)[0] == 200
     assert caller(app).post(COHORT, json=ONE).status_code == 200
-    ring: KeyRing = app.extensions["keyring"]
+    ring: KeyRing = services(app).keyring
     ring.write_uses()  # not due
     used = {key["id"]: key["last_used"] for key in json.loads(run("keys", "list", "--json").stdout)}
     assert set(used.values()) == {None}
@@ -267,7 +268,7 @@ class TestStoreGone:
     ) -> None:
         key, _ = make(run)
         refresh(app)
-        ring: KeyRing = app.extensions["keyring"]
+        ring: KeyRing = services(app).keyring
         unreachable(ring, monkeypatch)
         ring.refresh()
         ring.write_uses()
@@ -283,7 +284,7 @@ class TestStoreGone:
     def test_uses__not_written__are_written_later(
         self, app: Flask, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ring: KeyRing = app.extensions["keyring"]
+        ring: KeyRing = services(app).keyring
         assert ring.find(KEY)
         with monkeypatch.context() as context:
             unreachable(ring, context)
@@ -329,7 +330,7 @@ def test_create__long_after_another_has_ended__forgets_that_one(
 
 
 def test_first_expiry__of_keys_in_use__is_told_to_prometheus(app: Flask, run: Run) -> None:
-    ring: KeyRing = app.extensions["keyring"]
+    ring: KeyRing = services(app).keyring
     used, _ = make(run, "--expires", "2d")
     make(run, "--expires", "1d")
     refresh(app)
@@ -344,9 +345,9 @@ def test_keys__with_another_prefix__are_apart(make_app: Callable[..., Flask]) ->
     runner = app.test_cli_runner()
     result = runner.invoke(args=["keys", "create", "--app-id", APP])
     assert result.exit_code == 0
-    stored: ApiKeys = app.extensions["store"].api_keys
+    stored: ApiKeys = services(app).store.api_keys
     assert len(stored.all()) == 1
-    assert len(make_app().extensions["store"].api_keys.all()) == 0
+    assert len(services(make_app()).store.api_keys.all()) == 0
 
 
 def test_keys__beside_records_that_can_not_be_read__are_taken(

@@ -14,6 +14,7 @@ from flask import Flask
 
 from app.cohorts import Cohort, MembershipChange
 from app.server.background import Background
+from app.services import services
 from app.store import Store, StoreError
 from tests.integration.state import members, traits
 
@@ -32,7 +33,7 @@ def flask_app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) ->
 @pytest.fixture
 def store(flask_app: Flask) -> Store:
     """A store with two cohorts of one app."""
-    store: Store = flask_app.extensions["store"]
+    store: Store = services(flask_app).store
     say(store, ONE, True, *USERS)
     say(store, ONE, False, *USERS[:5])
     say(store, TWO, True, *USERS[:2])
@@ -424,7 +425,10 @@ class TestStore:
         for words in (["cohorts", "list"], ["store", "check"], ["users", "register", "-"]):
             result = runner.invoke(args=words, input="u1")
             assert result.exit_code == 1
-            assert result.output == "Error: No connection, or it broke. (store_unreachable)\n"
+            assert (
+                result.output
+                == "Error: The store is unreachable, or the connection broke. (store_unreachable)\n"
+            )
 
     def test_store__written_with_another_number_of_partitions__is_refused(
         self, make_app: Callable[..., Flask], store: Store

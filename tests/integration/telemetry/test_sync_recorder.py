@@ -15,6 +15,7 @@ from limits import parse
 from app.auth.authenticate import KeyRing
 from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
 from app.server.background import Background
+from app.services import services
 from app.store import Store, size_history
 from app.store.errors import StoreError, StoreRefused, StoreTimeout
 from app.telemetry import sync_recorder as recording
@@ -60,18 +61,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def flush(app: Flask) -> None:
-    recorder: Recorder = app.extensions["recorder"]
+    recorder: Recorder = services(app).sync_recorder
     recorder.flush()
 
 
 def syncs(app: Flask, **which: Any) -> list[Sync]:
     flush(app)
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     return store.history.syncs(APP, **which).syncs
 
 
 def requests_of(app: Flask, sync: Sync, *, problems: bool = False) -> list[RequestRecord]:
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     return store.history.requests(APP, sync.id, problems=problems)
 
 
@@ -214,7 +215,7 @@ class TestSync:
     def test_other_app__sees_nothing(self, app: Flask, http: FlaskClient) -> None:
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         (sync,) = syncs(app)
-        store: Store = app.extensions["store"]
+        store: Store = services(app).store
         assert store.history.syncs("other").syncs == []
         assert store.history.sync("other", sync.id) is None
 
@@ -224,7 +225,7 @@ class TestProblems:
         self, make_app: Callable[..., Flask]
     ) -> None:
         app = make_app(user_policy="known")
-        store: Store = app.extensions["store"]
+        store: Store = services(app).store
         store.register_users(APP, ["known"])
         http = caller(app)
         http.post(COHORT_PATH, json=batch(["known", "stranger", "other"], ONE, True))
@@ -244,7 +245,7 @@ class TestProblems:
     def test_history__holds_no_user_id(
         self, app: Flask, http: FlaskClient, redis_client: redis.Redis
     ) -> None:
-        store: Store = app.extensions["store"]
+        store: Store = services(app).store
         store.lifecycle.erase(APP, "secret@example.com", suppress=True)
         http.post(COHORT_PATH, json=identify("secret@example.com", ONE, True))
         (sync,) = syncs(app)
@@ -402,7 +403,7 @@ class TestBounds:
         caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
         found = syncs(before, limit=500)
         assert len(found) == 121
-        store: Store = make_app(**limits).extensions["store"]
+        store: Store = services(make_app(**limits)).store
         assert store.history.syncs(APP).syncs == []
         assert store.history.sync(APP, found[0].id) is None
         for _ in range(3):  # some of it in each round
@@ -426,7 +427,7 @@ class TestBounds:
         before = make_app()
         caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
         assert len(syncs(before)) == 1
-        Background(make_app(history_max_age_hours=1).extensions["store"]).work()
+        Background(services(make_app(history_max_age_hours=1)).store).work()
         assert redis_client.keys("cohorts:{shop}:sync:*") == []
 
     def test_no_requests_to_keep__keeps_no_history(
@@ -443,7 +444,7 @@ class TestBounds:
             if n % 5 == 0:
                 http.post(f"/lists/none{n}/add", json={"userIds": ["a"]})
             flush(app)
-        store: Store = app.extensions["store"]
+        store: Store = services(app).store
         met: list[int] = []
         before = None
         while True:
@@ -568,7 +569,7 @@ class TestSizes:
 
 
 def app_label(app: Flask) -> str:
-    ring: KeyRing = app.extensions["keyring"]
+    ring: KeyRing = services(app).keyring
     caller = ring.find(KEY)
     assert caller
     return caller.label

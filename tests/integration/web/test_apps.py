@@ -16,6 +16,7 @@ from werkzeug.routing import Rule
 from app import create_app
 from app.auth.authenticate import METRICS, PUBLIC
 from app.server.background import Background
+from app.services import services
 from app.settings import ApiKey, Settings
 from simulator import payloads
 from tests.integration.conftest import caller
@@ -76,7 +77,7 @@ def service(make_app: Callable[..., Flask]) -> Flask:
     us.post(payloads.COHORT_PATH, json=payloads.batch([USER, OTHER_USER], TRAIT, True))
     us.post("/api/v1/users", json={"userIds": [USER]})
     us.put(f"/api/v1/cohorts/{COHORT}/cadence", json={"seconds": 777})
-    app.extensions["recorder"].finish()
+    services(app).sync_recorder.finish()
     return app
 
 
@@ -121,8 +122,8 @@ def test_call__with_the_other_apps_key__neither_reads_nor_changes_ours(
     assert reply.status_code in (200, 201, 202, 204, 404), reply.get_data()
     said = beginning(reply).decode() + str(reply.headers)
     for _ in range(2):
-        Background(service.extensions["store"]).work()
-    service.extensions["recorder"].finish()
+        Background(services(service).store).work()
+    services(service).sync_recorder.finish()
     assert SECRET not in said
     assert OTHER_USER not in said
     assert '"members": 2' not in said
@@ -163,8 +164,8 @@ def test_page__for_the_other_apps_administrator__neither_shows_nor_changes_ours(
         assert OTHER_USER not in said
         if url == "/logout":
             break
-    Background(service.extensions["store"]).work()
-    service.extensions["recorder"].finish()
+    Background(services(service).store).work()
+    services(service).sync_recorder.finish()
     assert ours(store_url) == before
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from click.testing import Result
 
 from app import create_app
+from app.services import EXTENSION, services
 from app.settings import Settings, env_name, masked
 
 SECRETS = ("s3cret-key", "s3cret-read", "s3cret-admin", "s3cret-token", "s3cret-pass", "s3cret-dsn")
@@ -29,7 +30,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> Result:
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
     app = create_app(Settings.from_environ(ENVIRON | {"SENTRY_DSN": ""}))
-    app.extensions["settings"] = Settings.from_environ(ENVIRON)
+    settings = Settings.from_environ(ENVIRON)
+    app.extensions[EXTENSION] = replace(services(app), settings=settings)
     result = app.test_cli_runner().invoke(args=["config", *words])
     assert result.exit_code == 0, result.output
     return result

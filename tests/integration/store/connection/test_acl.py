@@ -15,6 +15,7 @@ from redis.exceptions import NoPermissionError
 
 from app import create_app
 from app.server.background import Background
+from app.services import services
 from app.settings import ApiKey, Settings
 from simulator import payloads
 from tests.cluster import Cluster, running_cluster
@@ -89,7 +90,7 @@ def use(app: Flask) -> None:
     for _ in range(2):
         http.post(payloads.WEBHOOK_PATH, json=webhook)
     http.post(payloads.COHORT_PATH, json=payloads.batch([USER], f"n: {COHORT}", False))
-    app.extensions["recorder"].finish()
+    services(app).sync_recorder.finish()
     syncs = http.get("/api/v1/syncs").json["syncs"]
     rules = sorted(app.url_map.iter_rules(), key=lambda rule: "DELETE" in rule.methods)
     for rule in rules:
@@ -109,8 +110,8 @@ def use(app: Flask) -> None:
     http.post("/api/v1/users", json={"userIds": ["erin"]})
     http.post(payloads.COHORT_PATH, json=payloads.batch(["erin"], "n: c3", True))
     for _ in range(2):
-        Background(app.extensions["store"]).work()
-    app.extensions["recorder"].finish()
+        Background(services(app).store).work()
+    services(app).sync_recorder.finish()
     run = app.test_cli_runner().invoke
     for command in (
         "cohorts list",
@@ -132,7 +133,7 @@ def use(app: Flask) -> None:
 def use_pages(app: Flask) -> None:
     """Every page of the dashboard, and every form."""
     caller(app, KEY).post(payloads.COHORT_PATH, json=payloads.batch(["bob"], "n: c2", True))
-    app.extensions["recorder"].finish()
+    services(app).sync_recorder.finish()
     sync_id = caller(app, KEY).get("/api/v1/syncs").json["syncs"][0]["id"]
     browser = Browser(app).log_in(KEY)
     fields = {"token": browser.token(), "suppress": "on", "id": "bob", "confirm": "bob"}
@@ -284,7 +285,7 @@ def test_reader__on_a_cluster__reads_the_contract_and_nothing_else(
     users = [USER, "bob", "carol", "dave"]
     http.post("/api/v1/users", json={"userIds": users})
     http.post(payloads.COHORT_PATH, json=payloads.batch(users, f"n: {COHORT}", True))
-    keys = cluster_service.extensions["store"].keys
+    keys = services(cluster_service).store.keys
     url = cluster.url.replace("//", f"//{READER}:{PASSWORD}@")
     with redis.RedisCluster.from_url(url, decode_responses=True) as reader:
         for user in users:

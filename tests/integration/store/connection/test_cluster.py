@@ -12,6 +12,7 @@ from limits import parse
 
 from app.auth.keyring import make_key
 from app.cohorts import Cohort, MembershipChange
+from app.services import services
 from app.settings import Settings
 from app.store import Store, StoreError, connect, wait_for
 from simulator import payloads
@@ -117,7 +118,7 @@ def test_rename_and_delete__in_the_background__reach_all_nodes(
     make_app: Callable[..., Flask], redis_client: redis.RedisCluster
 ) -> None:
     app = make_app(store_partitions=PARTITIONS)
-    store, background = app.extensions["store"], app.extensions["background"]
+    store, background = services(app).store, services(app).background
     ids = payloads.user_ids(600)
     enter(store, ids)
     enter(store, ids[:1], "[Amplitude] Loyal: abc123")
@@ -304,7 +305,7 @@ def test_keys__made_by_command__are_kept_on_a_cluster_too(
     store.api_keys.note_used({kept.id: 1})
     assert store.api_keys.used() == {kept.id: 1}
     store.api_keys.revoke(kept.id)
-    app.extensions["keyring"].refresh()
+    services(app).keyring.refresh()
     assert http.post(payloads.COHORT_PATH, json=body).json["reason"] == "revoked_key"
 
 
@@ -320,7 +321,7 @@ def test_history_and_dashboard__on_a_cluster__tell_what_happened(
         )
     http.post(payloads.COHORT_PATH, data=b"{", content_type="application/json")
     caller(app, "wrong").post(payloads.COHORT_PATH, json={})
-    app.extensions["recorder"].flush()
+    services(app).sync_recorder.flush()
     reader = Reader(app)
     syncs = reader.get("/api/v1/syncs").json["syncs"]
     told = sorted((sync["cohortId"] or "", sync["requests"], sync["entered"]) for sync in syncs)

@@ -15,6 +15,7 @@ import redis
 from flask import Flask
 
 from app.cohorts import Cohort, MembershipChange
+from app.services import services
 from app.settings import ApiKey, Settings
 from app.store import Copy, CopyRefused, PlaceLost, Store, StoreError, connect, wait_for
 from app.store.errors import StoreHeld
@@ -75,7 +76,7 @@ def source(
 ) -> Settings:
     """A store in which everything has happened that can."""
     app = make_app(store_partitions=request.param, admin_api_keys=(ApiKey(APP, "the-admin"),))
-    http, store = caller(app), app.extensions["store"]
+    http, store = caller(app), services(app).store
     ids = payloads.user_ids(400)
     for member, users in ((True, ids), (False, [*ids[:50], "never in"]), (True, ids[40:60])):
         body = payloads.batch(users, OLD, member)

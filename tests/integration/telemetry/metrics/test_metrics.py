@@ -12,6 +12,7 @@ import redis
 from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.services import services
 from app.settings import ApiKey
 from app.store import Store
 from app.telemetry.metrics.store_gauges import StoreGauges
@@ -76,7 +77,7 @@ def test_users__of_each_way__are_counted_under_it(metered: Metered) -> None:
 
 def test_users__rejected__are_counted_by_their_reason(make_app: Callable[..., Flask]) -> None:
     app = make_app(user_policy="known", read_api_keys=(ApiKey(APP, READ_KEY),))
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     store.register_users(APP, ["a", "s"])
     store.lifecycle.erase(APP, "s", suppress=True)
     store.register_users(APP, ["s"])
@@ -197,7 +198,7 @@ def test_gauges__store_that_refuses_to_tell_of_its_memory__leave_that_out(
 def test_gauges__asked_again_at_once__ask_the_store_once(
     metered: Metered, redis_client: redis.Redis
 ) -> None:
-    gauges: StoreGauges = metered.http.application.extensions["gauges"]
+    gauges: StoreGauges = services(metered.http.application).store_gauges
     gauges.collect()
     before = redis_client.info("commandstats")["cmdstat_info"]["calls"]
     for _ in range(5):
@@ -235,7 +236,7 @@ def test_metrics__store_not_there__are_told_all_the_same(make_app: Callable[...,
 def fresh_gauges(metered: Metered) -> dict[str, float]:
     """What the store's gauges are at this moment."""
     app = metered.http.application
-    gauges = StoreGauges(app.extensions["store"], lambda: None)
+    gauges = StoreGauges(services(app).store, lambda: None)
     return {
         f"{s.name} {' '.join(s.labels.values())}".strip(): s.value
         for family in gauges.collect()

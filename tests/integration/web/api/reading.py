@@ -10,6 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.cohorts import Cohort, MembershipChange
+from app.services import services
 from app.settings import ApiKey
 from app.store import Store
 from app.web.http.contract import JSON, Contract
@@ -78,7 +79,7 @@ def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask
 
 @pytest.fixture
 def store(app: Flask) -> Store:
-    store: Store = app.extensions["store"]
+    store: Store = services(app).store
     return store
 
 

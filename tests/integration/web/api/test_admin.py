@@ -12,6 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.server.background import Background
+from app.services import services
 from app.settings import ApiKey
 from app.store import Store
 from simulator import payloads
@@ -63,7 +64,7 @@ class TestDeleteCohort:
         late = boss.post(payloads.COHORT_PATH, json=payloads.identify("u1", TRAIT, True))
         assert (late.status_code, late.json["reason"]) == (404, "cohort_being_deleted")
         for _ in range(2):
-            Background(service.extensions["store"]).work()
+            Background(services(service).store).work()
         assert members(redis_client, APP) == {"2": {"u7"}}
         assert traits(redis_client, APP) == {"u7": {TWO: "true"}}
         assert boss.delete(path).status_code == 404
@@ -123,7 +124,7 @@ class TestEraseUser:
         assert traits(redis_client, "other")["u7"] == {TRAIT: "true", TWO: "true"}
         assert say(boss, TWO, True, "u7") == 200
         assert members(redis_client, APP)["2"] == {"u7"}
-        assert service.extensions["store"].checker.run([APP, "other"]).findings == []
+        assert services(service).store.checker.run([APP, "other"]).findings == []
 
     def test_erase__store_full__takes_everything_too(
         self, boss: FlaskClient, redis_client: redis.Redis
@@ -251,7 +252,7 @@ def test_call__store_laid_out_otherwise__is_503_and_changes_nothing(
 
 
 def test_store__after_all_calls__is_consistent(boss: FlaskClient, service: Flask) -> None:
-    store: Store = service.extensions["store"]
+    store: Store = services(service).store
     boss.delete("/api/v1/users/u7?suppress=true")
     boss.delete("/api/v1/cohorts/abc123")
     assert store.checker.run(store.apps()).findings == []

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.cohorts import Cohort, MembershipChange
+from app.services import services
 from app.settings import Settings
 from app.store import Store, connect
 from simulator.payloads import COHORT_PATH, identify
@@ -154,7 +155,7 @@ class TestStore:
         self, make_app: Callable[..., Flask], full_store: Callable[[], None]
     ) -> None:
         app = make_app(rate_limit=Settings().rate_limit, **KEYS)
-        say(app.extensions["store"], ONE, True, ["u"], 1000)
+        say(services(app).store, ONE, True, ["u"], 1000)
         full_store()
         for path in ("users/u", "cohorts", "cohorts/1", "cohorts/1/members", "changes"):
             assert Reader(app).get(f"/api/v1/{path}").status_code == 200
@@ -339,7 +340,7 @@ def test_paging__while_others_enter_and_leave__meets_each_who_stays_once(
     redis_client: redis.Redis,
 ) -> None:
     redis_client.flushall()
-    store: Store = make_app(store_partitions=partitions).extensions["store"]
+    store: Store = services(make_app(store_partitions=partitions)).store
     others -= stay
     say(store, ONE, True, [*stay, *others], 1000)
     met: list[str] = []

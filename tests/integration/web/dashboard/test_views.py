@@ -18,6 +18,7 @@ from werkzeug.http import parse_cookie
 from app import errors
 from app.cohorts import RequestRecord, Sync, user_hash
 from app.errors import Problem
+from app.services import services
 from app.store import Batch, Group, Size, Store
 from app.store.errors import StoreError
 from app.telemetry.sync_recorder import WAYS
@@ -187,8 +188,8 @@ class TestLogIn:
         assert "Set-Cookie" not in browser.get("/", headers={"X-Look": "true"}).headers
 
     def test_session__a_week_after_the_log_in__is_over(self, app: Flask) -> None:
-        sessions = app.extensions["sessions"]
-        opened = sessions.open(app.extensions["keyring"].find(READ_KEY))
+        sessions = services(app).sessions
+        opened = sessions.open(services(app).keyring.find(READ_KEY))
         http = app.test_client()
         for days, status in ((6, 200), (8, 303)):
             old = opened._replace(began=opened.began - days * 86400)
@@ -255,7 +256,7 @@ class TestOverview:
     ) -> None:
         http = caller(app)
         http.post(COHORT_PATH, json=batch([f"u{n}" for n in range(1234)], ONE, True))
-        app.extensions["recorder"].flush()
+        services(app).sync_recorder.flush()
         page = browser.get("/").text
         assert "<bdi>Power users</bdi>" in page
         assert "abc123" in page
@@ -293,7 +294,7 @@ class TestOverview:
         self, app: Flask, store: Store, browser: Browser
     ) -> None:
         caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
-        app.extensions["recorder"].flush()
+        services(app).sync_recorder.flush()
         page = browser.get("/").text
         assert "The key is not known here" in page
         assert "Was a key rotated?" in page
@@ -306,9 +307,9 @@ class TestCohort:
         http = caller(app)
         users = [f"user-{n:03}" for n in range(120)]
         http.post(COHORT_PATH, json=batch(users, "[Amplitude] Old name: abc123", True))
-        app.extensions["recorder"].flush()
+        services(app).sync_recorder.flush()
         http.post(COHORT_PATH, json=batch(users[:20], ONE, False))
-        app.extensions["recorder"].flush()
+        services(app).sync_recorder.flush()
         page = browser.get(cohort_page("abc123")).text
         assert "<bdi>Power users</bdi>" in page
         assert "[Amplitude] Old name: abc123" in page
@@ -356,7 +357,7 @@ class TestHostileInput:
         http = caller(app)
         http.post(COHORT_PATH, json=identify(HOSTILE, f"{HOSTILE}: {HOSTILE}", True))
         http.post(COHORT_PATH, json={"type": "identify", "traits": {HOSTILE: 1}, "userId": "u"})
-        app.extensions["recorder"].flush()
+        services(app).sync_recorder.flush()
         sync_ids = [sync.id for sync in store.history.syncs(APP).syncs]
         user = urlencode({"id": HOSTILE})
         for path in (
@@ -384,12 +385,12 @@ class TestSyncs:
     @pytest.fixture
     def synced(self, make_app: Callable[..., Flask]) -> Flask:
         app = make_app(user_policy="known", **KEYS)
-        app.extensions["store"].register_users(APP, ["known"])
+        services(app).store.register_users(APP, ["known"])
         http = caller(app)
         for n in range(120):
             http.post(COHORT_PATH, json=batch(["known", f"stranger-{n}"][: 1 + n % 2], ONE, True))
         http.post(COHORT_PATH, data=b"{", content_type="application/json")
-        app.extensions["recorder"].flush()
+        services(app).sync_recorder.flush()
         return app
 
     def test_sync__is_one_line_that_opens(self, synced: Flask) -> None:
@@ -424,7 +425,7 @@ class TestSyncs:
         for user_id in ("", "alice"):
             call = {"type": "identify", "userId": user_id, "traits": {ONE: True}}
             caller(app).post(COHORT_PATH, json=call)
-        app.extensions["recorder"].flush()
+        services(app).sync_recorder.flush()
         for path in ("/", "/syncs"):
             assert "The first error: <bdi>userId: Must not be empty." in browser.get(path).text
 
@@ -434,14 +435,14 @@ class TestSyncs:
 
     def test_problems__alone__are_shown(self, synced: Flask) -> None:
         caller(synced).post(COHORT_PATH, json=identify("known", "good: 1", True))
-        synced.extensions["recorder"].flush()
+        services(synced).sync_recorder.flush()
         browser = Browser(synced).log_in()
         assert browser.get("/syncs").text.count("<details>") == 3
         assert browser.get("/syncs?problems=true").text.count("<details>") == 2
         assert browser.get("/syncs?cohort=1").text.count("<details>") == 1
 
     def test_sync__that_is_gone__is_404(self, browser: Browser) -> None:
-        assert "has left the history" in browser.get("/sync?id=7", 404).text
+        assert "no longer in the history" in browser.get("/sync?id=7", 404).text
 
     def test_reasons__every_one_that_a_sender_can_get__is_explained(self) -> None:
         def kinds(base: type) -> set[type]:

@@ -11,6 +11,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.services import services
 from app.settings import ApiKey, Settings
 from simulator.payloads import COHORT_PATH, batch, identify, user_ids
 from tests.integration.conftest import APP, KEY, caller
@@ -223,7 +224,7 @@ class TestKnownUsersOnly:
     @pytest.fixture
     def http(self, make_app: Callable[..., Flask]) -> FlaskClient:
         app = make_app(user_policy="known", store_partitions=2)
-        assert app.extensions["store"].register_users(APP, ["known1", "known2"]) == 2
+        assert services(app).store.register_users(APP, ["known1", "known2"]) == 2
         return caller(app)
 
     def test_known__all_of_them__are_applied(self, http: FlaskClient) -> None:
@@ -257,7 +258,7 @@ class TestKnownUsersOnly:
     def test_known__none_of_them_and_one_erased__is_404_in_any_order(
         self, http: FlaskClient, users: list[str]
     ) -> None:
-        http.application.extensions["store"].lifecycle.erase(APP, "erased", suppress=True)
+        services(http.application).store.lifecycle.erase(APP, "erased", suppress=True)
         body = batch(users, TRAIT, True)
         assert_problem(http.post(COHORT_PATH, json=body), 404, "unknown_user")
         assert http.post(COHORT_PATH, json=batch(["erased"], TRAIT, True)).status_code == 200
@@ -335,7 +336,7 @@ class TestCredentials:
         reply = http.get(COHORT_PATH)
         assert_problem(reply, 405, "method_not_allowed")
         assert "POST" in reply.headers["Allow"]
-        assert reply.json["detail"] == "This path takes POST, not GET."
+        assert reply.json["detail"] == "This path accepts POST, not GET."
 
 
 class TestLimits:
@@ -399,7 +400,7 @@ class TestLimits:
         self, make_app: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.store.rates._REMEMBERED", 10)
-        rates, limit = make_app().extensions["rates"], self.rate("100/minute")
+        rates, limit = services(make_app()).rates, self.rate("100/minute")
         for number in range(25):
             assert rates.hit(limit, "address", str(number)) is None
         assert len(rates._ahead) <= 10
@@ -431,7 +432,7 @@ def test_store__bad_credentials_and_unreachable_since_keys_were_read__is_still_4
         redis_url=f"unix://{tmp_path}/nobody-listens",
         auth_failure_rate_limit=Settings().auth_failure_rate_limit,
     )
-    monkeypatch.setattr(app.extensions["keyring"], "_read", True)
+    monkeypatch.setattr(services(app).keyring, "_read", True)
     assert_problem(caller(app, "wrong").post(COHORT_PATH, json=ONE), 401, "invalid_credentials")
 
 
@@ -471,7 +472,7 @@ def test_request__of_several_calls__failing_half_way__is_503_and_completed_by_th
     make_app: Callable[..., Flask], redis_client: redis.Redis
 ) -> None:
     app, ids = make_app(store_partitions=2), user_ids(100)
-    http, body, keys = caller(app), batch(ids, "n: 1", True), app.extensions["store"].keys
+    http, body, keys = caller(app), batch(ids, "n: 1", True), services(app).store.keys
     broken = keys.changes(APP, 1 - keys.partition(ids[0]))  # not that of the first call
     assert http.post(COHORT_PATH, json=identify(ids[0], "n: 1", True)).status_code == 200
     redis_client.set(broken, "no stream")

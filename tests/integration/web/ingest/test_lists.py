@@ -10,6 +10,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.services import services
 from app.store import Store
 from simulator import payloads
 from tests.integration.conftest import APP, caller
@@ -40,7 +41,7 @@ def test_create__again_and_by_four_at_once__is_the_same_list(
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(create_five, workers)) == [{"abc"}] * 4
-    store = workers[0].extensions["store"]
+    store = services(workers[0]).store
     assert [record.id for record in store.registry.page(APP)] == ["abc"]
     assert store.registry.find(APP, "abc").earlier_names == {}
 
@@ -158,7 +159,7 @@ def test_add__where_only_some_partitions_know_the_name__counts_all_that_changed(
     renamed = payloads.trait_name("Other", "abc")
     http.post(payloads.COHORT_PATH, json=payloads.identify(ids[0], renamed, True))
     assert http.post("/lists/abc/add", json={"userIds": ids[50:]}).json["changed"] == 50
-    assert app.extensions["store"].registry.find(APP, "abc").entered == 100
+    assert services(app).store.registry.find(APP, "abc").entered == 100
 
 
 @pytest.mark.parametrize("users", [[], ["a"]])

@@ -8,6 +8,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.state import members
@@ -24,7 +25,7 @@ def test_message__refused_for_unknown_users__is_applied_once_they_are_registered
     make_app: Callable[..., Flask], redis_client: redis.Redis
 ) -> None:
     app = make_app(user_policy="known")
-    http, store = caller(app), app.extensions["store"]
+    http, store = caller(app), services(app).store
     assert post(http)[0] == 404
     assert post(http)[0] == 404, "a retry must not hear that it was accepted"
     store.register_users(APP, ["a"])
@@ -42,7 +43,7 @@ def test_message__that_left_somebody_out__repeated_after_a_newer_one__undoes_not
     make_app: Callable[..., Flask], redis_client: redis.Redis
 ) -> None:
     app = make_app(user_policy="known")
-    http, store = caller(app), app.extensions["store"]
+    http, store = caller(app), services(app).store
     store.register_users(APP, ["a"])
     assert post(http)[1]["changed"] == 1
     leaves = payloads.webhook("n", "1", ["a"], False, computed_time="1692206763", message_id="m2")
@@ -58,7 +59,7 @@ def test_message__that_left_out_a_suppressed_user__is_recognised(
     make_app: Callable[..., Flask], redis_client: redis.Redis
 ) -> None:
     app = make_app(store_partitions=3)
-    http, store = caller(app), app.extensions["store"]
+    http, store = caller(app), services(app).store
     store.lifecycle.erase(APP, "b", suppress=True)
     assert post(http)[1]["changed"] == 1
     leaves = payloads.webhook("n", "1", ["a"], False, computed_time="1692206763", message_id="m2")

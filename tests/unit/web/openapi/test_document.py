@@ -134,7 +134,7 @@ def test_document__its_words__are_for_callers_and_not_for_readers_of_the_code(
         assert word not in text
     values = [example["value"] for example in told["components"]["examples"].values()]
     details = {value["reason"]: value["detail"] for value in values}
-    assert details["internal_error"] == "An error in the service. It has been logged."
+    assert details["internal_error"] == "Internal error. It has been logged."
     assert details["store_error"] == "The store refused a command."
 
 

@@ -1,0 +1,107 @@
+"""The parts of a running service. ``create_app`` builds them once; ``services()`` finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from flask import current_app
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from app.auth.keyring import KeyRing
+    from app.auth.sessions import Sessions
+    from app.server.background import Background
+    from app.settings import Settings
+    from app.store import Rates, Store
+    from app.telemetry.metrics.meter import Meter
+    from app.telemetry.metrics.store_gauges import StoreGauges
+    from app.telemetry.sync_recorder import Recorder
+    from app.web.api.change_stream import Feed
+    from app.web.http.fair_queue import Turns
+
+EXTENSION = "cohort_receiver"
+
+
+@dataclass(frozen=True)
+class Services:
+    """One of each, shared by all requests of a process."""
+
+    settings: Settings
+    store: Store
+    rates: Rates
+    keyring: KeyRing
+    sessions: Sessions
+    meter: Meter
+    store_gauges: StoreGauges
+    sync_recorder: Recorder
+    fair_queue: Turns
+    change_feed: Feed
+    background: Background
+
+    def readable_store(self) -> Store:
+        """The store, after a check that its data is laid out as the settings say.
+
+        Raises:
+            StoreError: it is unavailable, or was written with another number of partitions.
+        """
+        self.store.check_readable()
+        return self.store
+
+    def deletable_store(self) -> Store:
+        """As :meth:`readable_store`, for deletions: they also work while the store is full."""
+        self.store.check_for_deleting()
+        return self.store
+
+
+def build(settings: Settings) -> Services:
+    """The parts of a service with these settings. Connects to nothing yet."""
+    from app.auth.keyring import KeyRing
+    from app.auth.sessions import Sessions
+    from app.server.background import Background
+    from app.store import HistoryLimits, Rates, Store, connect, wait_for
+    from app.telemetry.metrics.meter import Meter
+    from app.telemetry.metrics.store_gauges import StoreGauges
+    from app.telemetry.sync_recorder import Recorder
+    from app.web.api.change_stream import Feed
+    from app.web.http.fair_queue import Turns
+
+    client = connect(settings)
+    store = Store(
+        client,
+        prefix=settings.key_prefix,
+        partitions=settings.store_partitions,
+        changes_max_entries=settings.changes_max_entries,
+        changes_max_age_hours=settings.changes_max_age_hours,
+        history=HistoryLimits(
+            settings.history_max_requests,
+            settings.history_max_syncs,
+            settings.history_max_age_hours,
+        ),
+        wait=wait_for(settings),
+    )
+    keyring, meter, recorder = KeyRing(settings, store.api_keys), Meter(), Recorder(store)
+    every_second = [meter.flush, recorder.work, keyring.refresh, keyring.write_uses]
+    return Services(
+        settings=settings,
+        store=store,
+        rates=Rates(client, store.keys),
+        keyring=keyring,
+        sessions=Sessions(store, keyring),
+        meter=meter,
+        store_gauges=StoreGauges(store, keyring.first_expiry),
+        sync_recorder=recorder,
+        fair_queue=Turns(settings.store_connections, settings.app_concurrency),
+        change_feed=Feed(
+            store.changes,
+            heartbeat_seconds=settings.stream_heartbeat_seconds,
+            max_followers=settings.max_followers,
+        ),
+        background=Background(store, meter.background_failed, every_second),
+    )
+
+
+def services(app: Flask | None = None) -> Services:
+    """The parts of an application; by default of the one that handles the current request."""
+    return cast("Services", (app or current_app).extensions[EXTENSION])
