@@ -1,21 +1,22 @@
 #!lua flags=no-writes
--- Read a partition's change stream from a place on.
+-- Read a partition's change stream after a given entry.
 --
 -- KEYS[1]  the change stream
--- ARGV[1]  id of the last entry that was read; '' to begin with the oldest one that is held
--- ARGV[2]  entries at most
--- ARGV[3]  bytes of users after which no further entry is read
+-- ARGV[1]  id of the last entry read, the position; '' to start with the oldest entry
+-- ARGV[2]  maximum number of entries
+-- ARGV[3]  bytes of user ids after which no more entries are read
 --
--- Returns {1 if entries after that place are gone, id of the last entry ever added or '0-0',
--- 1 if there may be more, entries as XRANGE gives them, the place before these}.
+-- Returns {1 if entries after the position were lost, id of the last entry ever added or '0-0',
+-- 1 if there may be more, entries as from XRANGE, the position before the first of them}.
 
-local stream, place = KEYS[1], ARGV[1]
+local stream, position = KEYS[1], ARGV[1]
 local limit, budget = tonumber(ARGV[2]), tonumber(ARGV[3])
+-- Entries to read at a time, so that the limit on bytes is not overshot by much.
 local AT_ONCE = 8
 local call = redis.call
 
 local newest = call('GET', stream .. ':last') or '0-0'
-if place == newest then return {0, newest, 0, {}, newest} end
+if position == newest then return {0, newest, 0, {}, newest} end
 
 local function field(entry, name)
   for i = 1, #entry[2], 2 do
@@ -32,7 +33,7 @@ local function before(a, b)
 end
 
 local entries, bytes, more = {}, 0, 0
-local start = place == '' and '-' or '(' .. place
+local start = position == '' and '-' or '(' .. position
 while #entries < limit and bytes < budget do
   local part = call('XRANGE', stream, start, '+', 'COUNT', math.min(AT_ONCE, limit - #entries))
   for i = 1, #part do
@@ -43,20 +44,21 @@ while #entries < limit and bytes < budget do
   start = '(' .. part[#part][1]
 end
 if #entries == 0 then
-  -- What was added since was erased, with the users in it. Trimming always leaves the newest entry.
-  -- Unless nothing was ever added: a copy's stream begins at the newest entry of its source's.
-  local lost = before(newest, place ~= '' and place or newest)
-    or (place ~= '' and call('GET', stream .. ':begun') == newest)
+  -- Trimming always keeps the newest entry, so the entries after the position were removed because
+  -- their users were erased; that is no loss. It is one if the store was reset to an earlier state,
+  -- or if this is a copy to which nothing was added yet: it starts at its source's newest entry.
+  local lost = before(newest, position ~= '' and position or newest)
+    or (position ~= '' and call('GET', stream .. ':begun') == newest)
   return {lost and 1 or 0, newest, 0, {}, newest}
 end
 if entries[#entries][1] ~= newest then more = 1 end
 
--- The first entry must follow on the place. Where others were between the two, they were erased,
--- unless nothing is held any more from before them: then they were trimmed. Where it follows on an
--- earlier one, the store was emptied or set back, and what the caller has read is another story.
+-- The first entry should directly follow the position. If entries are missing between the two, they
+-- were erased, or trimmed if no older entry is left. If it follows an entry before the position,
+-- the store was emptied or restored, and the caller has read entries that no longer exist.
 local lost, previous = 0, field(entries[1], 'previous')
-if place ~= '' and previous ~= place then
+if position ~= '' and previous ~= position then
   local oldest = call('XRANGE', stream, '-', '+', 'COUNT', 1)[1][1]
-  if oldest == entries[1][1] or before(previous, place) then lost = 1 end
+  if oldest == entries[1][1] or before(previous, position) then lost = 1 end
 end
-return {lost, newest, more, entries, place ~= '' and place or previous}
+return {lost, newest, more, entries, position ~= '' and position or previous}

@@ -1,11 +1,12 @@
 #!lua flags=no-writes
--- Read what a list of cohorts tells of each, as far as one partition knows it.
+-- Read the records of some cohorts in one partition.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV     cohort ids
 --
--- Returns for each: trait name, when it was named so, work in progress (being deleted, being
--- moved), members; then, from its home partition, the fields of its freshness that are a contract.
+-- Returns for each: trait name, time of the last statement under that name, deletion in progress,
+-- rename in progress, number of members, and the documented fields of its freshness hash, which
+-- only the cohort's home partition has.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local call = redis.call

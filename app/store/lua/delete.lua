@@ -1,22 +1,22 @@
 #!lua flags=allow-oom
--- Delete a cohort from one partition: mark it, take some of its users out, finish.
+-- Delete a cohort from one partition: mark it, remove its users in steps, finish.
 --
--- It works where memory is full too: deleting makes room.
+-- Allowed when memory is full, as deleting frees memory.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  'begin', 'mark', 'unmark', 'step' or 'finish'
 -- ARGV[2]  cohort id
--- ARGV[3]  begin, mark, unmark: the deletion, a random name; step: users to take out at most
--- ARGV[4]  step: change stream, entries to keep
+-- ARGV[3]  begin, mark, unmark: random id of the deletion; step: maximum number of users
+-- ARGV[4]  step: change stream: entries to keep
 --
--- begin   from now on pushes for the cohort are refused, also where it was not known: another
---         partition knows it. Returns the deletion that is going on, this one or an earlier one.
--- mark    the same, for the deletion that is going on in the first partition.
--- unmark  undoes a mark that came too late: its deletion was finished before.
--- step    removes trait and membership of some users; the members among them leave. Returns how
---         many it found; 0 when there are no more.
--- finish  forgets the cohort. Only when no partition has users left: what comes then starts it
---         afresh.
+-- begin   Refuses requests for the cohort from now on, even if this partition has no users of it,
+--         as another may. Returns the id of the deletion in progress, this one or an earlier one.
+-- mark    The same, for a deletion that began in the first partition.
+-- unmark  Removes a mark that was set after its deletion had finished.
+-- step    Removes traits and memberships of some users; members among them leave. Returns the
+--         number of users, 0 if none is left.
+-- finish  Removes the cohort's records. To be called when no partition has users left; the next
+--         request then creates the cohort anew.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
@@ -56,7 +56,7 @@ local trait, names = unpack(call('HMGET', state, 'trait', 'names'))
 local traits = {trait}
 for _, name in ipairs(names and cjson.decode(names) or {}) do traits[#traits + 1] = name.trait end
 
-call('XLEN', stream) -- must fail here rather than after the first write
+call('XLEN', stream) -- a key of another type must fail here, before the first write
 local set = members
 local users = call('ZRANGE', set, 0, ARGV[3] - 1)
 if #users == 0 then

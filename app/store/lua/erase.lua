@@ -1,18 +1,18 @@
 #!lua flags=allow-oom
--- Erase a user: the hash and all memberships. In one step, but for a user of very many traits, of
--- whom each step takes some, so that no call takes the store long.
+-- Erase a user: the hash and all memberships. A user with very many traits is erased in several
+-- calls, so that none blocks the store for long.
 --
--- It works where memory is full too: erasing makes room.
+-- Allowed when memory is full, as erasing frees memory.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  user id
--- ARGV[2]  'suppress' to refuse the user from now on, else ''
--- ARGV[3]  traits that one step takes at most
--- ARGV[4..]  pairs: a field of the user's hash, id of the cohort that it stands for
+-- ARGV[2]  'suppress' to skip the user in all future requests, else ''
+-- ARGV[3]  maximum number of traits in one call
+-- ARGV[4..]  pairs: trait name in the user's hash, id of its cohort
 --
--- Returns {traits that are still there, the id of the stream's last entry, '0-0' where it has none}:
--- the user may be in entries up to it. Returns {-1, ''}, and has done nothing, if the hash has other
--- fields by now: look them up again.
+-- Returns {number of traits left, id of the stream's last entry or '0-0'}; entries up to that one
+-- may contain the user. Returns {-1, ''} without erasing anything if the hash has changed since the
+-- caller read it.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local user, hash = ARGV[1], base .. 'user:' .. ARGV[1]
@@ -31,12 +31,12 @@ if call('EXISTS', KEYS[1]) == 1 then
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then last = info[i + 1] end
   end
-  -- Whoever replays the stream must know that up to here a user may be missing, or may have left
-  -- without an entry. It does not say who.
+  -- Tells a replay of the stream that up to this entry a user may be missing, or may have left
+  -- without an entry, but not which user.
   call('HSET', base .. 'erased', 'until', last)
 end
 
--- First, so that a user of several steps is refused from the first one on.
+-- Before the traits, so that a user who takes several calls is refused from the first one on.
 call('SREM', base .. 'registered', user)
 if ARGV[2] == 'suppress' then call('SADD', base .. 'suppressed', user) end
 for i = 5, #ARGV, 2 do

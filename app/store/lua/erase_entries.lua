@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- Remove entries about an erased user alone from the change stream.
+-- Remove change stream entries that contain no other user than an erased one, and count them.
 --
--- They are counted in the same step. Who replays the stream can tell them so from entries that left
--- by age, which end what a replay can prove.
+-- The count lets a replay of the stream distinguish erased entries from trimmed ones, before which
+-- it can't verify anything.
 --
--- KEYS[1]  the partition's change stream; its name gives the other key
--- ARGV     ids of the entries
+-- KEYS[1]  the partition's change stream; the name of the other key derives from it
+-- ARGV     entry ids
 --
--- Returns how many were there.
+-- Returns the number of entries removed.
 
 local removed = redis.call('XDEL', KEYS[1], unpack(ARGV))
 if removed > 0 then

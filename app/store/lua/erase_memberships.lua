@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- Erase a user from cohorts that the user's hash does not tell of: it was lost, or written past the
--- service.
+-- Erase a user from cohorts that are missing in the user's hash, because the hash was lost or
+-- changed by another program.
 --
--- KEYS[1]   the partition's change stream; its name gives the other keys
+-- KEYS[1]   the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]   user id
--- ARGV[2..] ids of the cohorts to look at
+-- ARGV[2..] cohort ids
 --
--- Returns the ids of those that knew the user.
+-- Returns the ids of the cohorts from which the user was erased.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local user = ARGV[1]
@@ -14,8 +14,8 @@ local call = redis.call
 
 local hash = base .. 'user:' .. user
 
--- Whether the user's hash tells of a cohort: the user has entered or left again meanwhile.
-local function is_told(state)
+-- Whether the user's hash has the cohort's trait: then the user was received again since.
+local function has_trait(state)
   local trait, names = unpack(call('HMGET', state, 'trait', 'names'))
   local traits = {trait or ''}
   for _, name in ipairs(names and cjson.decode(names) or {}) do traits[#traits + 1] = name.trait end
@@ -31,7 +31,7 @@ for i = 2, #ARGV do
   local members, left, seen = prefix .. ':members', prefix .. ':left', prefix .. ':seen'
   local member = call('ZSCORE', members, user)
   local known = member or call('ZSCORE', left, user) or call('ZSCORE', seen, user)
-  if known and not is_told(prefix .. ':state') then
+  if known and not has_trait(prefix .. ':state') then
     if member then call('HINCRBY', prefix .. ':state', 'left', 1) end
     for _, key in ipairs({members, left, seen}) do call('ZREM', key, user) end
     found[#found + 1] = ARGV[i]

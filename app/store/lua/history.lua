@@ -1,46 +1,45 @@
 #!lua
--- Add requests to an app's sync history. history_trim.lua lets go of what is too old or too much.
+-- Add requests to an app's sync history. history_trim.lua removes what is too old or too much.
 --
--- KEYS[1]   the sorted set of the app's syncs; its name gives the other keys
+-- KEYS[1]   the sorted set of the app's syncs; the names of all other keys derive from it
 -- ARGV[1]   requests to keep
--- ARGV[2]   a name for what this call brings; it is added once
--- ARGV[3..] batches of requests: head, number of clean requests, number of others, and each
---           request as a JSON array. The head is a JSON object:
---             key     what the requests have in common; requests with the same key that are close
---                     in time are one sync
+-- ARGV[2]   id of this call: repeating it adds nothing
+-- ARGV[3..] batches: head, number of requests without a problem, number of requests with one, and
+--           each request as a JSON array. The head is a JSON object:
+--             key     groups requests: those with the same key that are close in time form a sync
 --             cohort  cohort id, or ''
---             index   'syncs', or 'failures' for those that name no cohort
---             first, last  the times of the batch's first and last request, ms since the epoch
+--             index   'syncs', or 'failures' for failed requests that name no cohort
+--             first, last  times of the first and last request, in ms since the epoch
 --             set     fields of the sync's hash to set
---             add     fields of the sync's hash to add to
---             slowest ms
+--             add     fields of the sync's hash to increment
+--             slowest longest request, in ms
 --
--- Failed requests that name no cohort are kept apart from the others, and a tenth of them: however
--- many there are, the others stay.
+-- Failed requests that name no cohort have their own, smaller space, so that a flood of them does
+-- not push out the others.
 
 local base = string.sub(KEYS[1], 1, -#'syncs' - 1)
 local call = redis.call
 
--- A sync ends when nothing came for this long, in ms; so does one that goes on and on.
+-- A sync ends after a pause of this many ms, or when it reaches the longest duration.
 local PAUSE, LONGEST = 5 * 60 * 1000, 6 * 3600 * 1000
--- Of the requests that are kept, those of one sync may be one in so many.
+-- A sync keeps at most one in this many of the app's requests.
 local SHARE = 10
 
 local per_sync = math.max(100, math.floor(tonumber(ARGV[1]) / SHARE))
 
-local book, open = base .. 'history', base .. 'open'
+local totals, open = base .. 'history', base .. 'open'
 
--- For how long a call that is repeated is recognised, in ms.
+-- How long a repeated call is recognised, in ms.
 local REPEATED = 10 * 60 * 1000
 if not call('SET', base .. 'added:' .. ARGV[2], 1, 'NX', 'PX', REPEATED) then return 0 end
 
-local function number(value) return string.format('%d', value) end
+local function integer(value) return string.format('%d', value) end
 
 local function sync_key(id) return base .. 'sync:' .. id end
 
 local function of_cohort(cohort) return base .. 'cohort:' .. cohort .. ':syncs' end
 
--- The sync that a batch belongs to: the one that is open, or a new one.
+-- The sync that a batch belongs to: the open one or a new one. Returns its id, start and end.
 local function find(batch)
   local id = call('HGET', open, batch.key)
   local late = false
@@ -54,7 +53,7 @@ local function find(batch)
       end
     end
   end
-  id = number(call('HINCRBY', book, 'next', 1))
+  id = integer(call('HINCRBY', totals, 'next', 1))
   call('ZADD', base .. batch.index, id, id)
   call('HSET', sync_key(id), 'key', batch.key, 'cohort', batch.cohort)
   if batch.cohort ~= '' then call('ZADD', of_cohort(batch.cohort), id, id) end
@@ -62,7 +61,7 @@ local function find(batch)
   return id, math.huge, 0
 end
 
--- Append to one of a sync's lists, and keep its newest.
+-- Append to a list of a sync, and drop its oldest entries if it is full.
 local function keep(list, index, first, count)
   if count == 0 then return end
   local length = call('RPUSH', list, unpack(ARGV, first, first + count - 1))
@@ -70,16 +69,16 @@ local function keep(list, index, first, count)
     call('LTRIM', list, -per_sync, -1)
     count = count - (length - per_sync)
   end
-  call('HINCRBY', book, index, number(count))
+  call('HINCRBY', totals, index, integer(count))
 end
 
 local function add(batch, clean, others, position)
   local id, began, last = find(batch)
   local sync = sync_key(id)
-  call('HSET', sync, 'began', number(math.min(began, batch.first)),
-    'last', number(math.max(last, batch.last)))
+  call('HSET', sync, 'began', integer(math.min(began, batch.first)),
+    'last', integer(math.max(last, batch.last)))
   for field, value in pairs(batch.set) do call('HSET', sync, field, value) end
-  for field, value in pairs(batch.add) do call('HINCRBY', sync, field, number(value)) end
+  for field, value in pairs(batch.add) do call('HINCRBY', sync, field, integer(value)) end
   local slowest = tonumber(call('HGET', sync, 'slowest') or 0)
   if batch.slowest > slowest then call('HSET', sync, 'slowest', tostring(batch.slowest)) end
   keep(sync .. ':requests', batch.index, position, clean)

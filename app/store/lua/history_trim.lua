@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- Let go of what is too old or too much in an app's sync history, some of it in one call.
+-- Remove the oldest syncs of an app if its history is too old or too large, some of them in each
+-- call.
 --
--- KEYS[1]   the sorted set of the app's syncs; its name gives the other keys
+-- KEYS[1]   the sorted set of the app's syncs; the names of all other keys derive from it
 -- ARGV[1]   requests to keep
 -- ARGV[2]   syncs to keep
 -- ARGV[3]   age to keep, in ms
@@ -9,39 +10,39 @@
 local base = string.sub(KEYS[1], 1, -#'syncs' - 1)
 local call = redis.call
 
--- Syncs that one call lets go of, of each kind.
-local LET_GO = 50
+-- Syncs of each kind that one call removes at most.
+local AT_ONCE = 50
 
 local max_requests, max_syncs = tonumber(ARGV[1]), tonumber(ARGV[2])
 local max_age = tonumber(ARGV[3])
-local book, open = base .. 'history', base .. 'open'
+local totals, open = base .. 'history', base .. 'open'
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
-local function let_go(id, index)
+local function remove(id, index)
   local sync = base .. 'sync:' .. id
   local cohort, key = unpack(call('HMGET', sync, 'cohort', 'key'))
   local gone = call('LLEN', sync .. ':requests') + call('LLEN', sync .. ':problems')
   call('UNLINK', sync, sync .. ':requests', sync .. ':problems')
   call('ZREM', base .. index, id)
   call('ZREM', base .. 'problems', id)
-  call('HINCRBY', book, index, string.format('%d', -gone))
+  call('HINCRBY', totals, index, string.format('%d', -gone))
   if cohort and cohort ~= '' then call('ZREM', base .. 'cohort:' .. cohort .. ':syncs', id) end
   if key and call('HGET', open, key) == id then call('HDEL', open, key) end
 end
 
 local function trim(index, requests, syncs)
-  for _ = 1, LET_GO do
+  for _ = 1, AT_ONCE do
     local id = call('ZRANGE', base .. index, 0, 0)[1]
     if not id then return end
     local last = tonumber(call('HGET', base .. 'sync:' .. id, 'last') or 0)
     if last > now - max_age
-      and tonumber(call('HGET', book, index) or 0) <= requests
+      and tonumber(call('HGET', totals, index) or 0) <= requests
       and call('ZCARD', base .. index) <= syncs
     then
       return
     end
-    let_go(id, index)
+    remove(id, index)
   end
 end
 

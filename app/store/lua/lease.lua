@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- Take a lease, or keep it for longer.
+-- Acquire or renew a lease.
 --
--- It works where memory is full too: so does a deletion, which makes room.
+-- Allowed when memory is full, as a deletion, which frees memory, needs one.
 --
 -- KEYS[1]  the lease
--- ARGV[1]  who takes it
--- ARGV[2]  for how long, in ms
+-- ARGV[1]  id of the owner
+-- ARGV[2]  duration in ms
 --
--- Returns 1; 0 where somebody else has it.
+-- Returns 1, or 0 if the lease has another owner.
 
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[1] then return 0 end

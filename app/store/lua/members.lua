@@ -1,24 +1,24 @@
 #!lua flags=no-writes
--- Read some members of a cohort, from a place on, in the order of score and user id.
+-- Read a page of a cohort's members, in the order of score and user id.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  cohort id
--- ARGV[2]  members at most
--- ARGV[3]  only those since this time, in ms since the epoch, or ''
--- ARGV[4]  score of the last member that was read, or '' to begin
--- ARGV[5]  id of that member, who may have left
+-- ARGV[2]  maximum number of members
+-- ARGV[3]  only members since this time, in ms since the epoch; '' for all
+-- ARGV[4]  score of the last member read; '' for the first page
+-- ARGV[5]  id of that member, who may have left since
 --
 -- Returns a flat list: user id, score.
 --
--- The place is found by halving ranks, so that a million members with the same time cost no more
--- than a few.
+-- If that member has left, the position is found by bisecting ranks, which stays fast for a million
+-- members with the same score.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local cohort, limit, least, score, user = unpack(ARGV)
 local members = base .. 'cohort:' .. cohort .. ':members'
 local call = redis.call
 
--- Whether a comes after b, byte by byte as in a sorted set. Lua's own < obeys the server's locale.
+-- Whether a sorts after b in a sorted set, byte by byte. Lua's < depends on the server's locale.
 local function comes_after(a, b)
   for i = 1, math.min(#a, #b) do
     local x, y = string.byte(a, i), string.byte(b, i)

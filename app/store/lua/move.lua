@@ -1,14 +1,15 @@
 #!lua
 -- Move some users of a renamed cohort from its earlier trait names to the current one.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  cohort id
--- ARGV[2]  users to look at, roughly
--- ARGV[3]  the name that all partitions were told of; not given where there is only one partition
+-- ARGV[2]  approximate number of users to look at
+-- ARGV[3]  the name that all partitions have; absent with a single partition
 --
--- Returns {1 when all is moved, users looked at}; {-1, 0} if the cohort has another name by now, which
--- the others must be told of first: once this is done, nobody would. The place reached is kept with the cohort, in
--- the same step as the moves: whoever goes on after a crash begins where this ended.
+-- Returns {1 if all users have been moved, else 0; users looked at}, or {-1, 0} if this partition
+-- has a newer name, which must reach the other partitions first: a finished rename is not spread
+-- any more. The position is stored in the same step as the moves, so that a process that takes over
+-- after a crash continues from there.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local cohort, count = ARGV[1], ARGV[2]
@@ -18,7 +19,7 @@ local call, attempt = redis.call, redis.pcall
 
 local trait, names, moving, deleting =
   unpack(call('HMGET', state, 'trait', 'names', 'moving', 'deleting'))
--- Marked for deletion a moment ago: the job is another one now.
+-- The cohort has just been marked for deletion, which replaces the rename.
 if deleting then return {1, 0} end
 if ARGV[3] and trait and trait ~= ARGV[3] then return {-1, 0} end
 if not moving then
@@ -28,7 +29,7 @@ end
 local earlier = {}
 for i, name in ipairs(cjson.decode(names)) do earlier[i] = name.trait end
 
--- A scan's cursor means nothing to a server that was started since: begin again there.
+-- A ZSCAN cursor is not valid on another server process: start again there.
 local run = string.match(call('INFO', 'server'), 'run_id:(%w+)')
 local phase, cursor, run_then = string.match(moving, '^(%w+) (%d+) (%w+)$')
 if run_then ~= run then phase, cursor = 'members', '0' end

@@ -1,13 +1,14 @@
 #!lua flags=no-writes
--- Read what cohorts are sorted by, as far as one partition knows it; in the order of their ids.
+-- Read the numbers by which cohorts are sorted, in the order of cohort ids.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  'members', or 'last_received'
--- ARGV[2]  the id after which to begin, or ''
--- ARGV[3]  cohorts to read at most
+-- ARGV[2]  cohort id after which to start, or ''
+-- ARGV[3]  maximum number of cohorts
 --
--- Returns cohort id and number, over and over: members in this partition, which add up; or when it
--- was last received, in ms since the epoch, where there is only one partition.
+-- Returns a flat list: cohort id, number, … The number of members is that of this partition; the
+-- caller adds them up. The time of the last arrival, in ms since the epoch, is only in the cohort's
+-- home partition, so it is read with a single partition only.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local call = redis.call

@@ -1,8 +1,12 @@
 #!lua flags=allow-oom
--- Revoke a key, for good: the first time stays. A leaked key can be revoked where memory is full too.
+-- Revoke an API key permanently. A repeated call keeps the first time.
+--
+-- Allowed when memory is full, so that a leaked key can always be revoked.
 --
 -- KEYS[1]  the hash of all keys
--- ARGV[1]  the field that says when it was revoked
--- ARGV[2]  now, in ms since the epoch
+-- ARGV[1]  field for the key's time of revocation
+-- ARGV[2]  time in ms since the epoch
+--
+-- Returns 1, or 0 if the key had been revoked before.
 
 return redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])

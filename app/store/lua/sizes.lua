@@ -1,20 +1,21 @@
 #!lua flags=allow-oom
--- Note the sizes of cohorts, for their charts.
+-- Record the sizes of cohorts over time, for their charts.
 --
--- It works where memory is full too: erasing a user does, and takes only a few bytes of it for this.
+-- Allowed when memory is full, as this is part of erasing a user and takes only a few bytes.
 --
--- KEYS[1]   the change stream of the cohorts' home partition; its name gives the other keys
--- ARGV[1]   when they had these sizes, in s since the epoch
+-- KEYS[1]   the change stream of the cohorts' home partition; the names of all other keys
+--           derive from it
+-- ARGV[1]   time in s since the epoch
 -- ARGV[2..] cohort ids, each followed by its size
 --
 -- A cohort's sizes are pairs of unsigned 32-bit numbers, big-endian: s since the epoch, and size.
--- There is one a minute at most. When there are too many, every second one of the older half is
--- left out: so the recent past is there in detail, and all of the past in outline.
+-- There is at most one pair a minute. When there are too many, every second pair of the older half
+-- is dropped, which keeps the recent past in detail and the whole past in outline.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local call = redis.call
 local PAIR, BYTES = '>I4I4', 8
-local MOST, STEP = 240, 60
+local MAX_PAIRS, MIN_SECONDS = 240, 60
 
 local at = tonumber(ARGV[1])
 
@@ -24,15 +25,15 @@ end
 
 local function thinned(sizes)
   local kept = {}
-  for n = 0, MOST / 2 - 1, 2 do
+  for n = 0, MAX_PAIRS / 2 - 1, 2 do
     kept[#kept + 1] = string.sub(sizes, n * BYTES + 1, (n + 1) * BYTES)
   end
-  return table.concat(kept) .. string.sub(sizes, MOST / 2 * BYTES + 1)
+  return table.concat(kept) .. string.sub(sizes, MAX_PAIRS / 2 * BYTES + 1)
 end
 
 for i = 2, #ARGV, 2 do
   local cohort, size = ARGV[i], tonumber(ARGV[i + 1])
-  -- Not for a cohort that has been deleted meanwhile.
+  -- Skip a cohort that has been deleted since it was counted.
   if call('ZSCORE', base .. 'due', cohort) then
     local key = base .. 'cohort:' .. cohort .. ':sizes'
     local sizes = call('GET', key) or ''
@@ -42,7 +43,7 @@ for i = 2, #ARGV, 2 do
       local last, same = pair(sizes, n - 1)
       if last > at then
         keep = nil
-      elseif n > 1 and math.floor(last / STEP) == math.floor(at / STEP) then
+      elseif n > 1 and math.floor(last / MIN_SECONDS) == math.floor(at / MIN_SECONDS) then
         keep = n - 1
       elseif n > 1 and same == size and select(2, pair(sizes, n - 2)) == size then
         keep = n - 1
@@ -50,7 +51,7 @@ for i = 2, #ARGV, 2 do
     end
     if keep then
       sizes = string.sub(sizes, 1, keep * BYTES) .. struct.pack(PAIR, at, size)
-      if keep + 1 > MOST then sizes = thinned(sizes) end
+      if keep + 1 > MAX_PAIRS then sizes = thinned(sizes) end
       call('SET', key, sizes)
     end
   end

@@ -1,13 +1,13 @@
 #!lua flags=no-writes
--- Read some of the traits of a user who has very many, as users.lua reads those of others.
+-- Read some of the traits of a user who has very many; for other users, see users.lua.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  user id
--- ARGV[2]  where the last call ended, '0' to begin
--- ARGV[3]  traits, about
+-- ARGV[2]  cursor that the last call returned, '0' for the first call
+-- ARGV[3]  approximate number of traits
 --
--- Returns {where this call ended, '0' at the end, traits as users.lua tells them}. A trait may be
--- told twice.
+-- Returns {cursor for the next call, '0' at the end; traits as from users.lua}. A trait may be
+-- returned more than once.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local user = ARGV[1]

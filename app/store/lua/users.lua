@@ -1,24 +1,24 @@
 #!lua flags=no-writes
--- Read the traits of some users and, for each that is true, since when.
+-- Read the traits of some users and, for each trait that is true, since when.
 --
--- KEYS[1]   the partition's change stream; its name gives the other keys
--- ARGV[1]   traits after which no further user is begun
+-- KEYS[1]   the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]   number of traits after which no more users are read
 -- ARGV[2..] user ids
 --
--- Returns for each user that was read, in order, a flat list of trait names, and for each: 'false';
--- the user's score as a member, in ms since the epoch; 'true' where the user is none all the same; '?'
--- where the name doesn't tell the cohort's id in plain ASCII, so that the caller must find it out
--- (app/cohorts/cohort.py). For a user of very many traits the list holds '' alone: they are read
--- with user_traits.lua, so that no call takes the store long.
+-- Returns, for each user read, in order, a flat list of trait names and values. A value is 'false';
+-- the user's score as a member, in ms since the epoch; 'true' if the trait is true but the user is
+-- not a member; or '?' if the cohort id in the name is not plain ASCII and the caller must derive
+-- it (app/cohorts/cohort.py). For a user with very many traits the list is just ''; user_traits.lua
+-- reads them in parts, so that no call blocks the store for long.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local budget = tonumber(ARGV[1])
 local VERY_MANY = 1000
 local call = redis.call
 local rows, count = {}, 0
-local asked = {} -- cohort id → users, their rows, places in these, and how many
+local asked = {} -- by cohort id: users, their rows, positions in the rows, and how many
 
--- The id of the cohort that a trait name stands for, or false where it isn't told in plain ASCII.
+-- The cohort id in a trait name, or false if it is not plain ASCII.
 local ids = {}
 local function cohort_id(name)
   local id = ids[name]
