@@ -107,9 +107,9 @@ LARGEST = SOME_LEFT_OUT._replace(
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        (CLEAN, r"(\d+) bytes a request"),
-        (SOME_LEFT_OUT, r"(\d+) where users were left out"),
-        (LARGEST, r"never more than ([\d,]+)"),
+        (CLEAN, r"(\d+) bytes per request"),
+        (SOME_LEFT_OUT, r"\((\d+) with rejected users"),
+        (LARGEST, r"at most ([\d,]+) with a long"),
     ],
     ids=["clean", "some left out", "largest"],
 )
