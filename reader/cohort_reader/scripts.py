@@ -18,7 +18,7 @@ return 1
 # Each entry names its predecessor ('previous'). If the predecessor of the first unread entry is
 # newer than the last entry read, the entries in between are gone. Trimming removes the oldest
 # entries first, so if an older entry is still held, they were erased with their users and are no
-# loss. Writes even when memory is full, like reading does.
+# loss. It may write even when memory is full, as it runs before every read.
 DETECT_LOSS = """#!lua flags=allow-oom
 local call = redis.call
 local read

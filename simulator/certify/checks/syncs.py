@@ -57,7 +57,9 @@ def sync_property(c: Context) -> str:
     return whole_sync(c, "property", c.options.path)
 
 
-@group.check("sync.list", "list", "The same with list creation, add and remove.")
+@group.check(
+    "sync.list", "list", "Whole syncs as in sync.property, by list creation, add and remove."
+)
 def sync_list(c: Context) -> str:
     return whole_sync(c, "list", c.options.lists_path)
 
@@ -65,7 +67,7 @@ def sync_list(c: Context) -> str:
 @group.check(
     "sync.webhook",
     "webhook",
-    "The same with Cohort Webhooks, where a late retry must not override a newer update.",
+    "Whole syncs as in sync.property, by webhook: a late retry doesn't override a newer update.",
     origin="known",
 )
 def sync_webhook(c: Context) -> str:
