@@ -1,14 +1,14 @@
 #!lua flags=no-writes
--- The change stream from where a replay stands, and users' memberships at the same moment.
+-- Read the next part of the change stream for a replay, and users' memberships at the same moment.
 --
--- KEYS[1]   the partition's change stream; its name gives the other keys
--- ARGV[1]   id of the last entry that was read, '0-0' at the beginning
--- ARGV[2]   entries to return at most
+-- KEYS[1]   the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]   id of the last entry read, '0-0' to start
+-- ARGV[2]   maximum number of entries
 -- ARGV[3..] groups: cohort id, number of users, user ids
 --
--- Returns {{entries ever added, entries there, id of the first one or '', id of the last one ever,
--- id up to which users were erased, entries removed with them}, entries, the scores of all users
--- in members}.
+-- Returns {{number of entries ever added, number of entries now, id of the first one or '', id of
+-- the last one ever added, id up to which users were erased, number of entries removed for that},
+-- entries, scores of all users in members}.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
--- Say what is wrong with the records about a cohort in one partition.
+-- Find problems in a cohort's records in one partition.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  cohort id
 --
 -- Returns a flat list: problem, detail, problem, detail …
@@ -25,7 +25,7 @@ local function problem(name, detail)
   found[#found + 1] = detail
 end
 
--- A partition that never saw a cohort is marked too when the cohort is deleted, and has no trait.
+-- While a cohort is deleted, a partition that has none of its users has the mark, but no trait.
 if not trait and (members > 0 or listed or (others > 0 and not deleting)) then
   problem('cohort_without_state', members .. ' members')
 end

@@ -1,13 +1,13 @@
 #!lua flags=no-writes
--- Which fields the hashes of some users of one partition have.
+-- Read which fields the hashes of some users in one partition have.
 --
--- KEYS[1]   the partition's change stream; its name gives the other keys
--- ARGV[1]   fields after which no further user is begun
--- ARGV[2]   fields of a user who has too many for one call
+-- KEYS[1]   the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]   number of fields after which no more users are read
+-- ARGV[2]   number of fields from which a user has too many for one call
 -- ARGV[3..] user ids
 --
--- Returns {users looked at, places of users whose key is no hash, places of users with too many
--- fields, field, places of the users who have it, field, …}; the first place is 1.
+-- Returns {number of users read, positions of users whose key is not a hash, positions of users
+-- with too many fields, field, positions of the users who have it, field, …}. Positions start at 1.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 

@@ -1,12 +1,12 @@
 #!lua flags=no-writes
--- Say about which users of one partition the hash and the sorted sets disagree.
+-- Find users in one partition whose hash and sorted sets disagree.
 --
--- KEYS[1]   the partition's change stream; its name gives the other keys
+-- KEYS[1]   the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]   what is walked: 'members' or 'left' (users found there), or 'fields' (fields found in
 --           users' hashes). Each problem belongs to one walk, so that all three report it once.
 -- ARGV[2..] groups: cohort id, number of users, user ids; for 'fields', each followed by the field
 --
--- Returns a flat list: place (the first user of the call is 1), problem, detail …
+-- Returns a flat list: position of the user (from 1), problem, detail, …
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local walk = ARGV[1]
@@ -19,8 +19,8 @@ local function problem(name, detail)
   found[#found + 1] = detail
 end
 
--- The names of a cohort's trait that a user may have. While a rename goes on it may be an earlier
--- one. None where the cohort's state is lost, which is reported about the cohort.
+-- The trait names that a user of the cohort may have; during a rename, also earlier ones. None if
+-- the cohort's state is lost, which is reported for the cohort.
 local function names_of(state)
   local trait, earlier, moving = unpack(call('HMGET', state, 'trait', 'names', 'moving'))
   local names = {trait or nil}
@@ -30,7 +30,7 @@ local function names_of(state)
   return names
 end
 
--- In what the hash disagrees with what is expected under these names; nil where it agrees.
+-- How the hash differs from the value expected under these names, or nil.
 local function disagreement(hash, names, expected)
   local values = attempt('HMGET', hash, unpack(names))
   if values.err then return nil end -- reported by the walk of the fields

@@ -1,9 +1,9 @@
 #!lua
--- Make the records about a cohort in one partition agree with its members.
+-- Make a cohort's records in one partition agree with its members.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  cohort id
--- ARGV[2]  trait name to give it where its own is lost
+-- ARGV[2]  trait name to use if the cohort's own is lost
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local cohort = ARGV[1]
@@ -26,7 +26,7 @@ if not trait then
   local clock = call('TIME')
   local first = call('ZRANGE', members, 0, 0, 'WITHSCORES')[2]
   first = first or clock[1] * 1000 + math.floor(clock[2] / 1000)
-  -- Named at no known time: whatever name comes next is newer.
+  -- The time of the name is unknown, so any name that arrives is newer.
   call('HSET', state, 'trait', ARGV[2], 'named', '0', 'first', string.format('%d', first))
 end
 call('ZADD', base .. 'cohorts', 0, cohort)

@@ -1,12 +1,12 @@
 #!lua
--- Make a user's hash agree with the sorted sets of one cohort. The members are the truth.
+-- Make a user's hash agree with the sorted sets of one cohort. The members set decides.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  cohort id
 -- ARGV[2]  user id
--- ARGV[3]  a field of the hash that stands for the cohort, or ''
+-- ARGV[3]  a field of the hash that belongs to the cohort, or ''
 --
--- Nothing is emitted: no membership changes. Returns 1, or 0 where there is nothing that could be
+-- Adds nothing to the change stream, as no membership changes. Returns 1, or 0 if the user can't be
 -- repaired without guessing.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
@@ -38,7 +38,7 @@ if member then
   call('HSET', hash, trait, 'true')
 elseif left_at or call('HEXISTS', hash, trait) == 1 then
   call('HSET', hash, trait, 'false')
-  -- Nobody said when: any statement that comes is newer.
+  -- The time is unknown, so any statement that arrives is newer.
   call('ZADD', prefix .. ':left', 'NX', 0, user)
 end
 return 1
