@@ -80,7 +80,7 @@ types: .venv/installed-dev ## check types
 bench: install ## measure speed and limits; BENCH="--against FOLDER" compares two checkouts
 	$(BIN)/python -m bench $(BENCH)
 
-bench-rename: install ## rename a cohort of a million members under load, killing all workers
+bench-rename: install ## rename a cohort of a million members under load: some minutes
 	$(BIN)/python -m bench rename $(BENCH)
 
 bench-cluster: install ## measure clusters of one, two and three masters, and waiting for replicas

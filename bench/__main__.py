@@ -5,22 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import growth, rename
+from bench import growth
 from bench.plan import DEFAULT, GROUPS, SIZES
-from bench.report import Report, report, write
-from bench.requests import Size
+from bench.report import report, write
 from bench.runner import Sample, measure, progress
 from bench.servers import ROOT
-
-# What is more than loads on contestants: each runs the checkout in a folder.
-SCENARIOS: dict[str, Callable[[Size, Path], Report]] = {
-    "rename": rename.run,
-    "growth": growth.run,
-}
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +22,7 @@ def main(arguments: list[str]) -> int:
         "groups",
         nargs="*",
         metavar="GROUP",
-        help=f"{', '.join([*GROUPS, *SCENARIOS])}; by default {', '.join(DEFAULT)}",
+        help=f"{', '.join([*GROUPS, 'growth'])}; by default {', '.join(DEFAULT)}",
     )
     parser.add_argument("--size", choices=SIZES, default="full", help="how long, and how much data")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, in turn")
@@ -38,17 +30,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args(arguments)
     names = options.groups or DEFAULT
-    if unknown := set(names) - {*GROUPS, *SCENARIOS}:
+    if unknown := set(names) - {*GROUPS, "growth"}:
         parser.error(f"no such group: {', '.join(sorted(unknown))}")
     against = options.against.resolve() if options.against else None
     if against and not (against / "wsgi.py").is_file():
         parser.error(f"{against} has no wsgi.py")
     size, reports, samples = SIZES[options.size], [], {}
     for name in names:
-        if name in SCENARIOS:
-            found = SCENARIOS[name](size, ROOT)
+        if name == "growth":
+            found = growth.run(size, ROOT)
             if against:
-                print(f"\n## {name}, {against}\n\n{SCENARIOS[name](size, against)}")
+                print(f"\n## {name}, {against}\n\n{growth.run(size, against)}")
         else:
             samples[name] = measure(GROUPS[name], size, against)
             found = report(GROUPS[name], samples[name])

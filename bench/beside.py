@@ -6,6 +6,8 @@ load's result, while it still happens, and returns further figures.
 
 from __future__ import annotations
 
+import http.client
+import json
 import select
 import socket
 import threading
@@ -19,6 +21,7 @@ from bench import generator
 from bench.generator import LoadFailed, Result
 from bench.requests import ADMIN_KEY, COHORT_ID, NOISY_KEY, Target, batches, request
 from bench.servers import START_SECONDS, Gunicorn, running_process
+from simulator import payloads
 
 Figures = dict[str, float]
 Finish = Callable[[Result], Figures]
@@ -147,6 +150,30 @@ def _follow(number: int, target: Target, connection: Connection) -> None:
                 tails[fileno] = part[1 - len(_EVENT) :]
             else:
                 poll.unregister(fileno)
+
+
+@contextmanager
+def renaming(target: Target, service: Gunicorn) -> Iterator[Finish]:
+    """The users of the cohort move to a new name, which should outlast the load."""
+    trait = payloads.trait_name(f"Buyers {target.start}", COHORT_ID)
+    body = json.dumps(payloads.list_create(trait)).encode()
+    generator.run(target.address, [request("POST", "/lists", body)], clients=1, seconds=60)
+
+    def is_moving() -> bool:
+        connection = http.client.HTTPConnection(*target.address, timeout=60)
+        path = f"/api/v1/cohorts/{COHORT_ID}"
+        connection.request("GET", path, headers={"api_key": ADMIN_KEY})
+        status = json.load(connection.getresponse())["status"]
+        connection.close()
+        return bool(status == "renaming")
+
+    def finish(result: Result) -> Figures:
+        outlasted = is_moving()
+        while is_moving():
+            time.sleep(0.25)
+        return {"outlasted": float(outlasted)}
+
+    yield finish
 
 
 @contextmanager

@@ -35,20 +35,16 @@ class Result:
         seconds: from the first request to the last reply.
         latencies: seconds per request, from (re)connecting to the last byte of the reply; at a
             fixed rate, from the moment the request was due.
-        starts: when each of these requests started, by ``time.perf_counter``.
         reply_bytes: size of all replies.
         cpu_seconds: used by the load generator itself.
         unanswered: requests still in flight at the deadline.
-        retries: requests sent again.
     """
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    starts: list[float] = field(default_factory=list)
     reply_bytes: int = 0
     cpu_seconds: float = 0.0
     unanswered: int = 0
-    retries: int = 0
 
     @property
     def answered(self) -> int:
@@ -109,7 +105,6 @@ def run(
     seconds: float,
     drain_seconds: float = 60.0,
     rate: float | None = None,
-    max_retries: int = 0,
     running: Callable[[], bool] = lambda: True,
 ) -> Result:
     """Send each of ``requests`` once, over ``clients`` connections at a time.
@@ -119,8 +114,6 @@ def run(
     Args:
         rate: requests per second, evenly spaced; by default each client sends its next request
             once the last is answered. A request that finds no client free waits, and that counts.
-        max_retries: how many requests in all may be sent again, as Amplitude does, after they were
-            refused or their connection broke.
         running: checked before each request; False ends the load early.
 
     Raises:
@@ -146,17 +139,7 @@ def run(
             client.writing = False
             connected[client.sock.fileno()] = client
             poll.register(client.sock, select.EPOLLIN)
-        try:
-            _send(client, poll)
-        except ConnectionError as error:
-            retry(client, repr(error))
-
-    def retry(client: _Client, why: str) -> None:
-        if result.retries >= max_retries:
-            raise LoadFailed(why)
-        result.retries += 1
-        _disconnect(client, connected)
-        send(client)
+        _send(client, poll)
 
     def receive(client: _Client) -> bool:
         """Whether the reply is complete, and is a 200."""
@@ -173,17 +156,14 @@ def run(
             return False
         client.reply += part
         if not part:
-            retry(client, f"connection closed after {bytes(client.reply[:300])!r}")
-            return False
+            raise LoadFailed(f"connection closed after {bytes(client.reply[:300])!r}")
         closes = _complete(client.reply)
         if closes is None:
             return False
         if client.reply[9:12] != b"200":
-            retry(client, client.reply.decode(errors="replace")[:600])
-            return False
+            raise LoadFailed(client.reply.decode(errors="replace")[:600])
         last = time.perf_counter()
         result.latencies.append(last - client.started)
-        result.starts.append(client.started)
         result.reply_bytes += len(client.reply)
         if closes:
             _disconnect(client, connected)
@@ -210,11 +190,7 @@ def run(
                     continue
                 client = known
                 if event & select.EPOLLOUT:
-                    try:
-                        _send(client, poll)
-                    except ConnectionError as error:
-                        retry(client, repr(error))
-                        continue
+                    _send(client, poll)
                 if event & ~select.EPOLLOUT and receive(client):
                     client.request = None
                     free.append(client)

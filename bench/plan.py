@@ -16,11 +16,12 @@ from bench import beside, requests
 from bench.beside import Beside, Requests
 from bench.requests import ADMIN_KEY, APP, COHORT_ID, KEY, NOISY_KEY, QUIET_KEY, Size, Target
 from bench.servers import ROOT
+from simulator import payloads
 
 SIZES = {
-    "full": Size(1.5, 7, 100_000, 1_000_000, 10_000, 1_000_000, 10_000_000),
-    "quick": Size(0.5, 2, 20_000, 100_000, 1000, 100_000, 500_000),
-    "tiny": Size(0.1, 1, 2000, 2000, 60, 4000, 20_000),  # to see that everything works
+    "full": Size(1.5, 7, 100_000, 1_000_000, 10_000, 10_000_000),
+    "quick": Size(0.5, 2, 20_000, 100_000, 1000, 500_000),
+    "tiny": Size(0.1, 1, 2000, 2000, 60, 20_000),  # to see that everything works
 }
 
 
@@ -313,6 +314,27 @@ _PAGES = Group(
     limits=tuple(Limit(name, "p50_ms", at_most=200) for name in _PAGE_PATHS),
 )
 
+_OTHER_COHORT = payloads.trait_name("Other", "other")
+_STEADY = Load(
+    "batches at a fixed rate",
+    partial(requests.batches, 1000, traits=(_OTHER_COHORT,)),
+    1000,
+    clients=16,
+    rate=20,
+    longer=10,
+    rounds=3,
+)
+_RENAMED = "the same, while a cohort is renamed"
+_RENAME = Group(
+    data=requests.read_data,
+    loads=(_STEADY, replace(_STEADY, name=_RENAMED, beside=beside.renaming)),
+    columns=("answered", "p50_ms", "p99_ms", "max_ms", "outlasted"),
+    limits=(
+        Limit(_RENAMED, "p99_ms", at_most=2, than=_STEADY.name),
+        Limit(_RENAMED, "outlasted", at_least=1, over=min),
+    ),
+)
+
 _STORE_BATCHES = replace(_INGEST, name="batches of 1,000", contestants=STORES, rounds=3)
 _CLUSTER = Group(
     side_by_side=False,
@@ -335,7 +357,8 @@ GROUPS = {
     "slow": _SLOW,
     "apps": _APPS,
     "pages": _PAGES,
+    "rename": _RENAME,
     "cluster": _CLUSTER,
 }
 # What ``python -m bench`` measures by default.
-DEFAULT = tuple(name for name in GROUPS if name != "cluster")
+DEFAULT = tuple(name for name in GROUPS if name not in ("rename", "cluster"))

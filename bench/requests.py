@@ -39,9 +39,8 @@ class Size:
         seconds: how long requests are started in each load.
         rounds: how often each load runs.
         users: users that are read, and those whose memory is measured.
-        members: of the cohort that is exported.
+        members: of the cohort that is exported, and renamed.
         cohorts: that the dashboard shows; its history has ten requests for each.
-        renamed: members of the cohort that is renamed.
         grown: members of the cohort that grows.
     """
 
@@ -50,7 +49,6 @@ class Size:
     users: int
     members: int
     cohorts: int
-    renamed: int
     grown: int
 
 

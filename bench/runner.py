@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 from bench import generator, servers
-from bench.beside import Finish
+from bench.beside import Finish, Requests
 from bench.generator import LoadFailed, Result
 from bench.plan import AGAINST, CONTESTANTS, SERVICE, Contestant, Group, Load
 from bench.requests import Size, Target, batches, user_ids
@@ -34,6 +34,7 @@ FIGURES = {
     "reply_kb": ("kB", ".0f"),
     "memory_mb": ("memory MB", ".1f"),
     "lag_ms": ("lag ms", ".0f"),
+    "outlasted": ("outlasted", ".0f"),
     "flood_per_second": ("its requests/s", ",.0f"),
 }
 
@@ -64,6 +65,7 @@ class _Running:
     name: str
     store: Store
     server: Gunicorn | StoreCallers
+    owns_store: bool
 
 
 def measure(group: Group, size: Size, against: Path | None = None) -> list[Sample]:
@@ -89,37 +91,30 @@ def _with_against(group: Group) -> Group:
 
 @contextmanager
 def _running(names: Sequence[str], against: Path | None) -> Iterator[dict[str, _Running]]:
+    service = CONTESTANTS[SERVICE]
+    contestants = {**CONTESTANTS, AGAINST: replace(service, root=against or service.root)}
     running: dict[str, _Running] = {}
     with ExitStack() as stack:
         for name in names:
-            if name == AGAINST:
-                assert against
-                contestant = replace(CONTESTANTS[SERVICE], root=against)
-            else:
-                contestant = CONTESTANTS[name]
+            contestant = contestants[name]
             if contestant.shares:
                 store = running[contestant.shares].store
             else:
-                store = stack.enter_context(
-                    servers.running_store(contestant.masters, contestant.replicas)
-                )
+                new = servers.running_store(contestant.masters, contestant.replicas)
+                store = stack.enter_context(new)
             server = stack.enter_context(start(contestant, store))
-            running[name] = _Running(name, store, server)
+            running[name] = _Running(name, store, server, not contestant.shares)
         yield running
 
 
-@contextmanager
-def start(contestant: Contestant, store: Store) -> Iterator[Gunicorn | StoreCallers]:
+def start(contestant: Contestant, store: Store) -> AbstractContextManager[Gunicorn | StoreCallers]:
     """Start a contestant on a store."""
     environment = {"REDIS_URL": store.url, **contestant.environment}
     if not contestant.app:
-        with servers.running_store_callers(_STORE_CALLERS, environment) as callers:
-            yield callers
-        return
-    with servers.running_gunicorn(
+        return servers.running_store_callers(_STORE_CALLERS, environment)
+    return servers.running_gunicorn(
         contestant.app, *contestant.options, root=contestant.root, environment=environment
-    ) as gunicorn:
-        yield gunicorn
+    )
 
 
 class _Measurement:
@@ -129,25 +124,20 @@ class _Measurement:
 
     def samples(self) -> Iterator[Sample]:
         if self._group.data:
-            for running in self._running.values():
-                if not CONTESTANTS.get(running.name, CONTESTANTS[SERVICE]).shares:
-                    self._fill(running)
-        for number in range(self._size.rounds):
-            for load in self._group.loads:
-                if number >= load.rounds:
-                    continue
-                # The order alternates: a machine that slows down must not favour one.
-                for name in load.contestants[:: -1 if number % 2 else 1]:
-                    if name in self._running:
-                        progress(f"round {number + 1}: {load.name}: {name}")
-                        figures = self._measure(load, self._running[name])
-                        yield Sample(load.name, name, number, figures)
+            self._fill(self._group.data)
+        for number, load in product(range(self._size.rounds), self._group.loads):
+            # The order alternates: a machine that slows down must not favour one.
+            for name in load.contestants[:: -1 if number % 2 else 1]:
+                if number < load.rounds and name in self._running:
+                    progress(f"round {number + 1}: {load.name}: {name}")
+                    figures = self._measure(load, self._running[name])
+                    yield Sample(load.name, name, number, figures)
 
-    def _fill(self, running: _Running) -> None:
-        assert isinstance(running.server, Gunicorn)
-        assert self._group.data
-        progress(f"filling the store of {running.name}")
-        _send_all(running.server, self._group.data(Target(running.server.address, self._size)))
+    def _fill(self, data: Requests) -> None:
+        for running in self._running.values():
+            if running.owns_store and isinstance(running.server, Gunicorn):
+                progress(f"filling the store of {running.name}")
+                _send_all(running.server, data(Target(running.server.address, self._size)))
 
     def _measure(self, load: Load, running: _Running) -> dict[str, float]:
         items = load.items(self._size) if callable(load.items) else load.items
@@ -158,22 +148,22 @@ class _Measurement:
             per_second = min(_MAX_REQUESTS_PER_SECOND, _MAX_ITEMS_PER_SECOND / items)
             count = max(3 * load.clients, math.ceil(per_second * seconds))
         with ExitStack() as stack:
-            finish: Finish = lambda result: {}  # noqa: E731
             if isinstance(running.server, StoreCallers):
                 send = self._prepare_calls(running.store, running.server, count, items)
+                finish: Finish = lambda result: {}  # noqa: E731
             else:
-                target, send = self._prepare_requests(load, running.store, running.server, count)
+                target, send = self._prepare_requests(
+                    load, running.store, running.server, count, items
+                )
                 finish = stack.enter_context(load.beside(target, running.server))
             before = _usage(running)
             result = send(seconds)
-            figures = finish(result)
-            used = _usage(running).since(before)
+            more = finish(result)
+            used = {name: value - before[name] for name, value in _usage(running).items()}
         self._check(load, running, result, count, items)
-        return {
-            **_figures(result, items, used),
-            **figures,
-            **self._memory(load, result, items, used),
-        }
+        if load.count and not self._group.data:  # the same number of users each time
+            more = {**more, "bytes_per_user": used["memory"] / (result.answered * items)}
+        return {**_figures(result, items, used), **more}
 
     def _prepare_calls(
         self, store: Store, server: StoreCallers, count: int, items: int
@@ -186,13 +176,15 @@ class _Measurement:
         return server.run
 
     def _prepare_requests(
-        self, load: Load, store: Store, server: Gunicorn, count: int
+        self, load: Load, store: Store, server: Gunicorn, count: int, items: int
     ) -> tuple[Target, Callable[[float], Result]]:
         self._loads += 1
         target = Target(server.address, self._size, self._loads * _USERS_APART)
         if self._group.data:
             others = replace(target, start=target.start + _USERS_APART // 2)
-            _send_all(server, islice(load.requests(others), 1 if load.count else 200))
+            _send_all(
+                server, islice(load.requests(others), 1 if load.count else max(4, 200 // items))
+            )
         else:
             store.restart()
             _send_all(server, islice(batches(10, target), 100))  # connect again, and warm up
@@ -221,42 +213,22 @@ class _Measurement:
         if problem:
             raise LoadFailed(f"{load.name}, {running.name}: {problem}")
 
-    def _memory(self, load: Load, result: Result, items: int, used: _Usage) -> dict[str, float]:
-        """Store memory, where it was empty before and the number of users is always the same."""
-        if self._group.data or not load.count:
-            return {}
-        return {"bytes_per_user": used.memory / (result.answered * items)}
 
-
-@dataclass(frozen=True)
-class _Usage:
+def _usage(running: _Running) -> dict[str, float]:
     """CPU seconds used so far, and bytes of store memory."""
-
-    machine: float
-    server: float
-    masters: list[float]
-    replicas: float
-    memory: int
-
-    def since(self, before: _Usage) -> _Usage:
-        return _Usage(
-            self.machine - before.machine,
-            self.server - before.server,
-            [now - then for now, then in zip(self.masters, before.masters, strict=True)],
-            self.replicas - before.replicas,
-            self.memory - before.memory,
-        )
-
-
-def _usage(running: _Running) -> _Usage:
-    server = running.server.cpu_seconds() if isinstance(running.server, Gunicorn) else 0.0
     masters, replicas = running.store.cpu_seconds()
-    memory = running.store.used_memory()
-    return _Usage(servers.machine_cpu_seconds(), server, masters, replicas, memory)
+    return {
+        "machine": servers.machine_cpu_seconds(),
+        "server": running.server.cpu_seconds() if isinstance(running.server, Gunicorn) else 0.0,
+        "replicas": replicas,
+        "memory": running.store.used_memory(),
+        **{f"master {number}": seconds for number, seconds in enumerate(masters)},
+    }
 
 
-def _figures(result: Result, items: int, used: _Usage) -> dict[str, float]:
-    ours = used.server + sum(used.masters) + used.replicas + result.cpu_seconds
+def _figures(result: Result, items: int, used: dict[str, float]) -> dict[str, float]:
+    masters = [seconds for name, seconds in used.items() if name.startswith("master")]
+    ours = used["server"] + sum(masters) + used["replicas"] + result.cpu_seconds
     millions = result.answered * items / 1e6
     return {
         "per_second": result.answered * items / result.seconds,
@@ -264,12 +236,12 @@ def _figures(result: Result, items: int, used: _Usage) -> dict[str, float]:
         "p50_ms": percentile(result.latencies, 50) * 1000,
         "p99_ms": percentile(result.latencies, 99) * 1000,
         "max_ms": max(result.latencies) * 1000,
-        "cpu_server": used.server / millions,
-        "cpu_store": sum(used.masters) / millions,
-        "cpu_busiest": max(used.masters) / millions,
-        "cpu_replicas": used.replicas / millions,
+        "cpu_server": used["server"] / millions,
+        "cpu_store": sum(masters) / millions,
+        "cpu_busiest": max(masters) / millions,
+        "cpu_replicas": used["replicas"] / millions,
         "cpu_load": result.cpu_seconds / millions,
-        "others": max(0.0, used.machine - ours) / result.seconds,
+        "others": max(0.0, used["machine"] - ours) / result.seconds,
         "reply_kb": result.reply_bytes / result.answered / 1000,
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import growth, rename
+from bench import growth
 from bench.plan import AFTERNOON, AGAINST, GROUPS, NOISY_CLIENTS, SERVICE, SIZES, Group, Limit
 from bench.report import Report, report, verdict
 from bench.runner import Sample, measure
@@ -40,7 +40,7 @@ def check(group: Group, samples: Sequence[Sample]) -> Report:
     return found
 
 
-@pytest.mark.parametrize("name", ["speed", "reads", "slow", "pages"])
+@pytest.mark.parametrize("name", ["speed", "reads", "slow", "pages", "rename"])
 def test_bench__tiny_loads__measures_every_load_on_every_contestant(name: str) -> None:
     group = with_limits(GROUPS[name])
     samples = measure(group, TINY)
@@ -87,14 +87,6 @@ def test_bench__wrong_arguments__are_refused(arguments: list[str], message: str)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert message in done.stderr
-
-
-def test_bench_rename__small_cohort_and_killed_workers__loses_nothing() -> None:
-    found = rename.run(TINY, ROOT)
-    values = {judged.name: judged.value for judged in found.verdicts}
-    assert values["users with the old name at the end"] == 0
-    assert values["users lost or misplaced"] == 0
-    assert "users move" in found.text
 
 
 def test_bench_apps__a_flood_of_one_app__leaves_another_its_turns() -> None:
