@@ -95,8 +95,8 @@ def _lines(report: Report) -> Iterator[str]:
 def hold() -> None:
     """Refuse writes until `store release`, to move the store.
 
-    Calls that would change something are answered with 503 and Retry-After, which makes Amplitude
-    send them again for some minutes. Reading goes on, background work pauses.
+    Calls that would change something are answered with 503 and Retry-After; Amplitude repeats
+    them for some minutes. Reading continues, background work pauses.
     """
     there = the_store()
     record(there, operator(), "hold_store")
@@ -106,7 +106,7 @@ def hold() -> None:
 
 @store.command("release", epilog=EXIT_CODES)
 def release() -> None:
-    """Take writes again after `store hold`."""
+    """Accept writes again after `store hold`."""
     there = the_store()
     there.hold.release()
     record(there, operator(), "release_store")
@@ -129,10 +129,10 @@ def release() -> None:
 def copy(url: str, partitions: int, prefix: str | None, cluster: bool, as_json: bool) -> None:
     """Copy everything to an empty store, and compare the content of both.
 
-    Writes to the store of the settings are on hold meanwhile: see `store hold`. They are accepted
-    again in the end, unless the store was on hold before. The copy ends with 1 if both differ. If
-    it was interrupted, run it again: it starts over. The URL may be in COPY_TO instead, where
-    other users of the machine can't read it.
+    During the copy, writes to this store are on hold, as after `store hold`. They are accepted
+    again when it ends, unless the store was on hold before. The exit code is 1 if the two stores
+    differ. An interrupted copy can be run again, and starts over. To keep the URL out of the list
+    of processes, set COPY_TO instead.
     """
     the_store()
     settings = services().settings
@@ -178,4 +178,4 @@ def _copy_lines(report: CopyReport) -> Iterator[str]:
     if report.ok:
         yield "Both stores agree."
     if report.still_held:
-        yield "Writes to the first one are still on hold, until `store release`."
+        yield "Writes to this store are still on hold, until `store release`."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,15 +74,12 @@ class Copy:
     def __init__(self, source: Settings, target: Settings) -> None:
         self._source, self._target = RawStore(source), RawStore(target)
         self._hold = Hold(self._source.client, self._source.keys)
-        self._registries = [
-            Registry(side.client, side.keys) for side in (self._source, self._target)
-        ]
         self._hold_value = HELD
         self._hold_ms: int | None = None
         self._renewed = 0.0
         self._app_ids: list[str] = []
-        # Partitions of the target that know a cohort, by app and cohort id.
-        self._cohorts: dict[tuple[str, bytes], set[int]] = {}
+        # By app and cohort id, the partitions of the target that have users of the cohort.
+        self._cohorts: dict[str, dict[bytes, set[int]]] = defaultdict(lambda: defaultdict(set))
         self._spread: set[KeyName] = set()
         self._report = CopyReport()
 
@@ -170,13 +167,12 @@ class Copy:
                 if name.kind is Kind.SPREAD:
                     self._copy_spread(name)
                 elif name.kind is Kind.STATE:
-                    self._cohorts.setdefault((name.app_id, name.owner), set())
+                    self._cohorts[name.app_id][name.owner].update()
                 elif name.kind is Kind.UNKNOWN:
                     self._report.not_copied[name.what or "unknown"] += 1
             progress(len(names))
-        for cohorts in in_parts(sorted(self._cohorts), _COHORTS_PER_CALL):
-            self._copy_states(cohorts)
-            self._renew_hold()
+        for app_id, cohort_ids in self._some_cohorts():
+            self._copy_states(app_id, cohort_ids)
 
     def _begin_streams(self, app_id: str) -> None:
         """Begin an app's change streams, empty but not as if nothing had ever been added.
@@ -207,9 +203,7 @@ class Copy:
 
     def _copy_spread(self, name: KeyName) -> None:
         self._spread.add(name._replace(key=b""))
-        known: set[int] = set()
-        if name.what in ("cohort members", "cohort left"):
-            known = self._cohorts.setdefault((name.app_id, name.owner), known)
+        has_users = name.what in ("cohort members", "cohort left")
         for parts in self._pages(name):
             with self._target.client.pipeline(transaction=False) as pipeline:
                 for partition, part in parts.items():
@@ -219,7 +213,8 @@ class Copy:
                     else:
                         pipeline.zadd(key, part)
                 pipeline.execute()
-            known.update(parts)
+            if has_users:
+                self._cohorts[name.app_id][name.owner].update(parts)
 
     def _pages(self, name: KeyName) -> Iterator[dict[int, dict[bytes, float]]]:
         """A set or sorted set of the source, some elements at a time: by partition of the target,
@@ -232,45 +227,54 @@ class Copy:
                 parts.setdefault(self._target.keys.partition_of(element), {})[element] = score
             yield parts
 
-    def _copy_states(self, cohorts: Sequence[tuple[str, bytes]]) -> None:
+    def _some_cohorts(self) -> Iterator[tuple[str, list[bytes]]]:
+        """All cohorts, some of one app at a time."""
+        for app_id, cohorts in self._cohorts.items():
+            for cohort_ids in in_parts(sorted(cohorts), _COHORTS_PER_CALL):
+                self._renew_hold()
+                yield app_id, cohort_ids
+
+    def _copy_states(self, app_id: str, cohort_ids: Sequence[bytes]) -> None:
         keys = self._target.keys
-        shares = self._shares(cohorts)
         places = []
-        for (app_id, cohort_id), states in zip(cohorts, shares, strict=True):
+        shares = self._shares(app_id, cohort_ids)
+        for cohort_id, states in zip(cohort_ids, shares, strict=True):
             state = merged(states)
-            working = b"deleting" in state or b"moving" in state
+            is_at_work = b"deleting" in state or b"moving" in state
             home = keys.partition_of(cohort_id)
-            known = range(keys.partitions) if working else {home, *self._cohorts[app_id, cohort_id]}
+            known = {home, *self._cohorts[app_id][cohort_id]} if state else ()
             left = sum(int(share.get(b"left", 0)) for share in states)
-            if state:
-                places += [
-                    (keys.base(app_id, p).encode(), cohort_id, state, left * (p == home), working)
-                    for p in known
-                ]
+            for partition in range(keys.partitions) if is_at_work else known:
+                base = keys.base(app_id, partition).encode()
+                left_here = left if partition == home else 0
+                places.append((base, cohort_id, state, left_here, is_at_work))
         with self._target.client.pipeline(transaction=False) as pipeline:
             for base, cohort_id, *_ in places:
                 pipeline.zcard(base + b"cohort:" + cohort_id + b":members")
             members = pipeline.execute()
-            for (base, cohort_id, state, left, working), count in zip(places, members, strict=True):
-                counts = {b"entered": left + count, b"left": left}
-                pipeline.hset(
-                    base + b"cohort:" + cohort_id + b":state", mapping={**state, **counts}
-                )
+            for (base, cohort_id, state, left, is_at_work), count in zip(
+                places, members, strict=True
+            ):
+                fields = {**state, b"entered": left + count, b"left": left}
+                pipeline.hset(base + b"cohort:" + cohort_id + b":state", mapping=fields)
                 pipeline.zadd(base + b"cohorts", {cohort_id: 0})
-                if working:
+                if is_at_work:
                     pipeline.sadd(base + b"jobs", cohort_id)
             pipeline.execute()
 
-    def _shares(self, cohorts: Sequence[tuple[str, bytes]]) -> list[list[dict[bytes, bytes]]]:
+    def _shares(
+        self, app_id: str, cohort_ids: Sequence[bytes]
+    ) -> Iterator[list[dict[bytes, bytes]]]:
         """What each partition of the source keeps about some cohorts."""
-        client, keys = self._source.client, self._source.keys
-        with client.pipeline(transaction=False) as pipeline:
-            for app_id, cohort_id in cohorts:
-                for partition in range(keys.partitions):
-                    base = keys.base(app_id, partition).encode()
+        keys = self._source.keys
+        bases = [keys.base(app_id, partition).encode() for partition in range(keys.partitions)]
+        with self._source.client.pipeline(transaction=False) as pipeline:
+            for cohort_id in cohort_ids:
+                for base in bases:
                     pipeline.hgetall(base + b"cohort:" + cohort_id + b":state")
             found = pipeline.execute()
-        return [[share for share in some if share] for some in in_parts(found, keys.partitions)]
+        for some in in_parts(found, keys.partitions):
+            yield [share for share in some if share]
 
     # Comparing
 
@@ -290,9 +294,8 @@ class Copy:
             sizes = [side.elements(name) for side in (self._source, self._target)]
             example = name.in_partition(self._source.keys, 0)
             self._note(f"size of {name.what}", sizes[0] == sizes[1], example)
-        for cohorts in in_parts(sorted(self._cohorts), _COHORTS_PER_CALL):
-            self._compare_states(cohorts)
-            self._renew_hold()
+        for app_id, cohort_ids in self._some_cohorts():
+            self._compare_states(app_id, cohort_ids)
         self._find_surplus()
 
     def _compare_spread(self, name: KeyName) -> None:
@@ -307,19 +310,16 @@ class Copy:
                 for (element, value), there in zip(part.items(), found, strict=True):
                     self._note(name.what, value == there, name.key + b" " + element)
 
-    def _compare_states(self, cohorts: Sequence[tuple[str, bytes]]) -> None:
+    def _compare_states(self, app_id: str, cohort_ids: Sequence[bytes]) -> None:
         """Compare what callers learn about cohorts: each partition keeps a share of it."""
-        by_app: dict[str, list[str]] = {}
-        for app_id, cohort_id in cohorts:
-            by_app.setdefault(app_id, []).append(cohort_id.decode())
-        for app_id, cohort_ids in by_app.items():
-            ours, theirs = (
-                {record.id: record for record in registry.records(app_id, cohort_ids)}
-                for registry in self._registries
-            )
-            for one in cohort_ids:
-                example = self._source.keys.cohort(app_id, 0, one, "state")
-                self._note("cohort", ours.get(one) == theirs.get(one), example.encode())
+        ids = [cohort_id.decode() for cohort_id in cohort_ids]
+        ours, theirs = (
+            {record.id: record for record in Registry(side.client, side.keys).records(app_id, ids)}
+            for side in (self._source, self._target)
+        )
+        for one in ids:
+            example = self._source.keys.cohort(app_id, 0, one, "state")
+            self._note("cohort", ours.get(one) == theirs.get(one), example.encode())
 
     def _find_surplus(self) -> None:
         """Find what only the target has."""
@@ -333,7 +333,7 @@ class Copy:
             surplus = [name for name, there in zip(whole, found, strict=True) if not there]
             for name in names:
                 spread = name.kind is Kind.SPREAD and name._replace(key=b"") not in self._spread
-                state = name.kind is Kind.STATE and (name.app_id, name.owner) not in self._cohorts
+                state = name.kind is Kind.STATE and name.owner not in self._cohorts[name.app_id]
                 if spread or state or name.kind is Kind.UNKNOWN:
                     surplus.append(name)
             for name in surplus:

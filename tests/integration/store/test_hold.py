@@ -13,6 +13,7 @@ from flask import Flask
 import app as package
 from app.cohorts import Cohort
 from app.server.background import Background
+from app.services import services
 from app.settings import ApiKey
 from app.store import Job, Store, StoreError
 from app.store.connection.scripts import load_script
@@ -44,7 +45,7 @@ def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask
 @pytest.fixture
 def store(app: Flask) -> Store:
     """A store in use, so that whatever is checked once in a while has been checked just now."""
-    store: Store = app.extensions["store"]
+    store = services(app).store
     say(store, TRAIT, True, [USER, "bob"])
     store.register_users(APP, [USER])
     store.lifecycle.erase(APP, "carol", suppress=True)
@@ -84,6 +85,13 @@ def test_write__during_a_hold__is_refused_and_changes_nothing(
     write(store)
 
 
+def test_write__of_an_app_that_has_only_registered__is_refused(store: Store) -> None:
+    store._check_layout("new")  # its last look at the global flag, for a second
+    store.hold.begin()
+    with pytest.raises(StoreHeld):
+        store.register_cohort("new", Cohort("x", "X: x"), way="list")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_script__that_writes__refuses_during_a_hold(
     store_url: str, store: Store, script: Path
@@ -114,10 +122,10 @@ def test_service__during_a_hold__refuses_writes_and_goes_on_reading(
     assert http.get(f"/api/v1/users/{USER}").json["traits"] == {TRAIT: True}
     assert http.get("/readyz").status_code == 200
     with pytest.raises(StoreError):
-        app.extensions["recorder"].flush()
+        services(app).recorder.flush()
     assert content(store_url) == before
     store.hold.release()
-    app.extensions["recorder"].flush()  # what was refused is in the history
+    services(app).recorder.flush()  # what was refused is in the history
     assert {s["failed"] for s in http.get("/api/v1/syncs").json["syncs"]} >= {1}
 
 
