@@ -45,12 +45,14 @@ class DataDir:
     def key(self, scope: str) -> str:
         """The key for a scope, generated the first time. Raises CannotRun."""
         path = self.key_file(scope)
-        if not path.exists():
-            _write_private(path, f"{secrets.token_hex(32)}\n")
+        path.touch(0o600)
         key = path.read_text(errors="replace").strip()
+        path.chmod(0o600)
+        if not key:  # new, or the disk was full
+            key = secrets.token_hex(32)
+            path.write_text(f"{key}\n")
         if not KEY.fullmatch(key):
             raise CannotRun(f"{path} does not hold a key. Delete it to get a new one.")
-        path.chmod(0o600)
         return key
 
     def lock(
@@ -123,16 +125,6 @@ class DataDir:
                 place.unlink(missing_ok=True)
                 place.parent.rmdir()
         self.socket.unlink(missing_ok=True)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a whole file, or none, that only its owner can read."""
-    new = path.with_name(f".{path.name}.new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _try_lock(descriptor: int) -> bool:

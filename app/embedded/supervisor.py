@@ -9,7 +9,6 @@ import contextlib
 import errno
 import http.client
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from app.embedded import CannotRun
 from app.embedded.data_dir import DataDir
 from app.embedded.guide import guide
-from app.embedded.processes import exit_reason, stop
+from app.embedded.processes import Stopped, exit_reason, say, stop, wait
 from app.embedded.store import EmbeddedStore, shut_down
 from app.settings import BadSettings, Settings
 
@@ -36,10 +35,6 @@ READY_PAUSE_SECONDS = 2.0
 
 # The keys that are generated unless the user sets them: scope and setting.
 GENERATED_KEYS = {"ingest": "API_KEYS", "admin": "ADMIN_API_KEYS"}
-
-
-class Stopped(Exception):
-    """Standard input has ended."""
 
 
 def main() -> int:
@@ -77,7 +72,7 @@ def run(environ: Mapping[str, str], data: DataDir) -> None:
         if settings.redis_url:
             say("REDIS_URL is set: using that store, not starting one.")
         else:
-            store = EmbeddedStore(data, locks[0], wait, say)
+            store = EmbeddedStore(data, locks[0])
             stack.callback(store.stop)
             store.start()
             env["REDIS_URL"] = store.url
@@ -109,12 +104,6 @@ def run(environ: Mapping[str, str], data: DataDir) -> None:
         raise CannotRun(
             f"The service ended ({exit_reason(service.returncode)}). See its log above."
         )
-
-
-def wait(seconds: float) -> None:
-    """Sleep. Raises Stopped as soon as standard input ends."""
-    if select.select([sys.stdin], [], [], seconds)[0]:
-        raise Stopped
 
 
 def listen(port: int) -> socket.socket:
@@ -150,12 +139,6 @@ def is_ready(port: int) -> bool:
             return connection.getresponse().status == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return False
-
-
-def say(line: str) -> None:
-    """Print one line about the run itself."""
-    with contextlib.suppress(OSError):  # the terminal may be gone
-        print(f"cohort-receiver: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -71,11 +71,16 @@ def test_key__file_that_others_can_read__becomes_private(data: DataDir) -> None:
     assert stat.S_IMODE(data.key_file("ingest").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("content", [b"", b"two words", b"a,b", "é".encode(), b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"two words", b"a,b", "é".encode(), b"\xff\xfe\x00"])
 def test_key__file_without_a_key__says_what_to_do(data: DataDir, content: bytes) -> None:
     data.key_file("ingest").write_bytes(content)
     with pytest.raises(CannotRun, match=r"ingest-key does not hold a key. Delete it"):
         data.key("ingest")
+
+
+def test_key__empty_file_as_a_full_disk_leaves_it__is_filled(data: DataDir) -> None:
+    data.key_file("ingest").touch()
+    assert len(data.key("ingest")) == 64
 
 
 def test_lock__held_by_another_run__names_it_and_is_free_after_it(data: DataDir) -> None:

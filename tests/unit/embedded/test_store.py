@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ def test_start__server_that_cannot_be_executed__says_to_set_redis_url(
             program.write_bytes(content)
             program.chmod(0o700)
         with open(data.path / "run.lock", "w") as lock:
-            store = EmbeddedStore(data, lock.fileno(), time.sleep, print, program)
+            store = EmbeddedStore(data, lock.fileno(), program)
             with pytest.raises(CannotRun) as error:
                 store.start()
             store.stop()
