@@ -20,7 +20,7 @@ import redis
 
 from bench.atomic_step import AtomicStep
 from bench.generator import Address, Result
-from tests.cluster import Node, running_cluster, running_server
+from tests.support.clusters import Node, running_cluster, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60.0

@@ -10,7 +10,7 @@ import sys
 
 from tests.chaos.report import as_markdown
 from tests.chaos.run import run
-from tests.system.service import ROOT
+from tests.support.service import ROOT
 
 MARK = "<!-- figures: written by `make chaos` -->\n"
 

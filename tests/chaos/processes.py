@@ -11,8 +11,9 @@ from pathlib import Path
 import redis
 import urllib3
 
-from tests.conftest import store_program
-from tests.system.service import ROOT, wait_until
+from tests.support.polling import wait_until
+from tests.support.service import ROOT
+from tests.support.stores import store_program
 
 
 class StoreProcess:

@@ -30,8 +30,9 @@ from tests.chaos.faults import Faults
 from tests.chaos.processes import ServiceProcess, StoreProcess
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import Stream
-from tests.conftest import reserved_ports
-from tests.system.service import DEADLINE, ROOT
+from tests.support.polling import DEADLINE
+from tests.support.service import ROOT
+from tests.support.stores import reserved_ports
 
 APP, KEY = "chaos", "the-key-of-the-chaos-run"
 MISBEHAVIOUR = FaultRates(

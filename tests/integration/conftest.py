@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from app import create_app
 from app.settings import ApiKey, Settings
 from app.store import Store, connect
-from tests.integration.described import Replies
+from tests.integration.described_replies import Replies
 
 APP, KEY = "shop", "the-ingest-key"
 

@@ -98,7 +98,8 @@ def test_packages__of_the_simulator__are_all_installed() -> None:
 
 
 def test_system_tests__talk_over_sockets_only() -> None:
-    for path in (ROOT / "tests" / "system").rglob("*.py"):
+    folders = (ROOT / "tests" / "system", ROOT / "tests" / "support")
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         assert not {n for n in imports(path) if n.split(".")[0] == "app"}, path.name
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tests.conftest import running_store
-from tests.system.service import ADMIN_KEY, APP, Service, running
+from tests.support.service import ADMIN_KEY, APP, Service, running
+from tests.support.stores import running_store
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +20,13 @@ def store_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def service(store_url: str) -> Iterator[Service]:
-    """The service on this test process's store."""
-    env = {"REDIS_URL": store_url, "RATE_LIMIT": "off", "ADMIN_API_KEYS": f"{APP}:{ADMIN_KEY}"}
+    """The service, with two workers, on this test process's store."""
+    env = {
+        "REDIS_URL": store_url,
+        "RATE_LIMIT": "off",
+        "ADMIN_API_KEYS": f"{APP}:{ADMIN_KEY}",
+        "WEB_CONCURRENCY": "2",
+    }
     with running(env) as service:
         yield service
 

@@ -11,7 +11,8 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.system.service import ADMIN_KEY, APP, DEADLINE, Service, wait_until
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.service import ADMIN_KEY, APP, Service
 
 TRAIT = "[Amplitude] Power users: abc123"
 

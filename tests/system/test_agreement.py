@@ -14,9 +14,10 @@ import redis
 import urllib3
 
 from simulator import payloads
-from tests.conftest import running_store
-from tests.system.command import flask
-from tests.system.service import APP, DEADLINE, KEY, Service, running
+from tests.support.cli import flask
+from tests.support.polling import DEADLINE
+from tests.support.service import APP, KEY, Service, running
+from tests.support.stores import running_store
 
 SECONDS = 4
 SENDERS = 4
@@ -91,7 +92,7 @@ def test_adds_and_removes__of_the_same_users_at_once__leave_all_parts_in_agreeme
 ) -> None:
     url = settings["REDIS_URL"]
     found = []
-    with running({**settings, "RATE_LIMIT": "off"}) as service:
+    with running({**settings, "RATE_LIMIT": "off", "WEB_CONCURRENCY": "2"}) as service:
         assert service.post(payloads.list_create(TRAIT), "/lists").status == 200
         with ThreadPoolExecutor(SENDERS) as pool:
             sending = [pool.submit(Sender(service, n).run) for n in range(SENDERS)]

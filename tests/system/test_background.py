@@ -7,8 +7,9 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.conftest import running_store
-from tests.system.service import APP, DEADLINE, Service, running, wait_until
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.service import APP, Service, running
+from tests.support.stores import running_store
 
 OLD, NEW = "[Amplitude] Old name: c1", "[Amplitude] New name: c1"
 

@@ -16,7 +16,7 @@ from bench import growth
 from bench.plan import AFTERNOON, AGAINST, GROUPS, NOISY_CLIENTS, SERVICE, SIZES, Group, Limit
 from bench.report import Report, report, verdict
 from bench.runner import Sample, measure
-from tests.system.service import ROOT
+from tests.support.service import ROOT
 
 TINY = SIZES["tiny"]
 

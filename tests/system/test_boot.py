@@ -15,7 +15,8 @@ import pytest
 import redis
 import urllib3
 
-from tests.system.service import DEADLINE, GUNICORN, KEY, ROOT, Service, running, wait_until
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.service import GUNICORN, KEY, ROOT, Service, running
 
 GOOD = {"REDIS_URL": "redis://127.0.0.1:1/0", "API_KEYS": KEY}
 
@@ -122,7 +123,8 @@ def test_boot__environment_of_app_json__starts() -> None:
 
 
 def test_start__worker_nice__puts_the_workers_behind_the_store(store_url: str) -> None:
-    with running({"REDIS_URL": store_url, "API_KEYS": KEY, "WORKER_NICE": "7"}) as service:
+    env = {"REDIS_URL": store_url, "WORKER_NICE": "7", "WEB_CONCURRENCY": "2"}
+    with running(env) as service:
         arbiter = psutil.Process(service.process.pid)
         nice = min(arbiter.nice() + 7, 19)
         # The last one may be so new that it has not stood back yet.

@@ -10,9 +10,10 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.conftest import running_store
-from tests.system.command import FLASK, environment, flask, on_a_terminal
-from tests.system.service import APP, ROOT, Service, running, wait_until
+from tests.support.cli import FLASK, environment, flask, on_a_terminal
+from tests.support.polling import wait_until
+from tests.support.service import APP, ROOT, Service, running
+from tests.support.stores import running_store
 
 TRAIT = "[Amplitude] Power users: abc123"
 

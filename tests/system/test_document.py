@@ -8,7 +8,7 @@ import time
 import redis
 
 from simulator import payloads
-from tests.system.service import APP, COHORT_PATH, KEY, Service, stored
+from tests.support.service import APP, COHORT_PATH, KEY, Service, stored
 
 
 def test_header_request__as_printed__sets_the_trait(

@@ -17,7 +17,8 @@ import pytest
 import redis
 
 from simulator.payloads import WEBHOOK_PATH
-from tests.system.service import APP, DEADLINE, ROOT, Service
+from tests.support.polling import DEADLINE
+from tests.support.service import APP, ROOT, Service
 
 PAGE = ROOT / "docs" / "amplitude-setup.md"
 RENDER = Path(__file__).with_name("Render.java")

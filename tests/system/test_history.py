@@ -13,7 +13,8 @@ from typing import Any
 import redis
 
 from simulator import payloads
-from tests.system.service import ADMIN_KEY, KEY, Service, running, wait_until
+from tests.support.polling import wait_until
+from tests.support.service import ADMIN_KEY, KEY, Service, running
 
 TRAIT = "[Amplitude] Buyers: b1"
 

@@ -15,8 +15,9 @@ import pytest
 import redis
 
 from simulator.payloads import identify
-from tests.system.service import APP, DEADLINE, ROOT, Service, running, stored, wait_until
-from tests.system.wire import AUTH, JSON, connect, head, raw, status
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.raw_http import AUTH, JSON, connect, head, raw, status
+from tests.support.service import APP, ROOT, Service, running, stored
 
 STALLED_SECONDS = 0.025  # that stalled clients may cost each of the others' calls
 BODY = json.dumps(identify("u", "n: 1", True)).encode()
@@ -312,7 +313,7 @@ def test_connection__with_one_request_after_another__leaves_others_their_turn(
 def flood(service: Service, request: bytes) -> Iterator[None]:
     """Another process sends this all the time, on one connection."""
     address = urlsplit(service.url)
-    command = [sys.executable, "-m", "tests.system.flood", address.hostname, str(address.port)]
+    command = [sys.executable, "-m", "tests.support.flood", address.hostname, str(address.port)]
     with subprocess.Popen(
         [*command, str(2 * DEADLINE)], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

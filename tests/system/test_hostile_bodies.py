@@ -17,8 +17,9 @@ import pytest
 import redis
 
 from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify
-from tests.system.service import APP, DEADLINE, KEY, Service, running, stored, wait_until
-from tests.system.wire import AUTH, JSON, connect, head, status
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.raw_http import AUTH, JSON, connect, head, status
+from tests.support.service import APP, KEY, Service, running, stored
 
 LIMIT = 8 << 20  # the service's MAX_BODY_BYTES, by default
 LONGEST_WAIT = 1.0  # of another client, in seconds, on a busy machine

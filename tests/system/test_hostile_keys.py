@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from simulator.payloads import COHORT_PATH, identify
-from tests.system.service import ADMIN_KEY, APP, KEY, Service, running
-from tests.system.wire import AUTH, JSON, connect, head, raw, status
+from tests.support.raw_http import AUTH, JSON, connect, head, raw, status
+from tests.support.service import ADMIN_KEY, APP, KEY, Service, running
 
 BODY = json.dumps(identify("u", "n: 1", True)).encode()
 GUESSES = 10_000
@@ -24,6 +24,7 @@ PER_MINUTE = 30
 def proxied(store_url: str) -> Iterator[Service]:
     """The service behind one proxy, which tells it from where each request comes."""
     env = {"REDIS_URL": store_url, "PROXY_HOPS": "1", "ADMIN_API_KEYS": f"{APP}:{ADMIN_KEY}"}
+    env["WEB_CONCURRENCY"] = "2"
     with running(env) as service:
         yield service
 

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from simulator.payloads import LISTS_PATH, identify, list_users
-from tests.system.service import ADMIN_KEY, APP, Service
-from tests.system.wire import AUTH, head, raw, status
+from tests.support.raw_http import AUTH, head, raw, status
+from tests.support.service import ADMIN_KEY, APP, Service
 
 BASE = f"cohorts:{{{APP}}}:"
 COHORTS, USERS = "/api/v1/cohorts/", "/api/v1/users/"

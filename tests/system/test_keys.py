@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tests.system.command import flask
-from tests.system.service import APP, KEY, Service, running, wait_until
+from tests.support.cli import flask
+from tests.support.polling import wait_until
+from tests.support.service import APP, KEY, Service, running
 
 ONE = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
 # What the documentation promises, in seconds, and what a busy machine may need besides.

@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import redis
 
-from tests.system.service import ADMIN_KEY, APP, COHORT_PATH, KEY, Service, running, wait_until
-from tests.system.wire import connect, head, raw, status
+from tests.support.polling import wait_until
+from tests.support.raw_http import connect, head, raw, status
+from tests.support.service import ADMIN_KEY, APP, COHORT_PATH, KEY, Service, running
 
 READ_KEY = "TEST_READ_KEY"
 USER = "secret.person@example.com"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.service import ROOT
+from tests.support.service import ROOT
 
 # Creating a real environment takes seconds. This one runs what it is given as that version would,
 # creates environments that hold itself, and installs packages that need Python 3.11.

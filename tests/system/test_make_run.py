@@ -25,18 +25,9 @@ import psutil
 import pytest
 import redis
 
-from tests.system.load import Load, check_complete
-from tests.system.service import (
-    APP,
-    COHORT_PATH,
-    DEADLINE,
-    KEY,
-    ROOT,
-    Service,
-    SlowRequest,
-    running,
-    wait_until,
-)
+from tests.support.load import Load, check_complete
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.service import APP, COHORT_PATH, KEY, ROOT, Service, SlowRequest, running
 
 RUN = (sys.executable, "-m", "app.embedded")
 IDENTIFY = {"type": "identify", "userId": "ann", "traits": {"Early birds:e1": True}}

@@ -11,8 +11,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import socket_url, start_store, store_folder
-from tests.system.service import APP, KEY, Service, running, wait_until
+from tests.support.polling import wait_until
+from tests.support.service import APP, KEY, Service, running
+from tests.support.stores import socket_url, start_store, store_folder
 
 TOKEN = "TEST_METRICS_TOKEN"
 IDENTIFY = "/api/v1/integration/amplitude/cohort"

@@ -15,10 +15,11 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.cluster import Node, running_cluster, running_server
-from tests.system.command import FLASK, environment, flask
-from tests.system.load import COHORT_ID, TRAIT
-from tests.system.service import ADMIN_KEY, APP, ROOT, Service, running, wait_until
+from tests.support.cli import FLASK, environment, flask
+from tests.support.clusters import Node, running_cluster, running_server
+from tests.support.load import COHORT_ID, TRAIT
+from tests.support.polling import wait_until
+from tests.support.service import ADMIN_KEY, APP, ROOT, Service, running
 
 PAGE = (ROOT / "docs" / "moving.md").read_text()
 PARTITIONS = 12
@@ -78,6 +79,7 @@ def settings(url: str, **further: str) -> dict[str, str]:
     return {
         "REDIS_URL": url,
         "RATE_LIMIT": "off",
+        "WEB_CONCURRENCY": "2",
         "ADMIN_API_KEYS": f"{APP}:{ADMIN_KEY}",
         **further,
     }

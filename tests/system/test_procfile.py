@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.system.service import APP, DEADLINE, KEY, ROOT, Service, running, wait_until
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.service import APP, KEY, ROOT, Service, running
 
 HONCHO = (
     *(str(Path(sys.executable).with_name("honcho")), "start"),

@@ -15,9 +15,10 @@ from urllib.parse import quote
 import pytest
 import urllib3
 
-from tests.conftest import reserved_ports, socket_url, start_store, store_folder
-from tests.system.command import flask
-from tests.system.service import APP, ROOT, running, wait_until
+from tests.support.cli import flask
+from tests.support.polling import wait_until
+from tests.support.service import APP, ROOT, running
+from tests.support.stores import reserved_ports, socket_url, start_store, store_folder
 
 TOKEN = "TEST_METRICS_TOKEN"
 

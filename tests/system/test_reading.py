@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from simulator import payloads
-from tests.system.service import APP, KEY, Service, running
+from tests.support.service import APP, KEY, Service, running
 
 READ_KEY = "TEST_READ_KEY"
 TRAIT = "[Amplitude] a/b: c/d"

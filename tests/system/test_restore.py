@@ -12,9 +12,10 @@ from pathlib import Path
 import redis
 
 from simulator import payloads
-from tests.conftest import socket_url, start_store, store_folder
-from tests.system.command import flask
-from tests.system.service import APP, running, wait_until
+from tests.support.cli import flask
+from tests.support.polling import wait_until
+from tests.support.service import APP, running
+from tests.support.stores import socket_url, start_store, store_folder
 
 TRAIT = "[Amplitude] Power users: abc123"
 

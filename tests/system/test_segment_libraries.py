@@ -13,7 +13,7 @@ import rudderstack.analytics.request
 import segment.analytics.client
 import segment.analytics.request
 
-from tests.system.service import APP, KEY, Service
+from tests.support.service import APP, KEY, Service
 
 TRAIT = "[Amplitude] Power users: abc123"
 LIBRARIES = {"segment": segment.analytics, "rudderstack": rudderstack.analytics}

@@ -9,8 +9,9 @@ import time
 
 import redis
 
-from tests.system.load import USERS_PER_BATCH, Load, check_complete
-from tests.system.service import APP, DEADLINE, KEY, SlowRequest, running, wait_until
+from tests.support.load import USERS_PER_BATCH, Load, check_complete
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.service import APP, KEY, SlowRequest, running
 
 BATCH = {
     "batch": [
@@ -90,7 +91,7 @@ def seconds_to_end(store_url: str) -> float:
 def test_sigterm__under_load__loses_no_answered_write(
     store_url: str, redis_client: redis.Redis
 ) -> None:
-    env = {"REDIS_URL": store_url, "RATE_LIMIT": "off"}
+    env = {"REDIS_URL": store_url, "RATE_LIMIT": "off", "WEB_CONCURRENCY": "2"}
     urls: list[str] = []
     with running(env) as first:
         urls.append(first.url)

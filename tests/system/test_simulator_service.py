@@ -19,7 +19,7 @@ from simulator.connection import Target
 from simulator.expected_state import compare
 from simulator.faults import parse_faults
 from simulator.reader import HttpReader, ReaderError, RedisReader
-from tests.system.service import ADMIN_KEY, APP, KEY, ROOT, Service
+from tests.support.service import ADMIN_KEY, APP, KEY, ROOT, Service
 
 WAYS: tuple[Mode, ...] = ("property", "single", "list", "webhook")
 

@@ -17,7 +17,8 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.system.service import APP, DEADLINE, Service, running, wait_until
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.service import APP, Service, running
 
 READ_KEY = "TEST_READ_KEY"
 TRAIT = "[Amplitude] one: 1"
@@ -156,7 +157,7 @@ def test_followers__that_reconnect_under_load__skip_and_repeat_nothing(
 ) -> None:
     """Each user's transitions alternate: a skipped or repeated one shows, and so does a total."""
     users, rounds = 40, 20
-    with serving(store_url, STORE_PARTITIONS=partitions) as service:
+    with serving(store_url, STORE_PARTITIONS=partitions, WEB_CONCURRENCY="2") as service:
         sent = threading.Event()
         failures: list[Any] = []
 

@@ -16,9 +16,10 @@ import redis
 import trustme
 
 from simulator import payloads
-from tests.cluster import Cluster, running_cluster, until
-from tests.conftest import running_store
-from tests.system.service import APP, running, wait_until
+from tests.support.clusters import Cluster, running_cluster
+from tests.support.polling import wait_until
+from tests.support.service import APP, running
+from tests.support.stores import running_store
 
 IDENTIFY = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
 
@@ -151,7 +152,7 @@ class TlsCluster:
             self.proxies.append(proxy)
             node.client.config_set("cluster-announce-port", proxy.port)
         ports = {proxy.port for proxy in self.proxies}
-        until(lambda: all(self._told(node.client) == ports for node in cluster.nodes))
+        wait_until(lambda: all(self._told(node.client) == ports for node in cluster.nodes))
 
     @property
     def url(self) -> str:

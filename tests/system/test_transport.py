@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from simulator.payloads import identify
-from tests.cluster import running_cluster
-from tests.conftest import socket_url, start_store, store_folder
-from tests.system.command import flask
-from tests.system.service import Service, running
+from tests.support.cli import flask
+from tests.support.clusters import running_cluster
+from tests.support.service import Service, running
+from tests.support.stores import socket_url, start_store, store_folder
 
 CALL = identify("u", "n: 1", True)
 FORWARDED = "X-Forwarded-Proto"

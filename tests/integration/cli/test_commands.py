@@ -16,7 +16,7 @@ from app.cohorts import Cohort, MembershipChange
 from app.server.background import Background
 from app.services import services
 from app.store import Store, StoreError
-from tests.integration.state import members, traits
+from tests.integration.store_contents import members, traits
 
 APP = "shop"
 ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"

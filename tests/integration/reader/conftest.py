@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,12 +12,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from simulator import payloads
-from tests.conftest import socket_url, start_store, store_folder
 from tests.integration.conftest import APP, caller
+from tests.support.stores import socket_url, start_store, store_folder
 
 COHORT = "abc123"
 TRAIT = payloads.trait_name("Power users", COHORT)
-DEADLINE = 30.0
 
 
 class Service:
@@ -99,11 +97,3 @@ def restartable_store() -> Iterator[RestartableStore]:
             yield store
         finally:
             store.kill()
-
-
-def wait_until(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
-    """Poll until ``condition()`` holds; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)

@@ -22,13 +22,8 @@ from app.store import Store, connect
 from cohort_reader import Follower, MembershipChange
 from simulator import payloads
 from tests.integration.conftest import caller
-from tests.integration.reader.conftest import (
-    COHORT,
-    DEADLINE,
-    RestartableStore,
-    Service,
-    wait_until,
-)
+from tests.integration.reader.conftest import COHORT, RestartableStore, Service
+from tests.support.polling import DEADLINE, wait_until
 
 READER = Path(__file__).resolve().parents[3] / "reader"
 QUICK = {"handler_seconds": 0.2, "retry_seconds": 0.01}

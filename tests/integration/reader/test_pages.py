@@ -19,8 +19,9 @@ from app.settings import ApiKey
 from cohort_reader import CohortReader, Follower, MembershipChange
 from simulator import payloads
 from tests.integration.conftest import caller
-from tests.integration.reader.conftest import DEADLINE, Service, wait_until
-from tests.integration.reader.pages import DOCS, Example, examples
+from tests.integration.reader.conftest import Service
+from tests.integration.reader.docs_examples import DOCS, Example, examples
+from tests.support.polling import DEADLINE, wait_until
 
 NODE_MODULES = DOCS.parent / ".cache" / "node" / "node_modules"
 TRAIT = payloads.trait_name("Power users", "abc123")

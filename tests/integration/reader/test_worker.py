@@ -15,7 +15,8 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.integration.reader.conftest import COHORT, DEADLINE, Service, wait_until
+from tests.integration.reader.conftest import COHORT, Service
+from tests.support.polling import DEADLINE, wait_until
 
 READER = Path(__file__).resolve().parents[3] / "reader"
 

@@ -13,7 +13,7 @@ from app.cohorts import Cohort, MembershipChange
 from app.cohorts.cohort import MAX_USER_ID_BYTES
 from app.settings import Settings
 from app.store import Copy, Filter, Store, connect
-from tests.conftest import running_store
+from tests.support.stores import running_store
 
 APP, COHORTS = "shop", 10_000
 LARGE, MEMBERS = Cohort("large", "Who did this: large"), 200_000

@@ -12,7 +12,7 @@ from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, StoreFull, connect
 from tests.integration.conftest import APP
-from tests.integration.state import members, traits
+from tests.integration.store_contents import members, traits
 
 ONE, TWO, NEW = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] new: 1"
 USERS = [f"u{n}" for n in range(900)]

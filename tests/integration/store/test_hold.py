@@ -20,7 +20,7 @@ from app.store.connection.scripts import load_script
 from app.store.errors import StoreHeld
 from simulator import payloads
 from tests.integration.conftest import APP, Run, caller
-from tests.integration.web.api.reading import say
+from tests.integration.web.api.read_api import say
 
 TRAIT, COHORT, USER = "[Amplitude] Power users: abc123", "abc123", "alice"
 ADMIN = "the-admin-key"

@@ -13,7 +13,7 @@ from app.server.background import Background
 from app.settings import Settings
 from app.store import Applied, Store, StoreError, connect
 from app.store.jobs import Job
-from tests.integration.state import Transition, members, traits, transitions
+from tests.integration.store_contents import Transition, members, traits, transitions
 
 APP = "shop"
 ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"

@@ -12,8 +12,8 @@ from app.cohorts import Cohort, MembershipChange
 from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, connect
-from tests.integration.killed import KilledError, killed_at
-from tests.integration.state import members, traits, transitions
+from tests.integration.killed_process import KilledError, killed_at
+from tests.integration.store_contents import members, traits, transitions
 
 APP = "shop"
 ONE, TWO, NEW = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] new: 1"

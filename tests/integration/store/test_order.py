@@ -10,7 +10,7 @@ import redis
 
 from app.cohorts import Cohort, MembershipChange
 from app.store import Applied, Store
-from tests.integration.state import contents, members, traits, transitions
+from tests.integration.store_contents import contents, members, traits, transitions
 
 APP = "shop"
 TRAIT = "[Amplitude] n: 1"

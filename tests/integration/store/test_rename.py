@@ -12,7 +12,7 @@ from app.cohorts import Cohort, MembershipChange, Status
 from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, connect
-from tests.integration.state import members, traits, transitions
+from tests.integration.store_contents import members, traits, transitions
 
 APP = "shop"
 OLD, NEW = "[Amplitude] old: 1", "[Amplitude] new: 1"

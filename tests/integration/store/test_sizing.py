@@ -14,7 +14,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange, Rejection, RequestRecord, user_hash
 from app.settings import Settings
 from app.store import Batch, Group, Store, connect, in_calls
-from tests.conftest import running_store, store_program
+from tests.support.stores import running_store, store_program
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
 # Less recent stores keep more beside each key and member.

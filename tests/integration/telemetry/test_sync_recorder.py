@@ -22,14 +22,14 @@ from app.telemetry import sync_recorder as recording
 from app.telemetry.sync_recorder import Recorder
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration.conftest import APP, KEY, caller
-from tests.integration.web.api import reading
-from tests.integration.web.api.reading import OTHER_KEY, READ_KEY, Reader
+from tests.integration.web.api import read_api
+from tests.integration.web.api.read_api import OTHER_KEY, READ_KEY, Reader
 
 ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
 MINUTE = 60_000
 
 
-app, store = reading.app, reading.store
+app, store = read_api.app, read_api.store
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from app.server.background import Background
 from app.services import services
 from app.settings import ApiKey, Settings
 from simulator import payloads
-from tests.cluster import Cluster, running_cluster
-from tests.conftest import socket_url, start_store, store_folder
 from tests.integration.conftest import caller
 from tests.integration.store.maintenance.test_copy import rights
 from tests.integration.web.dashboard.test_views import Browser
 from tests.integration.web.test_apps import BODY, COHORT, PARTS, USER, path, rules
+from tests.support.clusters import Cluster, running_cluster
+from tests.support.stores import socket_url, start_store, store_folder
 
 ACL = Path(__file__).resolve().parents[4] / "docs" / "acl"
 SERVICE, READER = "cohort-receiver", "cohort-reader"

@@ -16,12 +16,12 @@ from app.services import services
 from app.settings import Settings
 from app.store import Store, StoreError, connect, wait_for
 from simulator import payloads
-from tests.cluster import CALM, Cluster, Node, running_cluster, running_server
-from tests.conftest import running_store
 from tests.integration.conftest import APP, caller
-from tests.integration.state import members, traits, transitions
-from tests.integration.web.api.reading import ADMIN_KEY, KEYS, Reader
+from tests.integration.store_contents import members, traits, transitions
+from tests.integration.web.api.read_api import ADMIN_KEY, KEYS, Reader
 from tests.integration.web.ingest import test_contract, test_segment, test_webhook
+from tests.support.clusters import CALM, Cluster, Node, running_cluster, running_server
+from tests.support.stores import running_store
 
 TRAIT, COHORT = "[Amplitude] Power users: abc123", "abc123"
 PARTITIONS = 12

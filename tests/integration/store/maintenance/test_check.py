@@ -20,7 +20,7 @@ from app.server.background import Background
 from app.settings import Settings
 from app.store import MEANINGS, Report, Store, connect
 from app.store.maintenance.findings import Problem
-from tests.integration.state import contents, traits
+from tests.integration.store_contents import contents, traits
 
 APP = "shop"
 ONE, TWO, OLD = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] old: 1"

@@ -21,10 +21,11 @@ from app.store import Copy, CopyRefused, PlaceLost, Store, StoreError, connect, 
 from app.store.errors import StoreHeld
 from app.store.hold import HoldLost
 from simulator import payloads
-from tests.cluster import CALM, Cluster, running_cluster, running_server, until
-from tests.conftest import running_store
 from tests.integration.conftest import APP, KEY, caller
-from tests.integration.web.api.reading import say
+from tests.integration.web.api.read_api import say
+from tests.support.clusters import CALM, Cluster, running_cluster, running_server
+from tests.support.polling import wait_until
+from tests.support.stores import running_store
 
 DOCS = Path(__file__).resolve().parents[4] / "docs"
 OLD, NEW, OTHER = "[Amplitude] Old name: 1", "[Amplitude] New name: 1", "No id at all"
@@ -310,7 +311,7 @@ class TestHold:
         store.hold.begin(b"a copy", 100)
         with pytest.raises(StoreHeld):
             say(store, OTHER, True, ["somebody"])
-        until(lambda: not connect(source).keys("cohorts:*hold"))
+        wait_until(lambda: not connect(source).keys("cohorts:*hold"))
         say(store, OTHER, True, ["somebody"])
 
 

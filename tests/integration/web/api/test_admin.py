@@ -17,7 +17,7 @@ from app.settings import ApiKey
 from app.store import Store
 from simulator import payloads
 from tests.integration.conftest import APP, KEY, caller
-from tests.integration.state import members, traits
+from tests.integration.store_contents import members, traits
 
 BOSS, OTHER = "the-admin-key", "the-admin-key-of-another-app"
 TRAIT, TWO = "[Amplitude] Power users: abc123", "[Amplitude] two: 2"

@@ -11,13 +11,13 @@ import redis
 from app.store import EntryId, PlaceLost, Store
 from app.store import change_stream as store_changes
 from tests.integration.conftest import APP
-from tests.integration.web.api import reading
-from tests.integration.web.api.reading import Reader, say
+from tests.integration.web.api import read_api
+from tests.integration.web.api.read_api import Reader, say
 
 ONE = "[Amplitude] one: 1"
 
 
-app, store, reader = reading.app, reading.store, reading.reader
+app, store, reader = read_api.app, read_api.store, read_api.reader
 
 
 def told(reader: Reader, cursor: str = "earliest", limit: int = 100) -> tuple[list[Any], str]:

@@ -16,14 +16,14 @@ from app.store import Store, cohort_list
 from app.store import freshness as book
 from app.web.http.cursors import close_cursor
 from tests.integration.conftest import APP
-from tests.integration.web.api import reading
-from tests.integration.web.api.reading import ADMIN_KEY, Reader, say
+from tests.integration.web.api import read_api
+from tests.integration.web.api.read_api import ADMIN_KEY, Reader, say
 
 HOUR = 3600 * 1000
 DAY = 24 * HOUR
 
 
-app, store, reader = reading.app, reading.store, reading.reader
+app, store, reader = read_api.app, read_api.store, read_api.reader
 
 
 @pytest.fixture

@@ -20,14 +20,14 @@ from app.settings import Settings
 from app.store import Store, connect
 from simulator.payloads import COHORT_PATH, identify
 from tests.integration.conftest import APP, KEY, caller
-from tests.integration.web.api import reading
-from tests.integration.web.api.reading import KEYS, OTHER_KEY, READ_KEY, Reader, say
+from tests.integration.web.api import read_api
+from tests.integration.web.api.read_api import KEYS, OTHER_KEY, READ_KEY, Reader, say
 
 ONE, TWO, NO_ID = "[Amplitude] one: 1", "two: b: 2", "no id"
 NO_ID_ID = "name-745677f0e14bf1bdd94d58d8"
 
 
-app, store, reader = reading.app, reading.store, reading.reader
+app, store, reader = read_api.app, read_api.store, read_api.reader
 
 
 HARD_IDS = [

@@ -25,14 +25,14 @@ from app.telemetry.sync_recorder import WAYS
 from app.web.dashboard import charts, words
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration.conftest import APP, KEY, caller
-from tests.integration.web.api import reading
-from tests.integration.web.api.reading import ADMIN_KEY, KEYS, OTHER_KEY, READ_KEY, say
+from tests.integration.web.api import read_api
+from tests.integration.web.api.read_api import ADMIN_KEY, KEYS, OTHER_KEY, READ_KEY, say
 
 ONE = "[Amplitude] Power users: abc123"
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
 
 
-app, store = reading.app, reading.store
+app, store = read_api.app, read_api.store
 
 
 class Browser:

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 
 from simulator import payloads
 from tests.integration.conftest import APP, caller
-from tests.integration.state import Transition, contents, members, traits, transitions
+from tests.integration.store_contents import Transition, contents, members, traits, transitions
 
 NAME, COHORT = "Power: users", "abc123"
 TRAIT = payloads.trait_name(NAME, COHORT)

@@ -15,7 +15,7 @@ from app.services import services
 from app.settings import ApiKey, Settings
 from simulator.payloads import COHORT_PATH, batch, identify, user_ids
 from tests.integration.conftest import APP, KEY, caller
-from tests.integration.state import traits, transitions
+from tests.integration.store_contents import traits, transitions
 
 TRAIT = "[Amplitude] n: 1"
 ONE = identify("u1", TRAIT, True)

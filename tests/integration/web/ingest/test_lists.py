@@ -14,7 +14,7 @@ from app.services import services
 from app.store import Store
 from simulator import payloads
 from tests.integration.conftest import APP, caller
-from tests.integration.state import members, traits
+from tests.integration.store_contents import members, traits
 
 TRAIT = payloads.trait_name("Power users", "abc")
 

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
-from tests.integration.state import members
+from tests.integration.store_contents import members
 
 BODY = payloads.webhook("n", "1", ["a", "b"], True, computed_time="1692206763", message_id="m")
 

@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
-from tests.integration.state import contents, members, traits
+from tests.integration.store_contents import contents, members, traits
 from tests.integration.web.ingest.contract import TRAIT, CohortContract
 
 IDENTIFY_PATH, BATCH_PATH = "/v1/identify", "/v1/batch"

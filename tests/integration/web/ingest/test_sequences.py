@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simulator import payloads
 from tests.integration.conftest import APP, caller
-from tests.integration.state import Transition, members, traits, transitions
+from tests.integration.store_contents import Transition, members, traits, transitions
 
 users = st.sampled_from(["u1", "u2", "u3"])
 names = st.sampled_from(["[Amplitude] one: 1", "[Amplitude] two: 2", "no id"])

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
-from tests.integration.state import Transition, contents, members, traits, transitions
+from tests.integration.store_contents import Transition, contents, members, traits, transitions
 from tests.integration.web.ingest.contract import COHORT, NAME, TRAIT, CohortContract
 
 NOW = int(time.time())

@@ -6,7 +6,8 @@ import socket
 from urllib.parse import urlsplit
 
 from simulator.payloads import COHORT_PATH
-from tests.system.service import DEADLINE, KEY, Service
+from tests.support.polling import DEADLINE
+from tests.support.service import KEY, Service
 
 JSON = "Content-Type: application/json"
 AUTH = f"api_key: {KEY}"

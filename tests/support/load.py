@@ -12,7 +12,8 @@ from types import TracebackType
 import redis
 import urllib3
 
-from tests.system.service import COHORT_PATH, DEADLINE
+from tests.support.polling import DEADLINE
+from tests.support.service import COHORT_PATH
 
 SENDERS = 4
 USERS_PER_BATCH = 40

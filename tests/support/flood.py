@@ -1,6 +1,6 @@
 """A process that sends one request after another on one connection, as fast as it can.
 
-python -m tests.system.flood HOST PORT SECONDS < REQUEST
+python -m tests.support.flood HOST PORT SECONDS < REQUEST
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Reader:
         return found
 
 
-# For modules to take over as they are: `app, store = reading.app, reading.store`.
+# For modules to take over as they are: `app, store = read_api.app, read_api.store`.
 @pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
 def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
     return make_app(store_partitions=request.param, **KEYS)

@@ -12,7 +12,8 @@ import time
 import redis
 
 from simulator import payloads
-from tests.system.service import APP, Service, wait_until
+from tests.support.polling import wait_until
+from tests.support.service import APP, Service
 
 BASE = f"cohorts:{{{APP}}}:"
 HOUR = 3600

@@ -19,13 +19,14 @@ from typing import Any
 import redis
 import urllib3
 
+from tests.support.polling import DEADLINE, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 GUNICORN = (str(Path(sys.executable).with_name("gunicorn")), "wsgi:app")
 KEY = "TEST_API_KEY"
 ADMIN_KEY = "TEST_ADMIN_KEY"
 APP = "TEST_APP_ID"
 COHORT_PATH = "/api/v1/integration/amplitude/cohort"
-DEADLINE = 30.0
 # Less than what the service waits for the next request on a connection.
 IDLE_SECONDS = 2.0
 
@@ -147,14 +148,6 @@ class SlowRequest:
         return b"".join(iter(lambda: self._socket.recv(65536), b""))
 
 
-def wait_until(condition: Any, seconds: float = DEADLINE) -> None:
-    """Poll until ``condition()`` holds; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def _answers(http: urllib3.PoolManager, url: str) -> bool:
     try:
         return http.request("GET", url).status == 200
@@ -166,8 +159,12 @@ def _answers(http: urllib3.PoolManager, url: str) -> bool:
 def running(
     env: dict[str, str], command: Sequence[str] = GUNICORN, cwd: Path = ROOT
 ) -> Iterator[Service]:
-    """Start ``command`` with nothing of the environment but ``env`` and PATH."""
+    """Start ``command`` with nothing of the environment but ``env`` and PATH.
+
+    One worker unless ``env`` says otherwise: each worker more takes half a second of a processor.
+    """
     clean = {
+        "WEB_CONCURRENCY": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "PORT": "0",
         "API_KEYS": f"{APP}:{KEY}",

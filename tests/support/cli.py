@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.system.service import APP, DEADLINE, KEY, ROOT
+from tests.support.polling import DEADLINE
+from tests.support.service import APP, KEY, ROOT
 
 FLASK = (str(Path(sys.executable).with_name("flask")), "--app", "wsgi")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,14 +15,14 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from tests.conftest import reserved_ports, store_program
+from tests.support.polling import wait_until
+from tests.support.stores import reserved_ports, store_program
 
 SLOTS = 16384
 # After this long without an answer a node is taken for dead, in ms.
 NODE_TIMEOUT_MS = 1500
 # Where no node is to fail: longer than a busy machine keeps one waiting.
 CALM = ("--cluster-node-timeout", "10000")
-_DEADLINE = 60.0
 
 
 class Tls(NamedTuple):
@@ -116,7 +115,7 @@ class Cluster:
     def wait_until_healthy(self) -> None:
         """Wait until all slots are served, and every running replica follows its master."""
         running = [node for node in self.nodes if node.process.poll() is None]
-        until(lambda: all(_is_healthy(node.client, len(running)) for node in running))
+        wait_until(lambda: all(_is_healthy(node.client, len(running)) for node in running))
 
 
 def _is_healthy(client: Any, nodes: int) -> bool:
@@ -125,13 +124,6 @@ def _is_healthy(client: Any, nodes: int) -> bool:
         return False
     replication = client.info("replication")
     return bool(replication["role"] == "master" or replication["master_link_status"] == "up")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -192,7 +184,7 @@ def _join(cluster: Cluster) -> None:
     for node in others:
         node.client.execute_command("CLUSTER", "MEET", "127.0.0.1", first.port, first.bus_port)
     count = len(cluster.nodes)
-    until(
+    wait_until(
         lambda: all(
             int(node.client.cluster("INFO")["cluster_known_nodes"]) == count
             for node in cluster.nodes
@@ -200,7 +192,7 @@ def _join(cluster: Cluster) -> None:
     )
     for number, node in enumerate(cluster.nodes[masters:]):
         master = cluster.masters[number % masters].client.execute_command("CLUSTER", "MYID")
-        until(partial(_replicates, node, master))
+        wait_until(partial(_replicates, node, master))
     cluster.wait_until_healthy()
 
 
