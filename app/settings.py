@@ -1,7 +1,7 @@
 """Every setting of the service, declared once: name, type, default and help.
 
-The environment is the only source. ``docs/configuration.md`` is made from this file
-(``make docs``). A wrong value stops the boot with one line per setting.
+The environment is the only source. ``make docs`` writes ``docs/configuration.md`` from this file.
+An invalid value stops the start with one line per setting.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MASK = "***"
 
 
 class BadSettings(Exception):
-    """The environment holds settings that the service can't start with; one line for each."""
+    """Settings that the service cannot start with; one line for each."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ApiKey:
 
 
 class _Flag(kinds.Boolean):
-    """``true`` or ``false`` and nothing else: a mistyped value must not pass for an answer."""
+    """``true`` or ``false`` and nothing else, so that a typo is an error and not a value."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(truthy={"true"}, falsy={"false"}, **kwargs)
@@ -52,21 +52,21 @@ class _Keys(kinds.Field[tuple[ApiKey, ...]]):
 
     def _deserialize(self, value: str, *args: Any, **kwargs: Any) -> tuple[ApiKey, ...]:
         found = []
-        for place, entry in enumerate(filter(None, (e.strip() for e in value.split(","))), 1):
+        for position, entry in enumerate(filter(None, (e.strip() for e in value.split(","))), 1):
             app_id, colon, key = entry.partition(":")
             if not colon:
                 app_id, key = DEFAULT_APP, entry
-            # The messages name the place and never the entry: it holds a secret.
+            # The messages name the position and never the entry, which contains a secret.
             if not APP_ID.fullmatch(app_id):
-                raise ValidationError(f"entry {place}: the app id must match {APP_ID.pattern}")
+                raise ValidationError(f"entry {position}: the app id must match {APP_ID.pattern}")
             if ":" in key:
                 raise ValidationError(
-                    f"entry {place}: the key can't hold a colon, as Basic authentication ends it "
-                    "there"
+                    f"entry {position}: the key must not contain a colon, where Basic "
+                    "authentication would end it"
                 )
             if not KEY.fullmatch(key):
                 raise ValidationError(
-                    f"entry {place}: the key must be 1 to 256 printable ASCII characters"
+                    f"entry {position}: the key must be 1 to 256 printable ASCII characters"
                 )
             found.append(ApiKey(app_id, key))
         return tuple(found)
@@ -86,7 +86,7 @@ class _Rate(kinds.Field[RateLimitItem | None]):
 
 
 def _setting(kind: kinds.Field[Any], *, default: Any, help: str, secret: bool = False) -> Any:
-    """Declare a setting. One that is ``secret`` shows in no ``repr``."""
+    """Declare a setting. A ``secret`` one is left out of ``repr``."""
     return field(
         default=default, repr=not secret, metadata={"kind": kind, "help": help, "secret": secret}
     )
@@ -101,7 +101,7 @@ class Settings:
     """The settings in force. Build it with :meth:`from_environ`, or by hand in a test."""
 
     port: int = _setting(
-        _whole(0, 65535), default=8000, help="TCP port to listen on; 0 takes a free one."
+        _whole(0, 65535), default=8000, help="TCP port to listen on; 0 picks a free one."
     )
     web_concurrency: int = _setting(
         _whole(1, 256), default=2, help="Number of gunicorn worker processes."
@@ -109,7 +109,7 @@ class Settings:
     worker_nice: int = _setting(
         _whole(0, 19),
         default=3,
-        help="How far workers stand back from other programs of the machine, such as its store.",
+        help="CPU niceness of workers (0 to 19), so that a store on the same machine comes first.",
     )
     redis_url: str | None = _setting(
         kinds.String(
@@ -118,13 +118,13 @@ class Settings:
             )
         ),
         default=None,
-        help="Address of the store: redis://, rediss:// (TLS) or unix://. Required.",
+        help="URL of the store: redis://, rediss:// (TLS) or unix://. Required.",
         secret=True,
     )
     redis_tls_verify: bool = _setting(
         _Flag(),
         default=True,
-        help="Check the store's TLS certificate. Heroku's is self-signed and needs false.",
+        help="Verify the store's TLS certificate. Heroku's is self-signed and needs false.",
     )
     store_cluster: bool = _setting(
         _Flag(),
@@ -134,12 +134,12 @@ class Settings:
     store_wait_replicas: int = _setting(
         _whole(0, 9),
         default=0,
-        help="Replicas that must have a write before it is answered; 0 doesn't wait for any.",
+        help="Replicas that must acknowledge a write before the reply; 0 waits for none.",
     )
     store_wait_fsync: bool = _setting(
         _Flag(),
         default=False,
-        help="With STORE_WAIT_REPLICAS: these and the node itself must have it on disk as well.",
+        help="With STORE_WAIT_REPLICAS: the node and these replicas must also have it on disk.",
     )
     key_prefix: str = _setting(
         kinds.String(
@@ -153,16 +153,15 @@ class Settings:
     store_partitions: int = _setting(
         _whole(1, 16384),
         default=1,
-        help="Number of partitions of each app's keys. Stored data is moved to another number by "
-        "`store copy`.",
+        help="Number of partitions of each app's keys. `store copy` moves data to another number.",
     )
     store_connections: int = _setting(
-        _whole(1, 1000), default=8, help="Most connections to the store, for each worker."
+        _whole(1, 1000), default=8, help="Maximum connections to the store per worker."
     )
     store_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 60)),
         default=5.0,
-        help="Longest wait for the store, for a connection and for each answer.",
+        help="Timeout for connecting to the store and for each of its replies.",
     )
     api_keys: tuple[ApiKey, ...] = _setting(
         _Keys(),
@@ -170,10 +169,10 @@ class Settings:
         help="Keys that may send cohorts (scope ingest): comma-separated app_id:key.",
     )
     read_api_keys: tuple[ApiKey, ...] = _setting(
-        _Keys(), default=(), help="Keys that may read (scope read), written as API_KEYS."
+        _Keys(), default=(), help="Keys that may read (scope read), in the form of API_KEYS."
     )
     admin_api_keys: tuple[ApiKey, ...] = _setting(
-        _Keys(), default=(), help="Keys that may do everything (scope admin), written as API_KEYS."
+        _Keys(), default=(), help="Keys that may do anything (scope admin), written as API_KEYS."
     )
     metrics_token: str | None = _setting(
         kinds.String(
@@ -183,48 +182,48 @@ class Settings:
             )
         ),
         default=None,
-        help="Key that opens /metrics and nothing else. Keys that may read open it too.",
+        help="Key that opens /metrics and nothing else. Keys with the scope read open it too.",
         secret=True,
     )
     user_policy: str = _setting(
         kinds.String(validate=validate.OneOf(["open", "known"])),
         default="open",
-        help="open takes every well-formed user id; known only those registered beforehand.",
+        help="open accepts every well-formed user id; known only registered ones.",
     )
     max_batch_users: int = _setting(
-        _whole(1, 1_000_000), default=10_000, help="Most users in one request."
+        _whole(1, 1_000_000), default=10_000, help="Maximum users in one request."
     )
     max_query_users: int = _setting(
-        _whole(1, 100_000), default=1000, help="Most users that one call may ask for."
+        _whole(1, 100_000), default=1000, help="Maximum users that one call may ask for."
     )
     max_body_bytes: int = _setting(
         _whole(1024, 1 << 30),
         default=8 << 20,
-        help="Most bytes of a request's body, after decompression.",
+        help="Maximum size of a request's body in bytes, after decompression.",
     )
     body_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=20.0,
-        help="Longest time that a request's body may take to arrive.",
+        help="Time in which a request's body must arrive.",
     )
     rate_limit: RateLimitItem | None = _setting(
-        _Rate(), default=parse("1000/second"), help="Requests of each key; off for no limit."
+        _Rate(), default=parse("1000/second"), help="Requests per key; off for no limit."
     )
     app_rate_limit: RateLimitItem | None = _setting(
         _Rate(),
         default=None,
-        help="Requests of each app, by all its keys together; off (the default) for no limit.",
+        help="Requests per app, over all its keys; off (the default) for no limit.",
     )
     app_concurrency: int = _setting(
         _whole(1, 1000),
         default=3,
-        help="Most requests of one app that a worker works on at a time. Others wait, and other "
-        "apps' go first. At most one less than STORE_CONNECTIONS.",
+        help="Requests of one app that a worker handles at a time. Further ones wait, while those "
+        "of other apps go first. At most one less than STORE_CONNECTIONS.",
     )
     auth_failure_rate_limit: RateLimitItem | None = _setting(
         _Rate(),
         default=parse("30/minute"),
-        help="Failed credentials from each address (of IPv6, each /64); off for no limit.",
+        help="Failed credentials per address (per /64 for IPv6); off for no limit.",
     )
     proxy_hops: int = _setting(
         _whole(0, 10),
@@ -235,28 +234,28 @@ class Settings:
     require_https: bool = _setting(
         _Flag(),
         default=False,
-        help="Refuse calls that came by plain HTTP. Needs PROXY_HOPS, as a proxy ends TLS. What is "
-        "open to all, the health checks, stays open.",
+        help="Refuse calls over plain HTTP. Needs PROXY_HOPS, as a proxy terminates TLS. Public "
+        "paths, such as the health checks, stay open.",
     )
     changes_max_entries: int = _setting(
         _whole(1, 1 << 40),
         default=100_000,
-        help="Entries that each partition's change stream keeps (roughly).",
+        help="Approximate number of entries that each partition's change stream keeps.",
     )
     changes_max_age_hours: int = _setting(
         _whole(1, 24 * 365),
         default=168,
-        help="Age at which entries leave the change stream (roughly).",
+        help="Approximate age at which entries leave the change stream.",
     )
     history_max_requests: int = _setting(
         _whole(0, 10_000_000),
         default=100_000,
-        help="Requests of each app that the sync history keeps; 0 keeps no history.",
+        help="Requests per app that the sync history keeps; 0 disables the history.",
     )
     history_max_syncs: int = _setting(
         _whole(1, 1_000_000),
         default=10_000,
-        help="Syncs of each app that the sync history keeps.",
+        help="Syncs per app that the sync history keeps.",
     )
     history_max_age_hours: int = _setting(
         _whole(1, 24 * 365),
@@ -266,12 +265,12 @@ class Settings:
     stream_heartbeat_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=15.0,
-        help="Longest silence on a stream of changes; must be shorter than any proxy's time-out.",
+        help="Interval of heartbeats on a change stream; must be shorter than any proxy's timeout.",
     )
     max_followers: int = _setting(
         _whole(0, 900),
         default=100,
-        help="Most streams of changes that one worker serves at a time, for each app.",
+        help="Maximum change streams per app that one worker serves at a time.",
     )
     sentry_dsn: str | None = _setting(
         kinds.String(
@@ -281,14 +280,14 @@ class Settings:
             )
         ),
         default=None,
-        help="Where to tell unexpected errors: the address of a project in Sentry.",
+        help="DSN of the Sentry project that receives unexpected errors.",
         secret=True,
     )
     log_level: str = _setting(
         kinds.String(validate=validate.OneOf(["debug", "info", "warning", "error"])),
         default="info",
-        help="Least severe level that is logged. debug also logs the messages of unexpected "
-        "errors, which may quote what was sent.",
+        help="Lowest level that is logged. debug also logs the messages of unexpected errors, "
+        "which may quote what was sent.",
     )
 
     @classmethod
@@ -314,38 +313,38 @@ class Settings:
         return settings
 
     def check(self) -> None:
-        """Check what concerns several settings together. Raises BadSettings."""
+        """Check rules that involve several settings. Raises BadSettings."""
         seen = {self.metrics_token} if self.metrics_token else set()
         for name in ("api_keys", "read_api_keys", "admin_api_keys"):
             for entry in getattr(self, name):
                 if entry.key in seen:
-                    raise BadSettings(f"{name.upper()}: a key is given twice; each may stand once")
+                    raise BadSettings(f"{name.upper()}: a key occurs twice; each may occur once")
                 seen.add(entry.key)
 
     def check_store(self) -> None:
-        """Check what nothing works without. Raises BadSettings."""
+        """Check what every command needs. Raises BadSettings."""
         if not self.redis_url:
             raise BadSettings(
                 "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
                 "example redis://localhost:6379/0; or use `make run`, which brings its own store."
             )
         if not _can_be_read(self.redis_url):
-            # Without the parser's own message: it quotes the password, taken for a port.
+            # Not the parser's own message: it quotes the password, which it takes for a port.
             raise BadSettings(
-                "REDIS_URL: not an address that can be read. It must look like "
+                "REDIS_URL: not a valid URL. It must look like "
                 "redis://user:password@host:6379/0, with / # ? @ [ ] % in the password written as "
                 "%2F %23 %3F %40 %5B %5D %25"
             )
         if self.store_cluster and not _CLUSTER_URL.fullmatch(self.redis_url):
             raise BadSettings(
-                "REDIS_URL: a cluster is reached by redis:// or rediss://, at database 0"
+                "REDIS_URL: for a cluster it must be redis:// or rediss://, with database 0"
             )
 
     def check_service(self, stored_keys: Callable[[], bool] = lambda: False) -> None:
-        """Check what only the running service needs besides. Raises BadSettings.
+        """Check what the running service needs in addition. Raises BadSettings.
 
         Args:
-            stored_keys: whether there are keys elsewhere. Asked only if there are none here.
+            stored_keys: whether the store has keys. Called only if the settings have none.
         """
         self.check_store()
         if not (self.api_keys or self.admin_api_keys or stored_keys()):
@@ -356,7 +355,7 @@ class Settings:
 
 
 def _can_be_read(url: str) -> bool:
-    """Whether an address of a store has its parts where they belong."""
+    """Whether each part of a store's URL is where it belongs."""
     if url.startswith("unix://"):
         return True
     try:
@@ -373,7 +372,7 @@ def env_name(f: Field[Any]) -> str:
 
 
 def masked(settings: Settings) -> dict[str, str]:
-    """The settings by name, as text that may be shown: without keys and passwords."""
+    """The settings by name, as text without keys and passwords."""
     return {env_name(f): _masked(f, getattr(settings, f.name)) for f in fields(Settings)}
 
 
@@ -394,7 +393,7 @@ def _without_password(url: str) -> str:
         return _MASK
     userinfo, at, host = parts.netloc.rpartition("@")
     user, colon, _ = userinfo.partition(":")
-    # A name alone may be the secret: it is so in Sentry's addresses.
+    # A user name alone may be the secret, as in Sentry's DSNs.
     netloc = f"{user}:{_MASK}@{host}" if colon else f"{_MASK if at else ''}{at}{host}"
     query = re.sub(r"(^|&)([^=&]*pass[^=&]*)=[^&]*", rf"\1\2={_MASK}", parts.query)
     return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
@@ -415,7 +414,7 @@ def _shown(default: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as it would stand in the environment."""
+    """A value as it is written in the environment."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, RateLimitItem):

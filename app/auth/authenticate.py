@@ -1,7 +1,7 @@
-"""Who calls: from the request's key to its app and scope.
+"""Authentication: from a request's key to its app and scope.
 
-Three ways to send a key: Basic with the key as username (what Amplitude's document says), the
-headers ``api_key`` and ``app_id`` (what its test request does), and Bearer.
+A key is accepted as the username of Basic authentication (Amplitude's document), in the header
+``api_key``, with ``app_id`` if sent (Amplitude's test request), and as a Bearer token.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _CHALLENGE = {"WWW-Authenticate": 'Basic realm="Cohort Receiver", charset="UTF-8
 
 
 def requires(scope: str, *, by_session: bool = False) -> Callable[[View], View]:
-    """Mark a view with the scope that its callers need. A view with none is closed to all.
+    """Set the scope that callers of a view need. A view without a scope is closed to everybody.
 
     Args:
-        by_session: it is a page, for whoever is logged in; a key alone does not open it.
+        by_session: the view is a page for logged-in users; a key alone does not open it.
     """
 
     def mark(view: View) -> View:
@@ -67,7 +67,7 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> Non
         sent: Request = request._get_current_object()  # type: ignore[attr-defined]
         endpoint = sent.endpoint
         if endpoint is None:
-            return  # no such path, or not by this method: an error reply without secrets
+            return  # no such path or method: the error reply contains no secrets
         view = app.view_functions[endpoint]
         scope = getattr(view, "scope", None)
         if scope == PUBLIC:
@@ -82,23 +82,23 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> Non
         if scope is None or not caller.may(scope):
             raise MissingScope(f"This call needs a key with the scope {scope}.")
         if scope == METRICS:
-            return  # not counted, as that needs the store: metrics also tell that it is gone
+            return  # not rate-limited, which needs the store: metrics must also work without it
         try:
             retry_after = rates.hit(
                 settings.rate_limit, "key", caller.app_id, caller.label
             ) or rates.hit(settings.app_rate_limit, "app", caller.app_id)
         except StoreFull:
-            return  # can't be counted; reading goes on, and the store itself refuses what writes
+            return  # a full store cannot count; reads continue, and it refuses writes itself
         if retry_after is not None:
             raise RateLimited(retry_after)
 
 
 def log_in(key: str) -> Caller:
-    """Whose key somebody types who wants to log in.
+    """The owner of a key that was entered on the login page.
 
     Raises:
-        InvalidCredentials, MissingScope: it opens no page.
-        RateLimited: there were too many wrong keys from this address.
+        InvalidCredentials, MissingScope: the key opens no page.
+        RateLimited: too many wrong keys came from this address.
     """
     parts = services()
     caller = parts.keyring.find(key)
@@ -108,7 +108,7 @@ def log_in(key: str) -> Caller:
         raise problem
     g.event.update(app=caller.app_id, key=caller.label)
     if not caller.may(READ):
-        raise MissingScope("This key may only send cohorts. Log in with a key that may read.")
+        raise MissingScope("This key may only send cohorts. Log in with a key with the scope read.")
     return caller
 
 
@@ -131,7 +131,7 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) ->
     if key is None:
         raise MissingCredentials(
             "Send the API key as the username of Basic authentication, as a Bearer token, "
-            "or in the header api_key. In the address it is never taken: addresses are logged.",
+            "or in the header api_key. A key in the URL is not accepted, because URLs are logged.",
             headers=_CHALLENGE,
         )
     problem.headers.update(_CHALLENGE)
@@ -139,7 +139,7 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) ->
 
 
 def _refusal(ring: KeyRing, key: str) -> Problem:
-    """Why a key is refused. Of one that has ended, log and history know whose it was."""
+    """Why a key is refused. For a former key, log and history show its owner."""
     problem, ended = ring.refusal(key)
     if ended is not None:
         g.event.update(app=ended.app_id, key=ended.label)
@@ -151,13 +151,13 @@ def _count_failure(settings: Settings, rates: Rates) -> None:
         network = _network(request.remote_addr or "unknown")
         retry_after = rates.hit(settings.auth_failure_rate_limit, "address", network)
     except StoreError:
-        return  # the credentials are bad whether they can be counted or not
+        return  # the credentials are invalid whether that can be counted or not
     if retry_after is not None:
         raise RateLimited(retry_after)
 
 
 def _network(address: str) -> str:
-    """What failures are counted by: the address; of IPv6 its /64, all of which one caller has."""
+    """The address that failures are counted by; for IPv6 its /64, which belongs to one caller."""
     try:
         ip = ip_address(address)
     except ValueError:

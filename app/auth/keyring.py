@@ -1,8 +1,8 @@
-"""The keys in force: those of the environment, and those that were made by command.
+"""The valid API keys: those of the environment and those created by command.
 
-The latter are read from the store every second, so that a request costs no look at the store for
-its key. While the store can't be had, the keys that were read last stay in force.
-docs/decisions/keys.md says why keys are kept as they are.
+The latter are read from the store every second, so that authenticating a request costs no store
+call. While the store is unavailable, the keys that were read last stay valid.
+docs/decisions/keys.md explains how keys are stored.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from app.store import ApiKeys, StoredKey, StoreError
 
 INGEST, READ, ADMIN = "ingest", "read", "admin"
 SCOPES = (INGEST, READ, ADMIN)
-METRICS = "metrics"  # of the token that opens /metrics and nothing else
-# The scopes that open what is marked with one.
-_OPENED_BY = {INGEST: {INGEST, ADMIN}, READ: {READ, ADMIN}, METRICS: {METRICS, READ, ADMIN}}
+METRICS = "metrics"  # of METRICS_TOKEN, which opens /metrics and nothing else
+# For each scope that a view requires, the scopes that grant it.
+_GRANTED_BY = {INGEST: {INGEST, ADMIN}, READ: {READ, ADMIN}, METRICS: {METRICS, READ, ADMIN}}
 
-# Seconds between two writes of when keys were last used.
+# Interval at which the times of last use are written to the store.
 USES_SECONDS = 30.0
 _DAY_MS = 24 * 3600 * 1000
 
 
 class Caller(NamedTuple):
-    """A key that was recognised. ``label`` stands for the key where the key may not stand."""
+    """The owner of a valid key. ``label`` names the key in logs, where the key must not appear."""
 
     app_id: str
     scope: str
     label: str
 
     def may(self, scope: str) -> bool:
-        return self.scope in _OPENED_BY.get(scope, {ADMIN})
+        return self.scope in _GRANTED_BY.get(scope, {ADMIN})
 
 
 class _Entry(NamedTuple):
@@ -48,12 +48,12 @@ class _Entry(NamedTuple):
     revoked_ms: int | None = None
 
     def holds(self, now_ms: int) -> bool:
-        """Whether the key is in force."""
+        """Whether the key is valid."""
         return self.revoked_ms is None and (self.expires_ms is None or self.expires_ms > now_ms)
 
 
 class KeyRing:
-    """The keys in force. Keeps their digests only."""
+    """The valid keys. Holds their digests only."""
 
     def __init__(self, settings: Settings, stored: ApiKeys) -> None:
         self._stored = stored
@@ -61,17 +61,17 @@ class KeyRing:
         self._entries = dict(self._fixed)
         self._read = False
         self._failing = False
-        # Label → ms since the epoch: uses that are not written yet, and what is known of all.
+        # By label, in ms since the epoch: uses not yet written, and the last known use of each key.
         self._uses: dict[str, int] = {}
         self._last_used: dict[str, int] = {}
         self._uses_written = time.monotonic()
         self._log = structlog.get_logger()
 
     def find(self, key: str) -> Caller | None:
-        """Whose key it is; None where it is not in force.
+        """The owner of a key; None if the key is not valid.
 
         Raises:
-            StoreError: it may be one of the store's keys, and these could not be read yet.
+            StoreError: the store's keys, which may include this one, could not be read yet.
         """
         entry = self._entry(key)
         if entry is None and not self._read:
@@ -84,7 +84,7 @@ class KeyRing:
         return entry.caller
 
     def holds(self, caller: Caller) -> bool:
-        """Whether the key that was recognised so is still in force. Raises StoreError as above."""
+        """Whether the key of a caller is still valid. Raises StoreError as :meth:`find` does."""
         if not self._read:
             self._load()
         now = time.time_ns() // 1_000_000
@@ -95,9 +95,7 @@ class KeyRing:
         return False
 
     def refusal(self, key: str) -> tuple[Problem, Caller | None]:
-        """Why a key that was not found is not in force, and whose it was; None where that is not
-        known.
-        """
+        """Why a key is not valid, and its former owner, if known."""
         entry = self._entry(key)
         if entry is not None and entry.revoked_ms is not None:
             return RevokedKey(), entry.caller
@@ -106,19 +104,19 @@ class KeyRing:
         return InvalidCredentials(), None
 
     def _entry(self, key: str) -> _Entry | None:
-        # How long a look into a dictionary takes tells of digests, and nobody can choose these.
+        # The time of a dictionary look-up depends on digests, which nobody can choose.
         digest = _digest(key)
         entry = self._entries.get(digest)
         return entry if entry and hmac.compare_digest(entry.digest, digest) else None
 
     def refresh(self) -> None:
-        """Read the store's keys anew. What was read last stays where that fails."""
+        """Read the store's keys again. If that fails, the keys that were read last stay valid."""
         try:
             self._load()
             self._failing = False
         except StoreError as error:
             if not self._failing:
-                self._log.warning("keys of the store can't be read", reason=error.reason)
+                self._log.warning("cannot read keys from the store", reason=error.reason)
             self._failing = True
 
     def _load(self) -> None:
@@ -131,7 +129,7 @@ class KeyRing:
         self._read = True
 
     def write_uses(self) -> None:
-        """Write when keys were last used, where that is due. What can't be written is kept."""
+        """Write the times of last use if that is due. What could not be written is kept."""
         if time.monotonic() - self._uses_written < USES_SECONDS:
             return
         self._uses_written = time.monotonic()
@@ -144,8 +142,8 @@ class KeyRing:
             self._uses = {**uses, **self._uses}
 
     def first_expiry(self) -> float | None:
-        """When the first of those keys expires that were used in the last day, in s since the
-        epoch; None where none of them does.
+        """When the next of the keys used in the last day expires, in s since the epoch; None if
+        none of them does.
         """
         now = time.time_ns() // 1_000_000
         used = {**self._last_used, **self._uses}
@@ -160,7 +158,7 @@ class KeyRing:
 
 
 def environment_keys(settings: Settings) -> list[Caller]:
-    """The keys of the environment, by what they open."""
+    """The owners of the environment's keys."""
     return [entry.caller for entry in _of_environment(settings)]
 
 
@@ -182,7 +180,7 @@ def _of_environment(settings: Settings) -> list[_Entry]:
 def make_key(
     app_id: str, scope: str, label: str = "", expires_ms: int | None = None
 ) -> tuple[str, StoredKey]:
-    """A new random key, and what is kept of it."""
+    """A new random key, and its record for the store."""
     key = f"cr_{secrets.token_hex(32)}"
     digest = _digest(key)
     stored = StoredKey(

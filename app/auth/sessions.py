@@ -1,7 +1,7 @@
-"""Who is logged in to the dashboard: from the request's cookie to a key's app and scope.
+"""Dashboard sessions: from a request's cookie to the app and scope of a key.
 
-A session is a signed cookie that names the key by its label. The key itself is never in it. It ends
-with the key, when it is ended, when nothing was done for twelve hours, and a week after the log-in.
+A session is a signed cookie that names the key by its label and never contains the key. It ends
+with the key, at logout, after twelve hours without activity, and a week after login.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from app.store import Store
 
 IDLE_SECONDS = 12 * 3600
 LONGEST_SECONDS = 7 * 24 * 3600
-# A session that is in use is given a new cookie after so long.
+# An active session gets a new cookie at this interval.
 _RENEWED_SECONDS = 900
-# The secret that signs is asked for anew after so long: a made-up cookie costs the store nothing.
+# The signing secret is cached this long, so that forged cookies cost no store call.
 _SECRET_KEPT_SECONDS = 10
 
 
@@ -31,10 +31,10 @@ class Session(NamedTuple):
 
     Attributes:
         id: random.
-        caller: whose key it was opened with.
-        token: what each form must send along, so that no other site can send it.
-        began: when somebody logged in, in s since the epoch.
-        issued: when its cookie was made, likewise.
+        caller: the owner of the key that it was opened with.
+        token: each form must send it, so that no other site can (CSRF).
+        began: time of login, in s since the epoch.
+        issued: when the cookie was made, in s since the epoch.
     """
 
     id: str
@@ -44,7 +44,7 @@ class Session(NamedTuple):
     issued: float
 
     def sent(self, token: str | None) -> bool:
-        """Whether a form has sent the token."""
+        """Whether a form sent this token."""
         return hmac.compare_digest((token or "").encode(), self.token.encode())
 
 
@@ -57,12 +57,12 @@ class Sessions:
         self._secret, self._secret_until = b"", 0.0
 
     def open(self, caller: Caller) -> Session:
-        """A new session; it lasts once its cookie is set."""
+        """A new session; it takes effect when its cookie is set."""
         now = time.time()
         return Session(secrets.token_hex(16), caller, secrets.token_hex(16), now, now)
 
     def find(self, request: Request) -> Session | None:
-        """The session of a request; None where there is none, or no longer."""
+        """The session of a request; None if there is none or it has ended."""
         cookie = request.cookies.get(_name(request))
         if not cookie:
             return None
@@ -91,12 +91,12 @@ class Sessions:
         )
 
     def renew(self, session: Session, request: Request, response: Response) -> None:
-        """Let a session that is in use last."""
+        """Extend an active session."""
         if time.time() - session.issued > _RENEWED_SECONDS:
             self.set_cookie(session, request, response)
 
     def end(self, session: Session, request: Request, response: Response) -> None:
-        """End a session for good, also where its cookie was copied."""
+        """End a session, also for copies of its cookie."""
         self._store.sessions.end(session.id, IDLE_SECONDS)
         response.delete_cookie(
             _name(request), secure=request.is_secure, httponly=True, samesite="Lax"
@@ -111,5 +111,5 @@ class Sessions:
 
 
 def _name(request: Request) -> str:
-    """The cookie's name. With TLS, one that browsers take from this host alone."""
+    """The cookie's name; with TLS, one that browsers accept from this host only."""
     return "__Host-cohort-receiver" if request.is_secure else "cohort-receiver"

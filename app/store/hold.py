@@ -25,7 +25,7 @@ _BEGUN = b"begun"
 
 
 class HoldLost(StoreError):
-    """The hold ended too early: something may have been written since."""
+    detail = "The hold ended too early: something may have been written since."
 
 
 class Hold:
@@ -44,7 +44,7 @@ class Hold:
         with translated():
             held = self._client.exists(self._keys.hold())
         if held:
-            raise StoreHeld(StoreHeld.__doc__)
+            raise StoreHeld()
 
     def value(self) -> bytes | None:
         """The value of the global flag: whose hold it is."""
@@ -81,7 +81,7 @@ class Hold:
                     pipeline.pexpire(flag, ttl_ms)
             found = pipeline.execute()[: len(flags)]
         if any(one != value for one in found):
-            raise HoldLost(HoldLost.__doc__)
+            raise HoldLost()
 
     def release(self) -> None:
         """Take writes again."""

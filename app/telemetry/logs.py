@@ -1,4 +1,4 @@
-"""How log lines look: one JSON object a line, on standard output."""
+"""The form of log lines: one JSON object per line, on standard output."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PROCESSORS: list[Any] = [
 
 
 def _without_messages(exc_info: Any) -> str:
-    """A traceback that tells of each error only its type.
+    """A traceback with the type of each error, but not its message.
 
-    A message may quote what a caller has sent, and with it a user's id.
+    A message may quote what a caller sent, including user ids.
     """
     chain: list[BaseException] = []
     error: BaseException | None = exc_info[1]
@@ -43,7 +43,7 @@ def _tracebacks(level: str) -> Any:
 def configure(level: str) -> None:
     """Send the service's own log lines to standard output, as JSON.
 
-    Errors are told without their messages, but for the level ``debug``.
+    Error messages are left out, except at level ``debug``.
     """
     structlog.configure(
         processors=[
@@ -59,7 +59,7 @@ def configure(level: str) -> None:
 
 @contextmanager
 def on_stderr() -> Iterator[None]:
-    """Send log lines to standard error meanwhile: standard output is for something else."""
+    """Send log lines to standard error: a command's standard output is for its results."""
     before = structlog.get_config()
     structlog.configure(logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer))
     try:
@@ -71,7 +71,7 @@ def on_stderr() -> Iterator[None]:
 def stdlib_config(level: str) -> dict[str, Any]:
     """A ``logging.config`` dictionary that renders library log lines (gunicorn's) the same way.
 
-    gunicorn's level ``debug`` is left out: it quotes whole requests, with their keys.
+    gunicorn never logs at ``debug``, where it quotes whole requests, including keys.
     """
     servers = "INFO" if level == "debug" else level.upper()
     return {

@@ -1,7 +1,7 @@
-"""Unexpected errors, told to Sentry where ``SENTRY_DSN`` is set.
+"""Report unexpected errors to Sentry, if ``SENTRY_DSN`` is set.
 
-What leaves the house is where in the code it happened, and of which kind it was: no message of an
-error, no body, no header, no variable. Any of these may hold a key or a user's id.
+A report contains the type of the error and its place in the code. Messages, bodies, headers and
+variables are left out: any of them may contain a key or a user id.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What of a request's event says something and names nobody.
+# The fields of a request's event that identify no user.
 _TAGS = ("request_id", "method", "path", "app", "way", "task")
 
-_told_of = False
+_is_configured = False
 
 
 def configure(dsn: str | None) -> None:
-    """Tell unexpected errors to the Sentry at ``dsn``; None tells nobody."""
-    global _told_of
-    _told_of = dsn is not None
+    """Report to the Sentry project at ``dsn``; None disables reports."""
+    global _is_configured
+    _is_configured = dsn is not None
     if dsn is None:
         return
-    import sentry_sdk  # takes a while, and most have no use for it
+    import sentry_sdk  # slow to import, and optional
 
     sentry_sdk.init(
         dsn,
-        # What is told is told below; the integrations would add requests, logs and variables.
+        # Integrations would add requests, logs and variables.
         default_integrations=False,
         auto_enabling_integrations=False,
         include_local_variables=False,
@@ -38,12 +38,12 @@ def configure(dsn: str | None) -> None:
 
 
 def report(error: BaseException, about: Mapping[str, Any]) -> None:
-    """Tell of an error.
+    """Report an error.
 
     Args:
-        about: what is known of where it happened; few of it is passed on.
+        about: the event that it occurred in; only a few of its fields are sent.
     """
-    if not _told_of:
+    if not _is_configured:
         return
     import sentry_sdk
 
@@ -53,8 +53,8 @@ def report(error: BaseException, about: Mapping[str, Any]) -> None:
 
 
 def finish(seconds: float) -> None:
-    """Send what is waiting, in so much time at most: the process ends."""
-    if _told_of:
+    """Send pending reports before the process ends, within ``seconds``."""
+    if _is_configured:
         import sentry_sdk
 
         sentry_sdk.flush(seconds)
@@ -64,7 +64,7 @@ def _scrub(event: Any, hint: Any) -> Any:
     for kept in ("request", "user", "extra", "breadcrumbs", "logentry", "message"):
         event.pop(kept, None)
     for error in event.get("exception", {}).get("values", ()):
-        error["value"] = "(not told)"
+        error["value"] = "(removed)"
         for frame in error.get("stacktrace", {}).get("frames", ()):
             frame.pop("vars", None)
     return event

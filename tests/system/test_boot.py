@@ -47,8 +47,8 @@ def boot(**env: str) -> tuple[int, list[str]]:
         ),
         (
             {**GOOD, "API_KEYS": "shop:a:key"},
-            "cohort-receiver: API_KEYS: entry 1: the key can't hold a colon, as Basic "
-            "authentication ends it there",
+            "cohort-receiver: API_KEYS: entry 1: the key must not contain a colon, where "
+            "Basic authentication would end it",
         ),
         (
             {**GOOD, "REDIS_URL": "http://127.0.0.1"},

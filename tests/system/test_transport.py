@@ -118,5 +118,5 @@ def test_password__with_a_sign_that_breaks_the_address__is_not_told_when_it_is_r
         flask(store_url, "store", "copy", "--to", url, "--partitions", "1"),
     ):
         assert done.returncode != 0
-        assert "REDIS_URL: not an address that can be read" in done.stdout + done.stderr
+        assert "REDIS_URL: not a valid URL" in done.stdout + done.stderr
         assert "secret" not in done.stdout + done.stderr

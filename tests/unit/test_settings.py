@@ -77,12 +77,12 @@ def test_from_environ__bad_key__is_not_shown() -> None:
 
 
 def test_from_environ__token_that_is_a_key_too__is_refused() -> None:
-    with pytest.raises(BadSettings, match="API_KEYS: a key is given twice"):
+    with pytest.raises(BadSettings, match="API_KEYS: a key occurs twice"):
         Settings.from_environ({"API_KEYS": "a:k", "METRICS_TOKEN": "k"})
 
 
 def test_from_environ__one_key_for_two_scopes__is_refused() -> None:
-    with pytest.raises(BadSettings, match="READ_API_KEYS: a key is given twice"):
+    with pytest.raises(BadSettings, match="READ_API_KEYS: a key occurs twice"):
         Settings.from_environ({"API_KEYS": "a:k", "READ_API_KEYS": "b:k"})
 
 
