@@ -122,10 +122,10 @@ def test_service__during_a_hold__refuses_writes_and_goes_on_reading(
     assert http.get(f"/api/v1/users/{USER}").json["traits"] == {TRAIT: True}
     assert http.get("/readyz").status_code == 200
     with pytest.raises(StoreError):
-        services(app).recorder.flush()
+        services(app).sync_recorder.flush()
     assert content(store_url) == before
     store.hold.release()
-    services(app).recorder.flush()  # what was refused is in the history
+    services(app).sync_recorder.flush()  # what was refused is in the history
     assert {s["failed"] for s in http.get("/api/v1/syncs").json["syncs"]} >= {1}
 
 

@@ -89,7 +89,7 @@ def source(
     say(store, "[Amplitude] Going: going", True, ids[300:])
     store.lifecycle.begin_delete(APP, "going")
     assert http.post("/lists", json={"name": "[Amplitude] Empty: empty"}).status_code == 200
-    services(app).recorder.flush()
+    services(app).sync_recorder.flush()
     store.register_users(APP, ["é", "registered", *ids[:30]])
     store.lifecycle.erase(APP, ids[77], suppress=True)
     store.freshness.set_cadence(APP, "1", 3_600_000)
