@@ -40,7 +40,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     web.security_headers.init_app(app)
     listeners = [web.metrics.counting(parts.meter)]
-    if parts.store.history.is_kept:
+    if parts.store.sync_history.is_kept:
         listeners.append(noting(parts.sync_recorder))
     web.request_log.init_app(app, listeners)
     errors.init_app(app)

@@ -94,7 +94,7 @@ def build(settings: Settings) -> Services:
         sync_recorder=recorder,
         fair_queue=Turns(settings.store_connections, settings.app_concurrency),
         change_feed=Feed(
-            store.changes,
+            store.change_stream,
             heartbeat_seconds=settings.stream_heartbeat_seconds,
             max_followers=settings.max_followers,
         ),

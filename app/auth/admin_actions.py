@@ -19,7 +19,7 @@ def begin_cohort_deletion(store: Store, operator: Operator, app_id: str, cohort_
         False if the cohort is unknown.
     """
     record(store, operator, "delete_cohort", app_id, cohort=cohort_id)
-    return store.lifecycle.begin_delete(app_id, cohort_id)
+    return store.jobs.begin_deletion(app_id, cohort_id)
 
 
 def erase_user(
@@ -38,13 +38,13 @@ def erase_user(
         progress: called with the number of change stream entries that were examined.
     """
     record(store, operator, "erase_user", app_id, user=user_hash(user_id), suppress=suppress)
-    return store.lifecycle.erase(app_id, user_id, suppress=suppress, progress=progress)
+    return store.erasure.erase(app_id, user_id, suppress=suppress, progress=progress)
 
 
 def unsuppress_user(store: Store, operator: Operator, app_id: str, user_id: str) -> bool:
     """Accept a suppressed user again. Returns False if the user was not suppressed."""
     record(store, operator, "unsuppress_user", app_id, user=user_hash(user_id))
-    return store.lifecycle.unsuppress(app_id, user_id)
+    return store.erasure.unsuppress(app_id, user_id)
 
 
 def set_cadence(

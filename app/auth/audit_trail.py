@@ -62,7 +62,7 @@ def record(
     if operator.by != COMMAND:
         log.info("admin action", **entry)
     try:
-        store.audit.add(entry)
+        store.audit_trail.add(entry)
     except StoreFull:
         # Deleting makes room, so a full store must not prevent it.
         log.warning("admin action is not in the audit trail", reason=StoreFull.reason, **entry)

@@ -40,7 +40,7 @@ def list_actions(app_id: str | None, action: str | None, last: int, as_json: boo
     """
     found = [
         entry
-        for entry in the_store().audit.all()
+        for entry in the_store().audit_trail.all()
         if app_id in (None, entry.get("app")) and action in (None, entry.get("action"))
     ][-last:]
     if as_json:

@@ -95,7 +95,7 @@ def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
     store = the_store()
     app_id = one_app(store, app_id)
     cohort = _find(store, app_id, cohort_id)
-    total = store.lifecycle.remaining(app_id, cohort_id)
+    total = store.jobs.users_to_delete(app_id, cohort_id)
     if cohort.status == Status.DELETING:
         click.echo(f"Its deletion was begun before and goes on: {total} users are left.", err=True)
     elif not yes:
@@ -107,9 +107,9 @@ def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
     begin_cohort_deletion(store, operator(), app_id, cohort_id)
     with progress(total, "Deleting") as advance:
         left = total
-        for _ in store.lifecycle.delete(app_id, cohort_id):
+        for _ in store.jobs.delete_cohort(app_id, cohort_id):
             # Counted anew: the web processes work on it too.
-            now_left = store.lifecycle.remaining(app_id, cohort_id)
+            now_left = store.jobs.users_to_delete(app_id, cohort_id)
             advance(left - now_left)
             left = now_left
         advance(left)

@@ -46,7 +46,7 @@ def register(file: BinaryIO, app_id: str | None) -> None:
     """
     store = the_store()
     app = one_app(store, app_id, may_be_new=True)
-    _work_through(file, "registered", lambda ids: store.register_users(app, ids))
+    _work_through(file, "registered", lambda ids: store.registered_users.add(app, ids))
 
 
 @users.command("unregister", epilog=EXIT_CODES)
@@ -60,7 +60,7 @@ def unregister(file: BinaryIO, app_id: str | None) -> None:
     store = the_store()
     app = one_app(store, app_id)
     record(store, operator(), "unregister_users", app)
-    _work_through(file, "unregistered", lambda ids: store.unregister_users(app, ids))
+    _work_through(file, "unregistered", lambda ids: store.registered_users.remove(app, ids))
 
 
 @users.command("erase", epilog=EXIT_CODES)
@@ -79,7 +79,7 @@ def erase(user_id: str, app_id: str | None, suppress: bool, yes: bool) -> None:
     _check(user_id)
     if not yes:
         click.confirm(f"Erase the user {shown(user_id)}?", abort=True, err=True)
-    with progress(store.lifecycle.stream_entries(app, user_id), "Erasing") as advance:
+    with progress(store.erasure.stream_entries(app, user_id), "Erasing") as advance:
         erased = erase_user(store, operator(), app, user_id, suppress=suppress, progress=advance)
     click.echo(
         f"Erased. Traits: {erased.traits}. Entries of the change stream: "
@@ -113,7 +113,7 @@ def show(user_id: str, app_id: str | None, as_json: bool) -> None:
     store = the_store()
     app = one_app(store, app_id)
     _check(user_id)
-    known = store.user(app, user_id)
+    known = store.lookups.user_record(app, user_id)
     if as_json:
         print_json(known._asdict())
     else:

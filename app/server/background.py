@@ -101,13 +101,13 @@ class Background:
         if time.monotonic() >= self._trim_due:
             self._trim_due = time.monotonic() + TRIM_SECONDS
             for app_id in self._store.apps():  # also of those that send nothing any more
-                self._store.history.trim(app_id)
+                self._store.sync_history.trim(app_id)
         for app_id, cohort_id in {
-            (job.app_id, job.cohort_id) for job in self._store.lifecycle.jobs()
+            (job.app_id, job.cohort_id) for job in self._store.jobs.pending()
         }:
             with suppress(StoreFull):  # to be done when there is room, as the rename itself
-                self._store.spread_name(app_id, cohort_id)
-        going_on = [_Progress(job) for job in self._store.lifecycle.jobs()]
+                self._store.memberships.spread_name(app_id, cohort_id)
+        going_on = [_Progress(job) for job in self._store.jobs.pending()]
         while going_on:
             going_on = [progress for progress in going_on if self._advance_if_room(progress)]
 
@@ -126,9 +126,9 @@ class Background:
     def _advance(self, progress: _Progress) -> bool:
         """Work on a job for one turn. Whether there is more of it to do here."""
         job, turn_ends = progress.job, time.monotonic() + TURN_SECONDS
-        while self._store.lifecycle.lease(job):
+        while self._store.jobs.lease(job):
             before = time.monotonic()
-            users = self._store.lifecycle.step(job)
+            users = self._store.jobs.step(job)
             if users is None:
                 self._log.info(
                     "background job done",

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import redis
 
-from app.store.connection.cluster import Call
-from app.store.connection.scripts import load_script, together
+from app.store.connection.calls import Call
+from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import translated
 from app.store.keys import Keys
 
@@ -74,7 +74,7 @@ class PlaceLost(Exception):
     """Changes after this place are gone: they left the stream by age or number."""
 
 
-class Changes:
+class ChangeStream:
     """Reads the change feed. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
@@ -111,7 +111,7 @@ class Changes:
                 )
                 for partition, last in enumerate(place)
             ]
-            replies = together(self._read, calls)
+            replies = call_partitions(self._read, calls)
         if any(lost for lost, *_ in replies):
             raise PlaceLost
         found = [

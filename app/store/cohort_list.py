@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import redis
 
 from app.cohorts import CohortSummary, FreshnessState, Status
-from app.store.connection.cluster import Call
-from app.store.connection.scripts import load_script, together
+from app.store.connection.calls import Call
+from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import translated
 from app.store.freshness import freshness_of
 from app.store.keys import Keys
@@ -69,7 +69,7 @@ class Listing(NamedTuple):
     place: tuple[Any, str] | None
 
 
-class Catalog:
+class CohortList:
     """Reads lists of cohorts. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys, registry: Registry) -> None:
@@ -155,7 +155,7 @@ class Catalog:
                 for partition, last in after.items()
             ]
             with translated():
-                shares: list[list[Any]] = together(self._order, calls)
+                shares: list[list[Any]] = call_partitions(self._order, calls)
             for partition, share in zip(list(after), shares, strict=True):
                 for cohort_id, number in zip(share[::2], share[1::2], strict=True):
                     numbers[cohort_id] = numbers.get(cohort_id, 0) + number
@@ -203,7 +203,7 @@ class Catalog:
                 Call(self._keys.changes(app_id, partition), cohort_ids)
                 for partition in range(self._keys.partitions)
             ]
-            shares: list[list[list[Any]]] = together(self._script, calls)
+            shares: list[list[list[Any]]] = call_partitions(self._script, calls)
         for cohort_id, *rows in zip(cohort_ids, *shares, strict=True):
             known = [row for row in rows if row[0] is not None]
             if known:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import redis
 from redis import exceptions
 
-from app.store.connection.cluster import NotReplicated
+from app.store.connection.calls import NotReplicated
 
 
 class StoreError(Exception):

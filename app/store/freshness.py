@@ -14,8 +14,8 @@ from typing import Any
 import redis
 
 from app.cohorts import Freshness, FreshnessState
-from app.store.connection.cluster import Call
-from app.store.connection.scripts import load_script, together
+from app.store.connection.calls import Call
+from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import StoreError, translated
 from app.store.keys import Keys
 
@@ -26,7 +26,7 @@ _REMEMBERED, _COHORTS_PER_CALL = 10_000, 200
 _FIELDS = ("last_received", "cadence", "cadence_source", "late_after")
 
 
-class FreshnessBook:
+class FreshnessStore:
     """Keeps and tells how fresh cohorts are. Raises StoreError, where not said otherwise."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
@@ -109,7 +109,7 @@ class FreshnessBook:
             for start in range(0, len(ids), _COHORTS_PER_CALL)
         ]
         with translated():
-            together(self._script, calls)
+            call_partitions(self._script, calls)
 
 
 def freshness_of(fields: list[Any]) -> Freshness:

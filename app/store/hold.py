@@ -11,8 +11,8 @@ from typing import Any
 
 import redis
 
-from app.store.connection.cluster import Call
-from app.store.connection.scripts import together as call_partitions
+from app.store.connection.calls import Call
+from app.store.connection.scripts import call_partitions
 from app.store.errors import StoreError, StoreHeld, translated
 from app.store.keys import Keys
 

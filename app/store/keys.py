@@ -5,6 +5,7 @@ Everything about one user has the same tag, and so lies in the same slot of a cl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from zlib import crc32
 
 
@@ -22,6 +23,15 @@ class Keys:
     def partition(self, name: str) -> int:
         """The partition that holds everything about a user; the home partition of a cohort."""
         return crc32(name.encode()) % self.partitions
+
+    def by_partition(self, names: Sequence[str]) -> dict[int, Sequence[str]]:
+        """Names of users or cohorts grouped by :meth:`partition`."""
+        if self.partitions == 1:
+            return {0: names} if names else {}
+        groups: dict[int, list[str]] = {}
+        for name in names:
+            groups.setdefault(self.partition(name), []).append(name)
+        return dict[int, Sequence[str]](groups)
 
     def partition_of(self, name: bytes) -> int:
         """The same, of a name in UTF-8."""

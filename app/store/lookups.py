@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import redis
 
 from app.cohorts import Cohort
-from app.store.connection.cluster import Call
-from app.store.connection.scripts import load_script, together
+from app.store.connection.calls import Call
+from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import translated
 from app.store.keys import Keys
 
@@ -28,6 +28,17 @@ _FALSE, _TO_FIND_OUT = b"false", b"?"
 _NO_TIME = (_FALSE, b"true")
 # Makes a named tuple in half the time of its own constructor.
 _new = tuple.__new__
+
+
+class UserRecord(NamedTuple):
+    """A user's traits by name, and whether the user is registered or suppressed.
+
+    ``suppressed`` users were erased permanently; ``USER_POLICY=known`` accepts ``registered`` ones.
+    """
+
+    traits: dict[str, bool]
+    registered: bool
+    suppressed: bool
 
 
 class Membership(NamedTuple):
@@ -60,8 +71,8 @@ class Position(NamedTuple):
     user_id: str
 
 
-class Reads:
-    """Reads for HTTP callers. Raises StoreError."""
+class Lookups:
+    """Reads users and members. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
@@ -88,6 +99,17 @@ class Reads:
             alone = {user_id: user_id for user_id in ready if len(rows[user_id]) == 1}
             for _, some in groupby(ready, alone.get):
                 yield self._complete(app_id, {user_id: rows[user_id] for user_id in some})
+
+    def user_record(self, app_id: str, user_id: str) -> UserRecord:
+        """A user's traits and status, read at one moment."""
+        partition = self._keys.partition(user_id)
+        with translated(), self._client.pipeline() as pipeline:
+            pipeline.hgetall(self._keys.user(app_id, user_id))
+            pipeline.sismember(self._keys.registered(app_id, partition), user_id)
+            pipeline.sismember(self._keys.suppressed(app_id, partition), user_id)
+            found, registered, suppressed = pipeline.execute()
+        traits = {name.decode(): value == b"true" for name, value in found.items()}
+        return UserRecord(traits, bool(registered), bool(suppressed))
 
     def since(self, app_id: str, cohort_id: str, user_id: str) -> int | None:
         """Since when a user is in a cohort, in ms since the epoch; None for who is not."""
@@ -172,7 +194,7 @@ class Reads:
             for partition, wanted in parts.items()
         ]
         with translated():
-            told = together(self._users, calls)
+            told = call_partitions(self._users, calls)
         return {
             user_id: row
             for wanted, rows in zip(parts.values(), told, strict=True)

@@ -27,7 +27,7 @@ class StoreMemory(NamedTuple):
     evicted: int
 
 
-class Vitals:
+class ServerInfo:
     """Asks the store about itself. Raises StoreError."""
 
     def __init__(self, client: redis.Redis) -> None:

@@ -13,7 +13,7 @@ from app.store.keys import Keys
 _SECRET_BYTES = 32
 
 
-class SessionBook:
+class SessionStore:
     """Keeps the secret that sessions are signed with, and those that were ended.
 
     Raises StoreError.

@@ -23,7 +23,7 @@ class Size(NamedTuple):
     members: int
 
 
-class Sizes:
+class SizeHistory:
     """Keeps and tells cohorts' sizes over time. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:

@@ -138,7 +138,7 @@ class Page(NamedTuple):
     after: int | None
 
 
-class History:
+class SyncHistory:
     """Keeps and tells the sync history. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys, limits: HistoryLimits) -> None:

@@ -111,7 +111,7 @@ class Recorder:
             while self._portions:
                 portion = self._portions[0]
                 try:
-                    self._store.history.add(portion.app_id, portion.batches, portion.id)
+                    self._store.sync_history.add(portion.app_id, portion.batches, portion.id)
                 except StoreError as error:
                     if not isinstance(error, StoreRefused):
                         raise  # it can be had again
@@ -120,7 +120,7 @@ class Recorder:
                 self._portions.popleft()
                 self._held -= portion.requests
             if self._unknown:
-                self._store.history.count_unknown(self._unknown)
+                self._store.sync_history.count_unknown(self._unknown)
                 self._unknown.clear()
             if sizes:
                 self._note_sizes()
@@ -129,7 +129,7 @@ class Recorder:
         while self._changed:
             app_id, cohort_ids = next(iter(self._changed.items()))
             noted = sorted(cohort_ids)
-            self._store.sizes.note(app_id, noted)
+            self._store.size_history.note(app_id, noted)
             del self._changed[app_id]
         self._sizes_due = time.monotonic() + SIZES_SECONDS
 

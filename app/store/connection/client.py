@@ -10,7 +10,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.settings import Settings
-from app.store.connection.cluster import ClusterClient, Wait
+from app.store.connection.calls import Wait
+from app.store.connection.cluster import ClusterClient
 from app.store.connection.pool import Client, make_pool
 
 

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 from redis import exceptions
@@ -22,6 +22,7 @@ from redis.commands.core import CoreCommands, Script
 from redis.connection import Connection, ConnectionPool
 from redis.retry import Retry
 
+from app.store.connection.calls import Call, NotReplicated, Wait
 from app.store.connection.pool import FairQueue, without_polling
 
 # Attempts at a call: the second after looking anew which node has what.
@@ -35,41 +36,6 @@ _GUARD = (
     "redis.call('EXISTS', tag .. ':none', tag .. ':neither') end "
 )
 _SHEBANG = "#!lua"
-
-
-class Call(NamedTuple):
-    """A script's call for one partition: its change stream, which gives all keys; arguments."""
-
-    stream: str
-    args: Sequence[Any]
-
-
-class Wait(NamedTuple):
-    """What to wait for after a write.
-
-    Attributes:
-        replicas: of each node that was written to, how many must have it; 0 for no wait.
-        fsync: these, and the node, must have it in their append-only files.
-        timeout_ms: longest wait.
-    """
-
-    replicas: int = 0
-    fsync: bool = False
-    timeout_ms: int = 1000
-
-    def command(self) -> tuple[Any, ...]:
-        if self.fsync:
-            return "WAITAOF", 1, self.replicas, self.timeout_ms
-        return "WAIT", self.replicas, self.timeout_ms
-
-    def satisfied(self, reply: Any) -> bool:
-        if self.fsync:
-            return bool(reply[0] >= 1 and reply[1] >= self.replicas)
-        return bool(reply >= self.replicas)
-
-
-class NotReplicated(exceptions.RedisError):
-    """Too few replicas have acknowledged a write in time. It may be lost with its node."""
 
 
 class ClusterClient(CoreCommands):

@@ -9,7 +9,8 @@ from typing import Any
 from redis import Redis, exceptions
 from redis.commands.core import Script
 
-from app.store.connection.cluster import Call, ClusterClient, NotReplicated, Wait
+from app.store.connection.calls import Call, NotReplicated, Wait
+from app.store.connection.cluster import ClusterClient
 
 NO_WAIT = Wait()
 
@@ -34,7 +35,7 @@ def load_script(client: Redis, name: str, folder: str = "lua") -> Script:
     return client.register_script(source)
 
 
-def together(script: Script, calls: Sequence[Call], wait: Wait = NO_WAIT) -> list[Any]:
+def call_partitions(script: Script, calls: Sequence[Call], wait: Wait = NO_WAIT) -> list[Any]:
     """Call a script for each partition; on a cluster, on all nodes at once.
 
     A single store works on one call at a time, so there they go one after the other.

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import redis
 
 from app.settings import Settings
+from app.store.connection.calls import Call
 from app.store.connection.client import connect
-from app.store.connection.cluster import Call, ClusterClient
-from app.store.connection.scripts import load_script, together
+from app.store.connection.cluster import ClusterClient
+from app.store.connection.scripts import call_partitions, load_script
 from app.store.keys import Keys
 from app.store.maintenance.key_names import KeyName, parse
 
@@ -89,7 +90,9 @@ class RawStore:
             Call(stream, [_SMALL, *(u.rest for u in users)]) for stream, users in parts.items()
         ]
         found = {}
-        for users, rows in zip(parts.values(), together(self._read_hashes, calls), strict=True):
+        for users, rows in zip(
+            parts.values(), call_partitions(self._read_hashes, calls), strict=True
+        ):
             for name, row in zip(users, rows, strict=True):
                 if row is not None:
                     found[name] = Value(b"hash", dict(zip(row[::2], row[1::2], strict=True)))
@@ -110,7 +113,7 @@ class RawStore:
                     pipeline.unlink(key)
                     _write(pipeline, key, value)
             pipeline.execute()
-        together(self._write_hashes, [Call(stream, args) for stream, args in small.items()])
+        call_partitions(self._write_hashes, [Call(stream, args) for stream, args in small.items()])
 
     def pages(self, name: KeyName) -> Iterator[list[tuple[bytes, float]]]:
         """The elements of a set or sorted set, some at a time, with their scores; 1 in a set."""

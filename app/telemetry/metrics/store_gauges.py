@@ -79,10 +79,10 @@ class StoreGauges(Collector):
         return [family, _gauge(definitions.LONGEST_LATE, self._store.longest_late_ms() / 1000)]
 
     def _jobs(self) -> list[GaugeMetricFamily]:
-        return [_gauge(definitions.JOBS, len(self._store.lifecycle.jobs()))]
+        return [_gauge(definitions.JOBS, len(self._store.jobs.pending()))]
 
     def _memory(self) -> list[GaugeMetricFamily]:
-        memory = self._store.vitals.memory()
+        memory = self._store.server_info.memory()
         return [
             _gauge(definitions.STORE_MEMORY, memory.used),
             _gauge(definitions.STORE_MEMORY_LIMIT, memory.limit),

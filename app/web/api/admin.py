@@ -102,7 +102,7 @@ def register_users() -> Response:
     parts = services()
     schema = limited(ListUsersSchema, parts.settings.max_batch_users)
     _, user_ids = load(schema, read_json())
-    registered = parts.deletable_store().register_users(g.caller.app_id, user_ids)
+    registered = parts.deletable_store().registered_users.add(g.caller.app_id, user_ids)
     return _reply({"registered": registered})
 
 

@@ -23,7 +23,7 @@ from orjson import Fragment, dumps
 
 from app.errors import TooManyFollowers
 from app.store import Change, EntryId, Place, PlaceLost, StoreError
-from app.store.change_stream import Changes, Page
+from app.store.change_stream import ChangeStream, Page
 from app.web.http.cursors import place_cursor
 
 # Seconds between two looks for news, and changes that one look takes.
@@ -79,7 +79,7 @@ class _Block(NamedTuple):
 class _Reader:
     """The one reader of an app's change feed in this process."""
 
-    def __init__(self, changes: Changes, app_id: str) -> None:
+    def __init__(self, changes: ChangeStream, app_id: str) -> None:
         self.followers = 0
         self.news = Event()
         self._changes = changes
@@ -171,7 +171,9 @@ class Feed:
         is_open: whether to go on; False while the process is about to end.
     """
 
-    def __init__(self, changes: Changes, *, heartbeat_seconds: float, max_followers: int) -> None:
+    def __init__(
+        self, changes: ChangeStream, *, heartbeat_seconds: float, max_followers: int
+    ) -> None:
         self.is_open: Callable[[], bool] = lambda: True
         self._changes = changes
         self._heartbeat_seconds = heartbeat_seconds

@@ -34,7 +34,7 @@ def get_changes() -> Response:
     """Changes after a cursor, a page at a time. The cursor of the next page is always there."""
     asked = parameters(_CHANGES_QUERY)
     place = _place(asked["cursor"])
-    page = store().changes.read(g.caller.app_id, place, limit=asked["limit"])
+    page = store().change_stream.read(g.caller.app_id, place, limit=asked["limit"])
     cursor = place_cursor(page.place)
     told = {"changes": [shown(change) for change in page.changes], "more": page.more}
     return send(told | {"next": cursor}, next_cursor=cursor)
@@ -59,7 +59,7 @@ def stream_changes() -> Response:
 
 
 def _place(cursor: Place | str) -> Place:
-    changes = store().changes
+    changes = store().change_stream
     if cursor == EARLIEST:
         return changes.oldest()
     return changes.newest(g.caller.app_id) if cursor == LATEST else cast(Place, cursor)

@@ -42,7 +42,7 @@ _COHORTS_QUERY, _CADENCE = CohortsQuery(), CadenceBody()
 def get_cohorts() -> Response:
     """Cohorts, a page at a time."""
     asked = parameters(_COHORTS_QUERY)
-    listing = store().catalog.page(
+    listing = store().cohort_list.page(
         g.caller.app_id,
         Filter(asked.get("name"), asked.get("status"), asked.get("freshness")),
         sort=asked["sort"].lstrip("-"),

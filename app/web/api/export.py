@@ -57,7 +57,7 @@ def _stream(
     known_cohort(cohort_in_path(cohort_id))
     turns = services().fair_queue
     app_id = g.caller.app_id
-    pages = turns.each(app_id, store().reads.all_members(app_id, cohort_id))
+    pages = turns.each(app_id, store().lookups.all_members(app_id, cohort_id))
     # If the store fails in the middle, the connection breaks: a part must not pass for the whole.
     return Response(render(pages), mimetype=media_type, headers={"Cache-Control": "no-store"})
 

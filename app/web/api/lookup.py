@@ -25,7 +25,7 @@ def known_cohort(cohort_id: str) -> str:
 
 def known_sync(sync_id: int) -> Sync:
     """A sync. Raises UnknownSync where it is not, or no longer, kept."""
-    sync = store().history.sync(g.caller.app_id, sync_id)
+    sync = store().sync_history.sync(g.caller.app_id, sync_id)
     if sync is None:
         raise UnknownSync()
     return sync

@@ -32,7 +32,7 @@ _SYNCS_QUERY, _REQUESTS_QUERY = SyncsQuery(), RequestsQuery()
 def get_syncs() -> Response:
     """The sync history, the latest first: requests for one cohort, close in time, are one sync."""
     asked = parameters(_SYNCS_QUERY)
-    page = store().history.syncs(
+    page = store().sync_history.syncs(
         g.caller.app_id,
         cohort_id=asked.get("cohort"),
         problems=asked["problems"],
@@ -59,7 +59,7 @@ def get_requests(sync_id: str) -> Response:
     asked = parameters(_REQUESTS_QUERY)
     skip, limit = asked.get("cursor", 0), asked["limit"]
     sync = known_sync(sync_in_path(sync_id))
-    found = store().history.requests(
+    found = store().sync_history.requests(
         g.caller.app_id, sync.id, problems=asked["problems"], skip=skip, limit=limit + 1
     )
     cursor = request_cursor(skip + limit if len(found) > limit else None)
@@ -73,7 +73,7 @@ def get_requests(sync_id: str) -> Response:
 def get_sizes(cohort_id: str) -> Response:
     """How many members a cohort had over time."""
     cohort_id = known_cohort(cohort_in_path(cohort_id))
-    (sizes,) = store().sizes.of(g.caller.app_id, [cohort_id])
+    (sizes,) = store().size_history.of(g.caller.app_id, [cohort_id])
     return send({"sizes": [{"at": at, "members": members} for at, members in sizes]}, tagged=True)
 
 

@@ -39,7 +39,7 @@ _SENT_WHOLE = 1 << 20
 @describes(InvalidParameter, reply=UserReply(), tagged=True)
 def get_user(user_id: str) -> Response:
     """A user's traits and cohorts. Empty for a user never heard of: that is an answer too."""
-    user = store().reads.user(g.caller.app_id, user_in_path(user_id))
+    user = store().lookups.user(g.caller.app_id, user_in_path(user_id))
     return send(_shown_user(user), tagged=True)
 
 
@@ -52,7 +52,7 @@ def query_users() -> Response:
     asked = load(limited(UsersQuery, settings.max_query_users), read_json())["user_ids"]
     turns = services().fair_queue
     app_id = g.caller.app_id
-    pieces = _users(store().reads.users(app_id, asked))
+    pieces = _users(store().lookups.users(app_id, asked))
     begun: list[bytes] = []
     for piece in pieces:
         begun.append(piece)
@@ -68,7 +68,7 @@ def query_users() -> Response:
 def get_membership(cohort_id: str, user_id: str) -> Response:
     """Whether a user is in a cohort, and since when."""
     cohort_id, user_id = cohort_in_path(cohort_id), user_in_path(user_id)
-    since = store().reads.since(g.caller.app_id, cohort_id, user_id)
+    since = store().lookups.since(g.caller.app_id, cohort_id, user_id)
     if since is None:
         known_cohort(cohort_id)
     told = {"userId": user_id, "cohortId": cohort_id, "member": since is not None, "since": since}
@@ -83,7 +83,7 @@ def get_membership(cohort_id: str, user_id: str) -> Response:
 def get_members(cohort_id: str) -> Response:
     """Members of a cohort, a page at a time, by since when they are in it."""
     asked = parameters(_MEMBERS_QUERY)
-    members, position = store().reads.members(
+    members, position = store().lookups.members(
         g.caller.app_id,
         known_cohort(cohort_in_path(cohort_id)),
         after=asked.get("cursor"),

@@ -116,7 +116,7 @@ def overview() -> Response:
     which = Filter(asked.get("name"), asked.get("status"), asked.get("freshness"))
     sort = asked["sort"]
     try:
-        listing = store().catalog.page(
+        listing = store().cohort_list.page(
             app_id,
             which,
             sort=sort.lstrip("-"),
@@ -126,10 +126,10 @@ def overview() -> Response:
         )
     except TooManyToSort:
         sort = "id"
-        listing = store().catalog.page(app_id, which, limit=COHORTS)
-    sizes = store().sizes.of(app_id, [cohort.id for cohort in listing.cohorts])
+        listing = store().cohort_list.page(app_id, which, limit=COHORTS)
+    sizes = store().size_history.of(app_id, [cohort.id for cohort in listing.cohorts])
     now = words.now_ms()
-    latest = store().history.syncs(app_id, limit=LATEST)
+    latest = store().sync_history.syncs(app_id, limit=LATEST)
     return _page(
         "overview.html",
         cohorts=[
@@ -142,8 +142,8 @@ def overview() -> Response:
         next=list_cursor(sort, listing.place),
         paged="cursor" in asked,
         syncs=latest.syncs,
-        details=store().history.first_details(app_id, latest.syncs),
-        unknown=store().history.unknown(),
+        details=store().sync_history.first_details(app_id, latest.syncs),
+        unknown=store().sync_history.unknown(),
         user_policy=services().settings.user_policy,
     )
 
@@ -165,9 +165,9 @@ def _cohort_page(
         raise UnknownCohort()
     g.event["cohorts"] = [cohort_id]
     (freshness,) = store().freshness.of(app_id, [cohort_id])
-    (sizes,) = store().sizes.of(app_id, [cohort_id])
-    syncs = store().history.syncs(app_id, cohort_id=cohort_id, limit=charts.MOST_BARS)
-    members, position = store().reads.members(app_id, cohort_id, after=cursor, limit=MEMBERS)
+    (sizes,) = store().size_history.of(app_id, [cohort_id])
+    syncs = store().sync_history.syncs(app_id, cohort_id=cohort_id, limit=charts.MOST_BARS)
+    members, position = store().lookups.members(app_id, cohort_id, after=cursor, limit=MEMBERS)
     return _page(
         "cohort.html",
         status,
@@ -177,7 +177,7 @@ def _cohort_page(
         line=charts.line(sizes, words.now_ms(), from_zero=True),
         bars=charts.bars(syncs.syncs),
         syncs=syncs.syncs[:15],
-        details=store().history.first_details(app_id, syncs.syncs[:15]),
+        details=store().sync_history.first_details(app_id, syncs.syncs[:15]),
         more_syncs=len(syncs.syncs) > 15,
         members=members,
         next=member_cursor(position),
@@ -214,8 +214,8 @@ def _user_page(user_id: str, *, error: str | None = None, status: int = 200) -> 
     user = record = None
     problem = text_problem(user_id, MAX_USER_ID_BYTES) if user_id else None
     if user_id and not problem:
-        user = store().reads.user(g.caller.app_id, user_id)
-        record = store().user(g.caller.app_id, user_id)
+        user = store().lookups.user(g.caller.app_id, user_id)
+        record = store().lookups.user_record(g.caller.app_id, user_id)
     return _page(
         "users.html",
         400 if problem else status,
@@ -249,7 +249,7 @@ def erase_user() -> BaseResponse:
 def syncs() -> Response:
     """The latest syncs, and what was rejected."""
     asked = _asked(_SYNCS_PAGE)
-    page = store().history.syncs(
+    page = store().sync_history.syncs(
         g.caller.app_id,
         cohort_id=asked.get("cohort"),
         problems=asked["problems"],
@@ -259,12 +259,12 @@ def syncs() -> Response:
     return _page(
         "syncs.html",
         syncs=page.syncs,
-        details=store().history.first_details(g.caller.app_id, page.syncs),
+        details=store().sync_history.first_details(g.caller.app_id, page.syncs),
         next=sync_cursor(page.after),
         paged="cursor" in asked,
         problems=asked["problems"],
         cohort_id=asked.get("cohort"),
-        unknown=store().history.unknown(),
+        unknown=store().sync_history.unknown(),
     )
 
 
@@ -274,11 +274,11 @@ def sync() -> Response:
     """One sync: what went wrong, and its requests."""
     asked = _asked(_SYNC_PAGE)
     app_id, skip = g.caller.app_id, asked.get("cursor", 0)
-    found = store().history.sync(app_id, asked["id"])
+    found = store().sync_history.sync(app_id, asked["id"])
     if found is None:
         raise UnknownSync()
-    troubled = store().history.requests(app_id, found.id, problems=True, limit=REQUESTS)
-    requests = store().history.requests(app_id, found.id, skip=skip, limit=REQUESTS + 1)
+    troubled = store().sync_history.requests(app_id, found.id, problems=True, limit=REQUESTS)
+    requests = store().sync_history.requests(app_id, found.id, skip=skip, limit=REQUESTS + 1)
     return _page(
         "sync.html",
         sync=found,
@@ -294,13 +294,13 @@ def sync() -> Response:
 def health() -> Response:
     """How the store is."""
     current, trouble = store(), None
-    seconds = current.vitals.ping()
+    seconds = current.server_info.ping()
     try:
         current.check()
     except StoreError as error:
         trouble = error.reason
     try:
-        memory = current.vitals.memory()
+        memory = current.server_info.memory()
     except StoreError:
         memory = None  # some hosts let nobody ask
     return _page(
@@ -309,8 +309,8 @@ def health() -> Response:
         trouble=trouble,
         memory=memory,
         counts=current.freshness.counts([g.caller.app_id]),
-        jobs=[job for job in current.lifecycle.jobs() if job.app_id == g.caller.app_id],
-        unknown=current.history.unknown(),
+        jobs=[job for job in current.jobs.pending() if job.app_id == g.caller.app_id],
+        unknown=current.sync_history.unknown(),
         settings=services().settings,
     )
 

@@ -63,7 +63,7 @@ def app(make_app: Callable[..., Flask]) -> Flask:
 
 def trail(app: Flask) -> list[dict[str, Any]]:
     store: Store = services(app).store
-    return store.audit.all()
+    return store.audit_trail.all()
 
 
 def call(app: Flask, method: str, path: str) -> None:
@@ -168,16 +168,16 @@ def test_trail__with_too_many_entries__loses_the_oldest(app: Flask) -> None:
         for number in range(KEPT):
             pipeline.rpush(store.keys.audit(), json.dumps({"number": number}))
         pipeline.execute()
-    store.audit.add({"number": KEPT})
-    entries = store.audit.all()
+    store.audit_trail.add({"number": KEPT})
+    entries = store.audit_trail.all()
     assert (entries[0]["number"], entries[-1]["number"], len(entries)) == (1, KEPT, KEPT)
 
 
 def test_trail__with_what_somebody_else_wrote__still_tells_the_rest(app: Flask, run: Run) -> None:
     store: Store = services(app).store
     store._client.rpush(store.keys.audit(), b"\xff", "[1]", "x", '{"at": "x", "who": "\\u001b"}')
-    store.audit.add({"action": "erase_user"})
-    assert len(store.audit.all()) == 2
+    store.audit_trail.add({"action": "erase_user"})
+    assert len(store.audit_trail.all()) == 2
     result = run("audit", "list")
     assert result.exit_code == 0
     assert "\x1b" not in result.stdout

@@ -75,8 +75,8 @@ def test_key__of_one_app__is_no_key_of_another(app: Flask, run: Run) -> None:
     assert post(app, key, app_id="staging") == (200, None)
     assert post(app, key, app_id=APP) == (401, "invalid_credentials")
     store: Store = services(app).store
-    assert store.traits("staging", "ann")
-    assert not store.traits(APP, "ann")
+    assert store.lookups.user("staging", "ann").traits
+    assert not store.lookups.user(APP, "ann").traits
 
 
 @pytest.mark.parametrize("form", ["basic", "bearer", "header"])
@@ -144,9 +144,9 @@ def test_key_that_has_ended__log_and_history_know_whose_it_was(
     (event,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert (event["app"], event["key"], event["reason"]) == (APP, key_id, reason)
     services(app).sync_recorder.flush()
-    (sync,) = store.history.syncs(APP).syncs
+    (sync,) = store.sync_history.syncs(APP).syncs
     assert (sync.failures, sync.keys) == ({reason: 1}, {key_id: 1})
-    assert store.history.unknown() == {}
+    assert store.sync_history.unknown() == {}
 
 
 def test_revoked_key__is_401_and_says_so_for_good(app: Flask, run: Run) -> None:

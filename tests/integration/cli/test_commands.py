@@ -200,7 +200,7 @@ class TestCohorts:
             redis_client.config_set("maxmemory", 0)
         assert result.exit_code == 0, result.output
         assert store.registry.find(APP, "1") is None
-        assert store.traits(APP, "u1") == {TWO: True}
+        assert store.lookups.user(APP, "u1").traits == {TWO: True}
         assert run("store", "check").exit_code == 0
 
     def test_delete__confirmed__takes_the_cohort_from_all_users(
@@ -223,30 +223,30 @@ class TestCohorts:
     def test_delete__begun_before__goes_on_without_asking(self, store: Store, run: Run) -> None:
         users = [f"user-{n}" for n in range(900)]
         say(store, ONE, True, *users)
-        store.lifecycle.begin_delete(APP, "1")
-        for job in store.lifecycle.jobs():
-            store.lifecycle.step(job)
-        left = store.lifecycle.remaining(APP, "1")
+        store.jobs.begin_deletion(APP, "1")
+        for job in store.jobs.pending():
+            store.jobs.step(job)
+        left = store.jobs.users_to_delete(APP, "1")
         assert 0 < left < 920
         result = run("cohorts", "delete", "1")
         assert result.exit_code == 0
         assert f"{left} users are left" in result.stderr
         assert store.registry.find(APP, "1") is None
-        assert store.lifecycle.jobs() == []
+        assert store.jobs.pending() == []
 
     def test_delete__while_the_background_works_on_it_too__counts_right(
         self, store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         say(store, ONE, True, *[f"user-{n}" for n in range(2000)])
         steps: list[int] = []
-        step = store.lifecycle.step
+        step = store.jobs.step
 
         def both(job: object) -> int | None:
-            for other in store.lifecycle.jobs():
+            for other in store.jobs.pending():
                 step(other)
             return step(job)
 
-        monkeypatch.setattr(store.lifecycle, "step", both)
+        monkeypatch.setattr(store.jobs, "step", both)
         monkeypatch.setattr("app.cli.cohorts.progress", _recording(steps))
         assert run("cohorts", "delete", "1", "--yes").exit_code == 0
         assert sum(steps) == 2020
@@ -273,7 +273,7 @@ class TestRegister:
         assert (result.exit_code, result.stderr) == (0, "")
         assert result.stdout == "5 ids read, 4 registered, 0 invalid.\n"
         for user in ("a b", "bé@x/y", "🎉", "last"):
-            assert store.user(APP, user).registered
+            assert store.lookups.user_record(APP, user).registered
         result = run("users", "register", str(file))
         assert result.stdout == "5 ids read, 0 registered, 0 invalid.\n"
 
@@ -290,7 +290,7 @@ class TestRegister:
             "line 4: Must not contain NUL.",
             "line 5: Must be valid UTF-8.",
         ]
-        assert store.user(APP, "end").registered
+        assert store.lookups.user_record(APP, "end").registered
 
     def test_register__many_bad_lines__tells_the_first_and_counts_the_rest(
         self, store: Store, run: Run
@@ -319,8 +319,8 @@ class TestRegister:
         run("users", "register", "-", input="u1\nu2")
         result = run("users", "unregister", "-", input="u1\nnobody")
         assert result.stdout == "2 ids read, 1 unregistered, 0 invalid.\n"
-        assert store.user(APP, "u1") == ({ONE: False, TWO: True}, False, False)
-        assert store.user(APP, "u2").registered
+        assert store.lookups.user_record(APP, "u1") == ({ONE: False, TWO: True}, False, False)
+        assert store.lookups.user_record(APP, "u2").registered
 
 
 class TestUsers:
@@ -355,7 +355,7 @@ class TestUsers:
 
     def test_erase__not_confirmed__changes_nothing(self, store: Store, run: Run) -> None:
         assert run("users", "erase", "u1", input="n\n").exit_code == 1
-        assert store.user(APP, "u1").traits
+        assert store.lookups.user_record(APP, "u1").traits
 
     def test_suppress__and_unsuppress__keep_the_user_out_and_let_in_again(
         self, store: Store, run: Run
@@ -363,12 +363,12 @@ class TestUsers:
         result = run("users", "erase", "u1", "--suppress", "--yes")
         assert result.stdout.endswith("Later syncs skip the user.\n")
         say(store, TWO, True, "u1")
-        assert store.user(APP, "u1") == ({}, False, True)
+        assert store.lookups.user_record(APP, "u1") == ({}, False, True)
         assert "erased for good" in run("users", "show", "u1").stdout
         assert run("users", "unsuppress", "u1").stdout.startswith("Later syncs take")
         assert run("users", "unsuppress", "u1").stdout == "The user was not suppressed.\n"
         say(store, TWO, True, "u1")
-        assert store.user(APP, "u1").traits == {TWO: True}
+        assert store.lookups.user_record(APP, "u1").traits == {TWO: True}
 
     @pytest.mark.parametrize("command", ["erase", "unsuppress", "show"])
     def test_id__that_is_none__is_wrong_usage(self, command: str, store: Store, run: Run) -> None:
@@ -441,10 +441,10 @@ class TestStore:
     def test_commands__with_work_waiting__leave_it_to_the_web_processes(
         self, store: Store, run: Run
     ) -> None:
-        store.lifecycle.begin_delete(APP, "1")
+        store.jobs.begin_deletion(APP, "1")
         run("cohorts", "list")
         run("store", "check")
-        assert store.lifecycle.jobs()
+        assert store.jobs.pending()
         Background(store).work()
         Background(store).work()
-        assert not store.lifecycle.jobs()
+        assert not store.jobs.pending()

@@ -542,7 +542,7 @@ def test_deletion__of_a_cohort__is_told_as_leaving(
     follower = make()
     follower.poll(Heard())
     store = Store(connect(Settings(redis_url=store_url)), partitions=service.partitions)
-    assert sum(store.lifecycle.delete(service.app, COHORT)) == 2
+    assert sum(store.jobs.delete_cohort(service.app, COHORT)) == 2
     heard = Heard()
     follower.poll(heard)
     assert (heard.of("a"), heard.of("b")) == ([False], [False])
@@ -559,7 +559,7 @@ def test_erasure__of_a_user_whose_change_failed__holds_nobody_up(
 
     assert follower.poll(fail) == 0
     store = Store(connect(Settings(redis_url=store_url)), partitions=service.partitions)
-    store.lifecycle.erase(service.app, "a")
+    store.erasure.erase(service.app, "a")
     service.push("b")
     heard = Heard()
     poll_until(follower, heard, lambda: heard.users() == ["b"])
@@ -693,7 +693,7 @@ def erase(service: Service, store_url: str) -> Callable[..., None]:
     def erase(*user_ids: str) -> None:
         store = Store(connect(Settings(redis_url=store_url)), partitions=service.partitions)
         for user_id in user_ids:
-            store.lifecycle.erase(service.app, user_id)
+            store.erasure.erase(service.app, user_id)
 
     return erase
 
@@ -771,7 +771,7 @@ def test_store__that_lost_its_data__is_followed_from_its_new_beginning(
     redis_client: redis.Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.store.store._LAYOUT_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("app.store.layout.CHECK_SECONDS", 0.0)
     service.push(["a"])
     follower = make(start="new")
     follower.poll(Heard())
@@ -789,7 +789,7 @@ def test_store__that_loses_its_data_between_poll_and_wait__ends_no_run(
     redis_client: redis.Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.store.store._LAYOUT_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("app.store.layout.CHECK_SECONDS", 0.0)
     service.push("a")
     follower = make()
     wait = follower._wait
@@ -813,7 +813,7 @@ def test_lag__after_the_store_lost_its_data__tells_of_the_group_that_is_made_aga
     redis_client: redis.Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.store.store._LAYOUT_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("app.store.layout.CHECK_SECONDS", 0.0)
     service.push("a")
     follower = make(start="new")
     follower.poll(Heard())

@@ -78,9 +78,9 @@ def cohort(number: int) -> Cohort:
 
 def read(store: Store, number: int) -> None:
     user = USERS[number % len(USERS)]
-    assert len(store.reads.user(APP, user).memberships) == COHORTS
-    assert len(store.user(APP, user).traits) == COHORTS
-    assert sum(map(len, store.reads.users(APP, USERS))) == len(USERS)
+    assert len(store.lookups.user(APP, user).memberships) == COHORTS
+    assert len(store.lookups.user_record(APP, user).traits) == COHORTS
+    assert sum(map(len, store.lookups.users(APP, USERS))) == len(USERS)
 
 
 def check(store: Store, number: int) -> None:
@@ -92,20 +92,20 @@ def check(store: Store, number: int) -> None:
 def rename(store: Store, number: int) -> None:
     renamed = Cohort(cohort(number).id, f"Who did that: {cohort(number).id}")
     store.register_cohort(APP, renamed, way="test")
-    jobs = store.lifecycle.jobs()
+    jobs = store.jobs.pending()
     assert jobs
     for job in jobs:
-        while store.lifecycle.step(job) is not None:
+        while store.jobs.step(job) is not None:
             pass
 
 
 def delete(store: Store, number: int) -> None:
-    assert sum(store.lifecycle.delete(APP, cohort(number).id)) == len(USERS)
+    assert sum(store.jobs.delete_cohort(APP, cohort(number).id)) == len(USERS)
     store.apply(APP, [MembershipChange(cohort(number), True, USERS)], way="test")
 
 
 def erase(store: Store, number: int) -> None:
-    assert store.lifecycle.erase(APP, USERS[number % len(USERS)]).traits == COHORTS
+    assert store.erasure.erase(APP, USERS[number % len(USERS)]).traits == COHORTS
     enter(store, USERS[number % len(USERS)])
 
 
@@ -133,8 +133,8 @@ def test_copy__of_users_in_thousands_of_cohorts__holds_up_neither_store() -> Non
                 store.apply(APP, changes, way="test")
             assert Copy(source, target).run().ok
             for user in USERS:
-                assert copied.traits(APP, user) == store.traits(APP, user)
-                assert len(copied.reads.user(APP, user).memberships) == few
+                assert copied.lookups.user(APP, user).traits == store.lookups.user(APP, user).traits
+                assert len(copied.lookups.user(APP, user).memberships) == few
             assert copied.checker.run([APP]).ok
             slow = slow_calls(*clients)
         if not slow:
@@ -177,25 +177,27 @@ def large_client(large_url: str) -> Iterator[redis.Redis]:
 
 
 def read_members(store: Store, number: int) -> None:
-    assert len(store.reads.user(APP, "user-7").memberships) == 1
-    assert store.reads.since(APP, LARGE.id, "user-7") is not None
-    page, middle = store.reads.members(APP, LARGE.id, limit=10_000)
+    assert len(store.lookups.user(APP, "user-7").memberships) == 1
+    assert store.lookups.since(APP, LARGE.id, "user-7") is not None
+    page, middle = store.lookups.members(APP, LARGE.id, limit=10_000)
     for place in (None, middle):
         for since_ms in (None, 1, page[-1].since_ms):
-            assert store.reads.members(APP, LARGE.id, after=place, since_ms=since_ms, limit=10_000)
-    (row,) = store.catalog.page(APP, Filter(), sort="members").cohorts
+            assert store.lookups.members(
+                APP, LARGE.id, after=place, since_ms=since_ms, limit=10_000
+            )
+    (row,) = store.cohort_list.page(APP, Filter(), sort="members").cohorts
     assert row.members == MEMBERS
 
 
 def export_members(store: Store, number: int) -> None:
-    assert sum(map(len, store.reads.all_members(APP, LARGE.id))) == MEMBERS
+    assert sum(map(len, store.lookups.all_members(APP, LARGE.id))) == MEMBERS
 
 
 def change_members(store: Store, number: int) -> None:
     for member in (True, False, True):
         users = [f"user-{n}" for n in range(1000)]
         store.apply(APP, [MembershipChange(LARGE, member, users)], way="test")
-    store.lifecycle.erase(APP, "user-7")
+    store.erasure.erase(APP, "user-7")
     store.apply(APP, [MembershipChange(LARGE, True, ["user-7"])], way="test")
 
 
@@ -205,13 +207,13 @@ def check_members(store: Store, number: int) -> None:
 
 def rename_large(store: Store, number: int) -> None:
     store.register_cohort(APP, Cohort(LARGE.id, f"Who did {number}: {LARGE.id}"), way="test")
-    (job,) = store.lifecycle.jobs()
-    while store.lifecycle.step(job) is not None:
+    (job,) = store.jobs.pending()
+    while store.jobs.step(job) is not None:
         pass
 
 
 def delete_large(store: Store, number: int) -> None:
-    assert sum(store.lifecycle.delete(APP, LARGE.id)) == MEMBERS
+    assert sum(store.jobs.delete_cohort(APP, LARGE.id)) == MEMBERS
     fill(store)
 
 

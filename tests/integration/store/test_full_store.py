@@ -45,10 +45,10 @@ def test_erase__takes_everything_and_keeps_the_user_out(
     say(store, ONE, *USERS)
     say(store, TWO, "u1")
     make_full()
-    erased = store.lifecycle.erase(APP, "u1", suppress=True)
+    erased = store.erasure.erase(APP, "u1", suppress=True)
     assert erased == (2, 1, 1)
-    assert store.traits(APP, "u1") == {}
-    assert store.sizes.of(APP, ["2"])[0][-1].members == 0
+    assert store.lookups.user(APP, "u1").traits == {}
+    assert store.size_history.of(APP, ["2"])[0][-1].members == 0
     redis_client.config_set("maxmemory", 0)
     say(store, TWO, "u1", "u2")
     assert members(redis_client, APP)["2"] == {"u2"}
@@ -61,15 +61,15 @@ def test_deletion__goes_on_beside_a_rename_that_has_to_wait(
     say(store, ONE, *USERS)
     say(store, TWO, *USERS[:600])
     say(store, NEW, "u0")
-    assert store.lifecycle.begin_delete(APP, "2")
+    assert store.jobs.begin_deletion(APP, "2")
     make_full()
     Background(store).work()
     Background(store).work()
     assert store.registry.find(APP, "2") is None
     assert TWO not in {name for names in traits(redis_client, APP).values() for name in names}
-    assert {job.cohort_id for job in store.lifecycle.jobs()} == {"1"}
+    assert {job.cohort_id for job in store.jobs.pending()} == {"1"}
     redis_client.config_set("maxmemory", 0)
     Background(store).work()
-    assert store.lifecycle.jobs() == []
+    assert store.jobs.pending() == []
     assert traits(redis_client, APP) == {user: {NEW: "true"} for user in USERS}
     assert store.checker.run([APP]).ok

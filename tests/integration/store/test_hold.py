@@ -47,8 +47,8 @@ def store(app: Flask) -> Store:
     """A store in use, so that whatever is checked once in a while has been checked just now."""
     store = services(app).store
     say(store, TRAIT, True, [USER, "bob"])
-    store.register_users(APP, [USER])
-    store.lifecycle.erase(APP, "carol", suppress=True)
+    store.registered_users.add(APP, [USER])
+    store.erasure.erase(APP, "carol", suppress=True)
     return store
 
 
@@ -59,16 +59,16 @@ WRITES: dict[str, Callable[[Store], Any]] = {
     "new app": lambda store: store.register_cohort("new", Cohort("x", "X: x"), way="list"),
     "register a cohort": lambda store: store.register_cohort(APP, Cohort("x", "X: x"), way="list"),
     "rename": lambda store: store.register_cohort(APP, Cohort(COHORT, "New: abc123"), way="list"),
-    "delete": lambda store: store.lifecycle.begin_delete(APP, COHORT),
-    "background step": lambda store: store.lifecycle.lease(Job(APP, 0, COHORT)),
-    "erase": lambda store: store.lifecycle.erase(APP, USER),
-    "unsuppress": lambda store: store.lifecycle.unsuppress(APP, "carol"),
-    "register": lambda store: store.register_users(APP, ["new"]),
-    "unregister": lambda store: store.unregister_users(APP, [USER]),
+    "delete": lambda store: store.jobs.begin_deletion(APP, COHORT),
+    "background step": lambda store: store.jobs.lease(Job(APP, 0, COHORT)),
+    "erase": lambda store: store.erasure.erase(APP, USER),
+    "unsuppress": lambda store: store.erasure.unsuppress(APP, "carol"),
+    "register": lambda store: store.registered_users.add(APP, ["new"]),
+    "unregister": lambda store: store.registered_users.remove(APP, [USER]),
     "cadence": lambda store: store.freshness.set_cadence(APP, COHORT, 3_600_000),
-    "size": lambda store: store.sizes.note(APP, [COHORT]),
-    "history": lambda store: store.history.trim(APP),
-    "audit": lambda store: store.audit.add({"action": "erase_user"}),
+    "size": lambda store: store.size_history.note(APP, [COHORT]),
+    "history": lambda store: store.sync_history.trim(APP),
+    "audit": lambda store: store.audit_trail.add({"action": "erase_user"}),
 }
 
 
@@ -130,14 +130,14 @@ def test_service__during_a_hold__refuses_writes_and_goes_on_reading(
 
 
 def test_background_work__during_a_hold__waits(store: Store) -> None:
-    store.lifecycle.begin_delete(APP, COHORT)
+    store.jobs.begin_deletion(APP, COHORT)
     store.hold.begin()
     with pytest.raises(StoreHeld):
         Background(store).work()
-    assert store.traits(APP, "bob") == {TRAIT: True}
+    assert store.lookups.user(APP, "bob").traits == {TRAIT: True}
     store.hold.release()
     Background(store).work()
-    assert store.traits(APP, "bob") == {}
+    assert store.lookups.user(APP, "bob").traits == {}
 
 
 def test_commands__hold_and_release(store: Store, run: Run) -> None:
@@ -147,7 +147,7 @@ def test_commands__hold_and_release(store: Store, run: Run) -> None:
     assert store.api_keys.all() == []
     assert run("store", "release").exit_code == 0
     assert run("keys", "create", "--label", "late").exit_code == 0
-    actions = [entry["action"] for entry in store.audit.all()]
+    actions = [entry["action"] for entry in store.audit_trail.all()]
     assert actions == ["hold_store", "release_store", "create_key"]
 
 
@@ -156,6 +156,6 @@ def test_hold__of_a_full_store__is_possible(store: Store, redis_client: redis.Re
     try:
         store.hold.begin()
         with pytest.raises(StoreHeld):
-            store.lifecycle.erase(APP, USER)
+            store.erasure.erase(APP, USER)
     finally:
         redis_client.config_set("maxmemory", 0)

@@ -70,12 +70,12 @@ class TestDelete:
         say(store, ONE, True, *USERS)
         say(store, ONE, False, *USERS[:5])
         say(store, TWO, True, *USERS[:2])
-        assert sum(store.lifecycle.delete(APP, "1")) == 20
+        assert sum(store.jobs.delete_cohort(APP, "1")) == 20
         assert traits(redis_client, APP) == {u: {TWO: "true"} for u in USERS[:2]}
         assert members(redis_client, APP) == {"2": set(USERS[:2])}
         assert store.registry.find(APP, "1") is None
         assert redis_client.keys("*cohort:1:*") == []
-        assert store.lifecycle.jobs() == []
+        assert store.jobs.pending() == []
         left = [t.user for t in transitions(redis_client, APP) if t[:2] == ("1", "left")]
         assert sorted(left) == sorted(USERS)
 
@@ -83,9 +83,9 @@ class TestDelete:
         self, store: Store, redis_client: redis.Redis
     ) -> None:
         say(store, ONE, True, *[f"user-{n}" for n in range(900)])
-        assert store.lifecycle.begin_delete(APP, "1")
-        for job in store.lifecycle.jobs():
-            store.lifecycle.step(job)
+        assert store.jobs.begin_deletion(APP, "1")
+        for job in store.jobs.pending():
+            store.jobs.step(job)
         assert store.registry.find(APP, "1").status == Status.DELETING
         Background(store).work()
         Background(store).work()
@@ -96,7 +96,7 @@ class TestDelete:
         self, store: Store, redis_client: redis.Redis
     ) -> None:
         say(store, ONE, True, *USERS)
-        store.lifecycle.begin_delete(APP, "1")
+        store.jobs.begin_deletion(APP, "1")
         assert say(store, ONE, True, "new").refused == {"1"}
         assert not store.register_cohort(APP, Cohort.from_trait(ONE), way="list")
         Background(store).work()
@@ -111,7 +111,7 @@ class TestDelete:
     ) -> None:
         store = Store(connect(Settings(redis_url=store_url)), partitions=3)
         say(store, ONE, True, "u0")
-        store.lifecycle.begin_delete(APP, "1")
+        store.jobs.begin_deletion(APP, "1")
         refused = [say(store, ONE, True, user).refused for user in USERS]
         assert refused == [{"1"}] * len(USERS)
         Background(store).work()
@@ -124,7 +124,7 @@ class TestDelete:
     ) -> None:
         store = Store(connect(Settings(redis_url=store_url)), partitions=3)
         say(store, ONE, True, *USERS)
-        store.lifecycle.begin_delete(APP, "1")
+        store.jobs.begin_deletion(APP, "1")
         for partition in (1, 2):
             redis_client.hdel(f"cohorts:{{{APP}:{partition}}}:cohort:1:state", "deleting")
             redis_client.delete(f"cohorts:{{{APP}:{partition}}}:jobs")
@@ -132,7 +132,7 @@ class TestDelete:
             Background(store).work()
         assert redis_client.keys("*user:*") == []
         assert store.registry.find(APP, "1") is None
-        assert store.lifecycle.jobs() == []
+        assert store.jobs.pending() == []
 
     def test_delete__mark_that_comes_after_the_end__takes_out_nobody(
         self, store_url: str, redis_client: redis.Redis
@@ -147,29 +147,29 @@ class TestDelete:
         Background(store).work()
         assert store.registry.find(APP, "1").members == 20
         assert store.registry.find(APP, "1").status == Status.ACTIVE
-        assert store.lifecycle.jobs() == []
+        assert store.jobs.pending() == []
 
     def test_delete__begun_while_another_process_ends_a_rename__keeps_its_job(
         self, store_url: str, redis_client: redis.Redis
     ) -> None:
         store = Store(connect(Settings(redis_url=store_url)))
         say(store, ONE, True, *USERS)
-        store.lifecycle.begin_delete(APP, "1")
+        store.jobs.begin_deletion(APP, "1")
         # what the other process does, which saw no deletion a moment before
-        store.lifecycle._move(keys=[store.keys.changes(APP, 0)], args=["1", 200])
-        assert store.lifecycle.jobs() == [Job(APP, 0, "1")]
+        store.jobs._move(keys=[store.keys.changes(APP, 0)], args=["1", 200])
+        assert store.jobs.pending() == [Job(APP, 0, "1")]
 
     def test_delete__of_a_cohort_being_renamed__takes_out_both_names(
         self, store: Store, redis_client: redis.Redis
     ) -> None:
         say(store, ONE, True, *USERS)
         say(store, "[Amplitude] uno: 1", True, *USERS[:3])
-        assert sum(store.lifecycle.delete(APP, "1")) == 20
+        assert sum(store.jobs.delete_cohort(APP, "1")) == 20
         assert traits(redis_client, APP) == {}
 
     def test_delete__never_received__does_nothing(self, store: Store) -> None:
-        assert list(store.lifecycle.delete(APP, "1")) == []
-        assert not store.lifecycle.begin_delete(APP, "1")
+        assert list(store.jobs.delete_cohort(APP, "1")) == []
+        assert not store.jobs.begin_deletion(APP, "1")
 
 
 def test_store__that_lost_its_data__is_made_complete_again(
@@ -177,11 +177,11 @@ def test_store__that_lost_its_data__is_made_complete_again(
 ) -> None:
     say(store, ONE, True, *USERS)
     redis_client.flushall()
-    monkeypatch.setattr("app.store.store._LAYOUT_CHECK_SECONDS", 0)
+    monkeypatch.setattr("app.store.layout.CHECK_SECONDS", 0)
     say(store, ONE, True, *USERS)
     assert store.apps() == [APP]
-    assert store.lifecycle.begin_delete(APP, "1")
-    assert store.lifecycle.jobs()
+    assert store.jobs.begin_deletion(APP, "1")
+    assert store.jobs.pending()
 
 
 class TestErase:
@@ -191,7 +191,7 @@ class TestErase:
         say(store, ONE, True, *USERS)
         say(store, TWO, True, "u1")
         say(store, "no id", False, "u1")
-        erased = store.lifecycle.erase(APP, "u1")
+        erased = store.erasure.erase(APP, "u1")
         assert (erased.traits, erased.stream_entries_removed) == (3, 1)
         assert erased.stream_entries_kept == 1
         assert set(traits(redis_client, APP)) == set(USERS) - {"u1"}
@@ -209,7 +209,7 @@ class TestErase:
         say(store, TWO, True, "u1")
         say(store, TWO, False, "u1")
         redis_client.delete(store.keys.user(APP, "u1"))
-        assert store.lifecycle.erase(APP, "u1").traits == 2
+        assert store.erasure.erase(APP, "u1").traits == 2
         for key in redis_client.scan_iter(match="*", _type="zset"):
             assert redis_client.zscore(key, "u1") is None
         record = store.registry.find(APP, "1")
@@ -219,21 +219,21 @@ class TestErase:
         self, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         say(store, ONE, True, "u1")
-        erase_untold = store.lifecycle._erase_untold
+        erase_orphans = store.erasure._erase_orphans
 
         def meanwhile(*args: Any) -> int:
             say(store, ONE, True, "u1")
-            return erase_untold(*args)
+            return erase_orphans(*args)
 
-        monkeypatch.setattr(store.lifecycle, "_erase_untold", meanwhile)
-        store.lifecycle.erase(APP, "u1")
+        monkeypatch.setattr(store.erasure, "_erase_orphans", meanwhile)
+        store.erasure.erase(APP, "u1")
         assert members(redis_client, APP) == {"1": {"u1"}}
         assert traits(redis_client, APP)["u1"] == {ONE: "true"}
         assert store.checker.run([APP]).ok
 
     def test_erased__later_sync__takes_the_user_in_again(self, store: Store) -> None:
         say(store, ONE, True, "u1")
-        store.lifecycle.erase(APP, "u1")
+        store.erasure.erase(APP, "u1")
         assert say(store, ONE, True, "u1").changed == 1
 
     def test_erase__of_a_user_with_other_traits_by_now__looks_again(
@@ -242,18 +242,18 @@ class TestErase:
         say(store, ONE, True, "u1")
         key = store.keys.user(APP, "u1")
         seen: list[list[bytes]] = []
-        hgetall = store.lifecycle._client.hgetall
+        hgetall = store.erasure._client.hgetall
 
         def meanwhile(name: str) -> dict[bytes, bytes]:
             found = hgetall(name)
             if not seen:  # one trait goes and another comes, so that their number stays the same
-                sum(store.lifecycle.delete(APP, "1"))
+                sum(store.jobs.delete_cohort(APP, "1"))
                 say(store, TWO, True, "u1")
             seen.append([*found])
             return found
 
-        monkeypatch.setattr(store.lifecycle._client, "hgetall", meanwhile)
-        store.lifecycle.erase(APP, "u1")
+        monkeypatch.setattr(store.erasure._client, "hgetall", meanwhile)
+        store.erasure.erase(APP, "u1")
         assert seen == [[ONE.encode()], [TWO.encode()]]
         assert redis_client.exists(key) == 0
         assert members(redis_client, APP) == {}
@@ -265,7 +265,7 @@ class TestErase:
             MembershipChange(Cohort(f"{n}", f"n: {n}"), True, ["u1", "u2"]) for n in range(900)
         ]
         store.apply(APP, changes, way="test")
-        erase, steps = store.lifecycle._erase, iter(range(2))
+        erase, steps = store.erasure._erase, iter(range(2))
 
         def breaks_after_two(**call: Any) -> Any:
             if next(steps, None) is None:
@@ -273,30 +273,30 @@ class TestErase:
             return erase(**call)
 
         with monkeypatch.context() as patch:
-            patch.setattr(store.lifecycle, "_erase", breaks_after_two)
+            patch.setattr(store.erasure, "_erase", breaks_after_two)
             with pytest.raises(StoreError):
-                store.lifecycle.erase(APP, "u1", suppress=True)
-        left = len(store.traits(APP, "u1"))
+                store.erasure.erase(APP, "u1", suppress=True)
+        left = len(store.lookups.user(APP, "u1").traits)
         assert 300 < left < 900
         # What is left agrees everywhere, and no sync brings back what is gone.
         assert say(store, "n: 1", True, "u1").suppressed == {"u1"}
         assert store.checker.run([APP]).ok
-        assert store.lifecycle.erase(APP, "u1", suppress=True).traits == left
-        assert store.traits(APP, "u1") == {}
-        assert len(store.traits(APP, "u2")) == 900
+        assert store.erasure.erase(APP, "u1", suppress=True).traits == left
+        assert store.lookups.user(APP, "u1").traits == {}
+        assert len(store.lookups.user(APP, "u2").traits) == 900
         assert store.checker.run([APP]).ok
 
     def test_suppressed__later_sync__skips_the_user_and_says_so(
         self, store: Store, redis_client: redis.Redis
     ) -> None:
         say(store, ONE, True, "u1")
-        store.lifecycle.erase(APP, "u1", suppress=True)
+        store.erasure.erase(APP, "u1", suppress=True)
         applied = say(store, ONE, True, "u1", "u2")
         assert (applied.changed, applied.suppressed) == (1, {"u1"})
         assert set(traits(redis_client, APP)) == {"u2"}
-        assert store.lifecycle.unsuppress(APP, "u1")
-        assert not store.lifecycle.unsuppress(APP, "u1")
+        assert store.erasure.unsuppress(APP, "u1")
+        assert not store.erasure.unsuppress(APP, "u1")
         assert say(store, ONE, True, "u1").changed == 1
 
     def test_erase__of_a_user_never_heard_of__does_nothing(self, store: Store) -> None:
-        assert store.lifecycle.erase(APP, "nobody") == (0, 0, 0)
+        assert store.erasure.erase(APP, "nobody") == (0, 0, 0)

@@ -26,7 +26,7 @@ def say(store: Store, trait: str, member: bool, *users: str) -> None:
 
 
 def delete(store: Store) -> None:
-    store.lifecycle.begin_delete(APP, "1")
+    store.jobs.begin_deletion(APP, "1")
     finish(store)
 
 
@@ -37,7 +37,7 @@ def rename(store: Store) -> None:
 
 def finish(store: Store) -> None:
     for _ in range(20):
-        if not store.lifecycle.jobs():
+        if not store.jobs.pending():
             return
         Background(store).work()
 
@@ -45,11 +45,11 @@ def finish(store: Store) -> None:
 WORK: dict[str, Callable[[Store], Any]] = {
     "apply": lambda store: say(store, TWO, True, *USERS),
     "register_cohort": lambda store: store.register_cohort(APP, Cohort("9", "n: 9"), way="list"),
-    "register_users": lambda store: store.register_users(APP, USERS),
-    "erase": lambda store: store.lifecycle.erase(APP, "u1", suppress=True),
+    "register_users": lambda store: store.registered_users.add(APP, USERS),
+    "erase": lambda store: store.erasure.erase(APP, "u1", suppress=True),
     "delete": delete,
     "rename": rename,
-    "note sizes": lambda store: store.sizes.note(APP, ["1", "2"]),
+    "note sizes": lambda store: store.size_history.note(APP, ["1", "2"]),
 }
 
 
@@ -87,7 +87,7 @@ class Trial:
             "members": members(self._client, APP),
             "transitions": sorted(transitions(self._client, APP)),
             "cohorts": {c.id: (c.trait, c.members) for c in store.registry.all(APP)},
-            "jobs": store.lifecycle.jobs(),
+            "jobs": store.jobs.pending(),
         }
 
 

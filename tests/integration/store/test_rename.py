@@ -72,7 +72,7 @@ def test_move__of_the_rest__leaves_no_old_field(store: Store, redis_client: redi
     assert traits(redis_client, APP) == {
         u: {NEW: "false" if u in USERS[:4] else "true"} for u in USERS
     }
-    assert store.lifecycle.jobs() == []
+    assert store.jobs.pending() == []
     record = store.registry.find(APP, "1")
     assert record is not None
     assert (record.trait, record.status, list(record.earlier_names)) == (NEW, Status.ACTIVE, [OLD])
@@ -92,8 +92,8 @@ def test_move__stopped_and_begun_again__completes(store: Store, redis_client: re
     for start in range(0, 3000, 1000):
         say(store, OLD, True, *users[start : start + 1000])
     store.register_cohort(APP, Cohort.from_trait(NEW), way="test")
-    for job in store.lifecycle.jobs():
-        store.lifecycle.step(job)  # one step only, then the process is gone
+    for job in store.jobs.pending():
+        store.jobs.step(job)  # one step only, then the process is gone
     moved = sum(NEW in fields for fields in traits(redis_client, APP).values())
     assert 0 < moved < 3000
     assert store.registry.find(APP, "1").status == Status.RENAMING
@@ -139,12 +139,12 @@ def test_lease__held_by_another_process__leaves_the_job_to_it(
     other = Store(connect(Settings(redis_url=store_url)), partitions=store.keys.partitions)
     say(store, OLD, True, *USERS)
     say(store, NEW, True, "u0")
-    (job,) = other.lifecycle.jobs()
-    assert other.lifecycle.lease(job)
-    assert other.lifecycle.lease(job)
-    assert not store.lifecycle.lease(job)
+    (job,) = other.jobs.pending()
+    assert other.jobs.lease(job)
+    assert other.jobs.lease(job)
+    assert not store.jobs.lease(job)
     Background(store).work()
-    assert store.lifecycle.jobs() == [job]
+    assert store.jobs.pending() == [job]
 
 
 def test_new_name__while_users_are_moved_to_another__reaches_all_partitions(
@@ -155,13 +155,13 @@ def test_new_name__while_users_are_moved_to_another__reaches_all_partitions(
         say(store, OLD, True, *users[start : start + 1000])
     say(store, NEW, True, "user-0")
     background = Background(store)
-    (job, *_) = store.lifecycle.jobs()
-    assert store.lifecycle.step(job) is not None
+    (job, *_) = store.jobs.pending()
+    assert store.jobs.step(job) is not None
     say(store, third, True, "user-0")
     for _ in range(store.keys.partitions):
         background.work()
     assert set(map(tuple, traits(redis_client, APP).values())) == {(third,)}
-    assert store.lifecycle.jobs() == []
+    assert store.jobs.pending() == []
     assert store.registry.find(APP, "1").status == Status.ACTIVE
 
 

@@ -127,7 +127,7 @@ def test_history__beside_what_a_store_uses__takes_what_is_said(
         batches.append(batch)
     with redis.Redis.from_url(empty_store) as client:
         before = client.info("memory")["used_memory"]
-        history = Store(connect(Settings(redis_url=empty_store))).history
+        history = Store(connect(Settings(redis_url=empty_store))).sync_history
         for number, portion in enumerate(in_calls(batches)):
             history.add("shop", portion, str(number))
         used = client.info("memory")["used_memory"] - before

@@ -68,12 +68,12 @@ def flush(app: Flask) -> None:
 def syncs(app: Flask, **which: Any) -> list[Sync]:
     flush(app)
     store: Store = services(app).store
-    return store.history.syncs(APP, **which).syncs
+    return store.sync_history.syncs(APP, **which).syncs
 
 
 def requests_of(app: Flask, sync: Sync, *, problems: bool = False) -> list[RequestRecord]:
     store: Store = services(app).store
-    return store.history.requests(APP, sync.id, problems=problems)
+    return store.sync_history.requests(APP, sync.id, problems=problems)
 
 
 class TestMoves:
@@ -216,8 +216,8 @@ class TestSync:
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         (sync,) = syncs(app)
         store: Store = services(app).store
-        assert store.history.syncs("other").syncs == []
-        assert store.history.sync("other", sync.id) is None
+        assert store.sync_history.syncs("other").syncs == []
+        assert store.sync_history.sync("other", sync.id) is None
 
 
 class TestProblems:
@@ -226,7 +226,7 @@ class TestProblems:
     ) -> None:
         app = make_app(user_policy="known")
         store: Store = services(app).store
-        store.register_users(APP, ["known"])
+        store.registered_users.add(APP, ["known"])
         http = caller(app)
         http.post(COHORT_PATH, json=batch(["known", "stranger", "other"], ONE, True))
         http.post(COHORT_PATH, json=batch(["stranger"], ONE, True))
@@ -246,7 +246,7 @@ class TestProblems:
         self, app: Flask, http: FlaskClient, redis_client: redis.Redis
     ) -> None:
         store: Store = services(app).store
-        store.lifecycle.erase(APP, "secret@example.com", suppress=True)
+        store.erasure.erase(APP, "secret@example.com", suppress=True)
         http.post(COHORT_PATH, json=identify("secret@example.com", ONE, True))
         (sync,) = syncs(app)
         assert sync.reasons == {"suppressed_user": 1}
@@ -331,7 +331,7 @@ class TestProblems:
             caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
         app.test_client().post(COHORT_PATH, json=identify("u", ONE, True))
         assert syncs(app) == []
-        assert store.history.unknown() == {"invalid_credentials": 3, "missing_credentials": 1}
+        assert store.sync_history.unknown() == {"invalid_credentials": 3, "missing_credentials": 1}
 
 
 class TestBounds:
@@ -404,8 +404,8 @@ class TestBounds:
         found = syncs(before, limit=500)
         assert len(found) == 121
         store: Store = services(make_app(**limits)).store
-        assert store.history.syncs(APP).syncs == []
-        assert store.history.sync(APP, found[0].id) is None
+        assert store.sync_history.syncs(APP).syncs == []
+        assert store.sync_history.sync(APP, found[0].id) is None
         for _ in range(3):  # some of it in each round
             Background(store).work()
         base = "cohorts:{shop}:"
@@ -448,7 +448,7 @@ class TestBounds:
         met: list[int] = []
         before = None
         while True:
-            page = store.history.syncs(APP, before=before, limit=7)
+            page = store.sync_history.syncs(APP, before=before, limit=7)
             met += [sync.id for sync in page.syncs]
             before = page.after
             if before is None:
@@ -461,14 +461,14 @@ class TestStoreTrouble:
     def test_store_that_fails__loses_nothing_and_counts_nothing_twice(
         self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        add = store.history.add
+        add = store.sync_history.add
 
         def add_and_fail(*args: Any) -> None:
             add(*args)
             raise StoreTimeout("The answer was lost.")
 
         http.post(COHORT_PATH, json=identify("u", ONE, True))
-        monkeypatch.setattr(store.history, "add", add_and_fail)
+        monkeypatch.setattr(store.sync_history, "add", add_and_fail)
         for _ in range(3):
             with pytest.raises(StoreError):
                 flush(app)
@@ -485,7 +485,7 @@ class TestStoreTrouble:
         def fail(*args: Any) -> None:
             raise StoreTimeout("Away.")
 
-        monkeypatch.setattr(store.history, "add", fail)
+        monkeypatch.setattr(store.sync_history, "add", fail)
         for _ in range(30):
             http.post(COHORT_PATH, json=identify("u", ONE, True))
             with pytest.raises(StoreError):
@@ -503,7 +503,7 @@ class TestStoreTrouble:
 
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         with monkeypatch.context() as patch:
-            patch.setattr(store.history, "add", refuse)
+            patch.setattr(store.sync_history, "add", refuse)
             flush(app)
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         (sync,) = syncs(app)
@@ -519,7 +519,7 @@ class TestSizes:
         flush(app)
         http.post(COHORT_PATH, json=batch(["u1", "u2"], ONE, False))
         flush(app)
-        one, two, none = store.sizes.of(APP, ["1", "2", "never"])
+        one, two, none = store.size_history.of(APP, ["1", "2", "never"])
         assert [size.members for size in one] == [10, 8]
         assert [size.members for size in two] == [1]
         assert none == []
@@ -531,8 +531,8 @@ class TestSizes:
         http.post(COHORT_PATH, json=batch(["u1", "u2"], ONE, True))
         http.post(COHORT_PATH, json=identify("u1", TWO, False))
         flush(app)
-        store.lifecycle.erase(APP, "u1")
-        one, two = store.sizes.of(APP, ["1", "2"])
+        store.erasure.erase(APP, "u1")
+        one, two = store.size_history.of(APP, ["1", "2"])
         assert one[-1].members == 1
         assert two == []  # the user was never in it
 
@@ -549,9 +549,9 @@ class TestSizes:
         monkeypatch.setattr(size_history, "time", Clock)
         for n in range(1000):
             http.post(COHORT_PATH, json=identify(f"u{n}", ONE, True))
-            store.sizes.note(APP, ["1"])
+            store.size_history.note(APP, ["1"])
             Clock.now += 3600
-        (found,) = store.sizes.of(APP, ["1"])
+        (found,) = store.size_history.of(APP, ["1"])
         assert 180 <= len(found) <= 240
         assert found == sorted(found)
         assert found[0] == (1_700_000_000_000, 1)
@@ -562,10 +562,10 @@ class TestSizes:
     ) -> None:
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         flush(app)
-        assert store.sizes.of(APP, ["1"]) != [[]]
-        list(store.lifecycle.delete(APP, "1"))
-        store.sizes.note(APP, ["1"])
-        assert store.sizes.of(APP, ["1"]) == [[]]
+        assert store.size_history.of(APP, ["1"]) != [[]]
+        list(store.jobs.delete_cohort(APP, "1"))
+        store.size_history.note(APP, ["1"])
+        assert store.size_history.of(APP, ["1"]) == [[]]
 
 
 def app_label(app: Flask) -> str:

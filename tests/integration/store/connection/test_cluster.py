@@ -128,8 +128,8 @@ def test_rename_and_delete__in_the_background__reach_all_nodes(
         "{'[Amplitude] Loyal: abc123': 'true'}"
     }
     assert store.checker.run([APP]).ok
-    store.lifecycle.erase(APP, ids[0])
-    store.lifecycle.begin_delete(APP, COHORT)
+    store.erasure.erase(APP, ids[0])
+    store.jobs.begin_deletion(APP, COHORT)
     background.work()
     assert traits(redis_client, APP) == members(redis_client, APP) == {}
     assert store.checker.run([APP]).found == {}
@@ -253,8 +253,8 @@ def test_slot__that_moves_key_by_key__refuses_and_loses_nothing() -> None:
             source.client.migrate("127.0.0.1", target.port, some, 0, 5000)
             for attempt in (
                 lambda: enter(store, [*ids[:50], "new"]),
-                lambda: list(store.reads.users(APP, ids)),
-                lambda: list(store.reads.all_members(APP, COHORT)),
+                lambda: list(store.lookups.users(APP, ids)),
+                lambda: list(store.lookups.all_members(APP, COHORT)),
             ):
                 with pytest.raises(StoreError) as error:
                     attempt()
@@ -267,7 +267,7 @@ def test_slot__that_moves_key_by_key__refuses_and_loses_nothing() -> None:
 
         assert enter(store, [*ids[:50], "new"]) == 1
         assert cluster.master_of(stream) is target
-        assert sum(map(len, store.reads.all_members(APP, COHORT))) == 101
+        assert sum(map(len, store.lookups.all_members(APP, COHORT))) == 101
         assert store.checker.run([APP]).ok
 
 

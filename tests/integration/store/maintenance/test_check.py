@@ -359,7 +359,7 @@ def test_stream__trimmed__proves_less_and_says_so(store: Store, hand: Hand) -> N
 def test_stream__of_erased_users__raises_no_alarm(store: Store, redis_client: redis.Redis) -> None:
     say(store, ONE, True, "alone")
     for user in ("alone", "u3", "u25"):
-        store.lifecycle.erase(APP, user)
+        store.erasure.erase(APP, user)
     report = check(store)
     assert report.findings == []
     assert all(proof.whole for proof in report.streams)
@@ -374,7 +374,7 @@ def test_stream__of_erased_users__raises_no_alarm(store: Store, redis_client: re
 
 def test_stream__damage_after_an_erasure__is_still_found(store: Store, hand: Hand) -> None:
     for user in USERS[10:16]:
-        store.lifecycle.erase(APP, user)
+        store.erasure.erase(APP, user)
     say(store, ONE, False, "u3")
     say(store, ONE, False, "u4")
     emit(hand, "left", "u3")
@@ -392,12 +392,12 @@ def test_check__in_the_middle_of_a_rename_and_a_deletion__finds_nothing(
         say(store, trait, True, *users)
         say(store, trait, False, *users[:700])
     say(store, ONE, True, "user-900")
-    store.lifecycle.begin_delete(APP, "2")
+    store.jobs.begin_deletion(APP, "2")
     steps = 0
-    while jobs := store.lifecycle.jobs():
+    while jobs := store.jobs.pending():
         for job in jobs:
-            store.spread_name(APP, job.cohort_id)
-            store.lifecycle.step(job)
+            store.memberships.spread_name(APP, job.cohort_id)
+            store.jobs.step(job)
         steps += 1
         assert check(store).findings == []
     assert steps > 2
@@ -442,14 +442,14 @@ def test_check__while_everything_goes_on_at_once__raises_no_alarm(
             for _ in range(chance.randint(1, 2)):
                 say(store, chance.choice(names), chance.random() < 0.5, *some)
             if chance.random() < 0.01:
-                store.lifecycle.erase(APP, chance.choice(users))
+                store.erasure.erase(APP, chance.choice(users))
 
     def look_after() -> None:
         store, chance = connected(), random.Random(0)
         while time.monotonic() < ends:
             Background(store).work()
             if chance.random() < 0.1:
-                store.lifecycle.begin_delete(APP, "2")
+                store.jobs.begin_deletion(APP, "2")
 
     checks = 0
     with ThreadPoolExecutor(4) as pool:

@@ -87,13 +87,13 @@ def source(
     say(store, OTHER, False, ids[150:160], at_ms=1_700_000_001_000)
     say(store, NEW, True, ids[:5])  # a rename that is not done yet
     say(store, "[Amplitude] Going: going", True, ids[300:])
-    store.lifecycle.begin_delete(APP, "going")
+    store.jobs.begin_deletion(APP, "going")
     assert http.post("/lists", json={"name": "[Amplitude] Empty: empty"}).status_code == 200
     services(app).sync_recorder.flush()
-    store.register_users(APP, ["é", "registered", *ids[:30]])
-    store.lifecycle.erase(APP, ids[77], suppress=True)
+    store.registered_users.add(APP, ["é", "registered", *ids[:30]])
+    store.erasure.erase(APP, ids[77], suppress=True)
     store.freshness.set_cadence(APP, "1", 3_600_000)
-    store.sizes.note(APP, ["1"])
+    store.size_history.note(APP, ["1"])
     change = MembershipChange(Cohort.from_trait(OTHER), True, ids[:3], None)
     store.apply("another-app", [change], way="test", message_id="m-1")
     return settings_of(store_url, request.param)
@@ -109,15 +109,17 @@ def everything(settings: Settings) -> dict[str, Any]:
             key.decode().split(":user:", 1)[1]
             for key in client.scan_iter(match=f"{settings.key_prefix}:{{{app}*:user:*")
         )
-        found[f"{app} users"] = list(chain(*store.reads.users(app, users)))
+        found[f"{app} users"] = list(chain(*store.lookups.users(app, users)))
         found[f"{app} cohorts"] = cohorts = list(store.registry.all(app))
         for cohort in cohorts:
             found[f"{app} members of {cohort.id}"] = sorted(
-                member for page in store.reads.all_members(app, cohort.id) for member in page
+                member for page in store.lookups.all_members(app, cohort.id) for member in page
             )
         found[f"{app} freshness"] = store.freshness.of(app, [c.id for c in cohorts])
-        found[f"{app} sizes"] = store.sizes.of(app, [c.id for c in cohorts])
-        found[f"{app} known"] = [store.user(app, u) for u in [*users, "é", "registered"]]
+        found[f"{app} sizes"] = store.size_history.of(app, [c.id for c in cohorts])
+        found[f"{app} known"] = [
+            store.lookups.user_record(app, u) for u in [*users, "é", "registered"]
+        ]
         for part in ("members", "left", "seen"):
             found[f"{app} {part}"] = sorted(
                 (key.decode().rpartition("cohort:")[2], *pair)
@@ -129,7 +131,7 @@ def everything(settings: Settings) -> dict[str, Any]:
             for key in client.scan_iter(match=f"{settings.key_prefix}:{{{app}*:suppressed")
             for member in client.smembers(key)
         )
-        found[f"{app} syncs"] = store.history.syncs(app)
+        found[f"{app} syncs"] = store.sync_history.syncs(app)
     found["freshness"] = store.freshness_counts()
     return found
 
@@ -138,9 +140,9 @@ def work(settings: Settings) -> None:
     """Let the background work finish: renames, deletions."""
     store = open_store(settings)
     for _ in range(3):
-        for job in store.lifecycle.jobs():
-            store.spread_name(job.app_id, job.cohort_id)
-            while store.lifecycle.lease(job) and store.lifecycle.step(job) is not None:
+        for job in store.jobs.pending():
+            store.memberships.spread_name(job.app_id, job.cohort_id)
+            while store.jobs.lease(job) and store.jobs.step(job) is not None:
                 pass
 
 
@@ -188,7 +190,7 @@ def test_copy__interrupted__starts_over(source: Settings, target_url: str) -> No
         copy(source, target, progress=interrupt)
     with pytest.raises(StoreError, match="unfinished copy"):
         open_store(target).check_readable()
-    store.lifecycle.erase(APP, payloads.user_ids(1)[0])  # the source is in use again
+    store.erasure.erase(APP, payloads.user_ids(1)[0])  # the source is in use again
     assert copy(source, target).ok
     assert everything(target) == everything(source)
 
@@ -248,15 +250,15 @@ def test_copy__to_a_store_with_data__is_refused(source: Settings, target_url: st
 def test_streams__of_a_copy__begin_anew_and_say_so(source: Settings, target_url: str) -> None:
     target = settings_of(target_url, source.store_partitions)
     say(open_store(source), OTHER, True, payloads.user_ids(200))  # in every partition
-    place = open_store(source).changes.newest(APP)
+    place = open_store(source).change_stream.newest(APP)
     assert copy(source, target).ok
     copied = open_store(target)
     with pytest.raises(PlaceLost):
-        copied.changes.read(APP, place, limit=10)
-    start = copied.changes.oldest()
-    assert copied.changes.read(APP, start, limit=10).changes == []
+        copied.change_stream.read(APP, place, limit=10)
+    start = copied.change_stream.oldest()
+    assert copied.change_stream.read(APP, start, limit=10).changes == []
     say(copied, OTHER, True, ["newcomer"])
-    (change,) = copied.changes.read(APP, start, limit=10).changes
+    (change,) = copied.change_stream.read(APP, start, limit=10).changes
     assert change.users == b'["newcomer"]'
 
 
@@ -277,7 +279,7 @@ class TestHold:
         assert copy(source, settings_of(target_url, 4), notify=write).ok
         assert len(refused) == 2
         say(store, OTHER, True, ["after"])
-        assert store.traits(APP, "during") == {}
+        assert store.lookups.user(APP, "during").traits == {}
 
     def test_copy__that_loses_its_hold__fails(self, source: Settings, target_url: str) -> None:
         target = settings_of(target_url, 4)
@@ -348,7 +350,7 @@ def test_user_of_its_own__with_the_rights_of_the_pages__is_refused_nothing() -> 
         source = settings_of(one, 1)
         target = replace(settings_of(many, 4, cluster=True), store_wait_replicas=1)
         say(open_store(source), OTHER, True, payloads.user_ids(50))
-        open_store(source).register_users(APP, ["registered"])
+        open_store(source).registered_users.add(APP, ["registered"])
         assert copy(source, target).ok
         store = Store(connect(target), partitions=4, wait=wait_for(target))
         say(store, OTHER, False, payloads.user_ids(50))

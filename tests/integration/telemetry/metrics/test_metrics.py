@@ -78,9 +78,9 @@ def test_users__of_each_way__are_counted_under_it(metered: Metered) -> None:
 def test_users__rejected__are_counted_by_their_reason(make_app: Callable[..., Flask]) -> None:
     app = make_app(user_policy="known", read_api_keys=(ApiKey(APP, READ_KEY),))
     store: Store = services(app).store
-    store.register_users(APP, ["a", "s"])
-    store.lifecycle.erase(APP, "s", suppress=True)
-    store.register_users(APP, ["s"])
+    store.registered_users.add(APP, ["a", "s"])
+    store.erasure.erase(APP, "s", suppress=True)
+    store.registered_users.add(APP, ["s"])
     metered = Metered(app)
     assert metered.http.post(COHORT, json=batch("a", "s", "x", "y")).json["rejected"] == 3
     assert metered.http.post(COHORT, json=batch("z")).status_code == 404

@@ -57,10 +57,10 @@ def test_pages__of_any_size__have_each_change_once_and_each_users_in_order(
         users = [f"u{u}" for u in range(n % 4 + 1)]
         say(store, ONE, n % 2 == 0, users)
     for partition in range(store.keys.partitions):
-        place = store.changes.oldest()
+        place = store.change_stream.oldest()
         expected += [
             (change.change, user)
-            for change in store.changes.read(APP, place, limit=1000).changes
+            for change in store.change_stream.read(APP, place, limit=1000).changes
             if change.partition == partition
             for user in json.loads(change.users)
         ]
@@ -164,13 +164,13 @@ class TestExpired:
         assert reader.get(f"/api/v1/changes?cursor={cursor}", 410) == "cursor_expired"
         for partition in range(1, store.keys.partitions):  # also where nothing was told of yet
             stream = store.keys.changes(APP, partition)
-            place = list(store.changes.newest(APP))
-            place[partition] = store.changes.read(APP, store.changes.oldest(), limit=1).before[
-                partition
-            ]
+            place = list(store.change_stream.newest(APP))
+            place[partition] = store.change_stream.read(
+                APP, store.change_stream.oldest(), limit=1
+            ).before[partition]
             redis_client.xtrim(stream, maxlen=1, approximate=False)
             with pytest.raises(PlaceLost):
-                store.changes.read(APP, tuple(place), limit=10)
+                store.change_stream.read(APP, tuple(place), limit=10)
 
     def test_cursor__at_the_end_of_a_feed_that_rested__goes_on(
         self, store: Store, reader: Reader, redis_client: redis.Redis
@@ -209,4 +209,4 @@ class TestExpired:
 
     def test_place__of_another_number_of_partitions__is_lost(self, store: Store) -> None:
         with pytest.raises(PlaceLost):
-            store.changes.read(APP, (EntryId(0, 0),) * 5, limit=1)
+            store.change_stream.read(APP, (EntryId(0, 0),) * 5, limit=1)

@@ -96,7 +96,7 @@ class TestList:
         assert ids(reader.get("/api/v1/cohorts?name=nothing")) == []
 
     def test_status__filters(self, store: Store, reader: Reader) -> None:
-        store.lifecycle.begin_delete(APP, "id2")
+        store.jobs.begin_deletion(APP, "id2")
         say(store, "renamed: id4", True, ["u0"])
         assert ids(reader.get("/api/v1/cohorts?status=deleting")) == ["id2"]
         assert ids(reader.get("/api/v1/cohorts?status=renaming")) == ["id4"]
@@ -300,7 +300,7 @@ class TestFreshness:
     def test_users__all_of_whom_were_left_out__are_no_arrival(
         self, store: Store, redis_client: redis.Redis
     ) -> None:
-        store.lifecycle.erase(APP, "gone", suppress=True)
+        store.erasure.erase(APP, "gone", suppress=True)
         for known_only, user in ((True, "unknown"), (False, "gone")):
             change = MembershipChange(Cohort.from_trait("n: 1"), True, [user])
             store.apply(APP, [change], way="test", known_only=known_only)
@@ -323,6 +323,6 @@ class TestFreshness:
         self, store: Store, redis_client: redis.Redis
     ) -> None:
         say(store, "n: 1", True, ["u"])
-        assert list(store.lifecycle.delete(APP, "1")) == [1]
+        assert list(store.jobs.delete_cohort(APP, "1")) == [1]
         assert redis_client.keys("*:freshness") == []
         assert redis_client.keys("*:due") == []

@@ -116,7 +116,7 @@ class TestUser:
     ) -> None:
         store = Store(connect(Settings(redis_url=store_url)), prefix="any")
         say(store, trait, True, [trait], 1000)
-        found = [m.cohort.id for m in store.reads.user(APP, trait).memberships]
+        found = [m.cohort.id for m in store.lookups.user(APP, trait).memberships]
         assert found == [Cohort.from_trait(trait).id]
 
     def test_etag__of_what_the_caller_has__is_304_until_it_changes(
@@ -348,7 +348,7 @@ def test_paging__while_others_enter_and_leave__meets_each_who_stays_once(
 
     def page(limit: int) -> bool:
         nonlocal after
-        members, after = store.reads.members(APP, "1", after=after, limit=limit)
+        members, after = store.lookups.members(APP, "1", after=after, limit=limit)
         met.extend(member.user_id for member in members)
         return after is not None
 

@@ -87,7 +87,7 @@ def _add_syncs(store: Store, times_ms: list[int], took_ms: float = 5) -> None:
     for number, at_ms in enumerate(times_ms):
         batch = Batch(Group(APP, "abc123"), ONE)
         batch.add(RequestRecord(at_ms, took_ms, 200, "list", "key", "id", entered=1), {})
-        store.history.add(APP, [batch], f"sync-{number}")
+        store.sync_history.add(APP, [batch], f"sync-{number}")
 
 
 class TestLogIn:
@@ -358,7 +358,7 @@ class TestHostileInput:
         http.post(COHORT_PATH, json=identify(HOSTILE, f"{HOSTILE}: {HOSTILE}", True))
         http.post(COHORT_PATH, json={"type": "identify", "traits": {HOSTILE: 1}, "userId": "u"})
         services(app).sync_recorder.flush()
-        sync_ids = [sync.id for sync in store.history.syncs(APP).syncs]
+        sync_ids = [sync.id for sync in store.sync_history.syncs(APP).syncs]
         user = urlencode({"id": HOSTILE})
         for path in (
             "/",
@@ -385,7 +385,7 @@ class TestSyncs:
     @pytest.fixture
     def synced(self, make_app: Callable[..., Flask]) -> Flask:
         app = make_app(user_policy="known", **KEYS)
-        services(app).store.register_users(APP, ["known"])
+        services(app).store.registered_users.add(APP, ["known"])
         http = caller(app)
         for n in range(120):
             http.post(COHORT_PATH, json=batch(["known", f"stranger-{n}"][: 1 + n % 2], ONE, True))
@@ -470,7 +470,7 @@ class TestAdmin:
         fields = {"token": token, "id": "abc123", "confirm": "Power users"}
         browser.send("/cohort/delete", 403, **fields)
         browser.send("/users/erase", 403, token=token, id="alice", confirm="alice")
-        assert store.traits(APP, "alice") == {ONE: True}
+        assert store.lookups.user(APP, "alice").traits == {ONE: True}
 
     def test_delete__with_its_name_typed__begins(self, store: Store, admin: Browser) -> None:
         say(store, ONE, True, ["alice"])
@@ -486,14 +486,14 @@ class TestAdmin:
         fields = {"token": admin.token(), "id": "alice"}
         page = admin.send("/users/erase", 400, **fields, confirm="Alice")
         assert "Nothing was erased" in page.text
-        assert store.traits(APP, "alice") == {ONE: True}
+        assert store.lookups.user(APP, "alice").traits == {ONE: True}
         reply = admin.send("/users/erase", **fields, confirm="alice")
         assert "The user was erased." in admin.get(reply.headers["Location"]).text
-        assert store.traits(APP, "alice") == {}
-        assert not store.user(APP, "alice").suppressed
+        assert store.lookups.user(APP, "alice").traits == {}
+        assert not store.lookups.user_record(APP, "alice").suppressed
         fields = {"token": admin.token(), "id": "bob", "confirm": "bob", "suppress": "true"}
         admin.send("/users/erase", **fields)
-        assert store.user(APP, "bob").suppressed
+        assert store.lookups.user_record(APP, "bob").suppressed
         assert "is kept out of syncs" in admin.get("/users?id=bob").text
 
     @pytest.mark.parametrize("trait", ["  ", "\u3164", "\r\n", "\u2800: \r\n%41"])
@@ -505,7 +505,7 @@ class TestAdmin:
         found = admin.get(html.unescape(self._first_link(admin.get("/").text, "/cohort")))
         user = admin.get(self._first_link(found.text, "/users"))
         admin.send("/users/erase", **self._confirmed(user.text))
-        assert store.traits(APP, user_id) == {}
+        assert store.lookups.user(APP, user_id).traits == {}
         admin.send("/cohort/delete", **self._confirmed(found.text))
         assert "is being deleted" in admin.get(found.request.full_path).text
 

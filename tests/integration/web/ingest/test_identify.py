@@ -224,7 +224,7 @@ class TestKnownUsersOnly:
     @pytest.fixture
     def http(self, make_app: Callable[..., Flask]) -> FlaskClient:
         app = make_app(user_policy="known", store_partitions=2)
-        assert services(app).store.register_users(APP, ["known1", "known2"]) == 2
+        assert services(app).store.registered_users.add(APP, ["known1", "known2"]) == 2
         return caller(app)
 
     def test_known__all_of_them__are_applied(self, http: FlaskClient) -> None:
@@ -258,7 +258,7 @@ class TestKnownUsersOnly:
     def test_known__none_of_them_and_one_erased__is_404_in_any_order(
         self, http: FlaskClient, users: list[str]
     ) -> None:
-        services(http.application).store.lifecycle.erase(APP, "erased", suppress=True)
+        services(http.application).store.erasure.erase(APP, "erased", suppress=True)
         body = batch(users, TRAIT, True)
         assert_problem(http.post(COHORT_PATH, json=body), 404, "unknown_user")
         assert http.post(COHORT_PATH, json=batch(["erased"], TRAIT, True)).status_code == 200

@@ -168,10 +168,10 @@ def test_add__to_a_list_that_another_worker_has_deleted__is_404(
 ) -> None:
     create(client)
     client.post("/lists/abc/add", json={"userIds": ["a"]})
-    store.lifecycle.begin_delete(APP, "abc")
-    while jobs := store.lifecycle.jobs():
+    store.jobs.begin_deletion(APP, "abc")
+    while jobs := store.jobs.pending():
         for job in jobs:
-            store.lifecycle.step(job)
+            store.jobs.step(job)
     reply = client.post("/lists/abc/add", json={"userIds": users})
     assert (reply.status_code, reply.json["reason"]) == (404, "unknown_cohort")
     assert members(redis_client, APP) == {}

@@ -28,12 +28,12 @@ def test_message__refused_for_unknown_users__is_applied_once_they_are_registered
     http, store = caller(app), services(app).store
     assert post(http)[0] == 404
     assert post(http)[0] == 404, "a retry must not hear that it was accepted"
-    store.register_users(APP, ["a"])
+    store.registered_users.add(APP, ["a"])
     for changed in (1, 0):
         status, reply = post(http)
         assert (status, reply["accepted"], reply["rejected"]) == (200, 1, 1)
         assert reply["changed"] == changed
-    store.register_users(APP, ["b"])
+    store.registered_users.add(APP, ["b"])
     assert post(http)[1]["changed"] == 1
     assert members(redis_client, APP) == {"1": {"a", "b"}}
     assert post(http)[1] == {"accepted": 2, "changed": 0, "rejected": 0, "errors": []}
@@ -44,11 +44,11 @@ def test_message__that_left_somebody_out__repeated_after_a_newer_one__undoes_not
 ) -> None:
     app = make_app(user_policy="known")
     http, store = caller(app), services(app).store
-    store.register_users(APP, ["a"])
+    store.registered_users.add(APP, ["a"])
     assert post(http)[1]["changed"] == 1
     leaves = payloads.webhook("n", "1", ["a"], False, computed_time="1692206763", message_id="m2")
     assert http.post(payloads.WEBHOOK_PATH, json=leaves).json["changed"] == 1
-    store.register_users(APP, ["b"])
+    store.registered_users.add(APP, ["b"])
     status, reply = post(http)
     assert (status, reply["accepted"], reply["changed"], reply["rejected"]) == (200, 2, 1, 0)
     assert members(redis_client, APP) == {"1": {"b"}}
@@ -60,7 +60,7 @@ def test_message__that_left_out_a_suppressed_user__is_recognised(
 ) -> None:
     app = make_app(store_partitions=3)
     http, store = caller(app), services(app).store
-    store.lifecycle.erase(APP, "b", suppress=True)
+    store.erasure.erase(APP, "b", suppress=True)
     assert post(http)[1]["changed"] == 1
     leaves = payloads.webhook("n", "1", ["a"], False, computed_time="1692206763", message_id="m2")
     assert http.post(payloads.WEBHOOK_PATH, json=leaves).json["changed"] == 1

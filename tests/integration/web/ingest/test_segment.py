@@ -161,7 +161,7 @@ def test_known_users_only__rejections_of_both_kinds__have_their_places(
     make_app: Callable[..., Flask],
 ) -> None:
     app = make_app(user_policy="known")
-    services(app).store.register_users(APP, ["known"])
+    services(app).store.registered_users.add(APP, ["known"])
     reply = post(caller(app), batch(TRACK, call("x", True), TRACK, call("known", True)))
     assert (reply["accepted"], reply["rejected"]) == (1, 3)
     assert {(e["place"], e["reason"]) for e in reply["errors"]} == {

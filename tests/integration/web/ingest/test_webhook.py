@@ -194,7 +194,7 @@ def test_large_message__cut_by_a_store_failure__is_completed_by_its_retry(
 
 def test_known_users_only__others_are_named_by_their_place(make_app: Callable[..., Flask]) -> None:
     app = make_app(user_policy="known")
-    services(app).store.register_users(APP, ["known"])
+    services(app).store.registered_users.add(APP, ["known"])
     reply = post(caller(app), message(["x", "known"], True))
     assert (reply["accepted"], reply["rejected"]) == (1, 1)
     assert reply["errors"][0]["place"] == "users.0.user_id"

@@ -1,0 +1,69 @@
+"""The number of partitions that the stored data was written with."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import redis
+
+from app.store.errors import StoreMisconfigured, translated
+from app.store.hold import Hold
+from app.store.keys import Keys
+
+# How long a check is valid. Short, as the store may lose its data or be replaced at any time.
+CHECK_SECONDS = 1.0
+
+
+class Layout:
+    """Refuses to work on data that was written with another number of partitions.
+
+    Users would be looked for in the wrong partition, and reported as members of nothing. Raises
+    StoreError.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys, hold: Hold) -> None:
+        self._client = client
+        self._keys = keys
+        self._hold = hold
+        self._write_checked: dict[str | None, float] = {}  # by app id
+        self._read_checked = -math.inf
+
+    def check_writable(self, app_id: str | None = None) -> None:
+        """Check the layout before a write; an empty store gets this process's layout.
+
+        Also registers the app, so that the background work of all processes finds it.
+        """
+        now = time.monotonic()
+        if now - self._write_checked.get(app_id, -math.inf) < CHECK_SECONDS:
+            return
+        partitions = self._keys.partitions
+        with translated():
+            found = self._client.set(self._keys.layout(), partitions, nx=True, get=True)
+            self._compare(found)
+            if app_id is not None:
+                # In this order: a hold sees the app, or the app sees the hold (hold.py).
+                self._client.sadd(self._keys.apps(), app_id)
+                self._hold.check()
+        self._write_checked[app_id] = now
+
+    def check_readable(self) -> None:
+        """Check the layout before a read. Writes nothing, so it works if the store is full."""
+        now = time.monotonic()
+        if now - self._read_checked < CHECK_SECONDS:
+            return
+        with translated():
+            self._compare(self._client.get(self._keys.layout()))
+        self._read_checked = now
+
+    def _compare(self, found: Any) -> None:
+        if found is None:
+            return
+        if int(found) == 0:
+            raise StoreMisconfigured("The stored data is an unfinished copy.")
+        if int(found) != self._keys.partitions:
+            raise StoreMisconfigured(
+                f"STORE_PARTITIONS is {self._keys.partitions}, "
+                f"but the stored data has {int(found)}."
+            )

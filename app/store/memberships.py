@@ -1,0 +1,316 @@
+"""The writer: applies changes of membership, and registers and renames cohorts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import redis
+
+from app.cohorts import Cohort, MembershipChange, Moves
+from app.store.connection.calls import Call, Wait
+from app.store.connection.scripts import call_partitions, load_script
+from app.store.errors import StoreMisconfigured, translated
+from app.store.freshness import FreshnessStore
+from app.store.keys import Keys
+from app.store.layout import Layout
+from app.store.registry import Registry
+
+# Bounds a script call, so that it doesn't block the store: a thousand new users take about 5 ms.
+USERS_PER_CALL = 1000
+# What each further cohort in a call costs, in users.
+_GROUP_COST = 8
+# Characters of user ids that cost as much as a user: the script copies each id a dozen times.
+_CHARACTERS_PER_USER = 64
+# A late retry may bring one of these earlier names, so partitions learn them with the cohort.
+_EARLIER_NAMES = 3
+
+
+@dataclass
+class Applied:
+    """The result of applying a request.
+
+    Attributes:
+        changed: number of users whose traits or memberships have changed.
+        unknown: users skipped because they are not registered.
+        suppressed: users skipped because they were erased permanently.
+        refused: ids of cohorts skipped because they are being deleted.
+        repeated: the message had been applied before, and nothing was done.
+        moves: how many users entered and left, by cohort id.
+        not_known: ids of cohorts skipped because they are unknown.
+    """
+
+    changed: int = 0
+    unknown: set[str] = field(default_factory=set)
+    suppressed: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    repeated: bool = False
+    moves: dict[str, Moves] = field(default_factory=dict)
+    not_known: set[str] = field(default_factory=set)
+
+
+class _Part(NamedTuple):
+    """One call of the atomic step: the partition, and the arguments of apply.lua."""
+
+    partition: int
+    options: list[Any]
+    groups: list[Any]
+
+    def renamed(self, names: Mapping[str, str | None]) -> _Part:
+        """The groups of these cohorts only, under these names; those named None are left out."""
+        groups, start = [], 0
+        while start < len(self.groups):
+            cohort_id, _, value, at_ms, count = self.groups[start : start + 5]
+            end = start + 5 + count
+            if name := names.get(cohort_id):
+                groups += [cohort_id, name, value, at_ms, count, *self.groups[start + 5 : end]]
+            start = end
+        return self._replace(groups=groups)
+
+
+class _Reply(NamedTuple):
+    """The reply of the atomic step, as apply.lua describes it.
+
+    Attributes:
+        repeated: the message had been applied before.
+        changed: number of changed users, or their ids.
+        lists: by name; empty ones are absent.
+    """
+
+    repeated: bool
+    changed: Any
+    lists: dict[bytes, list[Any]]
+
+    @classmethod
+    def parse(cls, reply: list[Any]) -> _Reply:
+        repeated, changed, *lists = reply
+        return cls(bool(repeated), changed, dict(zip(lists[::2], lists[1::2], strict=True)))
+
+    def ids(self, name: bytes) -> list[str]:
+        """A list of user or cohort ids."""
+        return [item.decode() for item in self.lists.get(name, ())]
+
+
+class Memberships:
+    """Writes users' traits, cohorts' members and the change stream. Raises StoreError."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        layout: Layout,
+        registry: Registry,
+        freshness: FreshnessStore,
+        *,
+        stream_limits: tuple[int, int],
+        wait: Wait,
+    ) -> None:
+        self._keys = keys
+        self._layout = layout
+        self._registry = registry
+        self._freshness = freshness
+        self._stream_limits = stream_limits  # entries, and age in ms
+        self._wait = wait
+        self._script = load_script(client, "apply.lua")
+
+    def apply(
+        self,
+        app_id: str,
+        changes: Sequence[MembershipChange],
+        *,
+        way: str,
+        message_id: str = "",
+        known_only: bool = False,
+        as_known: bool = False,
+    ) -> Applied:
+        """Apply the changes of one request; may be repeated.
+
+        Args:
+            changes: each (user, cohort) in one of them at most. A change is ignored if a newer
+                one about the same user and cohort was applied.
+            way: how the request came in; kept with the cohort.
+            message_id: if given, the message is applied once and recognised for a day.
+            known_only: apply to registered users only.
+            as_known: trait names may be outdated: use each cohort's current one, and skip unknown
+                cohorts.
+
+        Raises:
+            StoreError: some of the changes may have been applied; a repeat completes them.
+        """
+        applied = Applied()
+        # Only with several cohorts can several calls or groups change the same user.
+        one_cohort = len({change.cohort.id for change in changes}) <= 1
+        options = (
+            "known" if known_only else "open",
+            "count" if one_cohort else "users",
+            *self._stream_limits,
+            way,
+        )
+        changed_users: set[bytes] = set()
+        conflicts = 0
+        repeats: list[bool] = []
+        with translated():
+            self._layout.check_writable(app_id)
+            parts = [
+                _Part(
+                    partition,
+                    [*options, f"{message_id}:{number}" if message_id else ""],
+                    groups,
+                )
+                for number, (partition, groups) in enumerate(self._split(changes))
+            ]
+            for reply in self._apply_all(app_id, parts, as_known, applied.not_known):
+                if one_cohort:
+                    applied.changed += reply.changed
+                else:
+                    changed_users.update(reply.changed)
+                repeats.append(reply.repeated)
+                applied.unknown.update(reply.ids(b"unknown"))
+                applied.suppressed.update(reply.ids(b"suppressed"))
+                applied.refused.update(reply.ids(b"deleting"))
+                conflicts += len(reply.lists.get(b"conflicts", ()))
+                _add_moves(applied.moves, reply.lists.get(b"moves", []))
+        if conflicts:
+            raise StoreMisconfigured(
+                f"{conflicts} user keys are not hashes: another program writes under this prefix."
+            )
+        applied.changed += len(changed_users)
+        applied.repeated = bool(repeats) and all(repeats)
+        self._freshness.received(app_id, _received(changes, applied))
+        return applied
+
+    def register_cohort(self, app_id: str, cohort: Cohort, *, way: str) -> bool:
+        """Create or rename a cohort without any users; may be repeated.
+
+        Returns:
+            False if the cohort is being deleted.
+        """
+        with translated():
+            self._layout.check_writable(app_id)
+            parts = self._registrations(range(self._keys.partitions), cohort, way, "")
+            replies = self._apply_all(app_id, parts, False, set())
+            registered = not any(b"deleting" in reply.lists for reply in replies)
+            if registered:
+                self._freshness.known(app_id, cohort.id)
+        return registered
+
+    def spread_name(self, app_id: str, cohort_id: str) -> str:
+        """Write a cohort's newest name to the partitions with an earlier one. Returns the name."""
+        with translated():
+            names = self._registry.named(app_id, cohort_id)
+            if not names:
+                return ""
+            newest = max(names.values())
+            behind = [p for p, name in names.items() if name.trait != newest.trait]
+            self._register(app_id, behind, Cohort(cohort_id, newest.trait), newest.at_ms)
+            return newest.trait
+
+    def _apply_all(
+        self, app_id: str, parts: list[_Part], as_known: bool, not_known: set[str]
+    ) -> Iterator[_Reply]:
+        """The replies of the atomic step. A part that skipped cohorts is called a second time.
+
+        With several partitions, one that doesn't know a cohort first gets the names that the
+        others know. Otherwise it would take the name of a late retry for the newest one, and a
+        new name for the first one.
+        """
+        mode = "as known" if as_known else "named" if self._keys.partitions == 1 else "met"
+        again = []
+        unmet: dict[str, list[int]] = {}
+        for part, reply in zip(parts, self._call(app_id, parts, mode), strict=True):
+            yield reply
+            if skipped := reply.ids(b"unmet"):
+                again.append(part)
+                for cohort_id in skipped:
+                    unmet.setdefault(cohort_id, []).append(part.partition)
+        if as_known:
+            names = {cohort_id: self._registry.trait(app_id, cohort_id) for cohort_id in unmet}
+            not_known.update(cohort_id for cohort_id, name in names.items() if name is None)
+            again = [part.renamed(names) for part in again]
+        for cohort_id, partitions in unmet.items():
+            self._introduce(app_id, cohort_id, partitions)
+        yield from self._call(app_id, again, "named")
+
+    def _call(self, app_id: str, parts: Iterable[_Part], mode: str) -> list[_Reply]:
+        calls = [
+            Call(self._keys.changes(app_id, part.partition), [*part.options, mode, *part.groups])
+            for part in parts
+        ]
+        return [_Reply.parse(reply) for reply in call_partitions(self._script, calls, self._wait)]
+
+    def _introduce(self, app_id: str, cohort_id: str, partitions: Iterable[int]) -> None:
+        """Register a cohort in partitions that lack it, with the names that others know."""
+        names = self._registry.named(app_id, cohort_id)
+        missing = set(partitions) - set(names)
+        if not names or not missing:
+            return
+        newest = max(names.values())
+        for trait in (*newest.earlier[-_EARLIER_NAMES:], newest.trait):
+            self._register(app_id, missing, Cohort(cohort_id, trait), newest.at_ms)
+
+    def _register(self, app_id: str, partitions: Iterable[int], cohort: Cohort, at_ms: int) -> None:
+        self._call(app_id, self._registrations(partitions, cohort, "", at_ms), "named")
+
+    def _registrations(
+        self, partitions: Iterable[int], cohort: Cohort, way: str, at_ms: int | str
+    ) -> list[_Part]:
+        """A group without users for each partition, which registers the cohort there."""
+        options = ["open", "count", *self._stream_limits, way, ""]
+        return [_Part(p, options, [*cohort, "true", at_ms, 0]) for p in partitions]
+
+    def _split(self, changes: Sequence[MembershipChange]) -> Iterator[tuple[int, list[Any]]]:
+        """Split changes into bounded calls: the partition of each, and its groups."""
+        pending: dict[int, tuple[int, list[Any]]] = {}
+        for cohort, member, user_ids, at_ms in changes:
+            head = (*cohort, "true" if member else "false", "" if at_ms is None else at_ms)
+            for partition, users in self._keys.by_partition(user_ids).items():
+                start = 0
+                while start < len(users):
+                    used, groups = pending.pop(partition, (0, []))
+                    room = USERS_PER_CALL - used - _GROUP_COST * bool(used)
+                    part, cost = _as_many_as_fit(users[start : start + max(room, 0)], room)
+                    if not part:
+                        yield partition, groups
+                        continue
+                    groups += [*head, len(part), *part]
+                    pending[partition] = used + _GROUP_COST * bool(used) + cost, groups
+                    start += len(part)
+        for partition, (_, groups) in pending.items():
+            yield partition, groups
+
+
+def _as_many_as_fit(user_ids: Sequence[str], room: int) -> tuple[Sequence[str], int]:
+    """The first users that there is room for, and their cost."""
+    cost = max(len(user_ids), sum(map(len, user_ids)) // _CHARACTERS_PER_USER)
+    if cost <= room:
+        return user_ids, cost
+    cost = 0
+    for number, user_id in enumerate(user_ids):
+        more = 1 + len(user_id) // _CHARACTERS_PER_USER
+        if cost + more > room:
+            return user_ids[:number], cost
+        cost += more
+    return user_ids, cost
+
+
+def _received(changes: Sequence[MembershipChange], applied: Applied) -> set[str]:
+    """The ids of cohorts of which at least one user was not skipped."""
+    skipped = applied.unknown | applied.suppressed
+    return {
+        change.cohort.id
+        for change in changes
+        if not (skipped and change.user_ids) or not skipped.issuperset(change.user_ids)
+    } - (applied.refused | applied.not_known)
+
+
+def _add_moves(moves: dict[str, Moves], reply: list[Any]) -> None:
+    """Add the moves of one call, a flat list: cohort id, direction, number of users."""
+    for start in range(0, len(reply), 3):
+        cohort, value, users = reply[start : start + 3]
+        cohort_id = cohort.decode()
+        entered, left = moves.get(cohort_id, (0, 0))
+        if value == b"true":
+            moves[cohort_id] = Moves(entered + users, left)
+        else:
+            moves[cohort_id] = Moves(entered, left + users)
