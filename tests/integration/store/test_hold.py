@@ -86,7 +86,7 @@ def test_write__during_a_hold__is_refused_and_changes_nothing(
 
 
 def test_write__of_an_app_that_has_only_registered__is_refused(store: Store) -> None:
-    store._check_layout("new")  # its last look at the global flag, for a second
+    store.layout.check_writable("new")  # its last look at the global flag, for a second
     store.hold.begin()
     with pytest.raises(StoreHeld):
         store.register_cohort("new", Cohort("x", "X: x"), way="list")
