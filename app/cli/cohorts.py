@@ -32,7 +32,7 @@ from app.store import Store
 # The cadence that is learned, for the command.
 _LEARNED = 0
 
-_HEADERS = ("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "WAYS", "STATUS")
+_HEADERS = ("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "SOURCES", "STATUS")
 
 cohorts = Group(
     "cohorts", help="Look at cohorts, say how often they come, and delete them.", epilog=EXIT_CODES
@@ -45,8 +45,8 @@ cohorts = Group(
 def list_cohorts(app_id: str | None, as_json: bool) -> None:
     """List all cohorts in the order of their ids.
 
-    FIRST and LAST are when something about the cohort was first and last received, in UTC. WAYS are
-    the ways in that it arrived by. ENTERED and LEFT count transitions since then.
+    FIRST and LAST are when something about the cohort was first and last received, in UTC. SOURCES
+    are where it came from, such as identify or list. ENTERED and LEFT count transitions since then.
     """
     store = the_store()
     pages = _pages(store, one_app(store, app_id))
@@ -61,7 +61,7 @@ def list_cohorts(app_id: str | None, as_json: bool) -> None:
 @app_id_option()
 @json_option
 def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
-    """Show one cohort: names, counts, ways in."""
+    """Show one cohort: names, counts, sources."""
     store = the_store()
     cohort = _find(store, one_app(store, app_id), cohort_id)
     if as_json:
@@ -76,7 +76,7 @@ def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
         ("left", cohort.left),
         ("first received", when(cohort.first_ms)),
         ("last received", when(cohort.last_ms)),
-        *(("way in", f"{way} (last {when(ms)})") for way, ms in cohort.ways.items()),
+        *(("source", f"{source} (last {when(ms)})") for source, ms in cohort.sources.items()),
         ("status", cohort.status),
     ):
         click.echo(f"{name + ':':16}{shown(value)}")
@@ -193,7 +193,7 @@ def _row(record: CohortRecord) -> tuple[object, ...]:
         record.left,
         when(record.first_ms),
         when(record.last_ms),
-        ",".join(sorted(record.ways)),
+        ",".join(sorted(record.sources)),
         record.status,
     )
 

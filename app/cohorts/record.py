@@ -24,7 +24,7 @@ class CohortRecord:
     Attributes:
         trait: the current trait name.
         earlier_names: earlier trait names, each with the time when it was given up.
-        ways: how it arrives, each with the time when it last did.
+        sources: the sources it arrives from, each with the time of its last request.
         members: users who are in it now.
         entered, left: transitions in all, since it was first received.
     """
@@ -34,7 +34,7 @@ class CohortRecord:
     first_ms: int
     last_ms: int
     earlier_names: dict[str, int] = field(default_factory=dict)
-    ways: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)
     members: int = 0
     entered: int = 0
     left: int = 0

@@ -30,7 +30,7 @@ class RequestRecord(NamedTuple):
         at_ms: when it was answered, ms since the epoch.
         took_ms: how long that took.
         status: of the answer.
-        way: how it came in.
+        source: identify, list, webhook or segment.
         key: the label of the key that it came with.
         request_id: as in the answer and in the log.
         accepted: users, or identify calls, that were taken.
@@ -46,7 +46,7 @@ class RequestRecord(NamedTuple):
     at_ms: int
     took_ms: float
     status: int
-    way: str
+    source: str
     key: str
     request_id: str
     accepted: int = 0
@@ -81,7 +81,7 @@ class Sync:
         took_ms: the time that all requests took together; ``slowest_ms`` that of the slowest.
         reasons: why users were rejected, with how many.
         failures: why requests failed, with how many.
-        ways, keys: how many requests came in which way, and with which key.
+        sources, keys: how many requests came from each source, and with each key.
         kept: how many of the clean requests are still there to be read.
         kept_problems: the same of those that failed or rejected somebody.
     """
@@ -103,7 +103,7 @@ class Sync:
     slowest_ms: float = 0
     reasons: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
-    ways: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)
     keys: dict[str, int] = field(default_factory=dict)
     kept: int = 0
     kept_problems: int = 0

@@ -119,7 +119,7 @@ class Memberships:
         app_id: str,
         changes: Sequence[MembershipChange],
         *,
-        way: str,
+        source: str,
         message_id: str = "",
         known_only: bool = False,
         as_known: bool = False,
@@ -129,7 +129,7 @@ class Memberships:
         Args:
             changes: each (user, cohort) in one of them at most. A change is ignored if a newer
                 one about the same user and cohort was applied.
-            way: how the request came in; kept with the cohort.
+            source: the name of the source; kept with the cohort.
             message_id: if given, the message is applied once and recognised for a day.
             known_only: apply to registered users only.
             as_known: trait names may be outdated: use each cohort's current one, and skip unknown
@@ -145,7 +145,7 @@ class Memberships:
             "known" if known_only else "open",
             "count" if one_cohort else "users",
             *self._stream_limits,
-            way,
+            source,
         )
         changed_users: set[bytes] = set()
         conflicts = 0
@@ -180,7 +180,7 @@ class Memberships:
         self._freshness.received(app_id, _received(changes, applied))
         return applied
 
-    def register_cohort(self, app_id: str, cohort: Cohort, *, way: str) -> bool:
+    def register_cohort(self, app_id: str, cohort: Cohort, *, source: str) -> bool:
         """Create or rename a cohort without any users; may be repeated.
 
         Returns:
@@ -188,7 +188,7 @@ class Memberships:
         """
         with translated():
             self._layout.check_writable(app_id)
-            parts = self._registrations(range(self._keys.partitions), cohort, way, "")
+            parts = self._registrations(range(self._keys.partitions), cohort, source, "")
             replies = self._apply_all(app_id, parts, False, set())
             registered = not any(b"deleting" in reply.lists for reply in replies)
             if registered:
@@ -253,10 +253,10 @@ class Memberships:
         self._call(app_id, self._registrations(partitions, cohort, "", at_ms), "named")
 
     def _registrations(
-        self, partitions: Iterable[int], cohort: Cohort, way: str, at_ms: int | str
+        self, partitions: Iterable[int], cohort: Cohort, source: str, at_ms: int | str
     ) -> list[_Part]:
         """A group without users for each partition, which registers the cohort there."""
-        options = ["open", "count", *self._stream_limits, way, ""]
+        options = ["open", "count", *self._stream_limits, source, ""]
         return [_Part(p, options, [*cohort, "true", at_ms, 0]) for p in partitions]
 
     def _split(self, changes: Sequence[MembershipChange]) -> Iterator[tuple[int, list[Any]]]:

@@ -132,8 +132,8 @@ def _merged(cohort_id: str, shares: Iterable[tuple[dict[bytes, bytes], int]]) ->
     for state in states:
         for field, at in state.items():
             if field.startswith(b"way:"):
-                way = field[len(b"way:") :].decode()
-                record.ways[way] = max(record.ways.get(way, 0), int(at))
+                source = field[len(b"way:") :].decode()  # the name of the stored field
+                record.sources[source] = max(record.sources.get(source, 0), int(at))
     if any(b"deleting" in state for state in states):
         record.status = Status.DELETING
     elif any(b"moving" in state or state[b"trait"] != newest[b"trait"] for state in states):

@@ -21,7 +21,7 @@ from app.store.keys import Keys
 
 # Requests, and batches of them, that one script call takes: less than 2 ms of the store's time.
 _REQUESTS_PER_CALL, _BATCHES_PER_CALL = 500, 50
-# Requests of one sync, way and reason that fail at about the same time: so many are told apart.
+# Requests of one sync, source and reason that fail at about the same time: so many are told apart.
 _FAILURES_TOLD_APART = 5
 # The first requests with problems of a sync that are looked at for what they say in detail.
 _LOOKED_AT_FOR_DETAIL = 5
@@ -85,7 +85,7 @@ class Batch:
         sums["entered"] += record.entered
         sums["left"] += record.left
         sums["took"] += round(record.took_ms * 1000)
-        sums[f"way:{record.way}"] += 1
+        sums[f"way:{record.source}"] += 1  # the name of the stored field
         sums[f"key:{record.key}"] += 1
         if record.repeated:
             sums["repeated"] += 1
@@ -328,7 +328,7 @@ def _by_reason(rejections: Iterable[Rejection]) -> dict[str, str]:
 
 
 _SUMS = ("requests", "failed", "repeated", "accepted", "changed", "entered", "left", "rejected")
-_LABELLED = {"reason": "reasons", "failure": "failures", "way": "ways", "key": "keys"}
+_LABELLED = {"reason": "reasons", "failure": "failures", "way": "sources", "key": "keys"}
 
 
 def _sync(sync_id: int, fields: dict[bytes, bytes], kept: int, kept_problems: int) -> Sync:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # The fields of a request's event that identify no user.
-_TAGS = ("request_id", "method", "path", "app", "way", "task")
+_TAGS = ("request_id", "method", "path", "app", "source", "task")
 
 _is_configured = False
 

@@ -33,7 +33,7 @@ MOST_COHORTS = 8
 LAST_FLUSH_SECONDS = 1.0
 
 # How the requests of each blueprint come in. The others are not noted.
-WAYS = {"cohort": "identify", "lists": "list", "webhook": "webhook", "segment": "segment"}
+SOURCES = {"cohort": "identify", "lists": "list", "webhook": "webhook", "segment": "segment"}
 
 _NO_MOVES = Moves()
 
@@ -44,7 +44,7 @@ class Note(NamedTuple):
     at: float
     took: float
     status: int
-    way: str
+    source: str
     event: Mapping[str, Any]
     outcome: Outcome | None
 
@@ -178,7 +178,7 @@ def _groups(app_id: str, note: Note) -> Iterator[tuple[Group, str]]:
         for cohort_id, trait in traits.items():
             yield Group(app_id, cohort_id), trait
     else:
-        yield Group(app_id, "", f"{note.way}:{note.event.get('reason', '')}"), ""
+        yield Group(app_id, "", f"{note.source}:{note.event.get('reason', '')}"), ""
 
 
 def _record(note: Note, group: Group, moves: Mapping[str, Moves]) -> RequestRecord:
@@ -188,7 +188,7 @@ def _record(note: Note, group: Group, moves: Mapping[str, Moves]) -> RequestReco
         at_ms=int(note.at * 1000),
         took_ms=round(note.took * 1000, 1),
         status=note.status,
-        way=note.way,
+        source=note.source,
         key=event.get("key", ""),
         request_id=event["request_id"],
         accepted=event.get("accepted", 0),
@@ -216,10 +216,10 @@ def noting(recorder: Recorder) -> Listener:
     """Notes every request that brings cohorts."""
 
     def note(answered: Answered) -> None:
-        way = WAYS.get(answered.blueprint)
-        if way:
+        source = SOURCES.get(answered.blueprint)
+        if source:
             event, _, outcome, status, seconds = answered
-            way = event.get("way", way)
-            recorder.note(Note(time.time(), seconds, status, way, event, outcome))
+            source = event.get("source", source)
+            recorder.note(Note(time.time(), seconds, status, source, event, outcome))
 
     return note

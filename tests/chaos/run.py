@@ -43,7 +43,7 @@ AFTER_ALL = 2**62
 # Nothing that is sent is wrong in itself, and Amplitude doesn't send again what is refused.
 STATUSES = {200, 503}
 
-# Name, way in, users, users a request. Small requests make many chances for something to go wrong.
+# Name, source, users, users a request. Small requests make many chances for something to go wrong.
 COHORTS: tuple[tuple[str, Mode, int, int], ...] = (
     ("property", "property", 20_000, 200),
     ("large batches", "property", 30_000, 5000),

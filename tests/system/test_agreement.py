@@ -35,7 +35,7 @@ def settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 
 
 class Sender:
-    """Says something about some of the users, in one of the ways in, and often says it again."""
+    """Says something about some of the users, from one of the sources, and often says it again."""
 
     def __init__(self, service: Service, number: int) -> None:
         self.service = service

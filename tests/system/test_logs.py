@@ -143,7 +143,7 @@ def test_log__of_a_write__tells_who_what_how_many_and_how_long(
         "path": COHORT_PATH,
         "status": 200,
         "app": APP,
-        "way": "identify",
+        "source": "identify",
         "cohorts": ["b1"],
         "accepted": 1,
         "changed": 1,

@@ -73,13 +73,13 @@ def test_metrics__of_three_workers__add_up_and_outlive_a_killed_one(store_url: s
     env = {"REDIS_URL": store_url, "METRICS_TOKEN": TOKEN, "WEB_CONCURRENCY": "3"}
     with running({**env, "RATE_LIMIT": "off"}) as service:
         sent = send_until_every_worker_has_answered(service, 60)
-        accepted = "cohort_receiver_users_accepted_total way=identify"
+        accepted = "cohort_receiver_users_accepted_total source=identify"
         post = f"method=POST reason=none route={IDENTIFY} status=200"
         names = (
             accepted,
-            "cohort_receiver_users_changed_total way=identify",
-            "cohort_receiver_request_seconds_count way=identify",
-            "cohort_receiver_store_seconds_count way=identify",
+            "cohort_receiver_users_changed_total source=identify",
+            "cohort_receiver_request_seconds_count source=identify",
+            "cohort_receiver_store_seconds_count source=identify",
             f"cohort_receiver_requests_total {post}",
         )
 
@@ -104,8 +104,8 @@ def test_metrics__of_workers_that_are_killed_again_and_again__stay_and_their_fil
     store_url: str,
 ) -> None:
     env = {"REDIS_URL": store_url, "METRICS_TOKEN": TOKEN, "WEB_CONCURRENCY": "1"}
-    accepted = "cohort_receiver_users_accepted_total way=identify"
-    count = "cohort_receiver_request_seconds_count way=identify"
+    accepted = "cohort_receiver_users_accepted_total source=identify"
+    count = "cohort_receiver_request_seconds_count source=identify"
     rejected = (
         "cohort_receiver_requests_total method=POST reason=invalid_json "
         f"route={IDENTIFY} status=400"
@@ -130,7 +130,7 @@ def test_metrics__of_workers_that_are_killed_again_and_again__stay_and_their_fil
 
 def test_metrics__after_a_start_anew__begin_at_zero_and_leave_no_folder(store_url: str) -> None:
     env = {"REDIS_URL": store_url, "METRICS_TOKEN": TOKEN}
-    accepted = "cohort_receiver_users_accepted_total way=identify"
+    accepted = "cohort_receiver_users_accepted_total source=identify"
     with running(env) as service:
         service.post(identify(1))
         wait_until(lambda: scrape(service).get(accepted) == 1)
@@ -152,7 +152,7 @@ def test_metrics__store_gone__says_so_and_tells_the_rest() -> None:
         with running({"REDIS_URL": socket_url(folder), "METRICS_TOKEN": TOKEN}) as service:
             service.post(identify(1))
             wait_until(
-                lambda: "cohort_receiver_users_accepted_total way=identify" in scrape(service)
+                lambda: "cohort_receiver_users_accepted_total source=identify" in scrape(service)
             )
             assert scrape(service)["cohort_receiver_store_memory_bytes"] > 0
             store.terminate()
@@ -165,7 +165,7 @@ def test_metrics__store_gone__says_so_and_tells_the_rest() -> None:
             )
             wait_until(lambda: failed in scrape(service))
             told = scrape(service)
-            assert told["cohort_receiver_users_accepted_total way=identify"] == 1
+            assert told["cohort_receiver_users_accepted_total source=identify"] == 1
             if told["cohort_receiver_store_up"] == 0:
                 assert "cohort_receiver_store_memory_bytes" not in told
 

@@ -27,33 +27,33 @@ REQUESTS = Counter(
 )
 REQUEST_SECONDS = Histogram(
     "cohort_receiver_request_seconds",
-    "Time until the answer to a request was ready, by way in, or by kind of call.",
-    ["way"],
+    "Time until the reply to a request was ready, by source, or by kind of call where it has none.",
+    ["source"],
     buckets=SECONDS,
     registry=COUNTED,
 )
 USERS_ACCEPTED = Counter(
     "cohort_receiver_users_accepted",
     "Users whose statements were accepted, changed or not.",
-    ["way"],
+    ["source"],
     registry=COUNTED,
 )
 USERS_CHANGED = Counter(
     "cohort_receiver_users_changed",
     "Users whose traits or memberships are different since.",
-    ["way"],
+    ["source"],
     registry=COUNTED,
 )
 USERS_REJECTED = Counter(
     "cohort_receiver_users_rejected",
     "Users who were left out of a request that was well-formed.",
-    ["way", "reason"],
+    ["source", "reason"],
     registry=COUNTED,
 )
 STORE_SECONDS = Histogram(
     "cohort_receiver_store_seconds",
     "Time that applying a request took, waiting for a connection to the store included.",
-    ["way"],
+    ["source"],
     buckets=SECONDS,
     registry=COUNTED,
 )

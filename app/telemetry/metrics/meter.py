@@ -41,29 +41,29 @@ class Meter:
         self._children: dict[tuple[Any, ...], Any] = {}
 
     def request(
-        self, method: str, route: str, status: int, reason: str, way: str, seconds: float
+        self, method: str, route: str, status: int, reason: str, source: str, seconds: float
     ) -> None:
         """Note a request that was answered."""
         self._counted[definitions.REQUESTS, method, route, status, reason] += 1
-        self._observe(definitions.REQUEST_SECONDS, way, seconds)
+        self._observe(definitions.REQUEST_SECONDS, source, seconds)
 
-    def users(self, way: str, accepted: int, changed: int, rejected: Mapping[str, int]) -> None:
+    def users(self, source: str, accepted: int, changed: int, rejected: Mapping[str, int]) -> None:
         """Note the users of a request, those who were rejected by the reason."""
-        self._counted[definitions.USERS_ACCEPTED, way] += accepted
-        self._counted[definitions.USERS_CHANGED, way] += changed
+        self._counted[definitions.USERS_ACCEPTED, source] += accepted
+        self._counted[definitions.USERS_CHANGED, source] += changed
         for reason, count in rejected.items():
-            self._counted[definitions.USERS_REJECTED, way, reason] += count
+            self._counted[definitions.USERS_REJECTED, source, reason] += count
 
-    def store(self, way: str, seconds: float) -> None:
+    def store(self, source: str, seconds: float) -> None:
         """Note changes that the store has applied."""
-        self._observe(definitions.STORE_SECONDS, way, seconds)
+        self._observe(definitions.STORE_SECONDS, source, seconds)
 
     def background_failed(self) -> None:
         """Note that background work ended in an unexpected error."""
         self._counted[definitions.BACKGROUND_FAILURES,] += 1
 
-    def _observe(self, metric: Histogram, way: str, seconds: float) -> None:
-        observed = self._observed[metric, way]
+    def _observe(self, metric: Histogram, source: str, seconds: float) -> None:
+        observed = self._observed[metric, source]
         observed.buckets[bisect_left(definitions.SECONDS, seconds)] += 1
         observed.sum += seconds
 

@@ -106,7 +106,7 @@ def _history(record: CohortRecord) -> dict[str, Any]:
         "firstSeen": record.first_ms,
         "entered": record.entered,
         "left": record.left,
-        "ways": record.ways,
+        "sources": record.sources,
         "earlierNames": [
             {"trait": trait, "until": until} for trait, until in record.earlier_names.items()
         ],

@@ -14,8 +14,8 @@ from app.web.http.contract import describes
 blueprint = Blueprint("metrics", __name__)
 
 # What the time of a request counts for, by blueprint, where it didn't get as far as to say its
-# way in itself.
-_WAYS = {
+# source in itself.
+_SOURCES = {
     "cohort": "identify",
     "lists": "list",
     "webhook": "webhook",
@@ -37,16 +37,16 @@ def counting(meter: Meter) -> Listener:
         event = answered.event
         method, path = event["method"], event["path"]
         if path is None:  # a method of any name is possible here
-            method, route, way = method if method in _METHODS else "other", "none", "other"
+            method, route, source = method if method in _METHODS else "other", "none", "other"
         else:
-            route, way = path, _WAYS.get(answered.blueprint, "other")
-        way = event.get("way", way)
+            route, source = path, _SOURCES.get(answered.blueprint, "other")
+        source = event.get("source", source)
         reason = event.get("reason", "none")
-        meter.request(method, route, answered.status, reason, way, answered.seconds)
+        meter.request(method, route, answered.status, reason, source, answered.seconds)
         if "accepted" in event:
-            meter.users(way, event["accepted"], event["changed"], event.get("rejected_by", {}))
+            meter.users(source, event["accepted"], event["changed"], event.get("rejected_by", {}))
         if "store_ms" in event:
-            meter.store(way, event["store_ms"] / 1000)
+            meter.store(source, event["store_ms"] / 1000)
 
     return count
 

@@ -215,7 +215,7 @@ class CohortDetailReply(CohortReply):
     firstSeen = ms("When a call first named it")
     entered = count("Users who entered, in all.", example=50000)
     left = count("Users who left, in all.", example=8766)
-    ways = fields.Dict(
+    sources = fields.Dict(
         keys=fields.String(),
         values=fields.Integer(strict=True),
         required=True,

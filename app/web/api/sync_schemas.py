@@ -96,7 +96,7 @@ class SyncReply(Reply):
     slowestMs = count("Time that the slowest request took, ms.")
     reasons = _counts("Why users were left out, and how many.", "unknown_user")
     failures = _counts("Why requests failed, and how many.", "store_timeout")
-    ways = _counts("How the requests came in.", "identify")
+    sources = _counts("How the requests came in.", "identify")
     keys = _counts("The labels of the keys that they came with.", KEY)
 
 
@@ -124,7 +124,7 @@ class RequestReply(Reply):
         required=True, metadata={"description": "How long it took, ms.", "example": 4.7}
     )
     status = count("Status of the answer.", example=200)
-    way = text("How it came in.", example="identify")
+    source = text("How it came in.", example="identify")
     key = text("The label of the key that it came with.", example=KEY)
     requestId = text("As in the answer's X-Request-ID, and in the log.", example="9f0c1d2e")
     accepted = count("Users, or identify calls, that were taken.")

@@ -96,7 +96,7 @@ def _shown(sync: Sync) -> dict[str, Any]:
         "slowestMs": round(sync.slowest_ms),
         "reasons": sync.reasons,
         "failures": sync.failures,
-        "ways": sync.ways,
+        "sources": sync.sources,
         "keys": sync.keys,
     }
 
@@ -106,7 +106,7 @@ def _shown_request(record: RequestRecord) -> dict[str, Any]:
         "at": record.at_ms,
         "tookMs": record.took_ms,
         "status": record.status,
-        "way": record.way,
+        "source": record.source,
         "key": record.key,
         "requestId": record.request_id,
         "accepted": record.accepted,

@@ -1,4 +1,4 @@
-"""What all ways in share: from identify calls to the store, and the reply."""
+"""What all sources share: from identify calls to the store, and the reply."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NotKnown(Exception):
 def apply(
     calls: Sequence[Statement],
     *,
-    way: str,
+    source: str,
     place: str = "batch.{}.userId",
     numbers: Sequence[int] | None = None,
     left_out: Sequence[tuple[str, type[Problem]]] = (),
@@ -48,7 +48,7 @@ def apply(
 
     Args:
         calls: each about one user.
-        way: how they came in.
+        source: the source of the request: identify, list, webhook or segment.
         place: where in the body the user of a call stands, with the call's number for ``{}``.
         numbers: of the calls, where others stood between them; else 0, 1, 2 …
         left_out: the places of these others, and why.
@@ -68,12 +68,12 @@ def apply(
     except TooManyCohorts:
         raise BodyTooLarge(f"The body may name at most {MOST_COHORTS} cohorts.") from None
     outcome = now.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
-    event.update(way=way, cohorts=list(outcome.traits)[:10])
+    event.update(source=source, cohorts=list(outcome.traits)[:10])
     started = time.perf_counter()
     applied = parts.store.apply(
         now.caller.app_id,
         changes,
-        way=way,
+        source=source,
         message_id=message_id,
         known_only=parts.settings.user_policy == "known",
         as_known=as_known,

@@ -30,7 +30,7 @@ def receive_cohort() -> Response:
     text = read_text()
     settings = services().settings
     if calls := accept_batch(text, settings.max_batch_users):
-        return apply(calls, way="identify")
+        return apply(calls, source="identify")
     return receive(decoded(text))
 
 
@@ -39,6 +39,6 @@ def receive(body: dict[str, Any]) -> Response:
     if "batch" in body:
         settings = services().settings
         calls: list[Identify] = load(limited(BatchSchema, settings.max_batch_users), body)["batch"]
-        return apply(calls, way="identify")
+        return apply(calls, source="identify")
     call = accept(body, set()) or load(_IDENTIFY, body)
-    return apply([call], way="identify", place="userId")
+    return apply([call], source="identify", place="userId")

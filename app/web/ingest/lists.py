@@ -37,9 +37,9 @@ def create_list() -> Response:
     """Create a list, or find it again by the id in its name."""
     created = Cohort.from_trait(load(_LIST, read_json())["name"])
     store = services().store
-    if not store.register_cohort(g.caller.app_id, created, way="list"):
+    if not store.register_cohort(g.caller.app_id, created, source="list"):
         raise CohortBeingDeleted()
-    g.event.update(way="list", cohorts=[created.id])
+    g.event.update(source="list", cohorts=[created.id])
     g.outcome = Outcome({created.id: created.trait})
     # Amplitude's document doesn't say where it reads the id; these are the places known to work.
     ids = {"list_id": created.id, "listId": created.id}
@@ -82,7 +82,7 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
 
     def enter_or_leave(trait: str, as_known: bool) -> Response:
         calls = Alike(user_ids, {trait: member})
-        return apply(calls, way="list", place=f"{key}.{{}}", as_known=as_known)
+        return apply(calls, source="list", place=f"{key}.{{}}", as_known=as_known)
 
     # The name it had is most often the name it has, and to ask for it takes as long as the rest.
     if user_ids and (trait := registry.last_trait(app_id, list_id)):

@@ -51,7 +51,7 @@ _ERRORS = {"problem": SegmentProblemReply(), "members": _members}
 def receive_identify() -> Response:
     """Take one identify call."""
     body = {"type": "identify", **read_json()}
-    return apply([load(identify_schema(body), body)], way="segment", place="userId")
+    return apply([load(identify_schema(body), body)], source="segment", place="userId")
 
 
 @blueprint.post("/v1/batch")
@@ -67,7 +67,7 @@ def receive_batch() -> Response:
     batch: SegmentBatch = load(limited(SegmentBatchSchema, settings.max_batch_users), read_json())
     return apply(
         list(batch.identifies.values()),
-        way="segment",
+        source="segment",
         numbers=list(batch.identifies),
         left_out=[(f"batch.{n}.type", UnsupportedType) for n in batch.others],
     )

@@ -25,7 +25,7 @@ def receive_webhook() -> Response:
     webhook: Webhook = load(limited(WebhookSchema, settings.max_batch_users), read_json())
     return apply(
         webhook.identifies,
-        way="webhook",
+        source="webhook",
         place="users.{}.user_id",
         message_id=webhook.message_id,
     )

@@ -56,7 +56,7 @@ def run(flask_app: Flask) -> Run:
 
 def say(store: Store, trait: str, member: bool, *users: str, app: str = APP) -> None:
     change = MembershipChange(Cohort.from_trait(trait), member, list(users))
-    store.apply(app, [change], way="identify")
+    store.apply(app, [change], source="identify")
 
 
 class TestApp:
@@ -115,7 +115,7 @@ class TestCohorts:
         result = run("cohorts", "list")
         head, one, two = result.stdout.splitlines()
         assert head.split() == [
-            *("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "WAYS", "STATUS")
+            *("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "SOURCES", "STATUS")
         ]
         assert one.split()[:6] == ["1", "[Amplitude]", "one:", "1", "15", "20"]
         assert one.split()[-2:] == ["identify", "active"]
@@ -126,7 +126,7 @@ class TestCohorts:
         changes = [
             MembershipChange(Cohort.from_trait(f"n: c{n:04}"), True, ["u1"]) for n in range(1100)
         ]
-        store.apply(APP, changes, way="list")
+        store.apply(APP, changes, source="list")
         found = json.loads(run("cohorts", "list", "--json").stdout)
         assert len(found) == 1102
         assert found[0]["id"] == "1"

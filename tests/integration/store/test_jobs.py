@@ -25,24 +25,24 @@ def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Re
     return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
 
 
-def say(store: Store, trait: str, member: bool, *users: str, way: str = "test") -> Applied:
+def say(store: Store, trait: str, member: bool, *users: str, source: str = "test") -> Applied:
     change = MembershipChange(Cohort.from_trait(trait), member, list(users))
-    return store.apply(APP, [change], way=way)
+    return store.apply(APP, [change], source=source)
 
 
 class TestRegistry:
     def test_record__of_a_cohort__tells_its_history(self, store: Store) -> None:
         before = time.time_ns() // 1_000_000
-        say(store, ONE, True, *USERS, way="identify")
-        say(store, ONE, False, *USERS[:5], way="list")
-        say(store, ONE, True, *USERS, way="list")
+        say(store, ONE, True, *USERS, source="identify")
+        say(store, ONE, False, *USERS[:5], source="list")
+        say(store, ONE, True, *USERS, source="list")
         record = store.registry.find(APP, "1")
         assert record is not None
         assert (record.id, record.trait, record.status) == ("1", ONE, Status.ACTIVE)
         assert (record.members, record.entered, record.left) == (20, 25, 5)
-        assert set(record.ways) == {"identify", "list"}
+        assert set(record.sources) == {"identify", "list"}
         assert before <= record.first_ms <= record.last_ms <= time.time_ns() // 1_000_000
-        assert record.ways["identify"] <= record.ways["list"]
+        assert record.sources["identify"] <= record.ways["list"]
 
     def test_find__never_received__is_none(self, store: Store) -> None:
         assert store.registry.find(APP, "1") is None
@@ -53,7 +53,7 @@ class TestRegistry:
             MembershipChange(Cohort.from_trait(f"n: {n:04}"), True, [f"u{n % 7}"])
             for n in range(250)
         ]
-        store.apply(APP, changes, way="test")
+        store.apply(APP, changes, source="test")
         pages, after = [], ""
         while page := store.registry.page(APP, after=after, limit=100):
             pages.append([record.id for record in page])
@@ -98,7 +98,7 @@ class TestDelete:
         say(store, ONE, True, *USERS)
         store.jobs.begin_deletion(APP, "1")
         assert say(store, ONE, True, "new").refused == {"1"}
-        assert not store.register_cohort(APP, Cohort.from_trait(ONE), way="list")
+        assert not store.register_cohort(APP, Cohort.from_trait(ONE), source="list")
         Background(store).work()
         Background(store).work()
         assert say(store, ONE, True, "new").changed == 1
@@ -264,7 +264,7 @@ class TestErase:
         changes = [
             MembershipChange(Cohort(f"{n}", f"n: {n}"), True, ["u1", "u2"]) for n in range(900)
         ]
-        store.apply(APP, changes, way="test")
+        store.apply(APP, changes, source="test")
         erase, steps = store.erasure._erase, iter(range(2))
 
         def breaks_after_two(**call: Any) -> Any:

@@ -79,7 +79,7 @@ def requests_of(app: Flask, sync: Sync, *, problems: bool = False) -> list[Reque
 class TestMoves:
     def test_apply__tells_who_really_entered_and_left_each_cohort(self, store: Store) -> None:
         def apply(*calls: Identify) -> dict[str, Moves]:
-            return store.apply(APP, membership_changes(calls), way="test").moves
+            return store.apply(APP, membership_changes(calls), source="test").moves
 
         users = [Identify(f"u{n}", {ONE: True}) for n in range(2500)]
         assert apply(*users) == {"1": Moves(2500, 0)}
@@ -106,7 +106,7 @@ class TestSync:
         assert (sync.requests, sync.failed, sync.rejected) == (31, 0, 0)
         assert (sync.accepted, sync.changed) == (603, 310 + 3)
         assert (sync.entered, sync.left) == (310, 2)
-        assert sync.ways == {"identify": 31}
+        assert sync.sources == {"identify": 31}
         assert sync.keys == {app_label(app): 31}
         assert (sync.kept, sync.kept_problems) == (31, 0)
         assert sync.took_ms >= 0
@@ -210,7 +210,7 @@ class TestSync:
         http.post("/lists", json={"name": ONE})
         http.post("/lists/1/add", json={"userIds": ["a", "b"]})
         (sync,) = syncs(app)
-        assert (sync.requests, sync.entered, sync.ways) == (2, 2, {"list": 2})
+        assert (sync.requests, sync.entered, sync.sources) == (2, 2, {"list": 2})
 
     def test_other_app__sees_nothing(self, app: Flask, http: FlaskClient) -> None:
         http.post(COHORT_PATH, json=identify("u", ONE, True))
@@ -284,7 +284,7 @@ class TestProblems:
         (sync,) = syncs(app)
         assert (sync.cohort_id, sync.requests, sync.failed) == ("", 3, 3)
         assert sync.failures == {reason: 3}
-        assert sync.ways == {"identify": 3}
+        assert sync.sources == {"identify": 3}
         record = requests_of(app, sync, problems=True)[0]
         assert (record.reason, record.detail) == (reason, detail)
 

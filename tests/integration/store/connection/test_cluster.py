@@ -64,7 +64,7 @@ def store(store_url: str, redis_client: redis.RedisCluster) -> Store:
 
 def enter(store: Store, users: list[str], trait: str = TRAIT) -> int:
     change = MembershipChange(Cohort.from_trait(trait), True, users, None)
-    return store.apply(APP, [change], way="test").changed
+    return store.apply(APP, [change], source="test").changed
 
 
 class TestBatch(test_contract.TestBatch):

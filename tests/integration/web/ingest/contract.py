@@ -1,6 +1,6 @@
-"""What holds for every way in: the same facts leave the same state in the store.
+"""What every source guarantees: the same facts leave the same state in the store.
 
-Each way in has a subclass, in a test module, that knows how to say one thing: these users
+Each source has a subclass, in a test module, that knows how to say one thing: these users
 are, or are not, in this cohort.
 """
 
@@ -23,7 +23,7 @@ TRAIT = payloads.trait_name(NAME, COHORT)
 
 
 class CohortContract:
-    """What holds for every way in."""
+    """What every source guarantees."""
 
     @pytest.fixture(autouse=True, params=[1, 3], ids=["one partition", "three partitions"])
     def service(

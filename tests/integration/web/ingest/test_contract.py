@@ -1,4 +1,4 @@
-"""Each way in keeps the contract."""
+"""Each source keeps the contract."""
 
 from __future__ import annotations
 

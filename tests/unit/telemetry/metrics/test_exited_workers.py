@@ -57,7 +57,7 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*.db")}
 
 
-ACCEPTED = ("cohort_receiver_users_accepted_total", (("way", "identify"),))
+ACCEPTED = ("cohort_receiver_users_accepted_total", (("source", "identify"),))
 TWO = {"counter_departed.db", "histogram_departed.db"}
 
 

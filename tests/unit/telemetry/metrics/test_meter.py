@@ -37,7 +37,7 @@ def test_flush__of_times__is_what_the_library_makes_of_them_one_by_one(times: li
     plain = Histogram(
         "cohort_receiver_request_seconds", "", buckets=definitions.SECONDS, registry=theirs
     )
-    before = observed(definitions.COUNTED, way=ours)
+    before = observed(definitions.COUNTED, source=ours)
     meter = Meter()
     for number, seconds in enumerate(times):
         plain.observe(seconds)
@@ -45,7 +45,7 @@ def test_flush__of_times__is_what_the_library_makes_of_them_one_by_one(times: li
         if number % 3 == 0:
             meter.flush()
     meter.flush()
-    after = observed(definitions.COUNTED, way=ours)
+    after = observed(definitions.COUNTED, source=ours)
     told = {name: after[name] - before.get(name, 0) for name in after}
     if times:
         assert told == pytest.approx(observed(theirs))
