@@ -70,7 +70,7 @@ class Problem(Exception):
             "status": self.status,
             "reason": self.reason,
             "detail": self.detail,
-            "request_id": request_id,
+            "requestId": request_id,
             **members,
             **errors,
         }
@@ -113,7 +113,7 @@ class InvalidParameter(Problem):
         return [cls(errors=[{"place": "limit", "message": "Not a valid integer."}])]
 
 
-class TooManyCohorts(Problem):
+class TooManyCohortsToSort(Problem):
     status, reason = 400, "too_many_cohorts"
     detail = "This app has too many cohorts for this sort order. Sort by id, which has no limit."
 
@@ -250,7 +250,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(Problem, render)
     app.register_error_handler(StoreError, lambda error: render(StoreUnavailable(error)))
     app.register_error_handler(PlaceLost, lambda _: render(CursorExpired()))
-    app.register_error_handler(TooManyToSort, lambda _: render(TooManyCohorts()))
+    app.register_error_handler(TooManyToSort, lambda _: render(TooManyCohortsToSort()))
     app.register_error_handler(HTTPException, _render_http)
     app.register_error_handler(Exception, _render_unexpected)
 

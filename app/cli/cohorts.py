@@ -26,7 +26,7 @@ from app.cli.group import (
     when,
 )
 from app.cohorts import CohortRecord, Status
-from app.cohorts.freshness import LEAST_CADENCE, MOST_CADENCE
+from app.cohorts.freshness import MAX_CADENCE_SECONDS, MIN_CADENCE_SECONDS
 from app.store import Store
 
 # The cadence that is learned, for the command.
@@ -125,10 +125,9 @@ class _Cadence(click.ParamType[int]):
         if value == "learned":
             return _LEARNED
         seconds = int(value) if re.fullmatch("[0-9]{1,8}", value) else 0
-        if not LEAST_CADENCE <= seconds <= MOST_CADENCE:
-            self.fail(
-                f"must be learned, or {LEAST_CADENCE} to {MOST_CADENCE} whole seconds.", param, ctx
-            )
+        if not MIN_CADENCE_SECONDS <= seconds <= MAX_CADENCE_SECONDS:
+            limits = f"{MIN_CADENCE_SECONDS} to {MAX_CADENCE_SECONDS}"
+            self.fail(f"must be learned, or {limits} whole seconds.", param, ctx)
         return seconds
 
 

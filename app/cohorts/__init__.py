@@ -1,22 +1,20 @@
-"""What a cohort and a change of its membership are. Pure Python: no Flask, no Redis."""
+"""Cohorts, changes of membership, freshness and syncs. Pure Python: no Flask, no Redis."""
 
 from app.cohorts.cohort import Cohort
 from app.cohorts.freshness import Freshness, FreshnessState
 from app.cohorts.membership import (
-    MOST_COHORTS,
-    Alike,
+    MAX_COHORTS_PER_REQUEST,
     Identify,
     MembershipChange,
-    Statement,
-    TooManyCohorts,
+    TooManyCohortsInRequest,
+    UniformIdentifies,
     membership_changes,
 )
 from app.cohorts.record import CohortRecord, CohortSummary, Status
 from app.cohorts.sync import Moves, Outcome, Rejection, RequestRecord, Sync, user_hash
 
 __all__ = [
-    "MOST_COHORTS",
-    "Alike",
+    "MAX_COHORTS_PER_REQUEST",
     "Cohort",
     "CohortRecord",
     "CohortSummary",
@@ -28,10 +26,10 @@ __all__ = [
     "Outcome",
     "Rejection",
     "RequestRecord",
-    "Statement",
     "Status",
     "Sync",
-    "TooManyCohorts",
+    "TooManyCohortsInRequest",
+    "UniformIdentifies",
     "membership_changes",
     "user_hash",
 ]

@@ -1,4 +1,4 @@
-"""How a trait name tells which cohort it stands for."""
+"""The cohort behind a trait name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MAX_USER_ID_BYTES = 1024
 
 
 class Cohort(NamedTuple):
-    """A cohort as one call names it.
+    """A cohort as a request names it.
 
     Attributes:
-        id: what the cohort is known by, for good.
+        id: the cohort's permanent id.
         trait: the trait name as received; it changes when the cohort is renamed.
     """
 
@@ -23,11 +23,10 @@ class Cohort(NamedTuple):
 
     @classmethod
     def from_trait(cls, trait: str) -> Cohort:
-        """The cohort that the trait name ``[Amplitude] {name}: {id}`` stands for.
+        """Parse a trait name of the form ``[Amplitude] {name}: {id}``.
 
-        The id is what follows the last colon, since names may hold colons themselves. A name
-        with nothing there gets an id derived from the whole name: the same each time, and safe
-        in a URL.
+        The id follows the last colon, since cohort names may contain colons. A trait name
+        without an id gets one derived from the whole name: always the same, and safe in a URL.
         """
         return _from_trait(trait)
 
@@ -42,7 +41,7 @@ def _from_trait(trait: str) -> Cohort:
 
 
 def text_problem(text: object, max_bytes: int) -> str | None:
-    """Why ``text`` can't be stored as a user id or a trait name; None where it can."""
+    """Why ``text`` is not a valid user id or trait name; None if it is valid."""
     if not isinstance(text, str):
         return "Must be a string."
     if not text:

@@ -1,30 +1,30 @@
-"""Whether a cohort still arrives: told from when it last did, and how often it does."""
+"""Freshness of a cohort: when it was last received, and how often it should be."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import NamedTuple
 
-# A cadence that is set: a minute to a year, in seconds.
-LEAST_CADENCE, MOST_CADENCE = 60, 366 * 86400
+# Limits for a cadence that an administrator sets: a minute to a year.
+MIN_CADENCE_SECONDS, MAX_CADENCE_SECONDS = 60, 366 * 86400
 
 
 class FreshnessState(StrEnum):
-    """Whether a cohort still arrives."""
+    """Whether a cohort arrives as often as expected."""
 
     FRESH = "fresh"
-    LATE = "late"  # nothing came for longer than its cadence lets expect
-    NEVER = "never"  # it is known, but nobody was ever said to be in it or not
+    LATE = "late"  # nothing received for longer than its cadence allows
+    NEVER = "never"  # registered, but no users received yet
 
 
 class Freshness(NamedTuple):
-    """When a cohort arrived, and when it should. Times are in ms since the epoch.
+    """When a cohort was last received and when it is late. Times are in ms since the epoch.
 
     Attributes:
-        last_received_ms: when users of it last came in, to the second; None for never.
-        cadence_ms: time from the start of one sync to the next; None while that isn't known.
-        cadence_is_set: by an administrator, rather than learned.
-        late_after_ms: from when on it is late; None where that can't be told.
+        last_received_ms: when users were last received, to the second; None for never.
+        cadence_ms: time from the start of one sync to the next; None if unknown.
+        cadence_is_set: set by an administrator, rather than learned from history.
+        late_after_ms: when the cohort becomes late; None if unknown.
     """
 
     last_received_ms: int | None = None
@@ -33,7 +33,7 @@ class Freshness(NamedTuple):
     late_after_ms: int | None = None
 
     def state(self, now_ms: int) -> FreshnessState:
-        """What it is at a time."""
+        """The state at a point in time."""
         if self.last_received_ms is None:
             return FreshnessState.NEVER
         if self.late_after_ms is not None and now_ms > self.late_after_ms:

@@ -1,47 +1,36 @@
-"""From statements about users to changes of membership."""
+"""Turn identify calls into changes of membership."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, overload
+from typing import NamedTuple, overload
 
 from app.cohorts.cohort import Cohort
 
-# Cohorts that one request may be about. Each costs the store a group of its own, some 50 µs.
-MOST_COHORTS = 10_000
+# Each cohort costs the store about 50 µs.
+MAX_COHORTS_PER_REQUEST = 10_000
 
 
-class TooManyCohorts(ValueError):
-    """A request is about more cohorts than ``MOST_COHORTS``."""
-
-
-class Statement(Protocol):
-    """What a call says of a user: for each trait name, whether the user has it.
-
-    ``at_ms`` is when that was true, in ms since the epoch; None for the time of arrival.
-    """
-
-    @property
-    def user_id(self) -> str: ...
-    @property
-    def traits(self) -> Mapping[str, bool]: ...
-    @property
-    def at_ms(self) -> int | None: ...
+class TooManyCohortsInRequest(ValueError):
+    """A request names more than ``MAX_COHORTS_PER_REQUEST`` cohorts."""
 
 
 class Identify(NamedTuple):
-    """One identify call, a statement."""
+    """An identify call: for each trait name, whether the user has the trait.
+
+    ``at_ms`` is the time of the statement in ms since the epoch; None for the time of arrival.
+    """
 
     user_id: str
     traits: Mapping[str, bool]
     at_ms: int | None = None
 
 
-class Alike(Sequence[Identify]):
-    """Statements that say the same of many users.
+class UniformIdentifies(Sequence[Identify]):
+    """Identify calls that differ in the user id alone.
 
-    What is the same is held once: to make a thousand statements takes longer than what is then
-    done with them.
+    The common part is held once: creating an object per user would take longer than processing
+    them.
     """
 
     def __init__(
@@ -57,15 +46,15 @@ class Alike(Sequence[Identify]):
     @overload
     def __getitem__(self, place: int) -> Identify: ...
     @overload
-    def __getitem__(self, place: slice) -> Alike: ...
-    def __getitem__(self, place: int | slice) -> Identify | Alike:
+    def __getitem__(self, place: slice) -> UniformIdentifies: ...
+    def __getitem__(self, place: int | slice) -> Identify | UniformIdentifies:
         if isinstance(place, slice):
-            return Alike(self.user_ids[place], self.traits, self.at_ms)
+            return UniformIdentifies(self.user_ids[place], self.traits, self.at_ms)
         return Identify(self.user_ids[place], self.traits, self.at_ms)
 
 
 class MembershipChange(NamedTuple):
-    """Users who are said to be in a cohort (``member``) or not in it, as of one time."""
+    """Users who are in a cohort (``member``) or not, as of one point in time."""
 
     cohort: Cohort
     member: bool
@@ -73,50 +62,50 @@ class MembershipChange(NamedTuple):
     at_ms: int | None = None
 
 
-def membership_changes(statements: Sequence[Statement]) -> list[MembershipChange]:
-    """The changes that a request's statements ask for, each (user, cohort) once.
+def membership_changes(identifies: Sequence[Identify]) -> list[MembershipChange]:
+    """The changes that identify calls ask for, with each (user, cohort) once.
 
-    The last statement about a (user, cohort) wins, or the newest where they carry times; and so
-    does the last or newest name of a cohort.
+    The last call about a (user, cohort) wins, or the newest if they carry times; likewise the
+    last or newest name of a cohort.
 
     Raises:
-        TooManyCohorts: they are about too many, and were not looked at to their end.
+        TooManyCohortsInRequest
     """
-    if not statements:
+    if not identifies:
         return []
-    # Amplitude's batches say the same of all their users.
-    alike = statements if isinstance(statements, Alike) else _alike(statements)
-    if alike and len(alike.traits) == 1:
-        ((trait, member),) = alike.traits.items()
-        user_ids = list(dict.fromkeys(alike.user_ids))
-        return [MembershipChange(Cohort.from_trait(trait), member, user_ids, alike.at_ms)]
-    return _of_any(statements)
+    # In Amplitude's batches, all calls have the same traits.
+    uniform = identifies if isinstance(identifies, UniformIdentifies) else _uniform(identifies)
+    if uniform and len(uniform.traits) == 1:
+        ((trait, member),) = uniform.traits.items()
+        user_ids = list(dict.fromkeys(uniform.user_ids))
+        return [MembershipChange(Cohort.from_trait(trait), member, user_ids, uniform.at_ms)]
+    return _mixed(identifies)
 
 
-def _alike(statements: Sequence[Statement]) -> Alike | None:
-    traits, at_ms = statements[0].traits, statements[0].at_ms
-    same = [said.traits for said in statements].count(traits) == len(statements)
-    if same and all(said.at_ms == at_ms for said in statements):
-        return Alike([said.user_id for said in statements], traits, at_ms)
+def _uniform(identifies: Sequence[Identify]) -> UniformIdentifies | None:
+    traits, at_ms = identifies[0].traits, identifies[0].at_ms
+    same = [call.traits for call in identifies].count(traits) == len(identifies)
+    if same and all(call.at_ms == at_ms for call in identifies):
+        return UniformIdentifies([call.user_id for call in identifies], traits, at_ms)
     return None
 
 
-def _of_any(statements: Sequence[Statement]) -> list[MembershipChange]:
+def _mixed(identifies: Sequence[Identify]) -> list[MembershipChange]:
     cohorts: dict[str, Cohort] = {}  # by trait name
     named: dict[str, tuple[Cohort, int | None]] = {}  # by id, under the newest name
     last: dict[str, dict[str, tuple[bool, int | None]]] = {}  # cohort id → user id
-    for said in statements:
-        at_ms = said.at_ms
-        for trait, member in said.traits.items():
+    for call in identifies:
+        at_ms = call.at_ms
+        for trait, member in call.traits.items():
             cohort = cohorts.get(trait)
             if cohort is None:
-                if len(cohorts) == MOST_COHORTS:
-                    raise TooManyCohorts
+                if len(cohorts) == MAX_COHORTS_PER_REQUEST:
+                    raise TooManyCohortsInRequest
                 cohort = cohorts[trait] = Cohort.from_trait(trait)
                 last.setdefault(cohort.id, {})
             users = last[cohort.id]
-            if said.user_id not in users or not _is_older(at_ms, users[said.user_id][1]):
-                users[said.user_id] = member, at_ms
+            if call.user_id not in users or not _is_older(at_ms, users[call.user_id][1]):
+                users[call.user_id] = member, at_ms
             if cohort.id not in named or not _is_older(at_ms, named[cohort.id][1]):
                 named[cohort.id] = cohort, at_ms
 
@@ -135,5 +124,5 @@ def _of_any(statements: Sequence[Statement]) -> list[MembershipChange]:
 
 
 def _is_older(at_ms: int | None, than: int | None) -> bool:
-    """Whether a time is before another. None, the time of arrival, is before none."""
+    """Whether a time is before another. None, the time of arrival, is later than any."""
     return at_ms is not None and (than is None or at_ms < than)

@@ -1,4 +1,4 @@
-"""What is known about a cohort besides its members."""
+"""A cohort's record: names, counts and state, without its members."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from app.cohorts.freshness import Freshness
 
 
 class Status(StrEnum):
-    """What is going on with a cohort."""
+    """Whether a rename or deletion of a cohort is in progress."""
 
     ACTIVE = "active"
     RENAMING = "renaming"  # some users may still have the trait under an earlier name
-    DELETING = "deleting"  # its users are being taken out; pushes are refused
+    DELETING = "deleting"  # its users are being removed; new syncs are refused
 
 
 @dataclass
 class CohortRecord:
-    """A cohort as the registry knows it. Times are in ms since the epoch.
+    """A cohort in the registry. Times are in ms since the epoch.
 
     Attributes:
         trait: the current trait name.
-        earlier_names: earlier trait names, each with the time when it was given up.
+        earlier_names: earlier trait names, each with the time when it was replaced.
         sources: the sources it arrives from, each with the time of its last request.
-        members: users who are in it now.
-        entered, left: transitions in all, since it was first received.
+        members: users who are in the cohort now.
+        entered, left: all transitions since it was first received.
     """
 
     id: str
@@ -42,7 +42,7 @@ class CohortRecord:
 
 
 class CohortSummary(NamedTuple):
-    """What a list of cohorts tells about each. ``members`` are users who are in it now."""
+    """A cohort in a list of cohorts. ``members`` counts the users who are in it now."""
 
     id: str
     trait: str

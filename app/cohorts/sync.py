@@ -1,4 +1,4 @@
-"""What is remembered of each request, and of the requests that belong to one sync."""
+"""Records of requests and of syncs, for the sync history."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ HASH_BYTES = 6
 
 
 class Moves(NamedTuple):
-    """How many users really entered and left a cohort."""
+    """How many users entered and left a cohort, repeats not counted."""
 
     entered: int = 0
     left: int = 0
 
 
 class Rejection(NamedTuple):
-    """A user who was left out of a request, by :func:`user_hash`, and the reason."""
+    """A rejected user, by :func:`user_hash`, and the reason."""
 
     user: str
     reason: str
 
 
 class RequestRecord(NamedTuple):
-    """One request. It is kept as a JSON array of these in their order.
+    """One request. Stored as a JSON array of these fields in this order.
 
     Attributes:
-        at_ms: when it was answered, ms since the epoch.
-        took_ms: how long that took.
-        status: of the answer.
-        source: identify, list, webhook or segment.
-        key: the label of the key that it came with.
-        request_id: as in the answer and in the log.
-        accepted: users, or identify calls, that were taken.
-        changed: users for whom something is different now.
-        entered, left: users who really did, in this cohort.
-        rejected: users, or calls, that were left out.
+        at_ms: when the reply was ready, ms since the epoch.
+        took_ms: processing time.
+        status: HTTP status of the reply.
+        source: the source's name, such as ``identify``.
+        key: the label of the API key.
+        request_id: as in the reply and in the log.
+        accepted: users, or identify calls, that were applied.
+        changed: users whose traits or memberships changed.
+        entered, left: users who entered and left this cohort.
+        rejected: users, or calls, that were not applied.
         repeated: the message had been applied before.
-        reason: why the request failed; empty where it did not.
-        detail: the first error and its place, where there is one.
-        rejections: some of the users who were left out.
+        reason: why the request failed; empty if it succeeded.
+        detail: the first error and its place; empty if there is none.
+        rejections: some of the rejected users.
     """
 
     at_ms: int
@@ -61,7 +61,7 @@ class RequestRecord(NamedTuple):
 
     @property
     def is_clean(self) -> bool:
-        """Whether all that was sent was taken."""
+        """Whether everything in the request was applied."""
         return self.status < 400 and not self.rejected
 
 
@@ -70,20 +70,20 @@ class Sync:
     """Requests for one cohort, close in time. Times are in ms since the epoch.
 
     Attributes:
-        id: a number; greater for what began later.
-        cohort_id: empty where the requests name none, as those that can't be read, or many.
-        trait: the cohort's trait name then.
-        began_ms, last_ms: its first and its latest request.
-        requests: how many there were.
-        failed: requests that were answered with an error.
+        id: a number; later syncs have greater ones.
+        cohort_id: empty if the requests name no cohort (such as invalid ones) or many.
+        trait: the cohort's trait name at the time.
+        began_ms, last_ms: time of the first and the latest request.
+        requests: number of requests.
+        failed: requests that got an error reply.
         repeated: messages that had been applied before.
-        accepted, changed, entered, left, rejected: sums of those of the requests.
-        took_ms: the time that all requests took together; ``slowest_ms`` that of the slowest.
-        reasons: why users were rejected, with how many.
-        failures: why requests failed, with how many.
-        sources, keys: how many requests came from each source, and with each key.
-        kept: how many of the clean requests are still there to be read.
-        kept_problems: the same of those that failed or rejected somebody.
+        accepted, changed, entered, left, rejected: totals over the requests.
+        took_ms: total processing time; ``slowest_ms`` is that of the slowest request.
+        reasons: rejected users by reason.
+        failures: failed requests by reason.
+        sources, keys: requests by source and by API key.
+        kept: clean requests that are still stored.
+        kept_problems: stored requests that failed or rejected users.
     """
 
     id: int
@@ -110,18 +110,18 @@ class Sync:
 
     @property
     def has_problems(self) -> bool:
-        """Whether a request failed, or somebody was left out."""
+        """Whether a request failed or rejected a user."""
         return bool(self.failed or self.rejected)
 
 
 @dataclass
 class Outcome:
-    """What a request has done.
+    """What a request did.
 
     Attributes:
-        traits: the cohorts that it is about, and their trait names.
-        moves: who entered and left, by cohort id.
-        rejections: some of the users who were left out.
+        traits: trait names by cohort id, of the cohorts that the request names.
+        moves: how many users entered and left, by cohort id.
+        rejections: some of the rejected users.
     """
 
     traits: dict[str, str]
@@ -130,8 +130,8 @@ class Outcome:
 
 
 def user_hash(user_id: str) -> str:
-    """What stands for a user where the id may not: 12 hexadecimal digits, the same each time.
+    """A stable pseudonym of a user id, 12 hexadecimal digits, for logs and history.
 
-    It lets somebody who knows the id find it again, and tells it to nobody else.
+    Whoever knows the id can find its entries; the id cannot be derived from the hash.
     """
     return blake2b(user_id.encode(), digest_size=HASH_BYTES, person=b"history").hexdigest()

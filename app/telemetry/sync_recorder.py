@@ -27,8 +27,8 @@ SIZES_SECONDS = 3.0
 MOST_HELD = 20_000
 # Notes that are sorted at a stretch: about a millisecond.
 NOTES_PER_TURN = 100
-# A request for more cohorts than these is noted once, and not for each.
-MOST_COHORTS = 8
+# A request for more cohorts is recorded once, not for each cohort.
+MAX_COHORTS_LISTED = 8
 # Longest wait for the store when the process ends, in seconds.
 LAST_FLUSH_SECONDS = 1.0
 
@@ -172,7 +172,7 @@ class Recorder:
 def _groups(app_id: str, note: Note) -> Iterator[tuple[Group, str]]:
     """Which syncs a request belongs to, each with the cohort's trait name."""
     traits = note.outcome.traits if note.outcome else {}
-    if len(traits) > MOST_COHORTS:
+    if len(traits) > MAX_COHORTS_LISTED:
         yield Group(app_id, ""), ""
     elif traits:
         for cohort_id, trait in traits.items():

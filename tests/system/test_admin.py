@@ -72,8 +72,8 @@ def test_erase__user_ids_of_every_kind__are_taken_from_the_path_as_they_are(
         200,
         {
             "traits": 1,
-            "stream_entries_removed": 0,
-            "stream_entries_kept": 1,
+            "streamEntriesRemoved": 0,
+            "streamEntriesKept": 1,
             "suppressed": True,
         },
     )
@@ -133,7 +133,7 @@ def test_delete__of_a_cohort__is_done_by_the_running_service(
     wait_until(lambda: _known(service, redis_client))
     assert delete(service, "/api/v1/cohorts/abc123") == (
         202,
-        {"cohort_id": "abc123", "status": "deleting"},
+        {"cohortId": "abc123", "status": "deleting"},
     )
     wait_until(lambda: delete(service, "/api/v1/cohorts/abc123")[0] == 404)
     assert redis_client.keys("*:user:*") == redis_client.keys("*:members") == []

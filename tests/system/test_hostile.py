@@ -199,10 +199,10 @@ def test_request__that_breaks_http__is_answered_and_logged_with_its_reason(
     assert b"\r\nContent-Type: application/problem+json\r\n" in reply
     problem = json.loads(body)
     assert (problem["status"], problem["reason"]) == (code, reason)
-    assert f"X-Request-ID: {problem['request_id']}" in reply.decode()
+    assert f"X-Request-ID: {problem['requestId']}" in reply.decode()
 
     def logged() -> list[tuple[int, str]]:
-        id_ = problem["request_id"]
+        id_ = problem["requestId"]
         told = [event for event in service.events() if event.get("request_id") == id_]
         return [(event["status"], event["reason"]) for event in told]
 

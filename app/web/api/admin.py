@@ -29,7 +29,7 @@ class EraseQuery(Query):
 class DeletingReply(Reply):
     """A cohort whose deletion has begun."""
 
-    cohort_id = text("The cohort's id.", example="abc123")
+    cohortId = text("The cohort's id.", example="abc123")
     status = text("Always `deleting`.", example="deleting")
 
 
@@ -37,8 +37,8 @@ class ErasedReply(Reply):
     """What was erased with a user."""
 
     traits = count("Traits that the user had.")
-    stream_entries_removed = count("Entries of the change stream about this user alone.")
-    stream_entries_kept = count("Entries that name others too; they leave the stream by age.")
+    streamEntriesRemoved = count("Entries of the change stream about this user alone.")
+    streamEntriesKept = count("Entries that name others too; they leave the stream by age.")
     suppressed = yes_or_no("Whether the user is kept out for good.", example=False)
 
 
@@ -69,7 +69,7 @@ def delete_cohort(cohort_id: str) -> Response:
     operator, store = Operator.of_request(), services().deletable_store()
     if not admin_actions.begin_cohort_deletion(store, operator, g.caller.app_id, cohort_id):
         raise UnknownCohort()
-    return _reply({"cohort_id": cohort_id, "status": "deleting"}, 202)
+    return _reply({"cohortId": cohort_id, "status": "deleting"}, 202)
 
 
 @blueprint.delete("/users/<rest:user_id>")
@@ -80,7 +80,14 @@ def erase_user(user_id: str) -> Response:
     user_id, suppress = user_in_path(user_id), parameters(_ERASE)["suppress"]
     operator, store = Operator.of_request(), services().deletable_store()
     erased = admin_actions.erase_user(store, operator, g.caller.app_id, user_id, suppress=suppress)
-    return _reply({**erased._asdict(), "suppressed": suppress})
+    return _reply(
+        {
+            "traits": erased.traits,
+            "streamEntriesRemoved": erased.stream_entries_removed,
+            "streamEntriesKept": erased.stream_entries_kept,
+            "suppressed": suppress,
+        }
+    )
 
 
 @blueprint.delete("/suppressions/<rest:user_id>")

@@ -11,7 +11,7 @@ from app.auth.admin_actions import set_cadence
 from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
 from app.cohorts import CohortRecord, CohortSummary, Freshness
-from app.errors import InvalidParameter, TooManyCohorts, UnknownCohort
+from app.errors import InvalidParameter, TooManyCohortsToSort, UnknownCohort
 from app.store import Filter
 from app.web.api.lookup import known_cohort, store
 from app.web.api.schemas import (
@@ -33,7 +33,7 @@ _COHORTS_QUERY, _CADENCE = CohortsQuery(), CadenceBody()
 @blueprint.get("/cohorts")
 @requires(READ)
 @describes(
-    *(InvalidParameter, TooManyCohorts),
+    *(InvalidParameter, TooManyCohortsToSort),
     query=_COHORTS_QUERY,
     reply=CohortsReply(),
     tagged=True,

@@ -31,7 +31,7 @@ class ReadyReply(Reply):
     """The store answers."""
 
     status = text("Always `ready`.", example="ready")
-    store_ms = fields.Float(
+    storeMs = fields.Float(
         required=True, metadata={"description": "How long the store took, ms.", "example": 0.31}
     )
     cohorts = fields.Nested(CohortCounts, required=True)
@@ -62,7 +62,7 @@ def readyz() -> Response:
     gauges = services().store_gauges
     told = {
         "status": "ready",
-        "store_ms": round(seconds * 1000, 2),
+        "storeMs": round(seconds * 1000, 2),
         "cohorts": gauges.freshness(),
     }
     return Response(dumps(told), mimetype="application/json")

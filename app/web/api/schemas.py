@@ -8,7 +8,7 @@ from marshmallow import ValidationError, fields, validate, validates_schema
 
 from app.cohorts import FreshnessState, Status
 from app.cohorts.cohort import MAX_TRAIT_BYTES
-from app.cohorts.freshness import LEAST_CADENCE, MOST_CADENCE
+from app.cohorts.freshness import MAX_CADENCE_SECONDS, MIN_CADENCE_SECONDS
 from app.web.http.cursors import (
     EARLIEST,
     LATEST,
@@ -36,7 +36,7 @@ class Seconds(fields.Integer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
-            strict=True, validate=validate.Range(LEAST_CADENCE, MOST_CADENCE), **kwargs
+            strict=True, validate=validate.Range(MIN_CADENCE_SECONDS, MAX_CADENCE_SECONDS), **kwargs
         )
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:

@@ -62,7 +62,7 @@ class ProblemReply(Reply):
     status = count("The status.", example=400)
     reason = text("Which problem it is, for machines. The log line has it too.")
     detail = text("What is wrong and what to do about it, for people.")
-    request_id = text("The request's id, as in `X-Request-ID` and in the log line.")
+    requestId = text("The request's id, as in `X-Request-ID` and in the log line.")
     errors = fields.List(
         fields.Nested(ErrorPlace),
         metadata={"description": "What is wrong at each place; at most 50."},

@@ -10,12 +10,12 @@ from flask import Response, g
 from orjson import dumps
 
 from app.cohorts import (
-    MOST_COHORTS,
+    MAX_COHORTS_PER_REQUEST,
     Cohort,
+    Identify,
     Outcome,
     Rejection,
-    Statement,
-    TooManyCohorts,
+    TooManyCohortsInRequest,
     membership_changes,
     user_hash,
 )
@@ -35,7 +35,7 @@ class NotKnown(Exception):
 
 
 def apply(
-    calls: Sequence[Statement],
+    calls: Sequence[Identify],
     *,
     source: str,
     place: str = "batch.{}.userId",
@@ -65,8 +65,10 @@ def apply(
     event = now.event
     try:
         changes = membership_changes(calls)
-    except TooManyCohorts:
-        raise BodyTooLarge(f"The body may name at most {MOST_COHORTS} cohorts.") from None
+    except TooManyCohortsInRequest:
+        raise BodyTooLarge(
+            f"The body may name at most {MAX_COHORTS_PER_REQUEST} cohorts."
+        ) from None
     outcome = now.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
     event.update(source=source, cohorts=list(outcome.traits)[:10])
     started = time.perf_counter()
@@ -115,7 +117,7 @@ def apply(
 
 
 def _left_out(
-    calls: Sequence[Statement], applied: Applied
+    calls: Sequence[Identify], applied: Applied
 ) -> Iterator[tuple[int, type[Problem], str | None]]:
     """What was left out, and why: the number of a call, and the trait if it is not all of it."""
     if not (applied.unknown or applied.suppressed or applied.refused):

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from app.cohorts import Alike, Identify, Statement
+from app.cohorts import Identify, UniformIdentifies
 from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
 from app.web.http.fields import ANY_USER_ID_FITS
 
@@ -54,7 +54,7 @@ _decode_context = msgspec.json.Decoder(_Context).decode
 _decode_traits = msgspec.json.Decoder(dict[str, bool]).decode
 
 
-def accept_batch(raw: bytes, max_users: int) -> Sequence[Statement] | None:
+def accept_batch(raw: bytes, max_users: int) -> Sequence[Identify] | None:
     """The calls of a batch, or None where the schema must look at it.
 
     Args:
@@ -86,7 +86,7 @@ def accept_batch(raw: bytes, max_users: int) -> Sequence[Statement] | None:
             return None
     if len(said) == 1:
         (traits,) = said.values()
-        return Alike(user_ids, traits)
+        return UniformIdentifies(user_ids, traits)
     return [Identify(call.user_id, said[bytes(call.traits)]) for call in calls]
 
 

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, g
 from orjson import dumps
 
 from app.auth.authenticate import INGEST, requires
-from app.cohorts import Alike, Cohort, Outcome
+from app.cohorts import Cohort, Outcome, UniformIdentifies
 from app.errors import CohortBeingDeleted, InvalidParameter, UnknownCohort
 from app.services import services
 from app.web.http.body import load, read_json
@@ -81,7 +81,7 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
     registry, app_id = services().store.registry, g.caller.app_id
 
     def enter_or_leave(trait: str, as_known: bool) -> Response:
-        calls = Alike(user_ids, {trait: member})
+        calls = UniformIdentifies(user_ids, {trait: member})
         return apply(calls, source="list", place=f"{key}.{{}}", as_known=as_known)
 
     # The name it had is most often the name it has, and to ask for it takes as long as the rest.

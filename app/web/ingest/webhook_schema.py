@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from marshmallow import ValidationError, fields, post_load
 
-from app.cohorts import Alike
+from app.cohorts import UniformIdentifies
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 from app.web.http.fields import Base, Items, Text, accept_user_id
 
@@ -29,7 +29,7 @@ _LATEST_MS = 10**14
 class Webhook(NamedTuple):
     """One message: what it says about each user, and its id, or "" where it has none."""
 
-    identifies: Alike
+    identifies: UniformIdentifies
     message_id: str
 
 
@@ -143,6 +143,6 @@ class WebhookSchema(Base):
         traits = {trait: data["in_cohort"]}
         at_ms = data.get("computed_time")
         return Webhook(
-            Alike(data["users"], traits, at_ms),
+            UniformIdentifies(data["users"], traits, at_ms),
             data.get("message_id") or "",
         )

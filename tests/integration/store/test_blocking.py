@@ -166,7 +166,9 @@ def large_url() -> Iterator[str]:
 
 def fill(store: Store) -> None:
     users = [f"user-{n}" for n in range(MEMBERS)]
-    assert store.apply(APP, [MembershipChange(LARGE, True, users)], source="test").changed == MEMBERS
+    assert (
+        store.apply(APP, [MembershipChange(LARGE, True, users)], source="test").changed == MEMBERS
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.cohorts import Alike, Cohort, Identify, MembershipChange, membership_changes
+from app.cohorts import Cohort, Identify, MembershipChange, UniformIdentifies, membership_changes
 
 
 def test_membership_changes__one_cohort__are_grouped_by_direction() -> None:
@@ -39,11 +39,11 @@ def test_membership_changes__two_names_of_one_cohort__last_name_and_statement_wi
 
 def test_membership_changes__alike__are_as_if_said_one_by_one() -> None:
     for traits in ({"n:1": True}, {"n:1": False, "m:2": True}, {"n:1": True, "m:1": False}):
-        alike = Alike(["a", "b", "a"], traits, 7)
+        alike = UniformIdentifies(["a", "b", "a"], traits, 7)
         assert list(alike) == [Identify(user, traits, 7) for user in ("a", "b", "a")]
         assert list(alike[1:]) == list(alike)[1:]
         assert membership_changes(alike) == membership_changes(list(alike))
-    assert membership_changes(Alike([], {"n:1": True})) == []
+    assert membership_changes(UniformIdentifies([], {"n:1": True})) == []
 
 
 def test_membership_changes__nothing_said__is_nothing() -> None:

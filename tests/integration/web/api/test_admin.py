@@ -59,7 +59,7 @@ class TestDeleteCohort:
         for _ in range(2):  # a repeat is accepted too
             assert reply(boss.delete(path)) == (
                 202,
-                {"cohort_id": "abc123", "status": "deleting"},
+                {"cohortId": "abc123", "status": "deleting"},
             )
         late = boss.post(payloads.COHORT_PATH, json=payloads.identify("u1", TRAIT, True))
         assert (late.status_code, late.json["reason"]) == (404, "cohort_being_deleted")
@@ -102,7 +102,7 @@ class TestDeleteCohort:
         sent = quote(cohort_id, safe="")
         assert reply(boss.delete(f"/api/v1/cohorts/{sent}")) == (
             202,
-            {"cohort_id": cohort_id, "status": "deleting"},
+            {"cohortId": cohort_id, "status": "deleting"},
         )
 
 
@@ -114,8 +114,8 @@ class TestEraseUser:
             200,
             {
                 "traits": 2,
-                "stream_entries_removed": 1,
-                "stream_entries_kept": 1,
+                "streamEntriesRemoved": 1,
+                "streamEntriesKept": 1,
                 "suppressed": False,
             },
         )

@@ -32,7 +32,7 @@ def assert_problem(reply, status: int, reason: str) -> dict:
     assert (reply.status_code, problem["status"], problem["reason"]) == (status, status, reason)
     assert problem["title"]
     assert problem["detail"]
-    assert problem["request_id"] == reply.headers["X-Request-ID"]
+    assert problem["requestId"] == reply.headers["X-Request-ID"]
     return problem
 
 
@@ -412,7 +412,7 @@ def test_health__is_open_and_ready_tells_the_stores_time(make_app: Callable[...,
     assert http.get("/healthz").json == {"status": "ok"}
     ready = http.get("/readyz")
     assert (ready.status_code, ready.json["status"]) == (200, "ready")
-    assert ready.json["store_ms"] >= 0
+    assert ready.json["storeMs"] >= 0
 
 
 def test_store__unreachable__is_503_and_liveness_goes_on(
