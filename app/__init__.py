@@ -42,7 +42,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     listeners = [web.metrics.counting(parts.meter)]
     if parts.store.sync_history.is_kept:
         listeners.append(noting(parts.sync_recorder))
-    web.request_log.init_app(app, listeners)
+    web.request_log.init_app(app, web.SOURCES, listeners)
     errors.init_app(app)
     if settings.require_https:
         web.security_headers.require_https(app)

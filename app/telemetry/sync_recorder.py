@@ -32,9 +32,6 @@ MAX_COHORTS_LISTED = 8
 # Longest wait for the store when the process ends, in seconds.
 LAST_FLUSH_SECONDS = 1.0
 
-# How the requests of each blueprint come in. The others are not noted.
-SOURCES = {"cohort": "identify", "lists": "list", "webhook": "webhook", "segment": "segment"}
-
 _NO_MOVES = Moves()
 
 
@@ -213,13 +210,11 @@ def _sum(moves: Iterable[Moves]) -> Moves:
 
 
 def noting(recorder: Recorder) -> Listener:
-    """Notes every request that brings cohorts."""
+    """A listener that notes every request to a source."""
 
     def note(answered: Answered) -> None:
-        source = SOURCES.get(answered.blueprint)
-        if source:
-            event, _, outcome, status, seconds = answered
-            source = event.get("source", source)
+        event, _, outcome, status, seconds = answered
+        if source := event.get("source"):
             recorder.note(Note(time.time(), seconds, status, source, event, outcome))
 
     return note

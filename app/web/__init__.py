@@ -1,8 +1,8 @@
-"""The HTTP calls. A view decodes, applies and replies; schemas lie beside the views."""
+"""The HTTP API. A view decodes, applies and replies; its schemas are in the module next to it."""
 
 from flask import Flask
 
-from app.web import dashboard, openapi
+from app.web import dashboard, ingest, openapi
 from app.web.api import (
     admin,
     changes,
@@ -14,19 +14,16 @@ from app.web.api import (
     users,
 )
 from app.web.http import fair_queue, raw_paths, request_log, security_headers
-from app.web.ingest import identify, lists, segment, webhook
+from app.web.ingest import SOURCES
 
-__all__ = ["fair_queue", "init_app", "metrics", "request_log", "security_headers"]
+__all__ = ["SOURCES", "fair_queue", "init_app", "metrics", "request_log", "security_headers"]
 
 
 def init_app(app: Flask) -> None:
     """Register every blueprint."""
     raw_paths.init_app(app)
     app.register_blueprint(health.blueprint)
-    app.register_blueprint(identify.blueprint)
-    app.register_blueprint(lists.blueprint)
-    app.register_blueprint(webhook.blueprint)
-    app.register_blueprint(segment.blueprint)
+    ingest.init_app(app)
     app.register_blueprint(admin.blueprint)
     app.register_blueprint(users.blueprint)
     app.register_blueprint(cohorts.blueprint)

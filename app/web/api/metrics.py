@@ -1,4 +1,4 @@
-"""Metrics, for Prometheus: ``/metrics``, and counting each request."""
+"""``/metrics`` for Prometheus, and the count of each request."""
 
 from __future__ import annotations
 
@@ -13,36 +13,29 @@ from app.web.http.contract import describes
 
 blueprint = Blueprint("metrics", __name__)
 
-# What the time of a request counts for, by blueprint, where it didn't get as far as to say its
-# source in itself.
-_SOURCES = {
-    "cohort": "identify",
-    "lists": "list",
-    "webhook": "webhook",
-    "segment": "segment",
-    "read": "read",
+# The label `source` of requests to blueprints that are not sources.
+_KINDS = {
+    "users": "read",
     "cohorts": "read",
     "export": "read",
     "changes": "read",
-    "history": "read",
+    "syncs": "read",
     "admin": "admin",
 }
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def counting(meter: Meter) -> Listener:
-    """Counts each request."""
+    """A listener that counts each request."""
 
     def count(answered: Answered) -> None:
         event = answered.event
         method, path = event["method"], event["path"]
-        if path is None:  # a method of any name is possible here
-            method, route, source = method if method in _METHODS else "other", "none", "other"
-        else:
-            route, source = path, _SOURCES.get(answered.blueprint, "other")
-        source = event.get("source", source)
+        if path is None and method not in _METHODS:
+            method = "other"  # callers may send a method of any name
+        source = event.get("source") or _KINDS.get(answered.blueprint, "other")
         reason = event.get("reason", "none")
-        meter.request(method, route, answered.status, reason, source, answered.seconds)
+        meter.request(method, path or "none", answered.status, reason, source, answered.seconds)
         if "accepted" in event:
             meter.users(source, event["accepted"], event["changed"], event.get("rejected_by", {}))
         if "store_ms" in event:
@@ -55,7 +48,7 @@ def counting(meter: Meter) -> Listener:
 @requires(METRICS)
 @describes(media_type="text/plain", example="# TYPE cohort_receiver_requests_total counter\n")
 def get_metrics() -> Response:
-    """All metrics, of all workers, in Prometheus' text format."""
+    """All metrics of all workers, in Prometheus' text format."""
     meter = services().meter
     meter.flush()
     body = exposition(services().store_gauges)

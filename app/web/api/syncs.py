@@ -21,7 +21,7 @@ from app.web.api.sync_schemas import (
 from app.web.http.contract import cohort_in_path, describes, parameters, send, sync_in_path
 from app.web.http.cursors import request_cursor, sync_cursor
 
-blueprint = Blueprint("history", __name__, url_prefix="/api/v1")
+blueprint = Blueprint("syncs", __name__, url_prefix="/api/v1")
 
 _SYNCS_QUERY, _REQUESTS_QUERY = SyncsQuery(), RequestsQuery()
 

@@ -27,7 +27,7 @@ from app.web.http.contract import JSON, cohort_in_path, describes, parameters, s
 from app.web.http.cursors import member_cursor
 from app.web.http.fields import limited
 
-blueprint = Blueprint("read", __name__, url_prefix="/api/v1")
+blueprint = Blueprint("users", __name__, url_prefix="/api/v1")
 
 _MEMBERS_QUERY = MembersQuery()
 # Bytes of a reply about many users that is sent in one piece. Users may have traits without end.

@@ -59,8 +59,10 @@ from app.web.http.cursors import (
     sync_cursor,
 )
 from app.web.http.fields import Query
+from app.web.ingest import source_title
 
 blueprint = Blueprint("dashboard", __name__, template_folder="templates")
+blueprint.add_app_template_filter(source_title)
 
 # Cohorts, members, syncs and requests on a page; and syncs on those that are about other things.
 COHORTS, MEMBERS, SYNCS, REQUESTS, LATEST = 50, 50, 50, 100, 6

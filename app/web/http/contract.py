@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -16,7 +16,6 @@ from app.cohorts.cohort import MAX_TRAIT_BYTES
 from app.errors import InvalidParameter, Problem
 from app.web.http.body import places
 from app.web.http.fields import Text, UserId
-from app.web.http.replies import ProblemReply
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -62,8 +61,6 @@ class Contract:
         tagged: whether the reply has an ETag, and may be 304.
         paged: whether the reply may have a link to the next page.
         example: of the reply, where it isn't JSON.
-        problem: the schema of its errors.
-        members: what its own errors hold beside the usual.
     """
 
     problems: tuple[type[Problem], ...] = ()
@@ -78,8 +75,6 @@ class Contract:
     tagged: bool = False
     paged: bool = False
     example: str | None = None
-    problem: Schema = field(default_factory=ProblemReply)
-    members: Callable[[Problem], dict[str, Any]] = lambda problem: {}
 
 
 def describes(*problems: type[Problem], **contract: Any) -> Callable[[View], View]:

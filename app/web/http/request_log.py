@@ -1,9 +1,10 @@
-"""One log event for each request, with its id; others are told of each request too."""
+"""One log event per request, which is also passed to metrics and sync history."""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection
 from random import getrandbits
 from typing import Any
 
@@ -15,17 +16,20 @@ from app.telemetry.request_event import Answered, Listener
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=+/-]{1,200}")
 
 
-def init_app(app: Flask, listeners: list[Listener]) -> None:
-    """Give each request an id; log it once and tell the listeners, when its answer is ready.
+def init_app(app: Flask, sources: Collection[str], listeners: list[Listener]) -> None:
+    """Give each request an id; log it and call the listeners once its reply is ready.
 
-    Views add what they know to ``g.event``. Neither keys nor user ids belong there: the path is
-    logged as its rule, without its values.
+    Views add to ``g.event``. Neither keys nor user ids belong there: the path is logged as its
+    rule, without values.
+
+    Args:
+        sources: the names of the sources, which are those of their blueprints.
     """
     logger = structlog.get_logger()
 
     @app.before_request
     def begin() -> None:
-        # Each use of one of Flask's proxies looks for the request anew.
+        # Each use of one of Flask's proxies looks up the request again.
         now: Any = g._get_current_object()
         rule, environ = request.url_rule, request.environ
         sent = environ.get("HTTP_X_REQUEST_ID", "")
@@ -36,6 +40,8 @@ def init_app(app: Flask, listeners: list[Listener]) -> None:
             "path": (rule.rule.rstrip("/") or "/") if rule else None,
         }
         now.blueprint = rule.endpoint.partition(".")[0] if rule else ""
+        if now.blueprint in sources:
+            now.event["source"] = now.blueprint
         now.started = time.perf_counter()
 
     @app.after_request
@@ -49,6 +55,6 @@ def init_app(app: Flask, listeners: list[Listener]) -> None:
             listener(answered)
         log = logger.error if status >= 500 else logger.info
         if now.blueprint == "health" and status == 200:
-            log = logger.debug  # some ask every second
+            log = logger.debug  # probed every second by some platforms
         log("request", status=status, ms=round(seconds * 1000, 2), **event)
         return response

@@ -1,6 +1,6 @@
 """List-based calls: create a list, add users to it, remove users from it.
 
-A list is a cohort, and its id is the cohort's id: creating it again gives the same list.
+A list is a cohort, and its id is the cohort's id: creating it again returns the same list.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, g
+from marshmallow import fields
 from orjson import dumps
 
 from app.auth.authenticate import INGEST, requires
@@ -18,30 +19,43 @@ from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes, list_in_path
 from app.web.http.fields import limited
+from app.web.http.replies import Reply, text
 from app.web.ingest import identify
-from app.web.ingest.apply import PROBLEMS, NotKnown, apply
+from app.web.ingest.apply import PROBLEMS, UnknownTrait, apply
 from app.web.ingest.identify_schema import BatchSchema, IdentifySchema
 from app.web.ingest.list_schema import ListSchema, ListUsersSchema
-from app.web.ingest.replies import AppliedReply, ListReply
+from app.web.ingest.replies import AppliedReply, applied
 
-blueprint = Blueprint("lists", __name__)
+blueprint = Blueprint("list", __name__)
 
 _LIST = ListSchema()
 _PROBLEMS = (*PROBLEMS, UnknownCohort, InvalidParameter)
+
+
+class ListIds(Reply):
+    """The id of a list, under the names that Amplitude may look for."""
+
+    list_id = text("The list's id, which is the cohort's id.", example="abc123")
+    listId = text("The same.", example="abc123")
+
+
+class ListReply(ListIds):
+    """A list, new or existing."""
+
+    response = fields.Nested(ListIds, required=True)
 
 
 @blueprint.post("/lists")
 @requires(INGEST)
 @describes(CohortBeingDeleted, body=(_LIST,), reply=ListReply())
 def create_list() -> Response:
-    """Create a list, or find it again by the id in its name."""
+    """Create a list, or return the existing one with the id in its name."""
     created = Cohort.from_trait(load(_LIST, read_json())["name"])
-    store = services().store
-    if not store.register_cohort(g.caller.app_id, created, source="list"):
+    if not services().store.register_cohort(g.caller.app_id, created, source=blueprint.name):
         raise CohortBeingDeleted()
-    g.event.update(source="list", cohorts=[created.id])
+    g.event["cohorts"] = [created.id]
     g.outcome = Outcome({created.id: created.trait})
-    # Amplitude's document doesn't say where it reads the id; these are the places known to work.
+    # Amplitude does not document where it reads the id; these are the places known to work.
     ids = {"list_id": created.id, "listId": created.id}
     return Response(dumps({**ids, "response": ids}), mimetype="application/json")
 
@@ -51,7 +65,7 @@ def create_list() -> Response:
 @requires(INGEST)
 @describes(*_PROBLEMS, body=(ListUsersSchema(),), reply=AppliedReply())
 def add_to_list(list_id: str) -> Response:
-    """Users enter the list's cohort."""
+    """Add users to the list's cohort."""
     return _apply(list_in_path(list_id), True, read_json())
 
 
@@ -65,7 +79,7 @@ def add_to_list(list_id: str) -> Response:
     reply=AppliedReply(),
 )
 def remove_from_list(list_id: str) -> Response:
-    """Users leave the list's cohort. Also takes an identify or a batch, whatever the list id.
+    """Remove users from the list's cohort. Also takes an identify or a batch, for any list id.
 
     Amplitude's document prints this address for its property-based calls.
     """
@@ -76,17 +90,17 @@ def remove_from_list(list_id: str) -> Response:
 
 
 def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
-    settings = services().settings
-    key, user_ids = load(limited(ListUsersSchema, settings.max_batch_users), body)
+    key, user_ids = load(limited(ListUsersSchema, services().settings.max_batch_users), body)
     registry, app_id = services().store.registry, g.caller.app_id
 
     def enter_or_leave(trait: str, as_known: bool) -> Response:
         calls = UniformIdentifies(user_ids, {trait: member})
-        return apply(calls, source="list", place=f"{key}.{{}}", as_known=as_known)
+        result = apply(calls, source=blueprint.name, as_known=as_known)
+        return applied(result, f"{key}.{{}}".format)
 
-    # The name it had is most often the name it has, and to ask for it takes as long as the rest.
+    # The last trait name seen is usually current; looking it up costs as much as the rest.
     if user_ids and (trait := registry.last_trait(app_id, list_id)):
-        with suppress(NotKnown):
+        with suppress(UnknownTrait):
             return enter_or_leave(trait, as_known=True)
     if (trait := registry.trait(app_id, list_id)) is None:
         g.event["cohorts"] = [list_id]

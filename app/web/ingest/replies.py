@@ -1,51 +1,91 @@
-"""What calls that write say."""
+"""Replies of sources: the form that identify, list and webhook share, and its schemas."""
 
 from __future__ import annotations
 
-from marshmallow import fields
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+from flask import Response
+from marshmallow import Schema, fields
+from orjson import dumps
+
+from app.errors import Problem, render
+from app.web.http.body import MAX_ERRORS
 from app.web.http.replies import ProblemReply, Reply, count, text
+from app.web.ingest.apply import Result
 
 
-class SegmentProblemReply(ProblemReply):
-    """A problem document with what the Segment protocol's libraries read."""
+class RejectedReply(Reply):
+    """Part of a request that was not applied."""
 
-    code = fields.String(metadata={"description": "The reason again."})
-    message = fields.String(metadata={"description": "The detail again."})
-
-
-class Rejected(Reply):
-    """Something of a request that was left out."""
-
-    place = text("Where it stands in the request.", example="batch.17.userId")
+    place = text("Where it is in the request.", example="batch.17.userId")
     reason = text("Why, for machines.", example="unknown_user")
-    message = text("Why, for people.", example="The user is not registered here.")
+    message = text("Why, for people.", example="The user is not registered.")
 
 
 class AppliedReply(Reply):
-    """What happened. It is sent when the store has acknowledged all of it."""
+    """The outcome. Sent once the store has acknowledged all of it."""
 
     accepted = count("Identify calls, or users, that were applied.", example=1000)
-    changed = count("Users for whom something is different now; 0 for a repeat.", example=997)
-    rejected = count("Identify calls, or users, that were left out.", example=1)
+    changed = count("Users whose traits or memberships changed; 0 for a repeat.", example=997)
+    rejected = count("Identify calls, or users, that were not applied.", example=1)
     errors = fields.List(
-        fields.Nested(Rejected),
+        fields.Nested(RejectedReply),
         required=True,
         metadata={
-            "description": "What was left out, and why; at most 50. Also a trait of a call that "
-            "was accepted, where its cohort is being deleted."
+            "description": "What was not applied, and why; at most 50. Includes single traits of "
+            "accepted calls if their cohort is being deleted."
         },
     )
 
 
-class ListIds(Reply):
-    """The id of a list, under the names that Amplitude may look for."""
+class ErrorForm(NamedTuple):
+    """The form of a source's error replies: a problem document, with further members if needed.
 
-    list_id = text("The list's id, which is the cohort's id.", example="abc123")
-    listId = text("The same.", example="abc123")
+    Attributes:
+        schema: the schema of an error reply.
+        members: the further members of a problem.
+    """
+
+    schema: Schema
+    members: Callable[[Problem], dict[str, Any]]
+
+    def render(self, problem: Problem) -> Response:
+        """The error reply for a problem."""
+        return render(problem, **self.members(problem))
 
 
-class ListReply(ListIds):
-    """A list, made or found again."""
+PROBLEM_DOCUMENT = ErrorForm(ProblemReply(), lambda _: {})
 
-    response = fields.Nested(ListIds, required=True)
+
+def applied(
+    result: Result,
+    user_place: Callable[[int], str],
+    others: Iterable[tuple[str, type[Problem]]] = (),
+) -> Response:
+    """The reply about an applied request, as :class:`AppliedReply` describes it.
+
+    Args:
+        user_place: the place of a call's user in the body, by the call's number.
+        others: places of items that the source itself rejected, with the reason.
+    """
+    rejected, traits = [*others], []
+    for skipped in result.skipped:
+        place = user_place(skipped.call)
+        if skipped.trait is None:
+            rejected.append((place, skipped.problem))
+        else:
+            traits.append(
+                (place.removesuffix("userId") + f"traits.{skipped.trait}", skipped.problem)
+            )
+    errors = [
+        {"place": place, "reason": problem.reason, "message": problem.detail}
+        for place, problem in [*rejected, *traits][:MAX_ERRORS]
+    ]
+    document = {
+        "accepted": result.accepted,
+        "changed": result.changed,
+        "rejected": result.rejected,
+        "errors": errors,
+    }
+    return Response(dumps(document), mimetype="application/json")

@@ -1,4 +1,4 @@
-"""The Segment protocol: identify calls as Segment's libraries, and others of its family, send them.
+"""The Segment protocol: identify calls as sent by Segment's libraries and compatible ones.
 
 Source: Segment's page "HTTP API Source".
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from flask import Blueprint, Response
+from marshmallow import fields
 
 from app.auth.authenticate import INGEST, requires
-from app.errors import Problem, UnsupportedType, render
+from app.errors import Problem, UnsupportedType
 from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes
 from app.web.http.fields import limited
+from app.web.http.replies import ProblemReply
 from app.web.ingest.apply import PROBLEMS, apply
-from app.web.ingest.replies import AppliedReply, SegmentProblemReply
+from app.web.ingest.replies import AppliedReply, ErrorForm, applied
 from app.web.ingest.segment_schema import (
     SegmentBatch,
     SegmentBatchSchema,
@@ -28,52 +30,50 @@ from app.web.ingest.segment_schema import (
 blueprint = Blueprint("segment", __name__)
 
 
-def _members(problem: Problem) -> dict[str, Any]:
-    """The two members that the protocol's libraries read.
+class SegmentProblemReply(ProblemReply):
+    """A problem document with the members that the Segment protocol's libraries read."""
 
-    RudderStack's take a body without them for a broken connection and send the same ten times.
-    """
-    return {"code": problem.reason, "message": problem.detail}
+    code = fields.String(metadata={"description": "The reason again."})
+    message = fields.String(metadata={"description": "The detail again."})
 
 
-_ERRORS = {"problem": SegmentProblemReply(), "members": _members}
+# RudderStack's libraries take a body without these members for a broken connection, and send the
+# same request ten times.
+ERRORS = ErrorForm(
+    SegmentProblemReply(),
+    lambda problem: {"code": problem.reason, "message": problem.detail},
+)
+_TYPE_IN_PATH: dict[str, Any] = {"partial": ("type",)}
 
 
 @blueprint.post("/v1/identify")
 @requires(INGEST)
 @describes(
     *PROBLEMS,
-    # the path says the type
-    body=(SegmentIdentifySchema(partial=("type",)), TraitsInContextSchema(partial=("type",))),
+    body=(SegmentIdentifySchema(**_TYPE_IN_PATH), TraitsInContextSchema(**_TYPE_IN_PATH)),
     reply=AppliedReply(),
-    **_ERRORS,
 )
 def receive_identify() -> Response:
-    """Take one identify call."""
+    """Apply one identify call."""
     body = {"type": "identify", **read_json()}
-    return apply([load(identify_schema(body), body)], source="segment", place="userId")
+    call = load(identify_schema(body), body)
+    return applied(apply([call], source=blueprint.name), lambda _: "userId")
 
 
 @blueprint.post("/v1/batch")
 @requires(INGEST)
-@describes(*PROBLEMS, body=(SegmentBatchSchema(),), reply=AppliedReply(), **_ERRORS)
+@describes(*PROBLEMS, body=(SegmentBatchSchema(),), reply=AppliedReply())
 def receive_batch() -> Response:
-    """Take the identify calls of a batch. Other calls are counted as rejected.
+    """Apply the identify calls of a batch. Other calls count as rejected.
 
-    This is a 200 also where there is no identify call at all: libraries send what their
-    application calls, and to refuse the rest would make them send it again, or drop it unseen.
+    The reply is 200 even if there is no identify call. Libraries send whatever their application
+    calls; if a batch were refused, they would send it again or drop it silently.
     """
-    settings = services().settings
-    batch: SegmentBatch = load(limited(SegmentBatchSchema, settings.max_batch_users), read_json())
-    return apply(
-        list(batch.identifies.values()),
-        source="segment",
-        numbers=list(batch.identifies),
-        left_out=[(f"batch.{n}.type", UnsupportedType) for n in batch.others],
-    )
-
-
-@blueprint.errorhandler(Problem)
-def explain(problem: Problem) -> Response:
-    """The problem document, with what the protocol's libraries read."""
-    return render(problem, **_members(problem))
+    schema = limited(SegmentBatchSchema, services().settings.max_batch_users)
+    batch: SegmentBatch = load(schema, read_json())
+    rejected = [UnsupportedType for _ in batch.others]
+    result = apply(list(batch.identifies.values()), source=blueprint.name, rejected=rejected)
+    numbers = list(batch.identifies)
+    others: list[tuple[str, type[Problem]]]
+    others = [(f"batch.{n}.type", UnsupportedType) for n in batch.others]
+    return applied(result, lambda call: f"batch.{numbers[call]}.userId", others)

@@ -10,7 +10,7 @@ from app.web.http.body import load, read_json
 from app.web.http.contract import describes
 from app.web.http.fields import limited
 from app.web.ingest.apply import PROBLEMS, apply
-from app.web.ingest.replies import AppliedReply
+from app.web.ingest.replies import AppliedReply, applied
 from app.web.ingest.webhook_schema import Webhook, WebhookSchema
 
 blueprint = Blueprint("webhook", __name__)
@@ -20,12 +20,8 @@ blueprint = Blueprint("webhook", __name__)
 @requires(INGEST)
 @describes(*PROBLEMS, body=(WebhookSchema(),), reply=AppliedReply())
 def receive_webhook() -> Response:
-    """Take one message."""
-    settings = services().settings
-    webhook: Webhook = load(limited(WebhookSchema, settings.max_batch_users), read_json())
-    return apply(
-        webhook.identifies,
-        source="webhook",
-        place="users.{}.user_id",
-        message_id=webhook.message_id,
-    )
+    """Apply one message."""
+    schema = limited(WebhookSchema, services().settings.max_batch_users)
+    webhook: Webhook = load(schema, read_json())
+    result = apply(webhook.identifies, source=blueprint.name, message_id=webhook.message_id)
+    return applied(result, "users.{}.user_id".format)

@@ -40,6 +40,8 @@ from app.errors import (
 from app.services import services
 from app.web.http.contract import IN_PATH, JSON, Contract
 from app.web.http.fields import Items, limited
+from app.web.ingest import SOURCES
+from app.web.ingest.replies import PROBLEM_DOCUMENT, ErrorForm
 
 VERSION = "1.0.0"
 PROBLEM_JSON = "application/problem+json"
@@ -59,17 +61,14 @@ is in which cohort.
   with a plain page.
 """
 
-# The blueprints whose calls are described, in the order of the document, by the heading.
+# The headings of blueprints, in the order of the document.
 _TAGS = {
-    "cohort": ("Property-based calls", "Identify calls and batches of them."),
-    "lists": ("Lists", "List-based calls. A list is a cohort."),
-    "webhook": ("Cohort Webhooks", "Messages that Amplitude fills in from a template."),
-    "segment": ("Segment protocol", "Identify calls of the Segment protocol's libraries."),
-    "read": ("Users and members", "Who is in which cohort."),
+    **{name: (source.title, source.description) for name, source in SOURCES.items()},
+    "users": ("Users and members", "Who is in which cohort."),
     "cohorts": ("Cohorts", "What is known about cohorts, and how often they should arrive."),
     "export": ("Exports", "A whole cohort in one stream."),
     "changes": ("Changes", "Who entered and left, as it happens."),
-    "history": ("Sync history", "What became of each request, and how large cohorts were."),
+    "syncs": ("Sync history", "What became of each request, and how large cohorts were."),
     "admin": ("Administration", "Delete cohorts, erase users, register them."),
     "health": ("Health", "Liveness and readiness."),
     "metrics": ("Metrics", "For Prometheus."),
@@ -295,8 +294,9 @@ class _Document:
         by_status: dict[int, list[Problem]] = {}
         for problem in self._problems(rule, contract, scope):
             by_status.setdefault(problem.status, []).append(problem)
+        errors = _error_form(rule)
         for status, problems in sorted(by_status.items()):
-            responses[str(status)] = self._refusal(contract, status, problems)
+            responses[str(status)] = self._refusal(errors, status, problems)
         return responses
 
     def _content(self, contract: Contract) -> dict[str, Any]:
@@ -318,20 +318,20 @@ class _Document:
         for kind in dict.fromkeys(kinds):
             yield from kind.examples()
 
-    def _refusal(self, contract: Contract, status: int, problems: list[Problem]) -> dict[str, Any]:
-        kind = _name(contract.problem)
+    def _refusal(self, errors: ErrorForm, status: int, problems: list[Problem]) -> dict[str, Any]:
+        kind = _name(errors.schema)
         examples = {}
         for problem in problems:
             members = {}
             if type(problem) is not InternalError and not isinstance(problem, _WITHOUT_MEMBERS):
-                members = contract.members(problem)
+                members = errors.members(problem)
             name = f"{kind}.{problem.reason}"
             if name not in self._examples:
                 told = problem.document(_REQUEST_ID, **members)
                 self._examples[name] = {"summary": type(problem).detail, "value": told}
                 self._spec.components.example(name, self._examples[name])
             examples[problem.reason] = {"$ref": f"#/components/examples/{name}"}
-        schema = self._converter.resolve_nested_schema(contract.problem)
+        schema = self._converter.resolve_nested_schema(errors.schema)
         headers = ["X-Request-ID", *([_OF_STATUS[status]] if status in _OF_STATUS else [])]
         return {
             "description": "\n".join(
@@ -365,6 +365,11 @@ class _Document:
         if schema.get("type") == "array":
             return [self._example(schema["items"])]
         raise LookupError(f"no example for {schema}")
+
+
+def _error_form(rule: Rule) -> ErrorForm:
+    source = SOURCES.get(rule.endpoint.partition(".")[0])
+    return source.errors if source else PROBLEM_DOCUMENT
 
 
 def _header_refs(names: Iterable[str]) -> dict[str, Any]:

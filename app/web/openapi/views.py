@@ -29,7 +29,7 @@ from app.auth.authenticate import PUBLIC, requires
 from app.web.http.contract import JSON
 from app.web.openapi.document import document
 
-blueprint = Blueprint("description", __name__)
+blueprint = Blueprint("openapi", __name__)
 
 _OURS = Path(str(files("app.web.openapi")))
 _SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"

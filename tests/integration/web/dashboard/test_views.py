@@ -21,7 +21,6 @@ from app.errors import Problem
 from app.services import services
 from app.store import Batch, Group, Size, Store
 from app.store.errors import StoreError
-from app.telemetry.sync_recorder import SOURCES
 from app.web.dashboard import charts, words
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration.conftest import APP, KEY, caller
@@ -458,7 +457,6 @@ class TestSyncs:
         }
         assert reasons - never_for_senders <= words.ADVICE.keys()
         assert all(words.ADVICE[kind.reason].now for kind in kinds(StoreError))
-        assert SOURCES
 
 
 class TestAdmin:
