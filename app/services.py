@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import Recorder
     from app.web.api.change_stream import Feed
-    from app.web.http.fair_queue import Turns
+    from app.web.http.fair_queue import FairQueue
 
 EXTENSION = "cohort_receiver"
 
@@ -36,7 +36,7 @@ class Services:
     meter: Meter
     store_gauges: StoreGauges
     sync_recorder: Recorder
-    fair_queue: Turns
+    fair_queue: FairQueue
     change_feed: Feed
     background: Background
 
@@ -65,7 +65,7 @@ def build(settings: Settings) -> Services:
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import Recorder
     from app.web.api.change_stream import Feed
-    from app.web.http.fair_queue import Turns
+    from app.web.http.fair_queue import FairQueue
 
     client = connect(settings)
     store = Store(
@@ -92,7 +92,7 @@ def build(settings: Settings) -> Services:
         meter=meter,
         store_gauges=StoreGauges(store, keyring.first_expiry),
         sync_recorder=recorder,
-        fair_queue=Turns(settings.store_connections, settings.app_concurrency),
+        fair_queue=FairQueue(settings.store_connections, settings.app_concurrency),
         change_feed=Feed(
             store.change_stream,
             heartbeat_seconds=settings.stream_heartbeat_seconds,

@@ -1,4 +1,4 @@
-"""An operator's calls: delete a cohort, erase users, register them."""
+"""Administration: delete cohorts, erase users, register users."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ from app.web.ingest.list_schema import ListUsersSchema
 
 
 class EraseQuery(Query):
-    """How to erase a user."""
+    """Options of an erasure."""
 
     suppress = YesOrNo(
         load_default=False,
-        metadata={"description": "Keep the user out for good, whatever is sent later."},
+        metadata={"description": "Also suppress the user: skip it in all later syncs."},
     )
 
 
 class DeletingReply(Reply):
-    """A cohort whose deletion has begun."""
+    """A cohort that is being deleted."""
 
     cohortId = text("The cohort's id.", example="abc123")
     status = text("Always `deleting`.", example="deleting")
 
 
 class ErasedReply(Reply):
-    """What was erased with a user."""
+    """What was erased."""
 
-    traits = count("Traits that the user had.")
-    streamEntriesRemoved = count("Entries of the change stream about this user alone.")
-    streamEntriesKept = count("Entries that name others too; they leave the stream by age.")
-    suppressed = yes_or_no("Whether the user is kept out for good.", example=False)
+    traits = count("Erased traits.")
+    streamEntriesRemoved = count("Removed change stream entries, which were about this user alone.")
+    streamEntriesKept = count(
+        "Entries that also name other users; they expire with the change stream."
+    )
+    suppressed = yes_or_no("Whether the user is now suppressed.", example=False)
 
 
 class UnsuppressedReply(Reply):
-    """A user who may come in again."""
+    """A user who is no longer suppressed."""
 
-    removed = yes_or_no("Whether the user was suppressed before.")
+    removed = yes_or_no("Whether the user was suppressed.")
 
 
 class RegisteredReply(Reply):
-    """How many users were registered."""
+    """The number of newly registered users."""
 
     registered = count("Users who were not registered before.")
 
@@ -63,7 +65,7 @@ _ERASE = EraseQuery()
 @requires(ADMIN)
 @describes(InvalidParameter, UnknownCohort, reply=DeletingReply(), status=202)
 def delete_cohort(cohort_id: str) -> Response:
-    """Begin to delete a cohort. The background work takes it from all users."""
+    """Begin to delete a cohort. Background work removes it from all users."""
     cohort_id = cohort_in_path(cohort_id)
     g.event["cohorts"] = [cohort_id]
     operator, store = Operator.of_request(), services().deletable_store()
@@ -76,7 +78,7 @@ def delete_cohort(cohort_id: str) -> Response:
 @requires(ADMIN)
 @describes(InvalidParameter, query=_ERASE, reply=ErasedReply())
 def erase_user(user_id: str) -> Response:
-    """Erase a user, known or not; with ``?suppress=true`` for good."""
+    """Erase a user, known or not. With ``?suppress=true``, later syncs skip the user."""
     user_id, suppress = user_in_path(user_id), parameters(_ERASE)["suppress"]
     operator, store = Operator.of_request(), services().deletable_store()
     erased = admin_actions.erase_user(store, operator, g.caller.app_id, user_id, suppress=suppress)
@@ -94,7 +96,7 @@ def erase_user(user_id: str) -> Response:
 @requires(ADMIN)
 @describes(InvalidParameter, reply=UnsuppressedReply())
 def unsuppress_user(user_id: str) -> Response:
-    """Take a user in again who was erased for good."""
+    """Accept a suppressed user again."""
     user_id = user_in_path(user_id)
     operator, store = Operator.of_request(), services().deletable_store()
     removed = admin_actions.unsuppress_user(store, operator, g.caller.app_id, user_id)
@@ -105,7 +107,7 @@ def unsuppress_user(user_id: str) -> Response:
 @requires(ADMIN)
 @describes(body=(ListUsersSchema(),), reply=RegisteredReply())
 def register_users() -> Response:
-    """Let users in under ``USER_POLICY=known``. Counts those who were new."""
+    """Register users, for ``USER_POLICY=known``."""
     parts = services()
     schema = limited(ListUsersSchema, parts.settings.max_batch_users)
     _, user_ids = load(schema, read_json())

@@ -1,4 +1,4 @@
-"""The change feed: who entered and left which cohort, as pages and as a stream."""
+"""The change stream: who entered and left which cohort, in pages or as server-sent events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.web.http.cursors import EARLIEST, LATEST, place_cursor
 blueprint = Blueprint("changes", __name__, url_prefix="/api/v1")
 
 EVENT_STREAM = "text/event-stream"
-# Proxies must pass each event on as it comes.
+# X-Accel-Buffering: proxies must forward each event at once.
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 _CHANGES_QUERY, _STREAM_QUERY = ChangesQuery(), StreamQuery()
@@ -31,13 +31,13 @@ _CHANGES_QUERY, _STREAM_QUERY = ChangesQuery(), StreamQuery()
     *(InvalidParameter, CursorExpired), query=_CHANGES_QUERY, reply=ChangesReply(), paged=True
 )
 def get_changes() -> Response:
-    """Changes after a cursor, a page at a time. The cursor of the next page is always there."""
+    """Changes after a cursor, a page at a time. ``next`` is always set."""
     asked = parameters(_CHANGES_QUERY)
     place = _place(asked["cursor"])
     page = store().change_stream.read(g.caller.app_id, place, limit=asked["limit"])
     cursor = place_cursor(page.place)
-    told = {"changes": [shown(change) for change in page.changes], "more": page.more}
-    return send(told | {"next": cursor}, next_cursor=cursor)
+    document = {"changes": [shown(change) for change in page.changes], "more": page.more}
+    return send(document | {"next": cursor}, next_cursor=cursor)
 
 
 @blueprint.get("/changes/stream")
@@ -50,7 +50,7 @@ def get_changes() -> Response:
     reply=EventReply(),
 )
 def stream_changes() -> Response:
-    """Changes after a cursor as server-sent events. Goes on after the Last-Event-ID."""
+    """Changes after a cursor as server-sent events. Resumes after the Last-Event-ID."""
     asked = parameters(_STREAM_QUERY, cursor=request.headers.get("Last-Event-ID"))
     feed = services().change_feed
     connection = request.environ.get("gunicorn.socket")

@@ -1,4 +1,4 @@
-"""Reading what is known about cohorts, and saying how often they should arrive."""
+"""Cohorts and their cadence."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def get_cohorts() -> Response:
 @requires(READ)
 @describes(InvalidParameter, UnknownCohort, reply=CohortDetailReply(), tagged=True)
 def get_cohort(cohort_id: str) -> Response:
-    """A cohort with its history."""
+    """A cohort with its counts, sources and earlier names."""
     record = store().registry.find(g.caller.app_id, cohort_in_path(cohort_id))
     if record is None:
         raise UnknownCohort()
@@ -71,7 +71,7 @@ def get_cohort(cohort_id: str) -> Response:
 @requires(ADMIN)
 @describes(InvalidParameter, UnknownCohort, body=(_CADENCE,), reply=FreshnessReply())
 def put_cadence(cohort_id: str) -> Response:
-    """Say how often a cohort is expected to arrive."""
+    """Set how often a cohort is expected to arrive."""
     seconds = load(_CADENCE, read_json())["seconds"]
     return _set_cadence(cohort_id, seconds * 1000)
 
@@ -80,7 +80,7 @@ def put_cadence(cohort_id: str) -> Response:
 @requires(ADMIN)
 @describes(InvalidParameter, UnknownCohort, reply=FreshnessReply())
 def delete_cadence(cohort_id: str) -> Response:
-    """Learn from its history how often a cohort is expected to arrive."""
+    """Remove a set cadence, and learn it from the cohort's history instead."""
     return _set_cadence(cohort_id, None)
 
 

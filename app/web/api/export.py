@@ -1,4 +1,4 @@
-"""A whole cohort as a stream, some thousands of members at a time in memory."""
+"""Exports: a whole cohort as a stream, in constant memory."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ blueprint = Blueprint("export", __name__, url_prefix="/api/v1")
 
 NDJSON, CSV = "application/x-ndjson", "text/csv"
 
-# What a spreadsheet takes for the beginning of a formula, also after spaces and in full width;
-# and the mark itself, so that taking one mark off gives back every id.
+# Spreadsheets take a cell that begins with one of these for a formula, even after spaces. The quote
+# itself is included so that removing one leading quote restores every id.
 _FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20'\t\r\n ")
 
 
@@ -33,7 +33,7 @@ _FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20'\t\r\n ")
     example='{"userId":"user1@example.com","since":1767225600000}\n',
 )
 def export_ndjson(cohort_id: str) -> Response:
-    """All members of a cohort, one JSON object a line."""
+    """All members of a cohort, one JSON object per line."""
     return _stream(cohort_id, NDJSON, _ndjson)
 
 
@@ -55,10 +55,10 @@ def _stream(
     render: Callable[[Iterable[list[Member]]], Iterator[bytes]],
 ) -> Response:
     known_cohort(cohort_in_path(cohort_id))
-    turns = services().fair_queue
+    queue = services().fair_queue
     app_id = g.caller.app_id
-    pages = turns.each(app_id, store().lookups.all_members(app_id, cohort_id))
-    # If the store fails in the middle, the connection breaks: a part must not pass for the whole.
+    pages = queue.each(app_id, store().lookups.all_members(app_id, cohort_id))
+    # If the store fails midway, the connection is aborted: a part must not look complete.
     return Response(render(pages), mimetype=media_type, headers={"Cache-Control": "no-store"})
 
 
@@ -72,7 +72,7 @@ def _ndjson(pages: Iterable[list[Member]]) -> Iterator[bytes]:
 
 def _csv(pages: Iterable[list[Member]]) -> Iterator[bytes]:
     buffer = io.StringIO()
-    # Every id is quoted: spreadsheets of some countries split cells at semicolons.
+    # All ids are quoted: in some locales, spreadsheets split cells at semicolons.
     writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(("user_id", "since"))
     for page in pages:

@@ -14,25 +14,26 @@ from app.web.http.replies import Reply, count, text
 
 
 class AliveReply(Reply):
-    """The process answers."""
+    """The process is alive."""
 
     status = text("Always `ok`.", example="ok")
 
 
 class CohortCounts(Reply):
-    """How many cohorts are in each state of freshness, of the first hundred apps."""
+    """Cohorts by freshness, of the first hundred apps."""
 
     fresh = count("Cohorts that arrive as expected.", example=12)
-    late = count("Cohorts that should have arrived again.", example=1)
-    never = count("Cohorts that never arrived.", example=0)
+    late = count("Cohorts that are overdue.", example=1)
+    never = count("Cohorts that were never received.", example=0)
 
 
 class ReadyReply(Reply):
-    """The store answers."""
+    """The store is available."""
 
     status = text("Always `ready`.", example="ready")
     storeMs = fields.Float(
-        required=True, metadata={"description": "How long the store took, ms.", "example": 0.31}
+        required=True,
+        metadata={"description": "Response time of the store in ms.", "example": 0.31},
     )
     cohorts = fields.Nested(CohortCounts, required=True)
 
@@ -44,7 +45,7 @@ blueprint = Blueprint("health", __name__)
 @requires(PUBLIC)
 @describes(reply=AliveReply())
 def healthz() -> Response:
-    """200 while the process answers, whatever the store does."""
+    """200 while the process is alive, whatever the state of the store."""
     return Response(dumps({"status": "ok"}), mimetype="application/json")
 
 
@@ -52,17 +53,17 @@ def healthz() -> Response:
 @requires(PUBLIC)
 @describes(StoreUnavailable, reply=ReadyReply())
 def readyz() -> Response:
-    """200 while the store answers, with the time that it took; else 503 with the reason.
+    """200 while the store is available, with its response time; else 503 with the reason.
 
-    Also tells how many cohorts are late. That makes the service no less ready.
+    Also counts late cohorts, which do not make the service unready.
     """
     store = services().store
     seconds = store.check()
-    # Open to all, and asked often: the cohorts of all apps are not counted each time.
+    # Public and polled often, so counts are cached.
     gauges = services().store_gauges
-    told = {
+    document = {
         "status": "ready",
         "storeMs": round(seconds * 1000, 2),
         "cohorts": gauges.freshness(),
     }
-    return Response(dumps(told), mimetype="application/json")
+    return Response(dumps(document), mimetype="application/json")

@@ -11,12 +11,16 @@ from app.store import Store
 
 
 def store() -> Store:
-    """The store, once it is seen to be laid out as the settings say."""
+    """The store, after a check that its layout matches the settings."""
     return services().readable_store()
 
 
 def known_cohort(cohort_id: str) -> str:
-    """A cohort id. Raises UnknownCohort: a mistyped id must not pass for a cohort of nobody."""
+    """Return ``cohort_id`` if the cohort exists: a mistyped id must not look like an empty cohort.
+
+    Raises:
+        UnknownCohort
+    """
     if store().registry.trait(g.caller.app_id, cohort_id) is None:
         raise UnknownCohort()
     g.event["cohorts"] = [cohort_id]
@@ -24,7 +28,7 @@ def known_cohort(cohort_id: str) -> str:
 
 
 def known_sync(sync_id: int) -> Sync:
-    """A sync. Raises UnknownSync where it is not, or no longer, kept."""
+    """A sync in the history. Raises UnknownSync if it is not, or no longer, there."""
     sync = store().sync_history.sync(g.caller.app_id, sync_id)
     if sync is None:
         raise UnknownSync()

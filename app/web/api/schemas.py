@@ -1,4 +1,4 @@
-"""What reading calls take and give."""
+"""Schemas of the read API."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ MAX_CHANGES, DEFAULT_CHANGES = 1000, 100
 
 MAX_COHORTS, DEFAULT_COHORTS = 1000, 100
 
-# The cohort of the examples.
-TRAIT = "[Amplitude] Power users: abc123"
+# A trait name for examples.
+EXAMPLE_TRAIT = "[Amplitude] Power users: abc123"
 
 
 class Seconds(fields.Integer):
@@ -43,7 +43,7 @@ class Seconds(fields.Integer):
         if isinstance(value, (bool, str)):
             raise self.make_error("invalid")
         if isinstance(value, float) and value.is_integer():
-            value = int(value)  # JSON knows one kind of number: 60.0 is 60
+            value = int(value)  # JSON has one kind of number: 60.0 is 60
         return super()._deserialize(value, attr, data, **kwargs)
 
 
@@ -51,12 +51,12 @@ class CohortOfUser(Reply):
     """A cohort that a user is in."""
 
     id = text("The cohort's id.", example="abc123")
-    trait = text("The trait name, as the user's hash in the store has it.", example=TRAIT)
-    since = ms("Since when the user is in it")
+    trait = text("The trait name, as in the user's hash in the store.", example=EXAMPLE_TRAIT)
+    since = ms("Time of entry")
 
 
 class UserReply(Reply):
-    """A user's traits, and the cohorts that the user is in."""
+    """A user's traits and cohorts."""
 
     userId = text("The user's id.", example="user1@example.com")
     traits = fields.Dict(
@@ -65,20 +65,20 @@ class UserReply(Reply):
         required=True,
         metadata={
             "description": "Trait names, and whether the user has the trait.",
-            "example": {TRAIT: True},
+            "example": {EXAMPLE_TRAIT: True},
         },
     )
     cohorts = fields.List(fields.Nested(CohortOfUser), required=True)
 
 
 class UsersQuery(Base):
-    """The users that are asked for."""
+    """The requested users."""
 
     user_ids = user_ids_field("userIds", required=True)
 
 
 class UsersReply(Reply):
-    """Users, each once, in the order asked for."""
+    """Users, each once, in the requested order."""
 
     users = fields.List(fields.Nested(UserReply), required=True)
 
@@ -89,32 +89,32 @@ class MembershipReply(Reply):
     userId = text("The user's id.", example="user1@example.com")
     cohortId = text("The cohort's id.", example="abc123")
     member = yes_or_no("Whether the user is in it.")
-    since = ms("Since when the user is in it; null for who is not", allow_none=True)
+    since = ms("Time of entry; null if the user is not in it", allow_none=True)
 
 
 class MemberReply(Reply):
     """A member of a cohort."""
 
     userId = text("The user's id.", example="user1@example.com")
-    since = ms("Since when the user is in the cohort")
+    since = ms("Time of entry")
 
 
 class MembersQuery(Query):
-    """Which members."""
+    """Selects members."""
 
-    cursor = MemberCursor(metadata={"description": "Where to go on: `next` of the page before."})
+    cursor = MemberCursor(metadata={"description": "`next` of the previous page."})
     limit = Whole(
         load_default=DEFAULT_MEMBERS,
         validate=validate.Range(1, MAX_MEMBERS),
-        metadata={"description": "Members on a page, at most."},
+        metadata={"description": "Page size."},
     )
     entered_since = Whole(
-        metadata={"description": "Only who entered then or later, ms since the epoch."},
+        metadata={"description": "Only members who entered then or later, ms since the epoch."},
     )
 
 
 class MembersReply(Reply):
-    """Some members of a cohort, by since when."""
+    """Members of a cohort, by time of entry."""
 
     members = fields.List(fields.Nested(MemberReply), required=True)
     next = text(
@@ -125,39 +125,43 @@ class MembersReply(Reply):
 
 
 class CohortsQuery(Query):
-    """Which cohorts, and in which order."""
+    """Selects and sorts cohorts."""
 
     name = fields.String(
         validate=validate.Length(1, MAX_TRAIT_BYTES),
-        metadata={"description": "Only those with this in their trait name, in any case."},
+        metadata={"description": "Only cohorts whose trait name contains this, ignoring case."},
     )
-    status = fields.Enum(Status, by_value=fields.String, metadata={"description": "Only those."})
+    status = fields.Enum(
+        Status, by_value=fields.String, metadata={"description": "Only cohorts with this status."}
+    )
     freshness = fields.Enum(
-        FreshnessState, by_value=fields.String, metadata={"description": "Only those."}
+        FreshnessState,
+        by_value=fields.String,
+        metadata={"description": "Only cohorts with this freshness."},
     )
     sort = fields.String(
         load_default="id",
         validate=validate.OneOf(LIST_SORTS),
-        metadata={"description": "What to sort by; with `-`, from the greatest on."},
+        metadata={"description": "The sort order; a leading `-` reverses it."},
     )
     cursor = ListCursor(
-        metadata={"description": "Where to go on: `next` of the page before."},
+        metadata={"description": "`next` of the previous page."},
     )
     limit = Whole(
         load_default=DEFAULT_COHORTS,
         validate=validate.Range(1, MAX_COHORTS),
-        metadata={"description": "Cohorts on a page, at most."},
+        metadata={"description": "Page size."},
     )
 
     @validates_schema
     def same_sort(self, data: dict[str, Any], **kwargs: Any) -> None:
-        """A cursor is only good for the order that it was made in."""
+        """A cursor is only valid for the sort order that it was created with."""
         if data.get("cursor") and data["cursor"][0] != data["sort"]:
-            raise ValidationError("Is of another order than sort.", "cursor")
+            raise ValidationError("Belongs to another sort order.", "cursor")
 
 
 class FreshnessReply(Reply):
-    """Whether a cohort still arrives."""
+    """Whether a cohort arrives as expected."""
 
     state = text(
         "`fresh`, `late` or `never`.",
@@ -165,34 +169,36 @@ class FreshnessReply(Reply):
         validate=validate.OneOf(list(FreshnessState)),
     )
     lastReceived = ms(
-        "When users of it last came in, to the second; null for never", allow_none=True
+        "When users were last received, to the second; null for never", allow_none=True
     )
     cadence = count(
-        "Time from sync to sync, ms; null while it isn't known.", allow_none=True, example=3600000
+        "Time from sync to sync in ms; null if unknown.", allow_none=True, example=3600000
     )
     cadenceSource = text(
-        "`learned` or `set`; null while it isn't known.",
+        "`learned` or `set`; null if the cadence is unknown.",
         example="learned",
         allow_none=True,
         validate=validate.OneOf(["learned", "set"]),
     )
-    lateAfter = ms("From when on it is late; null where that can't be told", allow_none=True)
+    lateAfter = ms("When it becomes late; null if unknown", allow_none=True)
 
 
 class CohortReply(Reply):
-    """A cohort, as lists show it."""
+    """A cohort in a list."""
 
     id = text("The cohort's id.", example="abc123")
-    trait = text("The current trait name.", example=TRAIT)
+    trait = text("The current trait name.", example=EXAMPLE_TRAIT)
     status = text(
-        "What is going on with it.", example="active", validate=validate.OneOf(list(Status))
+        "Whether a rename or deletion is in progress.",
+        example="active",
+        validate=validate.OneOf(list(Status)),
     )
-    members = count("Users who are in it now.", example=41234)
+    members = count("Current number of members.", example=41234)
     freshness = fields.Nested(FreshnessReply, required=True)
 
 
 class CohortsReply(Reply):
-    """Some cohorts. A page may be short, or empty, and yet not be the last."""
+    """Cohorts. A page may be short or empty without being the last."""
 
     cohorts = fields.List(fields.Nested(CohortReply), required=True)
     next = text(
@@ -206,21 +212,21 @@ class EarlierName(Reply):
     """An earlier trait name of a cohort."""
 
     trait = text("The trait name.", example="[Amplitude] Heavy users: abc123")
-    until = ms("When it was given up")
+    until = ms("When it was replaced")
 
 
 class CohortDetailReply(CohortReply):
-    """A cohort with its history."""
+    """A cohort with its counts, sources and earlier names."""
 
-    firstSeen = ms("When a call first named it")
-    entered = count("Users who entered, in all.", example=50000)
-    left = count("Users who left, in all.", example=8766)
+    firstSeen = ms("When it was first received")
+    entered = count("All users who ever entered.", example=50000)
+    left = count("All users who ever left.", example=8766)
     sources = fields.Dict(
         keys=fields.String(),
         values=fields.Integer(strict=True),
         required=True,
         metadata={
-            "description": "How it arrives, and when it last did so, ms since the epoch.",
+            "description": "Its sources, with the time of the last request, ms since the epoch.",
             "example": {"identify": 1767225600000},
         },
     )
@@ -231,33 +237,34 @@ class CadenceBody(Base):
     """How often a cohort is expected to arrive."""
 
     seconds = Seconds(
-        required=True, metadata={"description": "From sync to sync, in seconds.", "example": 3600}
+        required=True,
+        metadata={"description": "Time from sync to sync in seconds.", "example": 3600},
     )
 
 
 class ChangesQuery(Query):
-    """Which changes."""
+    """Selects changes."""
 
     cursor = FeedCursor(
         load_default=EARLIEST,
         metadata={
-            "description": "Where to go on: `next` of the page before; `earliest` for all that is "
-            "held, `latest` for what comes from now on."
+            "description": "`next` of the previous page; `earliest` for all stored changes, "
+            "`latest` for new ones."
         },
     )
     limit = Whole(
         load_default=DEFAULT_CHANGES,
         validate=validate.Range(1, MAX_CHANGES),
-        metadata={"description": "Changes on a page, at most."},
+        metadata={"description": "Page size."},
     )
 
 
 class StreamQuery(Query):
-    """Which changes."""
+    """Selects changes."""
 
     cursor = FeedCursor(
         load_default=LATEST,
-        metadata={"description": "Where to begin; a Last-Event-ID header goes before it."},
+        metadata={"description": "Where to begin. A Last-Event-ID header takes precedence."},
     )
 
 
@@ -266,12 +273,12 @@ class ChangeReply(Reply):
 
     cohortId = text("The cohort's id.", example="abc123")
     change = text("What they did.", example="entered", validate=validate.OneOf(["entered", "left"]))
-    at = ms("When it was so, by the sender's time or else by its arrival")
+    at = ms("When, by the sender's timestamp, or else on arrival")
     userIds = fields.List(
         fields.String(),
         required=True,
         metadata={
-            "description": "The users who really did; at most 1,000.",
+            "description": "The users, at most 1,000.",
             "example": ["user1@example.com", "user2@example.com"],
         },
     )
@@ -285,14 +292,14 @@ class JsonText(fields.String):
 
 
 class EventReply(Reply):
-    """Each event of the stream: users who entered or left a cohort together."""
+    """An event: users who entered or left a cohort together."""
 
-    id = text("The cursor of what follows.", example=close_cursor(["c", "1767225600000-0"]))
+    id = text("The cursor of the next event.", example=close_cursor(["c", "1767225600000-0"]))
     event = text("Always `change`.", example="change", validate=validate.Equal("change"))
     data = JsonText(
         required=True,
         metadata={
-            "description": "A change in JSON, as on the pages of changes.",
+            "description": "A change in JSON, as in pages of changes.",
             "example": '{"cohortId":"abc123","change":"entered","at":1767225600000,'
             '"userIds":["user1@example.com"]}',
         },
@@ -300,20 +307,22 @@ class EventReply(Reply):
 
 
 class ChangesReply(Reply):
-    """Some changes, and where to go on."""
+    """Changes, and the cursor of the next ones."""
 
     changes = fields.List(fields.Nested(ChangeReply), required=True)
-    more = yes_or_no("Whether there is more to read at once.", example=False)
+    more = yes_or_no("Whether more changes are available now.", example=False)
     next = text(
-        "The cursor of what follows, now or later.",
+        "The cursor of the next changes, present or future.",
         example=close_cursor(["c", "1767225600000-0"]),
     )
 
 
 class StreamHeaders(Query):
-    """What a client that comes back tells."""
+    """Headers of a client that reconnects."""
 
     last_event_id = FeedCursor(
         data_key="Last-Event-ID",
-        metadata={"description": "The id of the last event that was received; before `cursor`."},
+        metadata={
+            "description": "The id of the last received event. Takes precedence over `cursor`."
+        },
     )

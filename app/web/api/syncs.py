@@ -1,4 +1,4 @@
-"""Reading the sync history, and how large cohorts were."""
+"""The sync history, and cohort sizes over time."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def get_sync(sync_id: str) -> Response:
 @requires(READ)
 @describes(InvalidParameter, UnknownSync, query=_REQUESTS_QUERY, reply=RequestsReply(), paged=True)
 def get_requests(sync_id: str) -> Response:
-    """The requests of a sync that are still kept, oldest first."""
+    """The stored requests of a sync, oldest first."""
     asked = parameters(_REQUESTS_QUERY)
     skip, limit = asked.get("cursor", 0), asked["limit"]
     sync = known_sync(sync_in_path(sync_id))
@@ -63,15 +63,15 @@ def get_requests(sync_id: str) -> Response:
         g.caller.app_id, sync.id, problems=asked["problems"], skip=skip, limit=limit + 1
     )
     cursor = request_cursor(skip + limit if len(found) > limit else None)
-    told = {"requests": list(map(_shown_request, found[:limit])), "next": cursor}
-    return send(told, next_cursor=cursor)
+    document = {"requests": list(map(_shown_request, found[:limit])), "next": cursor}
+    return send(document, next_cursor=cursor)
 
 
 @blueprint.get("/cohorts/<segment:cohort_id>/sizes")
 @requires(READ)
 @describes(InvalidParameter, UnknownCohort, reply=SizesReply(), tagged=True)
 def get_sizes(cohort_id: str) -> Response:
-    """How many members a cohort had over time."""
+    """A cohort's number of members over time."""
     cohort_id = known_cohort(cohort_in_path(cohort_id))
     (sizes,) = store().size_history.of(g.caller.app_id, [cohort_id])
     return send({"sizes": [{"at": at, "members": members} for at, members in sizes]}, tagged=True)

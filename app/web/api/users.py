@@ -1,4 +1,4 @@
-"""Reading users' traits and cohorts' members."""
+"""Users' traits and cohorts' members."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ from app.web.http.fields import limited
 blueprint = Blueprint("users", __name__, url_prefix="/api/v1")
 
 _MEMBERS_QUERY = MembersQuery()
-# Bytes of a reply about many users that is sent in one piece. Users may have traits without end.
-_SENT_WHOLE = 1 << 20
+# Larger replies are streamed: the number of traits per user is unlimited.
+_STREAM_ABOVE_BYTES = 1 << 20
 
 
 @blueprint.get("/users/<rest:user_id>")
 @requires(READ)
 @describes(InvalidParameter, reply=UserReply(), tagged=True)
 def get_user(user_id: str) -> Response:
-    """A user's traits and cohorts. Empty for a user never heard of: that is an answer too."""
+    """A user's traits and cohorts. Empty for an unknown user."""
     user = store().lookups.user(g.caller.app_id, user_in_path(user_id))
     return send(_shown_user(user), tagged=True)
 
 
 @blueprint.post("/users/query")
 @requires(READ)
-@describes(body=(UsersQuery(),), most="max_query_users", reply=UsersReply())
+@describes(body=(UsersQuery(),), user_limit="max_query_users", reply=UsersReply())
 def query_users() -> Response:
-    """Many users' traits and cohorts at once, in the order asked for."""
+    """Traits and cohorts of many users, in the requested order."""
     settings = services().settings
     asked = load(limited(UsersQuery, settings.max_query_users), read_json())["user_ids"]
-    turns = services().fair_queue
+    queue = services().fair_queue
     app_id = g.caller.app_id
     pieces = _users(store().lookups.users(app_id, asked))
     begun: list[bytes] = []
     for piece in pieces:
         begun.append(piece)
-        if sum(map(len, begun)) > _SENT_WHOLE:
-            # From here on as an export: if the store fails, the connection breaks.
-            return Response(chain(begun, turns.each(app_id, pieces)), mimetype=JSON)
+        if sum(map(len, begun)) > _STREAM_ABOVE_BYTES:
+            # As in an export: if the store fails now, the connection is aborted.
+            return Response(chain(begun, queue.each(app_id, pieces)), mimetype=JSON)
     return Response(b"".join(begun), mimetype=JSON)
 
 
@@ -71,8 +71,13 @@ def get_membership(cohort_id: str, user_id: str) -> Response:
     since = store().lookups.since(g.caller.app_id, cohort_id, user_id)
     if since is None:
         known_cohort(cohort_id)
-    told = {"userId": user_id, "cohortId": cohort_id, "member": since is not None, "since": since}
-    return send(told, tagged=True)
+    membership = {
+        "userId": user_id,
+        "cohortId": cohort_id,
+        "member": since is not None,
+        "since": since,
+    }
+    return send(membership, tagged=True)
 
 
 @blueprint.get("/cohorts/<segment:cohort_id>/members")
@@ -81,7 +86,7 @@ def get_membership(cohort_id: str, user_id: str) -> Response:
     *(InvalidParameter, UnknownCohort), query=_MEMBERS_QUERY, reply=MembersReply(), paged=True
 )
 def get_members(cohort_id: str) -> Response:
-    """Members of a cohort, a page at a time, by since when they are in it."""
+    """Members of a cohort, a page at a time, by time of entry."""
     asked = parameters(_MEMBERS_QUERY)
     members, position = store().lookups.members(
         g.caller.app_id,
@@ -95,7 +100,7 @@ def get_members(cohort_id: str) -> Response:
 
 
 def _users(pieces: Iterable[list[User]]) -> Iterator[bytes]:
-    """The reply about many users, piece by piece."""
+    """The reply about many users, in pieces."""
     before = b'{"users":['
     for users in pieces:
         yield before + dumps(list(map(_shown_user, users)), option=OPT_SORT_KEYS)[1:-1]

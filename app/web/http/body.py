@@ -1,4 +1,4 @@
-"""A request's body, from the wire to a validated value."""
+"""Read, decode and validate request bodies."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ from app.settings import Settings
 from app.web.http import fair_queue
 
 MAX_ERRORS = 50
-# JSON values that a body may hold for each user that it may name, on average. Amplitude's identify
-# has ten with its context. Decoded, a value takes up to a hundred bytes: without a bound, 8 MiB of
-# "{}," would take some 200.
+# The average number of JSON values that a body may have per user. Amplitude's identify calls have
+# ten. A decoded value takes up to 100 bytes, so without a limit 8 MiB of "{}," would take 200 MiB.
 VALUES_PER_USER = 16
-_LEAST_USERS = 10_000
-_SCANNED = 1 << 16
-# Of gzip: members that a body may have, and what is looked at in one step. The end of a member is
-# found with a copy of what is left of the step.
-_MOST_MEMBERS = 1000
-_INFLATED = 1 << 14
+_MIN_USERS = 10_000
+_SCAN_BYTES = 1 << 16
+# A gzip body may consist of several members. Each step copies what follows the end of a member, so
+# steps are small.
+_MAX_GZIP_MEMBERS = 1000
+_INFLATE_BYTES = 1 << 14
 _BOM = codecs.BOM_UTF8
 
 
@@ -43,23 +42,23 @@ def read_json() -> dict[str, Any]:
 
     Raises:
         InvalidJson, InvalidPayload: not JSON, not an object.
-        Problem: what :func:`read_text` raises.
+        Problem: see :func:`read_text`.
     """
     return decoded(read_text())
 
 
 def read_text() -> bytes:
-    """The body of the current request, decompressed; small enough to be decoded.
+    """The decompressed body of the current request, small enough to be decoded.
 
     Raises:
-        UnsupportedMediaType: not announced as JSON in UTF-8, or compressed by other than gzip.
-        BodyTooLarge: over ``MAX_BODY_BYTES``, also after decompression, or of too many values.
-        BodyTimeout: not there within ``BODY_TIMEOUT_SECONDS``.
-        InvalidEncoding: cut off, or not gzip.
+        UnsupportedMediaType: not declared as JSON in UTF-8, or compressed by other than gzip.
+        BodyTooLarge: over ``MAX_BODY_BYTES`` before or after decompression, or too many values.
+        BodyTimeout: not complete within ``BODY_TIMEOUT_SECONDS``.
+        InvalidEncoding: truncated, or not gzip.
     """
     settings = services().settings
     environ = request.environ
-    if environ.get("CONTENT_TYPE") != "application/json":  # as nearly all are
+    if environ.get("CONTENT_TYPE") != "application/json":  # skip parsing the usual value
         _check_media_type()
     encoding = environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip", ""):
@@ -70,14 +69,14 @@ def read_text() -> bytes:
     fair_queue.begin()
     if encoding.endswith("gzip"):
         raw = _gunzip(raw, settings.max_body_bytes)
-    most = VALUES_PER_USER * max(settings.max_batch_users, _LEAST_USERS)
-    if _holds_more(raw, most):
-        raise BodyTooLarge(f"The body may hold at most {most} JSON values.")
+    max_values = VALUES_PER_USER * max(settings.max_batch_users, _MIN_USERS)
+    if _has_more_values(raw, max_values):
+        raise BodyTooLarge(f"The body may hold at most {max_values} JSON values.")
     return raw
 
 
 def decoded(text: bytes) -> dict[str, Any]:
-    """A body as a JSON object. Raises InvalidJson, InvalidPayload."""
+    """Decode a body to a JSON object. Raises InvalidJson, InvalidPayload."""
     try:
         value = orjson.loads(text[len(_BOM) :] if text.startswith(_BOM) else text)
     except orjson.JSONDecodeError as error:
@@ -88,23 +87,23 @@ def decoded(text: bytes) -> dict[str, Any]:
 
 
 def load(schema: Schema, body: dict[str, Any]) -> Any:
-    """Validate a body. Raises InvalidPayload with every error and its place, at most 50."""
+    """Validate a body. Raises InvalidPayload with up to 50 errors and their places."""
     try:
         return schema.load(body)
     except ValidationError as error:
         raise InvalidPayload(
-            "The body is not what this call takes; errors has the places. Nothing was written.",
+            "The body does not match what this call accepts; see errors. Nothing was written.",
             errors=places(error.messages)[:MAX_ERRORS],
         ) from None
 
 
 def places(messages: Any, path: str = "") -> list[dict[str, str]]:
-    """Marshmallow's nested messages as a flat list of places (``batch.17.userId``)."""
+    """Flatten marshmallow's nested messages to places such as ``batch.17.userId``."""
     if isinstance(messages, dict):
         return [
             row
             for key, nested in messages.items()
-            # what concerns an object as a whole is kept under None
+            # errors about an object itself are filed under None
             for row in places(nested, path if key is None else f"{path}.{key}".lstrip("."))
         ]
     return [{"place": path, "message": message} for message in messages]
@@ -126,10 +125,10 @@ def _check_media_type() -> None:
 
 
 def read_raw(settings: Settings, limit: int) -> bytes:
-    """The body of the current request as it came, of at most so many bytes.
+    """The raw body of the current request, of at most ``limit`` bytes.
 
     Raises:
-        BodyTooLarge, BodyTimeout, InvalidEncoding: see :func:`read_json`.
+        BodyTooLarge, BodyTimeout, InvalidEncoding: see :func:`read_text`.
     """
     sent: Request = request._get_current_object()  # type: ignore[attr-defined]
     length = sent.content_length
@@ -138,7 +137,7 @@ def read_raw(settings: Settings, limit: int) -> bytes:
     raw: bytes | None = None
     try:
         with Timeout(settings.body_timeout_seconds, False):  # type: ignore[arg-type]
-            # The server ends the stream with the body, also where it comes in chunks.
+            # The server ends the stream with the body, even if it is chunked.
             raw = sent.environ["wsgi.input"].read(limit + 1 if length is None else length)
     except (OSError, ParseException):
         raise InvalidEncoding("The body can't be read to its end.") from None
@@ -148,7 +147,7 @@ def read_raw(settings: Settings, limit: int) -> bytes:
     if len(raw) > limit:
         raise _too_large(limit)
     if length is not None and len(raw) < length:
-        # What is here may well be valid JSON; it is still not what the sender meant to send.
+        # What arrived may be valid JSON, yet it is not what the sender meant to send.
         raise InvalidEncoding("The body ended before its announced length.")
     return raw
 
@@ -158,17 +157,17 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 def _gunzip(raw: bytes, limit: int) -> bytes:
-    """Decompress, without ever holding more than ``limit`` bytes and one more."""
+    """Decompress without ever holding more than ``limit`` + 1 bytes."""
     parts: list[bytes] = []
     view, at, size = memoryview(raw), 0, 0
-    for _ in range(_MOST_MEMBERS):
+    for _ in range(_MAX_GZIP_MEMBERS):
         if at == len(view):
             return b"".join(parts)
         member = zlib.decompressobj(wbits=31)
         while not member.eof:
-            piece = view[at : at + _INFLATED]
+            piece = view[at : at + _INFLATE_BYTES]
             if not piece:
-                raise InvalidEncoding("The gzip body ends too early.")
+                raise InvalidEncoding("The gzip body is truncated.")
             try:
                 parts.append(member.decompress(piece, limit + 1 - size))
             except zlib.error:
@@ -177,25 +176,25 @@ def _gunzip(raw: bytes, limit: int) -> bytes:
             if size > limit:
                 raise BodyTooLarge(f"The body may have at most {limit} bytes after decompression.")
             at += len(piece) - len(member.unused_data)
-    raise BodyTooLarge(f"The body may have fewer than {_MOST_MEMBERS} gzip members.")
+    raise BodyTooLarge(f"The body may have fewer than {_MAX_GZIP_MEMBERS} gzip members.")
 
 
-def _holds_more(raw: bytes, values: int) -> bool:
-    """Whether a body is JSON of more than so many values, told before it is decoded."""
-    if _marks(raw) <= values:
+def _has_more_values(raw: bytes, max_values: int) -> bool:
+    """Whether JSON has more values than allowed, without decoding it."""
+    if _count_values(raw) <= max_values:
         return False
-    # There may be marks in strings too: leave these out, a piece at a time.
+    # Some of the characters may be within strings: leave strings out, a piece at a time.
     found, inside = 0, False
     text = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
-    for start in range(0, len(text), _SCANNED):
-        parts = text[start : start + _SCANNED].split(b'"')
-        found += _marks(b"".join(parts[inside::2]))
-        if found > values:
+    for start in range(0, len(text), _SCAN_BYTES):
+        parts = text[start : start + _SCAN_BYTES].split(b'"')
+        found += _count_values(b"".join(parts[inside::2]))
+        if found > max_values:
             return True
         inside ^= len(parts) % 2 == 0
     return False
 
 
-def _marks(text: bytes) -> int:
-    """Marks that each come with another value."""
+def _count_values(text: bytes) -> int:
+    """Count ``,``, ``[`` and ``{``: an upper bound for the number of JSON values."""
     return len(text) - len(text.translate(None, b",[{"))

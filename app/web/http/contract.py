@@ -1,4 +1,4 @@
-"""What each call takes and gives, said beside its view; and the few steps that reading shares."""
+"""The declared contract of each view, and helpers for parameters, paths and replies."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ JSON = "application/json"
 
 
 class SyncId(Text):
-    """A sync's id: a number, in decimal digits only."""
+    """A sync's id: a number in decimal digits."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(16, validate=validate.Regexp(r"[0-9]+\Z"), **kwargs)
 
 
-# The ids in paths.
+# Fields of the ids in paths.
 IN_PATH: dict[str, Text] = {
     "user_id": UserId(metadata={"description": "The user's id.", "example": "user1@example.com"}),
     "cohort_id": Text(
@@ -45,30 +45,30 @@ IN_PATH: dict[str, Text] = {
 
 @dataclass(frozen=True)
 class Contract:
-    """What a call takes and gives, for the API's description and for the tests.
+    """What a call accepts and returns, for the API description and for tests.
 
     Attributes:
-        problems: what it can answer beside what every call can.
-        query: the schema of the query's parameters.
-        headers: the schema of the headers that it looks at, beside those of every call.
-        body: what the body may be: one of these schemas.
-        apart: what tells these apart: a body with the first of these members is of the first
-            schema, one with the second of the second, and so on.
-        most: the setting that says how many users the body may hold.
-        reply: the schema of the reply's body; of one line or event where these are streamed.
+        problems: its error replies, besides those that every call may have.
+        query: the schema of the query parameters.
+        headers: the schema of the headers that only this call reads.
+        body: the schemas of which the body must match one.
+        discriminators: members that identify the schema of a body: one with the first of them
+            matches the first schema, one with the second the second, and so on.
+        user_limit: the name of the setting that limits the users in the body.
+        reply: the schema of the reply, or of one event if the reply is a stream.
         media_type: of the reply.
         status: of the reply.
-        tagged: whether the reply has an ETag, and may be 304.
-        paged: whether the reply may have a link to the next page.
-        example: of the reply, where it isn't JSON.
+        tagged: the reply has an ETag, and may be 304.
+        paged: the reply may have a Link to the next page.
+        example: an example of a reply that isn't JSON.
     """
 
     problems: tuple[type[Problem], ...] = ()
     query: Schema | None = None
     headers: Schema | None = None
     body: tuple[Schema, ...] = ()
-    apart: tuple[str, ...] = ()
-    most: str = "max_batch_users"
+    discriminators: tuple[str, ...] = ()
+    user_limit: str = "max_batch_users"
     reply: Schema | None = None
     media_type: str = JSON
     status: int = 200
@@ -78,7 +78,7 @@ class Contract:
 
 
 def describes(*problems: type[Problem], **contract: Any) -> Callable[[View], View]:
-    """Say beside a view what it takes and gives: the attributes of :class:`Contract`."""
+    """Declare the contract of a view. The arguments are the attributes of :class:`Contract`."""
 
     def mark(view: View) -> View:
         view.contract = Contract(problems, **contract)  # type: ignore[attr-defined]
@@ -87,13 +87,13 @@ def describes(*problems: type[Problem], **contract: Any) -> Callable[[View], Vie
     return mark
 
 
-def parameters(schema: Schema, **instead: str | None) -> dict[str, Any]:
-    """The query's parameters, or what is given ``instead`` of some.
+def parameters(schema: Schema, **overrides: str | None) -> dict[str, Any]:
+    """The validated query parameters; ``overrides`` that are set replace those in the query.
 
     Raises:
         InvalidParameter: with every error and its place.
     """
-    given = {name: value for name, value in instead.items() if value}
+    given = {name: value for name, value in overrides.items() if value}
     try:
         loaded: dict[str, Any] = schema.load({**request.args, **given})
     except ValidationError as error:
@@ -102,22 +102,22 @@ def parameters(schema: Schema, **instead: str | None) -> dict[str, Any]:
 
 
 def user_in_path(user_id: str) -> str:
-    """A user id out of the path. Raises InvalidParameter where it can't be one."""
+    """A validated user id from the path. Raises InvalidParameter."""
     return _in_path("user_id", user_id)
 
 
 def cohort_in_path(cohort_id: str) -> str:
-    """A cohort id out of the path. Raises InvalidParameter where it can't be one."""
+    """A validated cohort id from the path. Raises InvalidParameter."""
     return _in_path("cohort_id", cohort_id)
 
 
 def list_in_path(list_id: str) -> str:
-    """A list id out of the path. Raises InvalidParameter where it can't be one."""
+    """A validated list id from the path. Raises InvalidParameter."""
     return _in_path("list_id", list_id)
 
 
 def sync_in_path(sync_id: str) -> int:
-    """A sync's id out of the path. Raises InvalidParameter where it can't be one."""
+    """A validated sync id from the path. Raises InvalidParameter."""
     return int(_in_path("sync_id", sync_id))
 
 
@@ -138,9 +138,9 @@ def send(data: Any, *, tagged: bool = False, next_cursor: str | None = None) -> 
     """Reply with JSON.
 
     Args:
-        data: with object keys that are strings; they are sent in order.
-        tagged: give it an ETag, and answer 304 to a caller who has just this already.
-        next_cursor: where the next page begins, for the Link header (RFC 8288).
+        data: all object keys must be strings; they are sent in sorted order.
+        tagged: add an ETag, and reply 304 to a caller who already has this version.
+        next_cursor: the cursor of the next page, for the Link header (RFC 8288).
     """
     body = dumps(data, option=OPT_SORT_KEYS)
     response = Response(body, mimetype=JSON)
@@ -155,9 +155,9 @@ def send(data: Any, *, tagged: bool = False, next_cursor: str | None = None) -> 
 
 
 def _this_call(**changes: str) -> str:
-    """The address of this call, without its host, with other parameters."""
-    kept: Iterable[tuple[str, str]] = (
+    """The path and query of this request with changed parameters."""
+    others: Iterable[tuple[str, str]] = (
         (name, value) for name, value in request.args.items(multi=True) if name not in changes
     )
     path = quote(request.root_path.rstrip("/") + request.path, safe="/%~@:+,=&!$'()*")
-    return f"{path}?{urlencode([*kept, *changes.items()])}"
+    return f"{path}?{urlencode([*others, *changes.items()])}"

@@ -1,4 +1,4 @@
-"""Cursors: places in lists, as opaque strings."""
+"""Cursors: positions in lists, as opaque strings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENTRY_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 
 
 class MemberCursor(fields.Field[Position]):
-    """A place in a list of members. Opaque to callers: what they get as ``next``."""
+    """A position in a list of members, as returned in ``next``."""
 
     def json_schema(self) -> dict[str, Any]:
         return {
@@ -41,12 +41,12 @@ class MemberCursor(fields.Field[Position]):
 
 
 def member_cursor(position: Position | None) -> str | None:
-    """The cursor of a place in a list of members."""
+    """The cursor of a position in a list of members."""
     return None if position is None else close_cursor(["m", *position])
 
 
 class ListCursor(fields.Field[tuple[str, Any, str]]):
-    """A place in a list of cohorts: how it is sorted, the last one's value for that, and its id."""
+    """A position in a list of cohorts: the sort order, the last cohort's sort value, and its id."""
 
     def json_schema(self) -> dict[str, Any]:
         return {
@@ -66,12 +66,12 @@ class ListCursor(fields.Field[tuple[str, Any, str]]):
 
 
 def list_cursor(sort: str, place: tuple[Any, str] | None) -> str | None:
-    """The cursor of a place in a list of cohorts."""
+    """The cursor of a position in a list of cohorts."""
     return None if place is None else close_cursor(["l", sort, *place])
 
 
 class FeedCursor(fields.Field[Any]):
-    """A place in the change feed: ``earliest``, ``latest`` or an opaque cursor."""
+    """A position in the change stream: ``earliest``, ``latest`` or a cursor."""
 
     def json_schema(self) -> dict[str, Any]:
         return {"type": "string", "format": "changes-cursor"}
@@ -88,7 +88,7 @@ class FeedCursor(fields.Field[Any]):
 
 
 def place_cursor(place: Iterable[EntryId | None]) -> str:
-    """The cursor of a place in the change feed."""
+    """The cursor of a position in the change stream."""
     return close_cursor(["c", *(None if entry is None else str(entry) for entry in place)])
 
 
@@ -96,7 +96,7 @@ _FORMATS = {"s": "syncs-cursor", "r": "requests-cursor"}
 
 
 class NumberCursor(fields.Field[int]):
-    """A cursor that holds a number."""
+    """A cursor that consists of a number."""
 
     def __init__(self, kind: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -117,27 +117,27 @@ class NumberCursor(fields.Field[int]):
 
 
 def sync_cursor(sync_id: int | None) -> str | None:
-    """The cursor of the syncs after one."""
+    """The cursor of the syncs that follow a sync."""
     return None if sync_id is None else close_cursor(["s", sync_id])
 
 
 def request_cursor(skip: int | None) -> str | None:
-    """The cursor of the requests after so many."""
+    """The cursor of the requests after the first ``skip``."""
     return None if skip is None else close_cursor(["r", skip])
 
 
 def close_cursor(parts: list[Any]) -> str:
-    """An opaque string that holds ``parts``, safe in URLs and headers."""
+    """Encode ``parts`` as an opaque string that is safe in URLs and headers."""
     return urlsafe_b64encode(orjson.dumps(parts)).rstrip(b"=").decode()
 
 
 def open_cursor(value: str) -> Any:
-    """What :func:`close_cursor` put in; None where it did not make this."""
+    """Decode the result of :func:`close_cursor`; None for any other string."""
     try:
         parts = orjson.loads(urlsafe_b64decode(value.encode() + b"=" * (-len(value) % 4)))
     except (UnicodeEncodeError, Base64Error, orjson.JSONDecodeError):
         return None
-    # No cursor holds a boolean, which would pass for a number.
+    # No cursor contains a boolean, which Python would accept as a number.
     if not isinstance(parts, list) or any(isinstance(part, bool) for part in parts):
         return None
     return parts

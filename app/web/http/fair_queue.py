@@ -1,8 +1,7 @@
-"""Turns: a worker works on some requests at a time, and takes those that wait app by app.
+"""A fair queue: a worker processes a few requests at a time, and waiting apps take turns.
 
-Else whoever sends most is served most: with sixty-four batches of one app in line before the
-worker, and before the store's connections, a single call of another app would be the sixty-fifth.
-docs/decisions/many-apps.md says why it is done so.
+Without this, one busy app starves the others: with 64 batches of one app waiting, a single request
+of another app would be the 65th. See docs/decisions/many-apps.md.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from app.services import services
 
 Item = TypeVar("Item")
 
-# Calls by these methods have no body to wait for. Others begin their turn when theirs is here: a
-# sender that stalls in the middle of it takes no turn from anybody.
+# Requests with these methods have no body. Others begin their turn once theirs has arrived, so that
+# a stalled sender holds up nobody.
 _WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE"))
 
 
-class Turns:
-    """The turns of one worker.
+class FairQueue:
+    """The fair queue of one worker.
 
     Args:
-        at_once: requests that are worked on at a time.
-        of_one_app: of these, at most so many of one app; fewer than all where that can be.
+        at_once: requests that are processed at the same time.
+        of_one_app: how many of them may be of one app. Always fewer than ``at_once`` if possible.
     """
 
     def __init__(self, at_once: int, of_one_app: int) -> None:
         self._free = at_once
         self._of_one_app = min(of_one_app, max(1, at_once - 1))
         self._working: Counter[str] = Counter()
-        # In the order in which the apps are next.
+        # The app whose turn is next comes first.
         self._waiting: dict[str, deque[Event]] = {}
 
     def take(self, app_id: str) -> None:
-        """Begin a turn; waits until it is this app's."""
+        """Wait for a turn of this app and begin it."""
         if self._has_room(app_id) and app_id not in self._waiting:
             self._begin(app_id)
             return
@@ -64,14 +63,14 @@ class Turns:
         while following := next(filter(self._has_room, self._waiting), None):
             place = self._waiting[following][0]
             self._leave(following, place)
-            if following in self._waiting:  # the others are next
+            if following in self._waiting:  # move the app to the end of the queue
                 self._waiting[following] = self._waiting.pop(following)
             self._begin(following)
             place.set()
 
     @contextmanager
     def turn(self, app_id: str) -> Iterator[None]:
-        """A turn for the time of a ``with`` block."""
+        """Hold a turn during a ``with`` block."""
         self.take(app_id)
         try:
             yield
@@ -79,7 +78,7 @@ class Turns:
             self.give_back(app_id)
 
     def each(self, app_id: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, with a turn for the making of each: for what is made piece by piece."""
+        """Yield ``items``, taking a turn to produce each: for replies that are streamed."""
         making = iter(items)
         while True:
             with self.turn(app_id):
@@ -103,8 +102,8 @@ class Turns:
             del self._waiting[app_id]
 
 
-def init_app(app: Flask, turns: Turns) -> None:
-    """Give each request of an app its turn. After its credentials are checked."""
+def init_app(app: Flask, queue: FairQueue) -> None:
+    """Make each authenticated request wait for its turn."""
 
     @app.before_request
     def begin_without_body() -> None:
@@ -115,11 +114,11 @@ def init_app(app: Flask, turns: Turns) -> None:
     def end(error: BaseException | None) -> None:
         app_id = g.pop("turn", None)
         if app_id is not None:
-            turns.give_back(app_id)
+            queue.give_back(app_id)
 
 
 def begin() -> None:
-    """Begin the turn of the current request, unless it has one. It ends with the request."""
+    """Begin the current request's turn, unless it has begun. It ends with the request."""
     now: Any = g._get_current_object()
     caller = now.get("caller")
     if caller is not None and "turn" not in now:

@@ -1,12 +1,13 @@
-"""Fields of bodies and queries, each with its JSON Schema for the API's description.
+"""Fields of request bodies and queries.
 
-Limits in bytes stand there as ones in characters: JSON Schema knows no bytes.
+``json_schema`` is a field's JSON Schema, for the API description. JSON Schema cannot limit bytes,
+so limits in bytes appear there as limits in characters.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -15,18 +16,18 @@ from marshmallow.exceptions import SCHEMA
 
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 
-# Errors after which a batch is not looked at any further.
+# Validation of a list stops after this many errors.
 MAX_ITEM_ERRORS = 50
-# Characters of a user id that is short enough in any case: UTF-8 takes at most 4 bytes for one.
-ANY_USER_ID_FITS = MAX_USER_ID_BYTES // 4
+# A string of this length always fits: UTF-8 takes at most 4 bytes per character.
+SAFE_USER_ID_CHARACTERS = MAX_USER_ID_BYTES // 4
 Item = TypeVar("Item")
 _WITHOUT_NUL = "^[^\\u0000]*$"
 _DIGITS = re.compile(r"[0-9]{1,16}")
-_MOST_WHOLE = 10**16 - 1
+_MAX_WHOLE = 10**16 - 1
 
 
 def text_schema(max_bytes: int, *, empty: bool = False) -> dict[str, Any]:
-    """A string of at most so many bytes of UTF-8, without NUL."""
+    """The JSON Schema of a string of at most ``max_bytes`` bytes of UTF-8, without NUL."""
     return {
         "type": "string",
         "minLength": 0 if empty else 1,
@@ -36,7 +37,7 @@ def text_schema(max_bytes: int, *, empty: bool = False) -> dict[str, Any]:
 
 
 class Text(fields.Field[str]):
-    """A string of 1 to ``max_bytes`` bytes of UTF-8, without NUL; where ``empty``, also none."""
+    """A string of 1 to ``max_bytes`` bytes of UTF-8, without NUL; ``empty`` allows an empty one."""
 
     def __init__(self, max_bytes: int, *, empty: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -72,7 +73,7 @@ class JsonObject(fields.Field[dict[str, Any]]):
 
 
 class YesOrNo(fields.Field[bool]):
-    """A parameter that is ``true`` or ``false``."""
+    """A query parameter that is ``true`` or ``false``."""
 
     def json_schema(self) -> dict[str, Any]:
         return {"type": "boolean"}
@@ -84,11 +85,11 @@ class YesOrNo(fields.Field[bool]):
 
 
 class Whole(fields.Integer):
-    """A whole number, in decimal digits only: Python's ``int`` also takes ``1_0`` and `` 1``."""
+    """A whole number in decimal digits: Python's ``int`` would also accept ``1_0`` and `` 1``."""
 
     def json_schema(self) -> dict[str, Any]:
-        # By default; a Range says something narrower.
-        return {"minimum": 0, "maximum": _MOST_WHOLE}
+        # The default; a Range narrows it.
+        return {"minimum": 0, "maximum": _MAX_WHOLE}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         if not isinstance(value, str) or not _DIGITS.fullmatch(value):
@@ -97,31 +98,34 @@ class Whole(fields.Integer):
 
 
 class Base(Schema):
-    """What all bodies and items have in common."""
+    """Base class of the schemas of bodies and items."""
 
-    error_messages = {"type": "Must be an object."}  # noqa: RUF012  marshmallow's own way
+    error_messages = {"type": "Must be an object."}  # noqa: RUF012  as marshmallow declares it
 
     class Meta:
         unknown = EXCLUDE  # senders add fields
 
     def handle_error(self, error: ValidationError, data: Any, **kwargs: Any) -> None:
-        """Keep what concerns the object as a whole under None: a trait may be named ``_schema``."""
+        """File errors about the object itself under None: a trait may be named ``_schema``."""
         messages = cast(dict[Any, Any], error.messages)
         if SCHEMA in messages:
             messages[None] = messages.pop(SCHEMA)
 
 
 class Items(fields.Field[list[Item]]):
-    """A list of items that each stand for one user, of at most ``max_users`` where that is set.
+    """A list of items that each stand for one user.
 
-    Well-formed items are accepted by ``accept``, in one loop; a property test of each use holds
-    that it agrees with the item schema.
+    Well-formed items take a fast path, ``accept``. For each use of it, a property test proves that
+    it agrees with the item schema.
 
     Args:
-        accept: the item that decoded JSON is, or None where the item schema must look at it. Its
-            second argument is the same set for all items of a list, to remember names in.
-        load: the item schema's verdict: the item, or a ValidationError.
-        item: what an item looks like, for the API's description: one of these.
+        accept: returns the item for a decoded JSON value, or None to leave it to ``load``. Its
+            second argument is a set shared by all items of a list, to remember valid names.
+        load: validates with the item schema; returns the item or raises ValidationError.
+        item: schemas of an item, for the API description.
+
+    Attributes:
+        max_users: the most items that the list may hold; None for any number.
     """
 
     max_users: int | None = None
@@ -147,13 +151,13 @@ class Items(fields.Field[list[Item]]):
         accept, good_names = self._accept, set[str]()
         items: list[Item] = []
         errors: dict[int, Any] = {}
-        for place, given in enumerate(value):
+        for number, given in enumerate(value):
             item = accept(given, good_names)
             if item is None:
                 try:
                     item = self._load(given)
                 except ValidationError as error:
-                    errors[place] = error.messages
+                    errors[number] = error.messages
                     if len(errors) >= MAX_ITEM_ERRORS:
                         break
                     continue
@@ -164,9 +168,9 @@ class Items(fields.Field[list[Item]]):
 
 
 def accept_user_id(value: Any, seen: set[str]) -> str | None:
-    """The user id that ``value`` is, or None where :class:`UserId` must look at it."""
+    """``value`` if it is clearly a valid user id, or None to leave it to :class:`UserId`."""
     try:
-        if "\0" in value or not 0 < len(value) <= ANY_USER_ID_FITS:
+        if "\0" in value or not 0 < len(value) <= SAFE_USER_ID_CHARACTERS:
             return None
         if not value.isascii():
             value.encode()
@@ -176,7 +180,7 @@ def accept_user_id(value: Any, seen: set[str]) -> str | None:
 
 
 def user_ids_field(data_key: str, **kwargs: Any) -> Items[str]:
-    """A list of user ids."""
+    """A field for a list of user ids."""
     user_id = UserId()
     return Items(
         accept_user_id,
@@ -189,7 +193,7 @@ def user_ids_field(data_key: str, **kwargs: Any) -> Items[str]:
 
 
 class Query(Schema):
-    """Parameters of a query. Those that a call doesn't know are ignored."""
+    """Base class of the schemas of query parameters. Unknown parameters are ignored."""
 
     class Meta:
         unknown = EXCLUDE
@@ -197,9 +201,22 @@ class Query(Schema):
 
 @cache
 def limited(schema: type[Schema], max_users: int) -> Schema:
-    """A schema whose lists of items hold at most ``max_users``."""
+    """A schema whose lists of users hold at most ``max_users`` each, nested lists included."""
     made = schema()
-    for field in made.fields.values():
-        if isinstance(field, Items):
-            field.max_users = max_users
+    for field in _lists_of_items(made.fields.values()):
+        field.max_users = max_users
     return made
+
+
+def _lists_of_items(members: Iterable[fields.Field[Any]]) -> Iterator[Items[Any]]:
+    for field in members:
+        if isinstance(field, Items):
+            yield field
+        elif isinstance(field, fields.List):
+            yield from _lists_of_items([field.inner])
+        elif isinstance(field, fields.Nested):
+            nested = list(_lists_of_items(field.schema.fields.values()))
+            if nested and not isinstance(field.nested, type):
+                # marshmallow shares the fields of an instance with every schema that nests it.
+                raise TypeError("nest a schema with lists of users as a class, not an instance")
+            yield from nested

@@ -1,8 +1,7 @@
-"""Paths as they were sent: each id in one is decoded on its own.
+"""Match routes on the raw path, then decode each id in it.
 
-A WSGI server decodes a path as a whole, so that an id's own ``%2F`` looks like the slash between
-two segments. Here routes are matched on the path as it was sent (RFC 3986, section 2.2 says why),
-and every id is decoded after that.
+A WSGI server decodes the whole path, so ``%2F`` within an id looks like the slash between two
+segments. RFC 3986, section 2.2, explains why a path must be split before it is decoded.
 """
 
 from __future__ import annotations
@@ -22,29 +21,29 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class Segment(BaseConverter):
-    """An id that is one segment of the path; a slash in it is sent as ``%2F``."""
+    """An id in one path segment; slashes in it must be sent as ``%2F``."""
 
     def to_python(self, value: str) -> str:
-        # What is not UTF-8 becomes lone surrogates, which no id may hold.
+        # Invalid UTF-8 becomes lone surrogates, which validation of the id refuses.
         return unquote(value, errors="surrogateescape")
 
 
 class Segments(Segment):
-    """An id in one or more segments: a slash in it may be sent as it is, or as ``%2F``."""
+    """An id in one or more path segments; slashes in it may be sent as ``/`` or ``%2F``."""
 
     regex = ".+?"
     part_isolating = False
 
 
 class Rest(Segments):
-    """An id that is the rest of the path. The one slash that any path may end with isn't its."""
+    """An id at the end of the path, without the trailing slash that any path may have."""
 
     def to_python(self, value: str) -> str:
         return super().to_python(value.removesuffix("/"))
 
 
-class PathAsSent:
-    """Gives the application the path as it was sent, where the server tells it."""
+class RawPath:
+    """Pass on the raw path if the server provides it (gunicorn's ``RAW_URI``)."""
 
     def __init__(self, application: WSGIApplication) -> None:
         self._application = application
@@ -55,13 +54,13 @@ class PathAsSent:
             path = raw.partition("?")[0].removeprefix(environ.get("SCRIPT_NAME", ""))
             environ["PATH_INFO"] = _NOT_ASCII.sub(lambda c: f"%{ord(c[0]):02X}", path)
         else:
-            # Nothing in it was decoded, or the server keeps it to itself.
+            # Nothing was encoded, or the server does not provide the raw path.
             environ["PATH_INFO"] = environ["PATH_INFO"].replace("%", "%25")
         return self._application(environ, start_response)
 
 
 def init_app(app: Flask) -> None:
-    """Match routes on the path as sent. Before any route is added."""
-    app.wsgi_app = PathAsSent(app.wsgi_app)  # type: ignore[method-assign]
+    """Match routes on the raw path. Call before any route is added."""
+    app.wsgi_app = RawPath(app.wsgi_app)  # type: ignore[method-assign]
     app.url_map.converters.update(segment=Segment, path=Segments, rest=Rest)
     app.url_map.merge_slashes = False

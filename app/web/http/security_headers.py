@@ -1,4 +1,4 @@
-"""Headers that tell browsers what they may do with a reply; and calls that came unprotected."""
+"""Security headers, and the refusal of plain HTTP."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from flask import Flask, Response, request
 
 from app.errors import HttpsRequired
 
-# Replies are data: nothing in them is run, framed or taken for another type. A view that serves
-# pages sets a policy of its own.
+# For replies that are data. Views that serve pages set a policy of their own.
 NOT_A_PAGE = "default-src 'none'; frame-ancestors 'none'"
-# Seconds that browsers remember to come by HTTPS alone.
+# For a year, browsers use HTTPS only.
 HSTS = "max-age=31536000"
 
 
 def init_app(app: Flask) -> None:
-    """Set them on every reply."""
+    """Set security headers on every reply."""
 
     @app.after_request
     def set_headers(response: Response) -> Response:
@@ -28,7 +27,7 @@ def init_app(app: Flask) -> None:
 
 
 def require_https(app: Flask) -> None:
-    """Refuse what came by plain HTTP, but for the checks of a platform beside the proxy."""
+    """Refuse plain HTTP, except for health checks, which platforms send directly."""
 
     @app.before_request
     def refuse_plain() -> None:

@@ -24,7 +24,9 @@ _USER_IN_BATCH = "batch.{}.userId".format
 
 @blueprint.post("/api/v1/integration/amplitude/cohort")
 @requires(INGEST)
-@describes(*PROBLEMS, body=(BatchSchema(), _IDENTIFY), apart=("batch",), reply=AppliedReply())
+@describes(
+    *PROBLEMS, body=(BatchSchema(), _IDENTIFY), discriminators=("batch",), reply=AppliedReply()
+)
 def receive_cohort() -> Response:
     """Apply one identify call or a batch."""
     text = read_text()

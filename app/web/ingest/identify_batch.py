@@ -17,7 +17,7 @@ import msgspec
 
 from app.cohorts import Identify, UniformIdentifies
 from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
-from app.web.http.fields import ANY_USER_ID_FITS
+from app.web.http.fields import SAFE_USER_ID_CHARACTERS
 
 # What a batch begins with. Other bodies are not even tried.
 _BEGIN = b'{"batch"'
@@ -71,7 +71,7 @@ def accept_batch(raw: bytes, max_users: int) -> Sequence[Identify] | None:
             return None
         user_ids = [call.user_id for call in calls]
         sizes = list(map(len, user_ids))
-        if min(sizes) == 0 or max(sizes) > ANY_USER_ID_FITS:
+        if min(sizes) == 0 or max(sizes) > SAFE_USER_ID_CHARACTERS:
             return None
         # NUL can only stand there as an escape. To look for one byte takes a fiftieth of the time.
         if b"\\" in raw and b"\\u0000" in raw:

@@ -17,8 +17,8 @@ from marshmallow import ValidationError, fields, post_load, validate
 from app.cohorts import Identify
 from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
 from app.web.http.fields import (
-    ANY_USER_ID_FITS,
     MAX_ITEM_ERRORS,
+    SAFE_USER_ID_CHARACTERS,
     Base,
     Items,
     JsonObject,
@@ -98,7 +98,7 @@ def accept(item: Any, good_names: set[str]) -> Identify | None:
         user_id, traits = item["userId"], item["traits"]
         if item["type"] != "identify" or type(item.get("context", traits)) is not dict:
             return None
-        if "\0" in user_id or not 0 < len(user_id) <= ANY_USER_ID_FITS or not traits:
+        if "\0" in user_id or not 0 < len(user_id) <= SAFE_USER_ID_CHARACTERS or not traits:
             return None
         if not user_id.isascii():
             user_id.encode()

@@ -75,7 +75,7 @@ def add_to_list(list_id: str) -> Response:
 @describes(
     *_PROBLEMS,
     body=(BatchSchema(), IdentifySchema(), ListUsersSchema()),
-    apart=("batch", "traits"),
+    discriminators=("batch", "traits"),
     reply=AppliedReply(),
 )
 def remove_from_list(list_id: str) -> Response:

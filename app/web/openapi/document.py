@@ -261,13 +261,13 @@ class _Document:
             }
 
     def _body(self, contract: Contract) -> dict[str, Any]:
-        most = getattr(self._settings, contract.most)
+        most = getattr(self._settings, contract.user_limit)
         schemas = [
             schema if schema.partial else limited(type(schema), most) for schema in contract.body
         ]
         kinds = [self._converter.resolve_nested_schema(schema) for schema in schemas]
         for place, kind in enumerate(kinds):
-            if others := [{"required": [member]} for member in contract.apart[:place]]:
+            if others := [{"required": [member]} for member in contract.discriminators[:place]]:
                 kind["not"] = others[0] if len(others) == 1 else {"anyOf": others}
         body = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
         examples = {

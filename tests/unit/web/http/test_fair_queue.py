@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from app.web.http.fair_queue import Turns
+from app.web.http.fair_queue import FairQueue
 
 
 class Requests:
     """Requests that work until they are told to end, and the order in which they began."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: FairQueue) -> None:
         self.turns = turns
         self.began: list[str] = []
         self._ends: dict[str, gevent.event.Event] = {}
@@ -37,7 +37,7 @@ class Requests:
 
 @pytest.fixture
 def requests() -> Requests:
-    return Requests(Turns(at_once=4, of_one_app=3))
+    return Requests(FairQueue(at_once=4, of_one_app=3))
 
 
 def test_turns__of_one_app_alone__leave_room_for_another(requests: Requests) -> None:
@@ -84,7 +84,7 @@ def test_turns__when_all_is_done__are_as_many_as_before(requests: Requests) -> N
 
 
 def test_turns__with_one_at_once__still_come() -> None:
-    requests = Requests(Turns(at_once=1, of_one_app=5))
+    requests = Requests(FairQueue(at_once=1, of_one_app=5))
     requests.send("a1", "a2", "b1")
     requests.end("a1")
     requests.end("a2")
