@@ -1,9 +1,9 @@
-"""Followers of the change feed: server-sent events, read from the store once for all of them.
+"""Followers of the change stream: server-sent events, read from the store once for all of them.
 
-Each worker has one reader for each app that is followed. It asks the store for news several times
-a second, turns them into events once, and keeps the last of them; a follower takes what follows on
-its own place. Who is further behind reads from the store until the place is among those kept. So
-no follower holds a connection to the store, and ten cost little more than one.
+Each worker has one reader per app that is followed. It polls the store several times a second,
+renders new changes as events once, and keeps the latest. A follower takes the events after its own
+position, or reads from the store until it has caught up with those kept. So no follower holds a
+connection to the store, and ten cost little more than one.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from app.store import Change, EntryId, Place, PlaceLost, StoreError
 from app.store.change_stream import ChangeStream, Page
 from app.web.http.cursors import place_cursor
 
-# Seconds between two looks for news, and changes that one look takes.
+# How often the store is polled, and the most changes that one poll reads.
 POLL_SECONDS = 0.1
 CHANGES_PER_READ = 100
-# Bytes of events that are kept for followers, for each app.
+# The size of the events kept for followers, per app.
 KEPT_BYTES = 8 << 20
-# Seconds between two looks whether to end, and to the next attempt when the store can't be had.
-LOOK_SECONDS = 1.0
-# A stream ends after this many seconds, so that a key that was revoked does not read for ever.
-# The client comes back by itself, and where it was.
-LONGEST_SECONDS = 15 * 60.0
+# How often a stream checks whether to end; also the pause while the store is unavailable.
+CHECK_SECONDS = 1.0
+# A stream ends after this time, so that a revoked key does not keep reading. The client reconnects
+# by itself and resumes at its position.
+MAX_STREAM_SECONDS = 15 * 60.0
 
-# Of all apps together: the worker's other connections are left for requests.
-MOST_FOLLOWERS = 900
+# Of all apps together; the worker's other connections are left for requests.
+MAX_FOLLOWERS = 900
 
-# With the place where the stream begins: a client that comes back before the first event, too,
-# goes on from there.
+# Includes the position at which the stream begins, so that a client that reconnects before the
+# first event resumes there.
 _BEGINNING = b"retry: 1000\nid: %b\n\n"
 _HEARTBEAT = b": nothing new\n\n"
 
 
 def shown(change: Change) -> dict[str, Any]:
-    """A change as replies and events show it."""
+    """A change as it appears in replies and events."""
     return {
         "cohortId": change.cohort_id,
         "change": change.change,
@@ -57,7 +57,7 @@ def shown(change: Change) -> dict[str, Any]:
 
 
 def events(place: Place, changes: list[Change]) -> bytes:
-    """Changes that follow on a place as server-sent events. The id of each is the place after."""
+    """Changes after a position as server-sent events. The id of each is the position after it."""
     after = list(place)
     parts = []
     for change in changes:
@@ -68,7 +68,7 @@ def events(place: Place, changes: list[Change]) -> bytes:
 
 
 class _Block(NamedTuple):
-    """News of one look: the places around them, and the events for who stands at ``before``."""
+    """The result of one poll, with the positions around it. ``events`` continue from ``before``."""
 
     before: Place
     changes: list[Change]
@@ -77,7 +77,7 @@ class _Block(NamedTuple):
 
 
 class _Reader:
-    """The one reader of an app's change feed in this process."""
+    """The only reader of an app's change stream in this process."""
 
     def __init__(self, changes: ChangeStream, app_id: str) -> None:
         self.followers = 0
@@ -90,21 +90,23 @@ class _Reader:
         self._log = structlog.get_logger()
 
     def run(self) -> None:
-        """Read for as long as anybody follows."""
+        """Poll the store as long as there are followers."""
         while self.followers:
-            pause = LOOK_SECONDS
+            pause = CHECK_SECONDS
             try:
-                pause = self._look()
+                pause = self._poll()
             except StoreError as error:
-                self._log.warning("change feed waits", reason=error.reason, app=self._app_id)
+                self._log.warning(
+                    "change stream waits for the store", reason=error.reason, app=self._app_id
+                )
             except Exception:  # noqa: BLE001
-                # A bug must not end the feed of all followers without a word.
-                self._log.exception("change feed failed", app=self._app_id)
+                # A bug must not silently end the streams of all followers.
+                self._log.exception("change stream failed", app=self._app_id)
                 self._start_afresh()
             gevent.sleep(pause)
 
     def next_to(self, place: Place) -> tuple[bytes, Place] | None:
-        """The next events after a place, none at the end; or None where they aren't kept."""
+        """The next events after a position, empty at the end; None if they are not kept."""
         first = self._blocks[0].before if self._blocks else self._place
         if first is None or not _reached(place, first):
             return None
@@ -117,18 +119,18 @@ class _Reader:
             return b"", place
         if following.before == place:
             return following.events, following.after
-        # Read from the store a little further than one of the looks, in some of the partitions.
+        # The follower read from the store, and in some partitions further than the poll before.
         news = [change for change in following.changes if change.id > _at(place, change)]
         pairs = zip(place, following.after, strict=True)
         return events(place, news), tuple(max(a, b) for a, b in pairs if a and b)
 
-    def _look(self) -> float:
+    def _poll(self) -> float:
         if self._place is None:
             self._place = self._changes.newest(self._app_id)
         try:
             page = self._changes.read(self._app_id, self._place, limit=CHANGES_PER_READ)
         except PlaceLost:
-            # The feed was trimmed faster than it was read. Followers find out for themselves.
+            # The stream was trimmed faster than it was read. Followers notice on their own.
             self._start_afresh()
             return 0
         if page.changes:
@@ -152,7 +154,7 @@ class _Reader:
 
 
 def _reached(place: Place, other: Place) -> bool:
-    """Whether a place lies at another one or after it, in every partition."""
+    """Whether a position is at or after another one, in every partition."""
     return all(
         a is not None and b is not None and a >= b for a, b in zip(place, other, strict=True)
     )
@@ -160,15 +162,15 @@ def _reached(place: Place, other: Place) -> bool:
 
 def _at(place: Place, change: Change) -> EntryId:
     at = place[change.partition]
-    assert at is not None, "a place that is among those kept is known in every partition"
+    assert at is not None, "a kept position is known in every partition"
     return at
 
 
 class Feed:
-    """The followers of this process.
+    """The change streams that this process serves.
 
     Attributes:
-        is_open: whether to go on; False while the process is about to end.
+        is_open: returns False once the process is shutting down.
     """
 
     def __init__(
@@ -183,26 +185,27 @@ class Feed:
     def follow(
         self, app_id: str, place: Place, connection: socket.socket | None = None
     ) -> Iterator[bytes]:
-        """Server-sent events of all changes after a place, each once, as they happen.
+        """Server-sent events of all changes after a position, each once, as they happen.
 
         Args:
-            connection: the client's, to notice at once when it hangs up.
+            connection: the client's socket, to notice at once when it disconnects.
 
         Raises:
-            PlaceLost: at once, where changes after the place are gone.
-            TooManyFollowers: at once.
-            StoreError: at once; later the stream goes on when the store is back.
+            PlaceLost: changes after the position are no longer available.
+            TooManyFollowers
+            StoreError: raised before the stream begins; a running stream resumes once the store
+                is available again.
         """
         first = self._changes.read(app_id, place, limit=CHANGES_PER_READ)
         of_each = {app: reader.followers for app, reader in self._readers.items()}
-        if of_each.get(app_id, 0) >= self._max_followers or sum(of_each.values()) >= MOST_FOLLOWERS:
+        if of_each.get(app_id, 0) >= self._max_followers or sum(of_each.values()) >= MAX_FOLLOWERS:
             raise TooManyFollowers(self._max_followers)
         return self._events(app_id, first, connection)
 
     def _events(
         self, app_id: str, first: Page, connection: socket.socket | None
     ) -> Iterator[bytes]:
-        ends = time.monotonic() + LONGEST_SECONDS
+        ends = time.monotonic() + MAX_STREAM_SECONDS
         with self._reader(app_id) as reader, _hangup(connection) as hung_up:
             beginning = _BEGINNING % place_cursor(first.before).encode()
             yield beginning + events(first.before, first.changes)
@@ -212,7 +215,7 @@ class Feed:
                 try:
                     data, place = reader.next_to(place) or self._catch_up(app_id, place)
                 except PlaceLost:
-                    return  # the client comes back, and is told
+                    return  # the client reconnects and gets the error
                 except StoreError:
                     data = b""
                 if data:
@@ -222,9 +225,9 @@ class Feed:
                     yield _HEARTBEAT
                     said = time.monotonic()
                 elif place == before:
-                    gevent.wait([news, hung_up], LOOK_SECONDS, count=1)
+                    gevent.wait([news, hung_up], CHECK_SECONDS, count=1)
         if connection is not None and not self.is_open():
-            # Or the server would wait for the client's next request on it before it ends.
+            # Otherwise the server would wait for the client's next request before it exits.
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)
 
@@ -250,13 +253,13 @@ class Feed:
 
 @contextmanager
 def _hangup(connection: socket.socket | None) -> Iterator[Event]:
-    """Set once the client has closed its side of the connection."""
+    """An event that is set once the client has disconnected."""
     hung_up = Event()
 
     def watch() -> None:
         try:
             wait_read(connection.fileno())  # type: ignore[union-attr]
-            # What else a client may send here is of no use; only the heartbeat notices it leave.
+            # If the client sends data instead, only the heartbeat notices when it disconnects.
             if not connection.recv(1, socket.MSG_PEEK):  # type: ignore[union-attr]
                 hung_up.set()
         except OSError:

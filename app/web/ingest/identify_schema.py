@@ -1,11 +1,7 @@
-"""What the bodies of identify and batch calls must look like.
+"""Schemas of identify calls and batches.
 
-Marshmallow is the one validator. The common case, thousands of well-formed items in one body, is
-accepted by one pass of :class:`Items`; whatever it does not accept goes to the ordinary item
-schema, for its verdict and its words.
-
-``json_schema`` of a field is what it takes in the terms of JSON Schema, for the API's description.
-Limits in bytes stand there as ones in characters: JSON Schema knows no bytes.
+Thousands of well-formed items in one body are the common case; :class:`Items` accepts them in one
+pass. Whatever it does not accept goes to the item schema, which decides and words the errors.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ _new = tuple.__new__
 
 
 class Traits(fields.Field[dict[str, bool]]):
-    """At least one trait; names of 1 to 512 bytes of UTF-8, values true or false."""
+    """At least one trait. Names have 1 to 512 bytes of UTF-8, values are true or false."""
 
     def json_schema(self) -> dict[str, Any]:
         return {
@@ -88,11 +84,11 @@ _IDENTIFY = IdentifySchema()
 
 
 def accept(item: Any, good_names: set[str]) -> Identify | None:
-    """The identify call that ``item`` is, or None where the item schema must look at it.
+    """The identify call in ``item``, or None to leave it to the item schema.
 
     Args:
         item: decoded JSON.
-        good_names: trait names of this request that were looked at; grows.
+        good_names: valid trait names of this request; new ones are added.
     """
     try:
         user_id, traits = item["userId"], item["traits"]

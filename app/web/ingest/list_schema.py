@@ -1,4 +1,4 @@
-"""What the bodies of list calls must look like."""
+"""Schemas of list-based calls."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from app.web.http.fields import Base, JsonObject, Text, user_ids_field
 
 
 class ListSchema(Base):
-    """``{"name"}``: the creation of a list. The name is a trait name."""
+    """``{"name"}``, to create a list. The name is a trait name."""
 
     name = Text(
         MAX_TRAIT_BYTES,
         required=True,
         metadata={
-            "description": "The trait name, at most 512 bytes of UTF-8. Its end is the id.",
+            "description": "The trait name, at most 512 bytes of UTF-8. It ends with the id.",
             "example": "[Amplitude] Power users: abc123",
         },
     )
@@ -25,7 +25,7 @@ class ListSchema(Base):
 
 
 class ListUsersSchema(Base):
-    """``{"userIds": […]}``, or ``user_ids``. Loads to the key that was sent and the ids."""
+    """``{"userIds": […]}``, or ``user_ids``. Loads to the name that was sent and the ids."""
 
     json_schema = {  # noqa: RUF012
         "oneOf": [{"required": ["userIds"]}, {"required": ["user_ids"]}],
@@ -39,7 +39,7 @@ class ListUsersSchema(Base):
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> tuple[str, list[str]]:
         if "user_ids" in data and "user_ids_too" in data:
-            # One of them would be left out, and nobody would know.
+            # One of them would be ignored silently.
             raise ValidationError({"user_ids": ["Send userIds or user_ids, not both."]})
         if "user_ids" in data:
             return "userIds", data["user_ids"]

@@ -1,7 +1,7 @@
-"""What the bodies of the Segment protocol must look like.
+"""Schemas of the Segment protocol.
 
 Sources: Segment's page "HTTP API Source", and what the protocol's libraries send. RudderStack's put
-the traits of an identify call into its ``context``; both places are taken.
+the traits of an identify call into its ``context``; both places are accepted.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Call = Identify | Literal["other"]
 
 
 class SegmentBatch(NamedTuple):
-    """The identify calls of a batch by their number in it, and the numbers of the other calls."""
+    """The identify calls of a batch by number, and the numbers of the other calls."""
 
     identifies: dict[int, Identify]
     others: list[int]
 
 
 class Timestamp(fields.Field[int]):
-    """A time in ISO 8601, to ms since the epoch. One without an offset is in UTC."""
+    """A time in ISO 8601, loaded to ms since the epoch. Without an offset, it is in UTC."""
 
     def json_schema(self) -> dict[str, Any]:
         return {"type": "string", "format": "date-time", "example": "2026-01-01T00:00:00.000Z"}
@@ -44,7 +44,7 @@ class Timestamp(fields.Field[int]):
 
 
 def epoch_ms(text: str) -> int:
-    """The ms since the epoch of a time in ISO 8601. Raises ValueError."""
+    """Convert a time in ISO 8601 to ms since the epoch. Raises ValueError."""
     time = datetime.fromisoformat(text)
     return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MS
 
@@ -60,7 +60,7 @@ class _ContextSchema(Base):
 
 
 class TraitsInContextSchema(SegmentIdentifySchema):
-    """An identify call with its traits where RudderStack's libraries put them."""
+    """An identify call with its traits in the context, as sent by RudderStack's libraries."""
 
     json_schema = {"not": {"required": ["traits"]}}  # noqa: RUF012
 
@@ -78,7 +78,7 @@ _IDENTIFY, _TRAITS_IN_CONTEXT = SegmentIdentifySchema(), TraitsInContextSchema()
 
 
 def identify_schema(call: Any) -> SegmentIdentifySchema:
-    """The schema for this identify call, by the place of its traits."""
+    """The schema for an identify call, depending on where its traits are."""
     context = call.get("context") if isinstance(call, dict) else None
     if isinstance(context, dict) and "traits" in context and "traits" not in call:
         return _TRAITS_IN_CONTEXT
@@ -86,7 +86,7 @@ def identify_schema(call: Any) -> SegmentIdentifySchema:
 
 
 def load_call(item: Any) -> Call:
-    """What one call of a batch is, or a ValidationError."""
+    """Validate a call of a batch. Raises ValidationError."""
     kind = item.get("type") if isinstance(item, dict) else None
     if isinstance(kind, str) and kind not in ("", "identify"):
         return "other"
@@ -95,7 +95,7 @@ def load_call(item: Any) -> Call:
 
 
 def accept_call(item: Any, good_names: set[str]) -> Call | None:
-    """The identify call that ``item`` is, or None where :func:`load_call` must look at it."""
+    """The identify call in ``item``, or None to leave it to :func:`load_call`."""
     try:
         if "traits" not in item:
             item = {**item, "traits": item["context"]["traits"]}
@@ -108,7 +108,7 @@ def accept_call(item: Any, good_names: set[str]) -> Call | None:
 
 
 class OtherCallSchema(Base):
-    """A call that says nothing about cohorts, whatever it is. It is counted as rejected."""
+    """A call of any other type. It is counted as rejected."""
 
     type = fields.String(
         required=True, metadata={"minLength": 1, "not": {"const": "identify"}, "example": "track"}

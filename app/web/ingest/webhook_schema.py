@@ -1,7 +1,7 @@
-"""What the body of a Cohort Webhook must look like.
+"""Schemas of Cohort Webhooks.
 
-Amplitude fills in a template that its customer may edit, so what is a number there may arrive as
-a string and the other way round. Source: Amplitude's page "Cohort Webhooks".
+Amplitude fills in a template that its customer may edit, so a number may arrive as a string and
+vice versa. Source: Amplitude's page "Cohort Webhooks".
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from app.web.http.fields import Base, Items, Text, accept_user_id
 
 MAX_MESSAGE_ID_BYTES = 256
 _TRAIT = "[Amplitude] {}: {}"
-# Whole numbers below it are each a float of their own; beyond it, two ids would become one.
+# Above this, floats cannot tell all whole numbers apart, so two ids would become one.
 _EXACT = 2**53
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
-# Seconds pass this in the year 5138; milliseconds have been beyond it since 1973.
+# In seconds the year 5138, in milliseconds 1973.
 _LEAST_MS = 10**11
 _LATEST_MS = 10**14
 
 
 class Webhook(NamedTuple):
-    """One message: what it says about each user, and its id, or "" where it has none."""
+    """One message: its identify calls, and its id or ""."""
 
     identifies: UniformIdentifies
     message_id: str
@@ -37,7 +37,7 @@ class Id(Text):
     """An id, as a string or a whole number."""
 
     def json_schema(self) -> dict[str, Any]:
-        # Larger ones come rounded: whose id it was can't be told.
+        # Larger numbers arrive rounded, so the id would be ambiguous.
         whole = {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 64) - 1}
         return {"anyOf": [super().json_schema(), whole], "example": "abc123"}
 
@@ -52,7 +52,7 @@ class Id(Text):
 
 
 class InCohort(fields.Field[bool]):
-    """true or false, also as a string."""
+    """True or false, also as a string."""
 
     def json_schema(self) -> dict[str, Any]:
         return {"enum": [True, False, "true", "false"], "example": True}
@@ -66,9 +66,9 @@ class InCohort(fields.Field[bool]):
 
 
 class EpochTime(fields.Field[int | None]):
-    """Seconds since the epoch, as a number or a string, to ms; None where it is empty.
+    """Seconds since the epoch, as a number or a string, loaded to ms; None if it is empty.
 
-    A number of at least 1e11 is taken as milliseconds.
+    Numbers from 1e11 on are taken as milliseconds.
     """
 
     def json_schema(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class UserSchema(Base):
 
 
 def accept_user(item: Any, seen: set[str]) -> str | None:
-    """The user id that ``item`` holds, or None where the item schema must look at it."""
+    """The user id in ``item``, or None to leave it to the item schema."""
     try:
         user_id = item["user_id"]
     except (KeyError, TypeError):
@@ -136,7 +136,7 @@ class WebhookSchema(Base):
 
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> Webhook:
-        # The name under which the property-based calls would send the same cohort.
+        # The trait name that property-based calls have for the same cohort.
         trait = _TRAIT.format(data["cohort_name"], data["cohort_id"])
         if problem := text_problem(trait, MAX_TRAIT_BYTES):
             raise ValidationError(f"With the id, as a trait name: {problem}", "cohort_name")

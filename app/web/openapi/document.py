@@ -1,8 +1,4 @@
-"""The API as an OpenAPI 3.1 document, made from the routes, the views' contracts and the schemas.
-
-Nothing of it is written beside the code: paths are the routes', words the docstrings', bodies the
-schemas', and errors the very ones that are raised. What is said twice can't differ.
-"""
+"""The OpenAPI 3.1 document, generated from routes, contracts, schemas, docstrings and errors."""
 
 from __future__ import annotations
 
@@ -47,28 +43,26 @@ VERSION = "1.0.0"
 PROBLEM_JSON = "application/problem+json"
 
 _ABOUT = """\
-Receives Amplitude's behavioural cohorts, keeps each user's cohort traits in Redis, and answers who
-is in which cohort.
+Receives Amplitude's behavioural cohorts, keeps each user's cohort traits in Redis, and serves
+them to readers.
 
-- Every reply has an `X-Request-ID`: the one that was sent, or a new one.
-- Paths work with and without a trailing slash. Each id in a path is percent-encoded as a whole.
-- Bodies may be sent with `Content-Encoding: gzip`. Fields and parameters that a call doesn't know
-  are ignored.
-- Times are ms since the epoch. A user id has at most 1,024 bytes of UTF-8, a trait name 512; the
-  schemas say so in characters.
-- Errors are problem documents (RFC 9457); `reason` says which. A path that isn't here is a 404
-  `not_found`, a method that isn't a 405 `method_not_allowed`. What breaks HTTP itself is refused
-  with a plain page.
+- Every reply has an `X-Request-ID`, either the one from the request or a new one.
+- Paths work with and without a trailing slash. Ids in paths must be percent-encoded.
+- Bodies may be sent with `Content-Encoding: gzip`. Unknown fields and parameters are ignored.
+- Times are in ms since the epoch. User ids have at most 1,024 bytes of UTF-8, trait names 512; the
+  schemas give these limits in characters.
+- Errors are problem documents (RFC 9457), distinguished by `reason`, even for malformed HTTP.
+  Unknown paths are a 404 `not_found`, wrong methods a 405 `method_not_allowed`.
 """
 
 # The headings of blueprints, in the order of the document.
 _TAGS = {
     **{name: (source.title, source.description) for name, source in SOURCES.items()},
     "users": ("Users and members", "Who is in which cohort."),
-    "cohorts": ("Cohorts", "What is known about cohorts, and how often they should arrive."),
+    "cohorts": ("Cohorts", "Cohorts, their freshness and their cadence."),
     "export": ("Exports", "A whole cohort in one stream."),
     "changes": ("Changes", "Who entered and left, as it happens."),
-    "syncs": ("Sync history", "What became of each request, and how large cohorts were."),
+    "syncs": ("Sync history", "The outcome of each request, and cohort sizes over time."),
     "admin": ("Administration", "Delete cohorts, erase users, register them."),
     "health": ("Health", "Liveness and readiness."),
     "metrics": ("Metrics", "For Prometheus."),
@@ -86,15 +80,15 @@ _SECURITY_SCHEMES = {
         "type": "apiKey",
         "in": "header",
         "name": "app_id",
-        "description": "The app that the key belongs to. May be sent beside the key.",
+        "description": "The app that the key belongs to. Optional, in addition to the key.",
     },
 }
-# Each line is one way to send a key.
+# Alternative ways to send a key.
 _SECURITY = (("basic",), ("bearer",), ("api_key",), ("api_key", "app_id"))
 
 _NEEDS = {
-    PUBLIC: "Open to all.",
-    METRICS: "Needs the token for metrics, or a key with the scope `read`.",
+    PUBLIC: "Public.",
+    METRICS: "Requires the metrics token, or a key with the scope `read`.",
 }
 
 _OF_CALLERS = (
@@ -110,20 +104,20 @@ _OF_BODIES = (
     *(InvalidJson, InvalidEncoding, InvalidPayload),
     *(BodyTimeout, BodyTooLarge, UnsupportedMediaType),
 )
-# These are rendered for all calls alike.
+# These have the same form for all calls.
 _WITHOUT_MEMBERS = (StoreUnavailable, NotFound)
 
 _REQUEST_ID = "9f0c2d6e5b8a4c719f0c2d6e5b8a4c71"
 _HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-ID": {"description": "The request's id.", "schema": {"type": "string"}},
     "Retry-After": {
-        "description": "Seconds after which it is worth trying again.",
+        "description": "Seconds to wait before a retry.",
         "schema": {"type": "integer", "minimum": 1},
     },
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
-    "ETag": {"description": "What `If-None-Match` takes.", "schema": {"type": "string"}},
+    "ETag": {"description": "For `If-None-Match`.", "schema": {"type": "string"}},
     "Link": {
-        "description": 'The next page, `rel="next"` (RFC 8288); none on the last one.',
+        "description": 'The next page, `rel="next"` (RFC 8288). Missing on the last page.',
         "schema": {"type": "string"},
     },
 }
@@ -131,7 +125,7 @@ _OF_STATUS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 
 
 class _Schemas(MarshmallowPlugin):
-    """Marshmallow's schemas, with their docstrings, and what fields say of themselves."""
+    """Convert marshmallow schemas, including docstrings and the ``json_schema`` of fields."""
 
     def __init__(self) -> None:
         super().__init__(schema_name_resolver=_name)
@@ -141,7 +135,7 @@ class _Schemas(MarshmallowPlugin):
         converter: Any = self.converter
         converter.add_attribute_function(_own_schema)
 
-    # The signature is the marshmallow plugin's own.
+    # The signature is that of the base class.
     def schema_helper(self, name: Any, _: Any, schema: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         made = super().schema_helper(name, _, schema=schema, **kwargs)  # type: ignore[no-untyped-call]
         if made is not None:
@@ -157,17 +151,17 @@ def _name(schema: Any) -> str:
 
 
 def _own_schema(converter: Any, field: fields.Field[Any], ret: dict[str, Any]) -> dict[str, Any]:
-    """What a field of our own says of itself; what is said in the schema goes before it."""
-    told: dict[str, Any] = field.json_schema() if hasattr(field, "json_schema") else {}
+    """The ``json_schema`` of a field; metadata of the field takes precedence."""
+    described: dict[str, Any] = field.json_schema() if hasattr(field, "json_schema") else {}
     if isinstance(field, Items):
-        told = _array(converter, field)
-    if field.allow_none and isinstance(told.get("type"), str):
-        told["type"] = [told["type"], "null"]
-    if field.allow_none and "anyOf" in told:
-        told["anyOf"] = [*told["anyOf"], {"type": "null"}]
+        described = _array(converter, field)
+    if field.allow_none and isinstance(described.get("type"), str):
+        described["type"] = [described["type"], "null"]
+    if field.allow_none and "anyOf" in described:
+        described["anyOf"] = [*described["anyOf"], {"type": "null"}]
     if field.allow_none and "enum" in ret:
         ret["enum"] = [*ret["enum"], None]
-    return {name: value for name, value in told.items() if name not in ret}
+    return {name: value for name, value in described.items() if name not in ret}
 
 
 def _array(converter: Any, field: Items[Any]) -> dict[str, Any]:
@@ -185,7 +179,7 @@ def _any_of(converter: Any, schemas: Iterable[Schema]) -> dict[str, Any]:
 
 
 def document(app: Flask) -> dict[str, Any]:
-    """The OpenAPI document of an app's calls."""
+    """The OpenAPI document of an app."""
     return _Document(app).made()
 
 
@@ -213,7 +207,7 @@ class _Document:
         order = list(_TAGS)
         rules = [rule for rule in self._app.url_map.iter_rules() if self._contract(rule)]
         for rule in sorted(rules, key=lambda rule: order.index(rule.endpoint.partition(".")[0])):
-            # A rule for the trailing slash says nothing new.
+            # Rules for trailing slashes are not listed.
             if not rule.rule.endswith("/"):
                 path = re.sub(r"<\w+:(\w+)>", r"{\1}", rule.rule)
                 self._spec.path(path=path, operations=dict(self._operations(rule)))
@@ -228,7 +222,7 @@ class _Document:
         blueprint, _, name = rule.endpoint.rpartition(".")
         summary, *more = re.split(r"(?<=\.)\s+", _words(view.__doc__), maxsplit=1)
         scope: str = view.scope
-        needs = _NEEDS.get(scope, f"Needs a key with the scope `{scope}`.")
+        needs = _NEEDS.get(scope, f"Requires a key with the scope `{scope}`.")
         operation: dict[str, Any] = {
             "operationId": name,
             "tags": [_TAGS[blueprint][0]],
@@ -256,7 +250,7 @@ class _Document:
             yield {
                 "name": "If-None-Match",
                 "in": "header",
-                "description": "The `ETag` of what the caller has; 304 where it still holds.",
+                "description": "The `ETag` of the caller's version; 304 if it is current.",
                 "schema": {"type": "string"},
             }
 
@@ -289,8 +283,8 @@ class _Document:
             }
         }
         if contract.tagged:
-            told = "The caller has just this already."
-            responses["304"] = {"description": told, "headers": _header_refs(headers)}
+            described = "The caller's version is current."
+            responses["304"] = {"description": described, "headers": _header_refs(headers)}
         by_status: dict[int, list[Problem]] = {}
         for problem in self._problems(rule, contract, scope):
             by_status.setdefault(problem.status, []).append(problem)
@@ -311,7 +305,7 @@ class _Document:
             *([NotFound] if rule.arguments else []),
             *(_OF_BODIES if contract.body else []),
             *(_OF_CALLERS if scope != PUBLIC else []),
-            # Keys are counted in the store, but for metrics, which also tell that it is gone.
+            # Rate limits need the store. Metrics have none, and work without the store.
             *([StoreUnavailable] if scope not in (PUBLIC, METRICS) else []),
             InternalError,
         ]
@@ -327,8 +321,8 @@ class _Document:
                 members = errors.members(problem)
             name = f"{kind}.{problem.reason}"
             if name not in self._examples:
-                told = problem.document(_REQUEST_ID, **members)
-                self._examples[name] = {"summary": type(problem).detail, "value": told}
+                described = problem.document(_REQUEST_ID, **members)
+                self._examples[name] = {"summary": type(problem).detail, "value": described}
                 self._spec.components.example(name, self._examples[name])
             examples[problem.reason] = {"$ref": f"#/components/examples/{name}"}
         schema = self._converter.resolve_nested_schema(errors.schema)
@@ -342,10 +336,10 @@ class _Document:
         }
 
     def _example(self, schema: dict[str, Any]) -> Any:
-        """An example of what a schema describes, put together from those of its parts.
+        """An example for a schema, composed of the examples of its parts.
 
         Raises:
-            LookupError: a part has none.
+            LookupError: a part has no example.
         """
         if "$ref" in schema:
             name = schema["$ref"].rpartition("/")[2]
@@ -377,7 +371,7 @@ def _header_refs(names: Iterable[str]) -> dict[str, Any]:
 
 
 def _words(docstring: str | None) -> str:
-    """A docstring as Markdown, without what is said to Python's readers alone."""
+    """A docstring as Markdown, without the sections for Python developers."""
     text = re.sub(r"``([^`]+)``", r"`\1`", re.sub(r"\n {4,}", "\n", docstring or "").strip())
     text = re.split(r"\n\n(?:Args|Raises|Returns|Attributes):|\s*Loads to ", text)[0]
     return re.sub(r"(?<!\n)\n(?!\n)", " ", text).strip()

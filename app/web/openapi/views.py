@@ -1,7 +1,7 @@
-"""The API's description as a document, and the page that shows it.
+"""The API description, as a document and as a page.
 
-The page is Swagger UI, out of the package that brings its files. Nothing is loaded from elsewhere,
-and the page runs under a policy that forbids it.
+The page is Swagger UI from an installed package. It loads nothing from elsewhere, and its content
+security policy forbids it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ blueprint = Blueprint("openapi", __name__)
 
 _OURS = Path(str(files("app.web.openapi")))
 _SWAGGER_UI = Path(flask_swagger_ui.__file__).parent / "dist"
-# Nothing else of these folders is given out.
+# Only these files are served.
 _FILES = {
     "page.css": _OURS,
     "page.js": _OURS,
@@ -56,12 +56,12 @@ _HEADERS = {
 @blueprint.get("/openapi.json")
 @requires(PUBLIC)
 def get_document() -> Response:
-    """The description, as OpenAPI 3.1."""
+    """The API description as OpenAPI 3.1."""
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     return Response(_document(app), mimetype=JSON, headers={"Cache-Control": "no-cache"})
 
 
-@lru_cache(maxsize=1)  # the routes and settings that it describes don't change
+@lru_cache(maxsize=1)  # routes and settings don't change
 def _document(app: Flask) -> bytes:
     return dumps(document(app))
 
@@ -69,16 +69,16 @@ def _document(app: Flask) -> bytes:
 @blueprint.get("/docs")
 @requires(PUBLIC)
 def get_page() -> BaseResponse:
-    """The page to read and try it."""
+    """The API description as an interactive page."""
     if request.path.endswith("/"):
-        return redirect(url_for(".get_page"))  # the page names its files from beside it
+        return redirect(url_for(".get_page"))  # links in the page are relative
     return _file(_OURS, "page.html")
 
 
 @blueprint.get("/docs/<string:name>")
 @requires(PUBLIC)
 def get_file(name: str) -> Response:
-    """A file that the page needs."""
+    """A file of the page."""
     if name not in _FILES:
         raise NotFound()
     return _file(_FILES[name], name)

@@ -1,7 +1,7 @@
 """What every source guarantees: the same facts leave the same state in the store.
 
-Each source has a subclass, in a test module, that knows how to say one thing: these users
-are, or are not, in this cohort.
+Each source has at least one subclass, in a test module of this folder, that can say one thing:
+these users are, or are not, in this cohort.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import Transition, contents, members, traits, transitions
@@ -23,7 +24,13 @@ TRAIT = payloads.trait_name(NAME, COHORT)
 
 
 class CohortContract:
-    """What every source guarantees."""
+    """What every source guarantees.
+
+    Attributes:
+        source: the name of the source.
+    """
+
+    source: str
 
     @pytest.fixture(autouse=True, params=[1, 3], ids=["one partition", "three partitions"])
     def service(
@@ -32,7 +39,8 @@ class CohortContract:
         make_app: Callable[..., Flask],
         redis_client: redis.Redis,
     ) -> None:
-        self.http = caller(make_app(store_partitions=request.param))
+        self.app = make_app(store_partitions=request.param)
+        self.http = caller(self.app)
         self.redis = redis_client
 
     @abstractmethod
@@ -50,6 +58,16 @@ class CohortContract:
             Transition(COHORT, "entered", "a"),
             Transition(COHORT, "entered", "b"),
         }
+
+    def test_request__of_a_source__is_recorded_under_its_name(self) -> None:
+        self.say(["a"], True)
+        parts = services(self.app)
+        record = parts.store.registry.find(APP, COHORT)
+        assert record is not None
+        assert set(record.sources) == {self.source}
+        parts.sync_recorder.flush()
+        (sync,) = parts.store.history.syncs(APP).syncs
+        assert set(sync.sources) == {self.source}
 
     def test_false__of_members__keeps_the_field_at_false(self) -> None:
         self.say(["a", "b"], True)

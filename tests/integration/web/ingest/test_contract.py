@@ -11,6 +11,8 @@ from tests.integration.web.ingest.contract import COHORT, TRAIT, CohortContract
 
 
 class TestBatch(CohortContract):
+    source = "identify"
+
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         reply = http.post(payloads.COHORT_PATH, json=payloads.batch(user_ids, TRAIT, member))
         assert (reply.status_code, reply.json["accepted"]) == (200, len(user_ids))
@@ -18,6 +20,8 @@ class TestBatch(CohortContract):
 
 
 class TestSingleIdentify(CohortContract):
+    source = "identify"
+
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         changed = 0
         for user_id in user_ids:
@@ -28,6 +32,8 @@ class TestSingleIdentify(CohortContract):
 
 
 class TestList(CohortContract):
+    source = "list"
+
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         created = http.post("/lists", json=payloads.list_create(TRAIT))
         assert (created.status_code, created.json["listId"]) == (200, COHORT)
@@ -38,6 +44,8 @@ class TestList(CohortContract):
 
 
 class TestBatchAtListRemove(CohortContract):
+    source = "identify"
+
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         body = payloads.batch(user_ids, TRAIT, member)
         reply = http.post("/lists/$listId/remove", json=body)

@@ -56,6 +56,8 @@ def post(http: FlaskClient, body: Any, path: str = BATCH_PATH) -> dict[str, Any]
 
 
 class TestBatch(CohortContract):
+    source = "segment"
+
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         now = at()
         sent = post(http, batch(*(call(user, member, timestamp=now) for user in user_ids)))
@@ -64,6 +66,8 @@ class TestBatch(CohortContract):
 
 
 class TestSingleIdentify(CohortContract):
+    source = "segment"
+
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         changed = 0
         for user_id in user_ids:
@@ -75,6 +79,8 @@ class TestSingleIdentify(CohortContract):
 
 class TestTraitsInContext(CohortContract):
     """As RudderStack's libraries send them."""
+
+    source = "segment"
 
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         now, calls = at(), []

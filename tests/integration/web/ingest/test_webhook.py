@@ -39,6 +39,8 @@ def post(http: FlaskClient, body: Any) -> dict[str, Any]:
 
 
 class TestContract(CohortContract):
+    source = "webhook"
+
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         sent = post(http, message(user_ids, member, at=int(time.time())))
         assert sent["accepted"] == len(user_ids)
@@ -47,6 +49,8 @@ class TestContract(CohortContract):
 
 class TestWithoutTimeOrId(CohortContract):
     """A template of the customer's own may leave both out; then arrival orders."""
+
+    source = "webhook"
 
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         body = message(user_ids, member)
