@@ -57,8 +57,12 @@ WRITES: dict[str, Callable[[Store], Any]] = {
     "leave": lambda store: say(store, TRAIT, False, [USER]),
     "new cohort": lambda store: say(store, "Another: def456", True, [USER]),
     "new app": lambda store: store.register_cohort("new", Cohort("x", "X: x"), source="list"),
-    "register a cohort": lambda store: store.register_cohort(APP, Cohort("x", "X: x"), source="list"),
-    "rename": lambda store: store.register_cohort(APP, Cohort(COHORT, "New: abc123"), source="list"),
+    "register a cohort": lambda store: store.register_cohort(
+        APP, Cohort("x", "X: x"), source="list"
+    ),
+    "rename": lambda store: store.register_cohort(
+        APP, Cohort(COHORT, "New: abc123"), source="list"
+    ),
     "delete": lambda store: store.jobs.begin_deletion(APP, COHORT),
     "background step": lambda store: store.jobs.lease(Job(APP, 0, COHORT)),
     "erase": lambda store: store.erasure.erase(APP, USER),
