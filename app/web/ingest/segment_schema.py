@@ -103,8 +103,7 @@ def accept_call(item: Any, good_names: set[str]) -> Call | None:
         at_ms = None if timestamp is None else epoch_ms(timestamp)
     except (KeyError, TypeError, AttributeError, ValueError):
         return None
-    call = accept(item, good_names)
-    return call and Identify(call.user_id, call.traits, at_ms)
+    return accept(item, good_names, at_ms)
 
 
 class OtherCallSchema(Base):

@@ -66,7 +66,7 @@ class CohortContract:
         assert record is not None
         assert set(record.sources) == {self.source}
         parts.sync_recorder.flush()
-        (sync,) = parts.store.history.syncs(APP).syncs
+        (sync,) = parts.store.sync_history.syncs(APP).syncs
         assert set(sync.sources) == {self.source}
 
     def test_false__of_members__keeps_the_field_at_false(self) -> None:

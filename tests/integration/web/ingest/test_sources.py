@@ -85,7 +85,7 @@ def test_sync_history__names_the_source_of_a_refused_request(app: Flask) -> None
     send_invalid(app)
     parts = services(app)
     parts.sync_recorder.flush()
-    syncs = parts.store.history.syncs(APP, limit=100).syncs
+    syncs = parts.store.sync_history.syncs(APP, limit=100).syncs
     assert {name for sync in syncs for name in sync.sources} == set(SOURCES)
 
 
