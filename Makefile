@@ -100,17 +100,17 @@ docs: install ## write the parts of docs/ that are made from the code
 		page = pathlib.Path("docs/cli.md"); \
 		page.write_text(page.read_text().split("\n## ")[0].rstrip() + "\n\n" + reference())'
 
-release: ## date the change log's Unreleased section as VERSION, commit and tag; pushes nothing
+release: install ## date the change log's Unreleased section, commit and tag; pushes nothing
 	@test -z "$$(git status --porcelain)" || { echo "Commit everything first." >&2; exit 1; }
-	@grep -q '^VERSION = "$(VERSION)"$$' app/web/openapi/document.py \
-		|| { echo "VERSION must be that of app/web/openapi/document.py." >&2; exit 1; }
-	@grep -q '^## Unreleased$$' CHANGELOG.md && ! git rev-parse -q --verify "v$(VERSION)" >/dev/null \
-		|| { echo "There is nothing unreleased, or v$(VERSION) is there already." >&2; exit 1; }
-	$(BIN)/python -c 'import datetime, pathlib; page = pathlib.Path("CHANGELOG.md"); \
-		page.write_text(page.read_text().replace("## Unreleased\n", \
-			f"## Unreleased\n\n## $(VERSION) - {datetime.date.today()}\n", 1))'
-	git commit -q -m "Release $(VERSION)" CHANGELOG.md
-	git tag -a "v$(VERSION)" -m "Version $(VERSION)"
+	@set -e; version=$$($(BIN)/python -c 'import app; print(app.__version__)'); \
+		! git rev-parse -q --verify "v$$version" >/dev/null || { \
+			echo "v$$version exists already: set __version__ in app/__init__.py." >&2; exit 1; }; \
+		grep -q '^## Unreleased$$' CHANGELOG.md || { \
+			echo "CHANGELOG.md has no section \"## Unreleased\"." >&2; exit 1; }; \
+		sed -i.old "s/^## Unreleased$$/&\n\n## $$version - $$(date +%F)/" CHANGELOG.md; \
+		rm CHANGELOG.md.old; \
+		git commit -q -m "Release $$version" CHANGELOG.md; \
+		git tag -a "v$$version" -m "Version $$version"
 
 requirements: .venv/installed-dev ## update the pinned requirements to the newest versions
 	for name in requirements requirements/dev requirements/browser requirements/fuzz requirements/audit; do $(BIN)/uv pip compile --quiet --upgrade --universal \

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from app.settings import Settings
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from flask import Flask
 

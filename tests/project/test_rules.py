@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 import sys
 import tomllib
@@ -12,7 +13,7 @@ import pytest
 from flask import Flask
 from werkzeug.routing import Rule
 
-from app import create_app
+from app import __version__, create_app
 from app.auth.authenticate import ADMIN, INGEST, METRICS, PUBLIC, READ
 from app.cli import GROUPS
 from app.cli.reference import reference as commands
@@ -54,7 +55,8 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
-            found |= {f"app.{alias.name}" for alias in node.names if node.module == "app"}
+            if node.module == "app":
+                found |= {f"app.{a.name}" for a in node.names if a.name != "__version__"}
     return found
 
 
@@ -184,6 +186,18 @@ def test_requirements__every_line__is_pinned_with_a_hash() -> None:
             if not entry.startswith("#"):
                 assert "==" in entry, entry
                 assert "--hash=sha256:" in entry, entry
+
+
+def test_version__of_the_service_its_description_and_its_packages__is_the_same() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["metadata"]["version"] == "attr: app.__version__"
+    app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
+    description = app.test_client().get("/openapi.json").get_json()
+    assert description["info"]["version"] == __version__
+    for folder in ("reader", "simulator"):
+        project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+        assert project["version"] == __version__, folder
 
 
 def test_readme__names_the_two_commands() -> None:

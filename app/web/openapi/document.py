@@ -13,6 +13,7 @@ from flask import Flask
 from marshmallow import Schema, fields
 from werkzeug.routing import Rule
 
+from app import __version__
 from app.auth.authenticate import METRICS, PUBLIC
 from app.errors import (
     BodyTimeout,
@@ -39,7 +40,6 @@ from app.web.http.fields import Items, limited
 from app.web.ingest import SOURCES
 from app.web.ingest.replies import PROBLEM_DOCUMENT, ErrorForm
 
-VERSION = "1.0.0"
 PROBLEM_JSON = "application/problem+json"
 
 _ABOUT = """\
@@ -190,7 +190,7 @@ class _Document:
         plugin = _Schemas()
         self._spec = APISpec(
             title="Cohort Receiver",
-            version=VERSION,
+            version=__version__,
             openapi_version="3.1.0",
             info={"description": _ABOUT},
             plugins=[plugin],
