@@ -1,1 +1,1 @@
-"""How the store is reached: clients, pools, clusters and scripts."""
+"""Connections to the store: clients, pools, clusters and scripts."""

@@ -1,4 +1,4 @@
-"""The connection to the store."""
+"""Create the client of the store from the settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from app.store.connection.pool import Client, make_pool
 
 
 def connect(settings: Settings) -> redis.Redis:
-    """A client for the store of ``settings``. Connects on first use.
+    """A client of the store. Connects on first use.
 
-    Hosted stores allow few connections, so whoever finds none free waits in turn.
+    Hosted stores allow few connections, so calls queue for a free one.
     """
-    assert settings.redis_url, "checked at boot"
+    assert settings.redis_url, "preflight has checked it"
     options: dict[str, Any] = {}
     if settings.redis_url.startswith("rediss://") and not settings.redis_tls_verify:
         options = {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
@@ -38,8 +38,8 @@ def connect(settings: Settings) -> redis.Redis:
         settings.redis_url,
         max_connections=settings.store_connections,
         timeout=settings.store_timeout_seconds,
-        # Once, at once: a pooled connection may have died since its last use. All that is sent
-        # may be repeated. A time-out is not retried: the caller has waited long enough.
+        # One immediate retry, as a pooled connection may have died since its last use. All commands
+        # may be repeated. Timeouts are not retried: the caller has waited long enough.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         **options,
     )
@@ -47,7 +47,7 @@ def connect(settings: Settings) -> redis.Redis:
 
 
 def wait_for(settings: Settings) -> Wait:
-    """What a write waits for before it is answered."""
-    # Less than the time-out of the connection, so that the answer is what is missing.
+    """What a write waits for before the request gets its reply."""
+    # Shorter than the connection's timeout, so that the store can report how many acknowledged.
     timeout_ms = int(settings.store_timeout_seconds * 500)
     return Wait(settings.store_wait_replicas, settings.store_wait_fsync, timeout_ms)

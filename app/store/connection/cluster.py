@@ -1,8 +1,8 @@
-"""The client of a cluster: each command goes to the node that has its keys.
+"""The client of a cluster: sends each command to the node that has its keys.
 
-It is redis-py's, with what the service needs besides: it connects on first use, whoever finds all
-connections busy waits in turn, scripts may stand in pipelines, and calls of a script for several
-partitions go out to all nodes before any is waited for.
+It wraps redis-py's and adds what the service needs: it connects on first use, calls queue for a
+free connection, pipelines may contain scripts, and script calls for several partitions are sent to
+all nodes before any reply is awaited.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from redis.retry import Retry
 from app.store.connection.calls import Call, NotReplicated, Wait
 from app.store.connection.pool import FairQueue, without_polling
 
-# Attempts at a call: the second after looking anew which node has what.
+# The second attempt comes after the slots have been read again.
 _ATTEMPTS = 2
 
-# While a slot moves from one node to another key by key, a script finds some of its keys here and
-# others there, and would take those for missing. Two keys that never exist tell: asking for both
-# fails then, on either node, before anything is written. A key without a hash tag is one itself.
+# Prepended to every script. While a slot migrates, some of a script's keys are on one node and some
+# on the other, and it would take the latter for missing. Asking for two keys that never exist fails
+# on either node during a migration, before anything is written. A key without a hash tag
+# is its own tag.
 _GUARD = (
     "do local tag = string.find(KEYS[1], '{', 1, true) and KEYS[1] or '{' .. KEYS[1] .. '}' "
     "redis.call('EXISTS', tag .. ':none', tag .. ':neither') end "
@@ -42,35 +43,35 @@ class ClusterClient(CoreCommands):
     """Has the commands of ``redis.Redis`` that the store uses.
 
     Args:
-        connections: most connections to each node; so many calls are under way at a time.
-        timeout: longest wait for one's turn, in seconds.
+        connections: maximum connections to each node, and calls at a time.
+        timeout: longest wait for a free connection, in seconds.
     """
 
-    _event_dispatcher: Any = None  # what the library's commands ask for, and don't use
+    _event_dispatcher: Any = None  # the library's commands read it
 
     def __init__(self, url: str, *, connections: int, timeout: float, **options: Any) -> None:
         self._url = url
         self._options = options
         self._timeout = timeout
-        # Turns, and not a bounded pool for each node: a call that needs several nodes would hold
-        # a connection to one while it waits for another, and two such calls wait for ever.
-        self._turns = FairQueue(connections)
+        # Not a bounded pool for each node: two calls that need several nodes could each hold a
+        # connection that the other one waits for.
+        self._permits = FairQueue(connections)
         for _ in range(connections):
-            self._turns.put_nowait(None)
-        self._making = threading.Lock()
-        self._made: Any = None
+            self._permits.put_nowait(None)
+        self._connecting = threading.Lock()
+        self._cluster: Any = None
         self._scripts: dict[str, Script] = {}
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with self._turn() as cluster:
+        with self._permit() as cluster:
             return cluster.execute_command(*args, **options)
 
     def pipeline(self, transaction: bool = True) -> Pipeline:
-        """Commands that go out together. In a transaction, all keys must lie in one slot."""
+        """Commands that are sent together. In a transaction, all keys must be in one slot."""
         return Pipeline(self, transaction=transaction)
 
     def register_script(self, script: str | bytes) -> Script:  # type: ignore[override]
-        """A script; the service's own refuse to run in a slot that is on the move."""
+        """Register a script; the service's own ones refuse to run in a slot that migrates."""
         if isinstance(script, str) and script.startswith(_SHEBANG):
             first, rest = script.split("\n", 1)
             script = f"{first}\n{_GUARD}{rest}"
@@ -82,10 +83,10 @@ class ClusterClient(CoreCommands):
         """Call a script for several partitions, on all nodes at once.
 
         Raises:
-            NotReplicated: after all calls were made.
+            NotReplicated: all calls were made, but too few replicas acknowledged them in time.
         """
         replies: list[Any] = [None] * len(calls)
-        with self._turn() as cluster:
+        with self._permit() as cluster:
             waiting = list(range(len(calls)))
             for attempt in range(1, _ATTEMPTS + 1):
                 found, acknowledged = _call_each(cluster, script, [calls[n] for n in waiting], wait)
@@ -93,33 +94,33 @@ class ClusterClient(CoreCommands):
                 for n, reply in zip(waiting, found, strict=True):
                     replies[n] = reply
                     if isinstance(reply, Exception):
-                        if attempt == _ATTEMPTS or not _worth_repeating(reply):
+                        if attempt == _ATTEMPTS or not _is_retryable(reply):
                             raise reply
                         failed.append(n)
                 if not acknowledged:
                     raise NotReplicated
                 if not failed:
                     return replies
-                self._prepare_repeat(cluster, script, [replies[n] for n in failed])
+                self._prepare_retry(cluster, script, [replies[n] for n in failed])
                 waiting = failed
         raise AssertionError("the last attempt returns or raises")
 
     def scan_iter(self, **options: Any) -> Iterator[Any]:  # type: ignore[override]
-        """All nodes' keys, one node after the other."""
+        """The keys of all nodes, one node after the other."""
         for node in self.primaries():
             yield from node.scan_iter(**options)
 
     def primaries(self) -> list[redis.Redis]:
-        """A plain client of each node that takes writes."""
-        with self._turn() as cluster:
+        """A plain client of each primary."""
+        with self._permit() as cluster:
             return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
 
     def get_encoder(self) -> Encoder:
         return Encoder("utf-8", "strict", False)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        if self._made:
-            self._made.close()
+        if self._cluster:
+            self._cluster.close()
 
     def __enter__(self) -> ClusterClient:
         return self
@@ -128,39 +129,39 @@ class ClusterClient(CoreCommands):
         self.close()
 
     @contextmanager
-    def _turn(self) -> Iterator[Any]:
-        """Wait for one's turn. Gives the library's client."""
+    def _permit(self) -> Iterator[Any]:
+        """Wait for a permit; yields the library's client."""
         try:
-            self._turns.get(timeout=self._timeout)
+            self._permits.get(timeout=self._timeout)
         except queue.Empty:
             raise exceptions.ConnectionError("No connection available.") from None
         try:
-            if self._made is None:
-                with self._making:
-                    if self._made is None:
-                        self._made = self._make()
-            yield self._made
+            if self._cluster is None:
+                with self._connecting:
+                    if self._cluster is None:
+                        self._cluster = self._connect()
+            yield self._cluster
         finally:
-            self._turns.put_nowait(None)
+            self._permits.put_nowait(None)
 
-    def _make(self) -> Any:
+    def _connect(self) -> Any:
         return _Cluster(
             url=self._url,
             connection_pool_class=_Pool,
-            # Once, after a look at who has what. A node that is away is not waited for: the
-            # caller may send again.
+            # One retry, after the slots have been read again. Nothing waits for a node that is
+            # down: the sender will retry.
             retry=Retry(NoBackoff(), _ATTEMPTS - 1),
             reinitialize_steps=1,
-            # Some partitions may work while others don't; the servers decide.
+            # The servers decide whether some partitions may be used while others are down.
             require_full_coverage=False,
             **self._options,
         )
 
     def load(self, cluster: Any, sha: str) -> None:
-        """Give a script to all nodes: one that was started since has none."""
+        """Load a script into all nodes: those that have restarted lack it."""
         cluster.script_load(self._scripts[sha].script)
 
-    def _prepare_repeat(self, cluster: Any, script: Script, errors: Sequence[Exception]) -> None:
+    def _prepare_retry(self, cluster: Any, script: Script, errors: Sequence[Exception]) -> None:
         if any(isinstance(error, exceptions.NoScriptError) for error in errors):
             self.load(cluster, script.sha)
         if not all(isinstance(error, exceptions.NoScriptError) for error in errors):
@@ -168,7 +169,7 @@ class ClusterClient(CoreCommands):
 
 
 class Pipeline(CoreCommands):
-    """redis-py's pipeline, in which the store's scripts may be called."""
+    """redis-py's pipeline, which may also contain the store's scripts."""
 
     _event_dispatcher: Any = None
 
@@ -185,7 +186,7 @@ class Pipeline(CoreCommands):
         commands, self._queue = self._queue, []
         if not commands:
             return []
-        with self._client._turn() as cluster:
+        with self._client._permit() as cluster:
             pipeline = _library_pipeline(cluster, transaction=self._transaction)
             for args, options in commands:
                 _add(pipeline, cluster, args, options)
@@ -209,7 +210,7 @@ class Pipeline(CoreCommands):
 
 
 class _Cluster(RedisCluster):
-    """Does not repeat what timed out: the caller has waited long enough."""
+    """Does not retry timeouts: the caller has waited long enough."""
 
     ERRORS_ALLOW_RETRY = tuple(  # type: ignore[assignment]
         kind for kind in RedisCluster.ERRORS_ALLOW_RETRY if kind is not exceptions.TimeoutError
@@ -217,7 +218,7 @@ class _Cluster(RedisCluster):
 
 
 class _Pool(ConnectionPool):
-    """A node's connections; how many there are is bounded by the turns."""
+    """The connections to one node; the permits limit their number."""
 
     def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
         super().__init__(connection_class=without_polling(connection_class), **options)
@@ -226,7 +227,7 @@ class _Pool(ConnectionPool):
 def _call_each(
     cluster: Any, script: Script, calls: Sequence[Call], wait: Wait
 ) -> tuple[list[Any], bool]:
-    """One attempt: replies or errors, and whether replicas have acknowledged what was written."""
+    """One attempt. Returns replies or errors, and whether enough replicas acknowledged."""
     nodes = [cluster.nodes_manager.get_node_from_slot(cluster.keyslot(c.stream)) for c in calls]
     pipeline = _library_pipeline(cluster, retries=0)
     for node, call in zip(nodes, calls, strict=True):
@@ -234,7 +235,7 @@ def _call_each(
             "EVALSHA", script.sha, 1, call.stream, *call.args, target_nodes=node
         )
     if wait.replicas:
-        # A wait is for what its own connection has written.
+        # WAIT covers the writes of its own connection only.
         for node in dict.fromkeys(nodes):
             pipeline.execute_command(*wait.command(), target_nodes=node)
     strategy = pipeline._execution_strategy
@@ -243,7 +244,7 @@ def _call_each(
             strategy.command_queue, raise_on_error=False, allow_redirections=False
         )
     except exceptions.ConnectionError as error:
-        # No connection to one of the nodes: nothing has been sent to any.
+        # One of the nodes is unreachable, so nothing was sent to any.
         return [error] * len(calls), True
     waits = replies[len(calls) :]
     for reply in waits:
@@ -254,8 +255,8 @@ def _call_each(
     )
 
 
-def _worth_repeating(error: Exception) -> bool:
-    """Whether the call may do better after a look at who has what. All calls may be repeated."""
+def _is_retryable(error: Exception) -> bool:
+    """Whether a second attempt may succeed. All calls may be repeated."""
     return isinstance(
         error, (exceptions.MovedError, exceptions.ConnectionError, exceptions.NoScriptError)
     )
@@ -271,7 +272,7 @@ def _library_pipeline(
 
 def _add(pipeline: Any, cluster: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     if args[0] == "EVALSHA":
-        # The library would send all of it to a node just to ask which of it are keys.
+        # Without a target, the library sends all arguments to a node to ask which are keys.
         node = cluster.nodes_manager.get_node_from_slot(cluster.keyslot(args[3]))
         pipeline.execute_command(*args, **options, target_nodes=node)
     else:

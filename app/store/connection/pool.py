@@ -1,4 +1,4 @@
-"""The pool of connections to the store: bounded, fair, and without a look before each use."""
+"""The pool of connections to the store: bounded, fair, and without polling before each use."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from redis.connection import AbstractConnection
 
 
 class FairQueue:
-    """Hands each connection to whoever has waited longest; the parts of ``LifoQueue`` in use.
+    """Hands each item to the longest waiter. Has the methods of ``LifoQueue`` that pools use.
 
-    The standard library's queues let a newcomer take what a waiter was woken up for. Under load
-    some requests then wait for seconds while others never do.
+    The standard library's queues let a newcomer take the item for which a waiter was woken up.
+    Under load, some requests then wait for seconds while others never do.
     """
 
     def __init__(self, maxsize: int) -> None:
         self.maxsize = maxsize
         self.queue: list[Any] = []
         self._lock = threading.Lock()
-        self._waiting: deque[_Place] = deque()
+        self._waiting: deque[_Waiter] = deque()
 
     def put_nowait(self, item: Any) -> None:
         with self._lock:
@@ -41,42 +41,42 @@ class FairQueue:
                 return self.queue.pop()
             if not block:
                 raise queue.Empty
-            place = _Place()
-            self._waiting.append(place)
+            waiter = _Waiter()
+            self._waiting.append(waiter)
         try:
-            given = place.wait(timeout)
+            received = waiter.wait(timeout)
         except BaseException:
-            self._give_up(place)
+            self._leave(waiter)
             raise
-        if not given and not self._give_up(place, keep=True):
+        if not received and not self._leave(waiter, keep=True):
             raise queue.Empty
-        return place.item
+        return waiter.item
 
-    def _give_up(self, place: _Place, *, keep: bool = False) -> bool:
-        """Leave the line. True if something was given in the last moment, and is kept."""
+    def _leave(self, waiter: _Waiter, *, keep: bool = False) -> bool:
+        """Leave the queue. True if an item arrived at the last moment; unless kept, pass it on."""
         with self._lock:
-            if place in self._waiting:
-                self._waiting.remove(place)
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
                 return False
         if not keep:
-            self.put_nowait(place.item)
+            self.put_nowait(waiter.item)
         return True
 
 
-class _Place:
-    """A place in the line."""
+class _Waiter:
+    """A call of :meth:`FairQueue.get` that waits for an item."""
 
     def __init__(self) -> None:
         self.item: Any = None
-        self._given = threading.Lock()
-        self._given.acquire()
+        self._received = threading.Lock()
+        self._received.acquire()
 
     def give(self, item: Any) -> None:
         self.item = item
-        self._given.release()
+        self._received.release()
 
     def wait(self, timeout: float | None) -> bool:
-        return self._given.acquire(timeout=-1 if timeout is None else timeout)
+        return self._received.acquire(timeout=-1 if timeout is None else timeout)
 
 
 class Pool(redis.BlockingConnectionPool):
@@ -106,7 +106,7 @@ class Pool(redis.BlockingConnectionPool):
         if self.owns_connection(connection):
             with suppress(queue.Full):
                 self.pool.put_nowait(connection)
-        else:  # it was taken before this process began
+        else:  # created by the process from which this one was forked
             connection.disconnect()
             self.pool.put_nowait(None)
 
@@ -138,7 +138,7 @@ class Client(redis.Redis):
 
 
 def make_pool(url: str, *, max_connections: int, timeout: float, **options: Any) -> Any:
-    """A pool in which whoever finds no free connection waits in turn, at most ``timeout`` s."""
+    """A pool in which calls queue for a free connection, for up to ``timeout`` seconds."""
     pool = Pool.from_url(
         url, max_connections=max_connections, timeout=timeout, queue_class=FairQueue, **options
     )
@@ -147,11 +147,11 @@ def make_pool(url: str, *, max_connections: int, timeout: float, **options: Any)
 
 
 def without_polling(kind: type[AbstractConnection]) -> type[AbstractConnection]:
-    """The connection class without its look, before each use, whether the store has hung up.
+    """The connection class without the poll, before each use, for a connection that was closed.
 
-    That look is a turn of the event loop for every command. A connection that has died shows at
-    its next use, which is then retried on a new one; one that was left in the middle of an answer
-    is closed by the library at once, and never comes back to the pool.
+    The poll costs a turn of the event loop for every command. A dead connection is noticed by the
+    command, which is then retried on a new one. The library closes a connection whose reply was
+    not read to its end, so it never returns to the pool.
     """
 
     class Connection(kind):  # type: ignore[misc, valid-type]

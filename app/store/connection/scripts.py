@@ -1,4 +1,4 @@
-"""Calls of a script for several partitions, and waiting until replicas have what they wrote."""
+"""Run one script on several partitions; optionally wait for replicas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.store.connection.cluster import ClusterClient
 NO_WAIT = Wait()
 
 
-# Refuses to write while the partition is held (app/store/hold.py), within the atomic step.
+# Prepended to every script that writes: refuses to run during a hold (app/store/hold.py).
 _HOLD_CHECK = (
     "do local base = string.match(KEYS[1], '^[^{]*{[^}]*}:') "
     "if base and redis.call('EXISTS', base .. 'hold') == 1 then "
@@ -24,10 +24,7 @@ _HOLD_CHECK = (
 
 
 def load_script(client: Redis, name: str, folder: str = "lua") -> Script:
-    """The script in the file ``app/store/<folder>/<name>``, to be called through ``client``.
-
-    Every script that writes to a partition respects a hold.
-    """
+    """Register the script in ``app/store/<folder>/<name>``; if it writes, it respects a hold."""
     source = (files("app.store") / folder / name).read_text()
     first, rest = source.split("\n", 1)
     if "no-writes" not in first:
@@ -36,15 +33,15 @@ def load_script(client: Redis, name: str, folder: str = "lua") -> Script:
 
 
 def call_partitions(script: Script, calls: Sequence[Call], wait: Wait = NO_WAIT) -> list[Any]:
-    """Call a script for each partition; on a cluster, on all nodes at once.
+    """Call a script for several partitions; on a cluster, on all nodes at once.
 
-    A single store works on one call at a time, so there they go one after the other.
+    A single store runs one script at a time, so it gets the calls one after the other.
 
     Returns:
-        the replies, in the order of the calls.
+        The replies, in the order of the calls.
 
     Raises:
-        NotReplicated: all calls were made, but too few replicas have acknowledged them in time.
+        NotReplicated: all calls were made, but too few replicas acknowledged them in time.
     """
     client: Any = script.registered_client
     if isinstance(client, ClusterClient):
@@ -63,7 +60,7 @@ def _call(client: Any, script: Script, call: Call) -> Any:
 
 
 def _and_wait(client: Any, script: Script, call: Call, wait: Wait) -> Any:
-    # On one connection: a wait is for what its own connection has written.
+    # A pipeline, as WAIT covers the writes of its own connection only.
     with client.pipeline(transaction=False) as pipeline:
         pipeline.execute_command("EVALSHA", script.sha, 1, call.stream, *call.args)
         pipeline.execute_command(*wait.command())
