@@ -15,7 +15,7 @@ from orjson import dumps
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.http import HTTP_STATUS_CODES
 
-from app.store import PlaceLost, StoreError, TooManyToSort
+from app.store import PositionLost, StoreError, TooManyToSort
 from app.telemetry import sentry
 
 # Retry-After while the store is unavailable, in seconds.
@@ -249,7 +249,7 @@ def init_app(app: Flask) -> None:
     """Render every error of ``app`` as a problem document."""
     app.register_error_handler(Problem, render)
     app.register_error_handler(StoreError, lambda error: render(StoreUnavailable(error)))
-    app.register_error_handler(PlaceLost, lambda _: render(CursorExpired()))
+    app.register_error_handler(PositionLost, lambda _: render(CursorExpired()))
     app.register_error_handler(TooManyToSort, lambda _: render(TooManyCohortsToSort()))
     app.register_error_handler(HTTPException, _render_http)
     app.register_error_handler(Exception, _render_unexpected)

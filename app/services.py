@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.auth.sessions import Sessions
     from app.server.background import Background
     from app.settings import Settings
-    from app.store import Rates, Store
+    from app.store import RateLimiter, Store
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import Recorder
@@ -30,7 +30,7 @@ class Services:
 
     settings: Settings
     store: Store
-    rates: Rates
+    rates: RateLimiter
     keyring: KeyRing
     sessions: Sessions
     meter: Meter
@@ -60,7 +60,7 @@ def build(settings: Settings) -> Services:
     from app.auth.keyring import KeyRing
     from app.auth.sessions import Sessions
     from app.server.background import Background
-    from app.store import HistoryLimits, Rates, Store, connect, wait_for
+    from app.store import HistoryLimits, RateLimiter, Store, connect, wait_for
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import Recorder
@@ -86,7 +86,7 @@ def build(settings: Settings) -> Services:
     return Services(
         settings=settings,
         store=store,
-        rates=Rates(client, store.keys),
+        rates=RateLimiter(client, store.keys),
         keyring=keyring,
         sessions=Sessions(store, keyring),
         meter=meter,

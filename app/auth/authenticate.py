@@ -23,7 +23,7 @@ from app.errors import (
 )
 from app.services import services
 from app.settings import Settings
-from app.store import Rates, StoreError, StoreFull
+from app.store import RateLimiter, StoreError, StoreFull
 
 __all__ = [
     "ADMIN",
@@ -59,7 +59,7 @@ def requires(scope: str, *, by_session: bool = False) -> Callable[[View], View]:
     return mark
 
 
-def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: Rates) -> None:
+def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: RateLimiter) -> None:
     """Check every request's credentials before anything of its body is read."""
 
     @app.before_request
@@ -120,7 +120,7 @@ def _of_session() -> Caller:
     return session.caller
 
 
-def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: Rates) -> Caller:
+def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: RateLimiter) -> Caller:
     key = _sent_key(sent)
     caller = ring.find(key) if key else None
     claimed_app = sent.environ.get("HTTP_APP_ID")
@@ -146,7 +146,7 @@ def _refusal(ring: KeyRing, key: str) -> Problem:
     return problem
 
 
-def _count_failure(settings: Settings, rates: Rates) -> None:
+def _count_failure(settings: Settings, rates: RateLimiter) -> None:
     try:
         network = _network(request.remote_addr or "unknown")
         retry_after = rates.hit(settings.auth_failure_rate_limit, "address", network)

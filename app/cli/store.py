@@ -22,7 +22,7 @@ from app.cli.group import (
 )
 from app.services import services
 from app.settings import KEY_PREFIX, BadSettings
-from app.store import MEANINGS, Copy, CopyRefused, CopyReport, Report
+from app.store import MEANINGS, CheckReport, Copy, CopyRefused, CopyReport
 
 store = Group("store", help="Look after the store.", epilog=EXIT_CODES)
 
@@ -55,7 +55,7 @@ def check(repair: bool, app_id: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: CheckReport) -> Iterator[str]:
     yield (
         f"Checked {', '.join(report.app_ids) or 'nothing'}: {report.cohorts} cohorts, "
         f"{report.memberships} memberships, {report.users} users with {report.fields} traits, "

@@ -1,54 +1,54 @@
 """All that speaks to Redis. What each key holds is in ``docs/data-model.md``."""
 
 from app.store.api_keys import ApiKeys, StoredKey
-from app.store.change_stream import Change, EntryId, Place, PlaceLost
-from app.store.cohort_list import NUMBERS, SORTS, Filter, TooManyToSort
+from app.store.change_stream import ChangeEntry, EntryId, FeedPosition, PositionLost
+from app.store.cohort_list import COHORT_SORTS, NUMERIC_SORTS, CohortFilter, TooManyToSort
 from app.store.connection.client import connect, wait_for
 from app.store.erasure import Erased
 from app.store.errors import StoreError, StoreFull, StoreRefused
 from app.store.jobs import Job
-from app.store.lookups import Member, Position, User, UserRecord
+from app.store.lookups import Member, MemberPosition, User, UserRecord
 from app.store.maintenance.copy import Copy, CopyRefused, CopyReport
-from app.store.maintenance.findings import MEANINGS, Report
+from app.store.maintenance.findings import MEANINGS, CheckReport
 from app.store.memberships import Applied
-from app.store.rates import Rates
+from app.store.rates import RateLimiter
 from app.store.size_history import Size
 from app.store.store import Store
-from app.store.sync_history import Batch, Group, HistoryLimits, in_calls
+from app.store.sync_history import HistoryLimits, SyncBatch, SyncGroup, split_batches
 
 __all__ = [
+    "COHORT_SORTS",
     "MEANINGS",
-    "NUMBERS",
-    "SORTS",
+    "NUMERIC_SORTS",
     "ApiKeys",
     "Applied",
-    "Batch",
-    "Change",
+    "ChangeEntry",
+    "CheckReport",
+    "CohortFilter",
     "Copy",
     "CopyRefused",
     "CopyReport",
     "EntryId",
     "Erased",
-    "Filter",
-    "Group",
+    "FeedPosition",
     "HistoryLimits",
     "Job",
     "Member",
-    "Place",
-    "PlaceLost",
-    "Position",
-    "Rates",
-    "Report",
+    "MemberPosition",
+    "PositionLost",
+    "RateLimiter",
     "Size",
     "Store",
     "StoreError",
     "StoreFull",
     "StoreRefused",
     "StoredKey",
+    "SyncBatch",
+    "SyncGroup",
     "TooManyToSort",
     "User",
     "UserRecord",
     "connect",
-    "in_calls",
+    "split_batches",
     "wait_for",
 ]

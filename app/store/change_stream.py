@@ -1,4 +1,4 @@
-"""Reading the change feed: the change streams of all of an app's partitions as one."""
+"""Read the change feed: the change streams of all partitions of an app as one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import translated
 from app.store.keys import Keys
 
-# Bytes of users after which a call reads no further changes.
+# A call stops reading after this many bytes of user ids.
 BYTES_PER_CALL = 512 * 1024
 
 
 class EntryId(NamedTuple):
-    """The id of a stream's entry. The store makes them in order, from its clock."""
+    """The id of a stream entry. The store assigns them in order, from its clock."""
 
     ms: int
     number: int
 
     @classmethod
     def parse(cls, text: bytes | str) -> EntryId:
-        """Read it as the store writes it: ``1700000000000-0``."""
+        """Parse the store's format, such as ``1700000000000-0``."""
         if isinstance(text, bytes):
             text = text.decode()
         ms, _, number = text.partition("-")
@@ -34,15 +34,15 @@ class EntryId(NamedTuple):
         return f"{self.ms}-{self.number}"
 
 
-# A place in the feed: for each partition the entry that was read last, or None to begin with the
-# oldest one that is held.
-Place = tuple[EntryId | None, ...]
+# For each partition, the entry read last; None to start with the oldest one.
+FeedPosition = tuple[EntryId | None, ...]
 
 
-class Change(NamedTuple):
-    """Users who entered or left a cohort together: one entry of a change stream.
+class ChangeEntry(NamedTuple):
+    """An entry of a change stream: users who entered or left a cohort in one step.
 
     Attributes:
+        change: ``entered`` or ``left``.
         users: their ids, as a JSON array.
     """
 
@@ -54,24 +54,22 @@ class Change(NamedTuple):
     users: bytes
 
 
-class Page(NamedTuple):
-    """Some changes, the places before and after them, and whether there are more already.
+class ChangePage(NamedTuple):
+    """Some entries, the positions before and after them, and whether there are more.
 
-    Both places are known in every partition, so that whoever goes on from there is told when
-    something was lost meanwhile.
-
-    Each partition's changes are in order. There is none between partitions: a page has them by
-    their ids, which are times of the store's clock.
+    Both positions have an entry id for every partition, so that a reader who continues from there
+    notices lost entries. Entries are in order within a partition; across partitions they are
+    sorted by id, that is, by the clocks of the nodes.
     """
 
-    changes: list[Change]
-    before: Place
-    place: Place
+    changes: list[ChangeEntry]
+    before: FeedPosition
+    after: FeedPosition
     more: bool
 
 
-class PlaceLost(Exception):
-    """Changes after this place are gone: they left the stream by age or number."""
+class PositionLost(Exception):
+    """Entries after this position were trimmed, by age or number."""
 
 
 class ChangeStream:
@@ -82,57 +80,57 @@ class ChangeStream:
         self._keys = keys
         self._read = load_script(client, "changes.lua")
 
-    def oldest(self) -> Place:
-        """The place before all that is held."""
+    def oldest(self) -> FeedPosition:
+        """The position before the oldest entry."""
         return (None,) * self._keys.partitions
 
-    def newest(self, app_id: str) -> Place:
-        """The place after all that there is."""
+    def newest(self, app_id: str) -> FeedPosition:
+        """The position after the newest entry."""
         with translated(), self._client.pipeline(transaction=False) as pipeline:
             for partition in range(self._keys.partitions):
                 pipeline.get(self._keys.last_change(app_id, partition))
             return tuple(EntryId.parse(last or b"0-0") for last in pipeline.execute())
 
-    def read(self, app_id: str, place: Place, *, limit: int) -> Page:
-        """Up to ``limit`` changes after a place, which may come back empty.
+    def read(self, app_id: str, position: FeedPosition, *, limit: int) -> ChangePage:
+        """Up to ``limit`` entries after a position; there may be none.
 
         Raises:
-            PlaceLost: something between the place and the oldest change held is gone.
+            PositionLost: entries after the position were trimmed.
         """
         partitions = self._keys.partitions
-        if len(place) != partitions:
-            raise PlaceLost
-        each = -(-limit // partitions), -(-BYTES_PER_CALL // partitions)
+        if len(position) != partitions:
+            raise PositionLost
+        limits = -(-limit // partitions), -(-BYTES_PER_CALL // partitions)
         with translated():
             calls = [
                 Call(
                     self._keys.changes(app_id, partition),
-                    ["" if last is None else str(last), *each],
+                    ["" if last is None else str(last), *limits],
                 )
-                for partition, last in enumerate(place)
+                for partition, last in enumerate(position)
             ]
             replies = call_partitions(self._read, calls)
         if any(lost for lost, *_ in replies):
-            raise PlaceLost
+            raise PositionLost
         found = [
             [_change(partition, entry) for entry in entries]
             for partition, (_, _, _, entries, _) in enumerate(replies)
         ]
-        shown = list(heapq.merge(*found, key=lambda change: (change.id, change.partition)))
-        # Where nothing is left to read that is the end, whatever was erased before it.
+        changes = list(heapq.merge(*found, key=lambda change: (change.id, change.partition)))
+        # At the end of a stream, the script returns its newest id, whatever was erased before it.
         before = [EntryId.parse(start) for *_, start in replies]
         after = before.copy()
-        more = len(shown) > limit or any(more for _, _, more, _, _ in replies)
-        del shown[limit:]
-        for change in shown:
+        more = len(changes) > limit or any(more for _, _, more, _, _ in replies)
+        del changes[limit:]
+        for change in changes:
             after[change.partition] = change.id
-        return Page(shown, tuple(before), tuple(after), more)
+        return ChangePage(changes, tuple(before), tuple(after), more)
 
 
-def _change(partition: int, entry: Any) -> Change:
+def _change(partition: int, entry: Any) -> ChangeEntry:
     entry_id, flat = entry
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    return Change(
+    return ChangeEntry(
         partition,
         EntryId.parse(entry_id),
         fields[b"cohort"].decode(),

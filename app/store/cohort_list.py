@@ -1,4 +1,4 @@
-"""Lists of cohorts: filtered, sorted, a page at a time."""
+"""List cohorts: filtered, sorted, one page at a time."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from app.store.freshness import freshness_of
 from app.store.keys import Keys
 from app.store.registry import Registry
 
-# Cohorts that one script call tells of: about 2 ms of the store's time.
+# Summaries in one script call: about 2 ms of the store's time.
 COHORTS_PER_CALL = 250
-# Cohorts of which one call tells what they are sorted by: about 3 ms of the store's time.
+# Sort keys in one script call: about 3 ms of the store's time.
 SORTED_PER_CALL = 1000
-# In the order of ids, only so many are looked at for one page; a filter may leave few of them.
-LOOKED_AT = 10_000
-# In any other order all must be looked at. An app with more can only be listed by id.
-SORTED_AT_MOST = 100_000
+# Cohorts examined for one page in the order of ids; a filter may match few of them.
+EXAMINED_PER_PAGE = 10_000
+# Any other order needs all cohorts. The list of an app with more can only be sorted by id.
+MAX_SORTED = 100_000
 
-SORTS: dict[str, Callable[[CohortSummary], Any]] = {
+COHORT_SORTS: dict[str, Callable[[CohortSummary], Any]] = {
     "id": lambda cohort: cohort.id,
     "name": lambda cohort: _name(cohort.trait).casefold(),
     "members": lambda cohort: cohort.members,
     "last_received": lambda cohort: cohort.freshness.last_received_ms or 0,
 }
-# Those of them that give a number; the others give a text.
-NUMBERS = ("members", "last_received")
+# The sorts with a number as key; the others have a text.
+NUMERIC_SORTS = ("members", "last_received")
 
 
 def _name(trait: str) -> str:
-    """The cohort's name in a trait name: without the id that follows the last colon."""
+    """The cohort's name: the trait name without the id that follows the last colon."""
     name, colon, _ = trait.rpartition(":")
     return name if colon else trait
 
 
 class TooManyToSort(Exception):
-    """The app has more cohorts than can be sorted otherwise than by id."""
+    """The app has so many cohorts that they can only be sorted by id."""
 
 
-class Filter(NamedTuple):
-    """Which cohorts; None for whatever."""
+class CohortFilter(NamedTuple):
+    """What to list; None matches everything."""
 
     name: str | None = None
     status: Status | None = None
     freshness: FreshnessState | None = None
 
-    def takes(self, cohort: CohortSummary, now_ms: int) -> bool:
-        """Whether a cohort is among them. A name is found in any part of the trait name."""
+    def matches(self, cohort: CohortSummary, now_ms: int) -> bool:
+        """Whether to list a cohort. A name matches any part of the trait name."""
         return (
             (self.name is None or self.name.casefold() in cohort.trait.casefold())
             and (self.status is None or self.status == cohort.status)
@@ -62,15 +62,18 @@ class Filter(NamedTuple):
         )
 
 
-class Listing(NamedTuple):
-    """A page of a list, and the place of its last cohort; None where it is the last page."""
+class CohortPage(NamedTuple):
+    """A page of a list, and the position after it: sort key and id of its last cohort.
+
+    ``after`` is None on the last page.
+    """
 
     cohorts: list[CohortSummary]
-    place: tuple[Any, str] | None
+    after: tuple[Any, str] | None
 
 
 class CohortList:
-    """Reads lists of cohorts. Raises StoreError."""
+    """Lists cohorts. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys, registry: Registry) -> None:
         self._keys = keys
@@ -81,50 +84,52 @@ class CohortList:
     def page(
         self,
         app_id: str,
-        which: Filter,
+        which: CohortFilter,
         *,
         sort: str = "id",
         descending: bool = False,
         after: tuple[Any, str] | None = None,
         limit: int = 100,
-    ) -> Listing:
-        """Up to ``limit`` cohorts after a place.
+    ) -> CohortPage:
+        """Up to ``limit`` cohorts.
 
-        In the order of ids a page may be short, or empty, and yet not be the last: only so many
-        are looked at. Cohorts that change their place between two pages may be met twice or not.
+        In the order of ids, a page may be short or empty without being the last one. Cohorts whose
+        sort key changes between two pages may be listed twice or not at all.
 
         Args:
-            sort: one of SORTS. ``descending`` is for all but ``id``.
+            sort: one of COHORT_SORTS.
+            descending: for all sorts but ``id``.
+            after: position after the previous page.
 
         Raises:
-            TooManyToSort: only by id.
+            TooManyToSort
         """
         if sort == "id":
             return self._by_id(app_id, which, after[1] if after else "", limit)
-        # Of several partitions, the one that knows when a cohort arrived need not list it.
+        # With several partitions, a cohort's freshness may be in one that doesn't list the cohort.
         is_number = sort == "members" or (sort == "last_received" and self._keys.partitions == 1)
-        if which == Filter() and is_number:
+        if which == CohortFilter() and is_number:
             return self._by_number(app_id, sort, descending, after, limit)
         now_ms = time.time_ns() // 1_000_000
 
-        def place(cohort: CohortSummary) -> tuple[Any, str]:
-            return SORTS[sort](cohort), cohort.id
+        def position(cohort: CohortSummary) -> tuple[Any, str]:
+            return COHORT_SORTS[sort](cohort), cohort.id
 
         def follows(cohort: CohortSummary) -> bool:
             if after is None:
                 return True
-            return place(cohort) < after if descending else place(cohort) > after
+            return position(cohort) < after if descending else position(cohort) > after
 
         matching = (
             cohort
             for cohort in self._all(app_id)
-            if which.takes(cohort, now_ms) and follows(cohort)
+            if which.matches(cohort, now_ms) and follows(cohort)
         )
         choose = heapq.nlargest if descending else heapq.nsmallest
-        found = choose(limit + 1, matching, key=place)
+        found = choose(limit + 1, matching, key=position)
         more = len(found) > limit
         del found[limit:]
-        return Listing(found, place(found[-1]) if more else None)
+        return CohortPage(found, position(found[-1]) if more else None)
 
     def _by_number(
         self,
@@ -133,20 +138,21 @@ class CohortList:
         descending: bool,
         after: tuple[Any, str] | None,
         limit: int,
-    ) -> Listing:
-        """Cohorts in the order of a number: that alone is read of all, the rest of a page only."""
-        places = ((number, cohort_id) for cohort_id, number in self._numbers(app_id, sort).items())
+    ) -> CohortPage:
+        """Cohorts sorted by a number: reads all numbers, and the summaries of one page only."""
+        positions = [
+            (number, cohort_id) for cohort_id, number in self._numbers(app_id, sort).items()
+        ]
         if after is not None:
-            follows = after.__gt__ if descending else after.__lt__
-            places = (place for place in places if follows(place))
-        found = (heapq.nlargest if descending else heapq.nsmallest)(limit + 1, places)
+            positions = [p for p in positions if (p < after if descending else p > after)]
+        found = (heapq.nlargest if descending else heapq.nsmallest)(limit + 1, positions)
         more = len(found) > limit
         del found[limit:]
         summaries = list(self._summaries(app_id, [cohort_id for _, cohort_id in found]))
-        return Listing(summaries, found[-1] if more else None)
+        return CohortPage(summaries, found[-1] if more else None)
 
     def _numbers(self, app_id: str, sort: str) -> dict[str, int]:
-        """What all cohorts are sorted by."""
+        """The sort keys of all cohorts, by id."""
         numbers: dict[bytes, int] = {}
         after: dict[int, bytes | str] = dict.fromkeys(range(self._keys.partitions), "")
         while after:
@@ -163,30 +169,30 @@ class CohortList:
                     del after[partition]
                 else:
                     after[partition] = share[-2]
-            if len(numbers) > SORTED_AT_MOST:
+            if len(numbers) > MAX_SORTED:
                 raise TooManyToSort
         return {cohort_id.decode(): number for cohort_id, number in numbers.items()}
 
-    def _by_id(self, app_id: str, which: Filter, after: str, limit: int) -> Listing:
+    def _by_id(self, app_id: str, which: CohortFilter, after: str, limit: int) -> CohortPage:
         now_ms = time.time_ns() // 1_000_000
         found: list[CohortSummary] = []
-        count = min(COHORTS_PER_CALL, limit + 1) if which == Filter() else COHORTS_PER_CALL
-        for _ in range(0, LOOKED_AT, count):
+        count = min(COHORTS_PER_CALL, limit + 1) if which == CohortFilter() else COHORTS_PER_CALL
+        for _ in range(0, EXAMINED_PER_PAGE, count):
             ids = self._registry.ids(app_id, after=after, limit=count)
             for cohort in self._summaries(app_id, ids):
-                if which.takes(cohort, now_ms):
+                if which.matches(cohort, now_ms):
                     if len(found) == limit:
-                        return Listing(found, (after, after))
+                        return CohortPage(found, (after, after))
                     found.append(cohort)
                 after = cohort.id
             if len(ids) < count:
-                return Listing(found, None)
+                return CohortPage(found, None)
             after = ids[-1]
-        return Listing(found, (after, after))
+        return CohortPage(found, (after, after))
 
     def _all(self, app_id: str) -> Iterator[CohortSummary]:
         after = ""
-        for _ in range(0, SORTED_AT_MOST, COHORTS_PER_CALL):
+        for _ in range(0, MAX_SORTED, COHORTS_PER_CALL):
             ids = self._registry.ids(app_id, after=after, limit=COHORTS_PER_CALL)
             yield from self._summaries(app_id, ids)
             if len(ids) < COHORTS_PER_CALL:

@@ -1,9 +1,8 @@
-"""What applications read over HTTP: users' traits and cohorts' members."""
+"""Look up users' traits and cohorts' members."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
@@ -15,19 +14,17 @@ from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import translated
 from app.store.keys import Keys
 
-# Users that one script call is asked for, and traits after which it begins no further user: a
-# call takes the store about 2 ms.
+# A script call reads up to this many users, and no more after this many traits. It takes about 2 ms
+# of the store's time.
 USERS_PER_CALL = 500
 TRAITS_PER_CALL = 2000
-# Of a user with very many, traits that one call reads: about a millisecond.
+# Traits in one call for a user with very many: about 1 ms of the store's time.
 TRAITS_PER_PIECE = 300
-# Members that one script call reads: about 2 ms of the store's time.
+# About 2 ms of the store's time.
 MEMBERS_PER_CALL = 5000
 
-_FALSE, _TO_FIND_OUT = b"false", b"?"
-_NO_TIME = (_FALSE, b"true")
-# Makes a named tuple in half the time of its own constructor.
-_new = tuple.__new__
+# The values in rows of users.lua other than the time since when a user is a member.
+_FALSE, _TRUE_BUT_NO_MEMBER, _UNRESOLVED = b"false", b"true", b"?"
 
 
 class UserRecord(NamedTuple):
@@ -42,14 +39,14 @@ class UserRecord(NamedTuple):
 
 
 class Membership(NamedTuple):
-    """A cohort that a user is in. ``trait`` is its name as the user's hash has it."""
+    """A cohort that a user is a member of, under the trait name in the user's hash."""
 
     cohort: Cohort
     since_ms: int
 
 
 class User(NamedTuple):
-    """A user's traits by name, and the cohorts that the user is in, by id."""
+    """A user's traits by name, and memberships in the order of cohort ids."""
 
     id: str
     traits: dict[str, bool]
@@ -63,8 +60,8 @@ class Member(NamedTuple):
     since_ms: int
 
 
-class Position(NamedTuple):
-    """A place in the list of a cohort's members: after this member of this partition."""
+class MemberPosition(NamedTuple):
+    """A position in the list of a cohort's members: after this member."""
 
     partition: int
     score: float
@@ -82,13 +79,13 @@ class Lookups:
         self._members = load_script(client, "members.lua")
 
     def user(self, app_id: str, user_id: str) -> User:
-        """A user; without traits where never heard of."""
+        """A user; an unknown one has no traits."""
         return self._complete(app_id, self._rows(app_id, [user_id]))[0]
 
     def users(self, app_id: str, user_ids: Iterable[str]) -> Iterator[list[User]]:
-        """Users, each once, in the order asked for. Raises no error for those never heard of.
+        """Users, each once, in the order asked for; unknown ones have no traits.
 
-        They come some at a time, and one with very many traits alone: what is held is bounded.
+        Yields some at a time, and a user with very many traits alone, to bound the memory in use.
         """
         waiting = list(dict.fromkeys(user_ids))
         while waiting:
@@ -112,7 +109,7 @@ class Lookups:
         return UserRecord(traits, bool(registered), bool(suppressed))
 
     def since(self, app_id: str, cohort_id: str, user_id: str) -> int | None:
-        """Since when a user is in a cohort, in ms since the epoch; None for who is not."""
+        """Since when a user is a member, in ms since the epoch; None for other users."""
         partition = self._keys.partition(user_id)
         with translated():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
@@ -124,17 +121,17 @@ class Lookups:
         app_id: str,
         cohort_id: str,
         *,
-        after: Position | None = None,
+        after: MemberPosition | None = None,
         since_ms: int | None = None,
         limit: int = MEMBERS_PER_CALL,
-    ) -> tuple[list[Member], Position | None]:
-        """Up to ``limit`` members, by partition, since when, and id; and where to go on.
+    ) -> tuple[list[Member], MemberPosition | None]:
+        """Up to ``limit`` members, sorted by partition, time and id; and the position after them.
 
-        A member who stays for as long as somebody pages is met once. One who leaves and enters
-        again may be met twice, as of two times.
+        A member who stays while somebody pages through the list is listed once; one who leaves and
+        enters again may be listed twice, with different times.
 
         Args:
-            after: where the last call ended.
+            after: the position after the previous page.
             since_ms: only who entered at this time or later, in ms since the epoch.
 
         Returns:
@@ -156,9 +153,9 @@ class Lookups:
         return _members(here), position
 
     def all_members(self, app_id: str, cohort_id: str) -> Iterator[list[Member]]:
-        """All members of a cohort in the order of :meth:`members`, some thousands at a time."""
+        """All members of a cohort in the order of :meth:`members`, thousands at a time."""
         for partition in range(self._keys.partitions):
-            last: Position | None = None
+            last: MemberPosition | None = None
             while page := self._member_page(
                 app_id, partition, cohort_id, MEMBERS_PER_CALL, None, last
             ):
@@ -172,9 +169,9 @@ class Lookups:
         cohort_id: str,
         count: int,
         since_ms: int | None,
-        last: Position | None,
+        last: MemberPosition | None,
     ) -> list[tuple[str, float]]:
-        """Some members and their scores."""
+        """The ids and scores of some members of one partition."""
         args: list[str | float] = [cohort_id, count, "" if since_ms is None else since_ms]
         args += [last.score, last.user_id] if last else ["", ""]
         with translated():
@@ -185,24 +182,22 @@ class Lookups:
         return [(user_id.decode(), float(score)) for user_id, score in zip(entries, entries)]  # noqa: B905
 
     def _rows(self, app_id: str, user_ids: list[str]) -> dict[str, list[bytes]]:
-        """The script's rows about the first users of each partition, by id."""
-        parts: dict[int, list[str]] = {}
-        for user_id in user_ids:
-            parts.setdefault(self._keys.partition(user_id), []).append(user_id)
+        """The script's rows by user id; for as many users of each partition as it has read."""
+        parts = self._keys.by_partition(user_ids)
         calls = [
             Call(self._keys.changes(app_id, partition), [TRAITS_PER_CALL, *wanted])
             for partition, wanted in parts.items()
         ]
         with translated():
-            told = call_partitions(self._users, calls)
+            replies = call_partitions(self._users, calls)
         return {
             user_id: row
-            for wanted, rows in zip(parts.values(), told, strict=True)
-            for user_id, row in zip(wanted, rows)  # noqa: B905  fewer rows where they are long
+            for wanted, rows in zip(parts.values(), replies, strict=True)
+            for user_id, row in zip(wanted, rows)  # noqa: B905  there may be fewer rows
         }
 
     def _all_traits(self, app_id: str, user_id: str) -> list[bytes]:
-        """The row of a user with very many traits, read some at a time and so not at one moment."""
+        """The row of a user with very many traits, read in several calls, so not at one moment."""
         stream = self._keys.changes(app_id, self._keys.partition(user_id))
         found: dict[bytes, bytes] = {}
         cursor: bytes = b"0"
@@ -214,65 +209,44 @@ class Lookups:
 
     @translated()
     def _complete(self, app_id: str, rows: dict[str, list[bytes]]) -> list[User]:
-        """Users from the script's rows. Asks for what the script could not tell."""
+        """Users from the script's rows. Reads what the script could not resolve."""
         users = []
-        open_ends: dict[tuple[int, str], list[tuple[User, Cohort]]] = {}
-        # Most users have the same traits as others, in the same order.
-        known: dict[tuple[bytes, ...], tuple[list[str], list[tuple[int, Cohort]]]] = {}
+        unresolved: dict[tuple[int, str], list[tuple[User, Cohort]]] = {}
         for user_id, row in rows.items():
             if len(row) == 1:
                 row = self._all_traits(app_id, user_id)
-            names, told = tuple(row[::2]), row[1::2]
-            found = known.get(names)
-            if found is None:
-                found = known[names] = _by_cohort(names)
-            traits, by_cohort = found
-            memberships: list[Membership] = []
-            user = User(
-                user_id, dict(zip(traits, map(_FALSE.__ne__, told), strict=True)), memberships
-            )
-            for place, cohort in by_cohort:
-                since = told[place]
-                if since == _TO_FIND_OUT:
-                    place_of = self._keys.partition(user_id), cohort.id
-                    open_ends.setdefault(place_of, []).append((user, cohort))
-                elif since not in _NO_TIME:
-                    memberships.append(_new(Membership, (cohort, _since_ms(since))))
+            traits = [name.decode() for name in row[::2]]
+            user = User(user_id, {}, [])
+            for trait, value in zip(traits, row[1::2], strict=True):
+                user.traits[trait] = value != _FALSE
+                if value == _UNRESOLVED:
+                    cohort = Cohort.from_trait(trait)
+                    place = self._keys.partition(user_id), cohort.id
+                    unresolved.setdefault(place, []).append((user, cohort))
+                elif value not in (_FALSE, _TRUE_BUT_NO_MEMBER):
+                    user.memberships.append(Membership(Cohort.from_trait(trait), _since_ms(value)))
             users.append(user)
-        for (partition, cohort_id), pairs in open_ends.items():
+        for (partition, cohort_id), pairs in unresolved.items():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
             scores: Any = self._client.zmscore(key, [user.id for user, _ in pairs])
             for (user, cohort), score in zip(pairs, scores, strict=True):
                 if score is not None:
                     user.memberships.append(Membership(cohort, _since_ms(score)))
-        for pairs in open_ends.values():
-            for user, _ in pairs:
-                user.memberships.sort()
+        for user in users:
+            user.memberships.sort()
         return users
 
 
 def _members(page: list[tuple[str, float]]) -> list[Member]:
-    return [_new(Member, (user_id, int(score))) for user_id, score in page]
+    return [Member(user_id, int(score)) for user_id, score in page]
 
 
-def _position(partition: int, page: list[tuple[str, float]]) -> Position:
-    """The place after the last member of a page."""
+def _position(partition: int, page: list[tuple[str, float]]) -> MemberPosition:
+    """The position after a page."""
     user_id, score = page[-1]
-    return Position(partition, score, user_id)
+    return MemberPosition(partition, score, user_id)
 
 
 def _since_ms(score: float | bytes) -> int:
-    """Since when a member is in: a score may have a fraction of a ms, see apply.lua."""
+    """A member's score without the fraction of a ms that apply.lua may add."""
     return int(float(score))
-
-
-def _by_cohort(names: tuple[bytes, ...]) -> tuple[list[str], list[tuple[int, Cohort]]]:
-    """Trait names as text; and their places, by the cohorts that they stand for."""
-    cohorts = [_cohort(name) for name in names]
-    order = sorted(range(len(cohorts)), key=cohorts.__getitem__)
-    return [cohort.trait for cohort in cohorts], [(place, cohorts[place]) for place in order]
-
-
-@lru_cache(maxsize=4096)
-def _cohort(trait: bytes) -> Cohort:
-    return Cohort.from_trait(trait.decode())

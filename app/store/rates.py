@@ -42,7 +42,7 @@ def _storage(client: Redis, key_prefix: str) -> RedisStorage:
     return RedisStorage("redis://", connection_pool=client.connection_pool, key_prefix=key_prefix)
 
 
-class Rates:
+class RateLimiter:
     """Counts requests by name. Raises StoreError where the store can't be asked.
 
     Of a large limit, some requests are counted in advance and then let through without asking the

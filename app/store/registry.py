@@ -19,7 +19,7 @@ PAGE = 500
 REMEMBERED = 10_000
 
 
-class Named(NamedTuple):
+class PartitionName(NamedTuple):
     """A cohort's name in one partition, and its earlier ones there.
 
     Two partitions may learn of two names in the same millisecond; the one that has seen more
@@ -60,7 +60,7 @@ class Registry:
         """What `trait` told last, if it is remembered: the cohort may have another name by now."""
         return self._told.get((app_id, cohort_id))
 
-    def named(self, app_id: str, cohort_id: str) -> dict[int, Named]:
+    def named(self, app_id: str, cohort_id: str) -> dict[int, PartitionName]:
         """The name of a cohort in each partition that knows it; the greatest is the newest."""
         partitions = range(self._keys.partitions)
         with translated(), self._client.pipeline(transaction=False) as pipeline:
@@ -72,7 +72,7 @@ class Registry:
         for partition, (at, names, trait) in zip(partitions, shares, strict=True):
             if at and trait:
                 earlier = [name["trait"] for name in orjson.loads(names or b"[]")]
-                found[partition] = Named(int(at), len(earlier), trait.decode(), earlier)
+                found[partition] = PartitionName(int(at), len(earlier), trait.decode(), earlier)
         return found
 
     def ids(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[str]:

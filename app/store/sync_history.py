@@ -35,7 +35,7 @@ _UNKNOWN_KEPT = 48
 SYNCS, FAILURES, PROBLEMS = "syncs", "failures", "problems"
 
 
-class Group(NamedTuple):
+class SyncGroup(NamedTuple):
     """What requests have in common that are one sync when they are close in time.
 
     Attributes:
@@ -54,10 +54,10 @@ class Group(NamedTuple):
 
 
 @dataclass
-class Batch:
+class SyncBatch:
     """Requests of one group that are added together."""
 
-    group: Group
+    group: SyncGroup
     trait: str = ""
     first_ms: int = 0
     last_ms: int = 0
@@ -131,7 +131,7 @@ class HistoryLimits(NamedTuple):
     age_hours: int = 720
 
 
-class Page(NamedTuple):
+class SyncPage(NamedTuple):
     """Some syncs, and the id after which the next ones come; None at the end."""
 
     syncs: list[Sync]
@@ -151,8 +151,8 @@ class SyncHistory:
         self._script = load_script(client, "history.lua")
         self._trim = load_script(client, "history_trim.lua")
 
-    def add(self, app_id: str, batches: Sequence[Batch], portion: str) -> None:
-        """Add one of the portions of :func:`in_calls`; may be repeated with the same name."""
+    def add(self, app_id: str, batches: Sequence[SyncBatch], portion: str) -> None:
+        """Add one of the portions of :func:`split_batches`; may be repeated with the same name."""
         args = [argument for batch in batches for argument in batch.arguments()]
         with translated():
             # The app may have sent nothing that was stored; then trimming would not know it.
@@ -176,7 +176,7 @@ class SyncHistory:
         problems: bool = False,
         before: int | None = None,
         limit: int = 50,
-    ) -> Page:
+    ) -> SyncPage:
         """Syncs, the latest begun first. A page may be short and yet not be the last.
 
         Args:
@@ -193,7 +193,7 @@ class SyncHistory:
         found = self._read(app_id, ids[:limit])
         if problems:
             found = [sync for sync in found if sync.has_problems]
-        return Page(found, ids[limit - 1] if len(ids) > limit else None)
+        return SyncPage(found, ids[limit - 1] if len(ids) > limit else None)
 
     def sync(self, app_id: str, sync_id: int) -> Sync | None:
         """One sync; None where it is not, or no longer, known."""
@@ -273,9 +273,9 @@ class SyncHistory:
         return [sync for row in rows if row[1] if (sync := _sync(*row)).last_ms > oldest]
 
 
-def in_calls(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+def split_batches(batches: Iterable[SyncBatch]) -> Iterator[list[SyncBatch]]:
     """Batches in the portions that one script call takes."""
-    portion: list[Batch] = []
+    portion: list[SyncBatch] = []
     size = 0
     for batch in batches:
         if portion and (

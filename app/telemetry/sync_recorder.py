@@ -17,7 +17,7 @@ import structlog
 from gevent.lock import RLock
 
 from app.cohorts import Moves, Outcome, RequestRecord
-from app.store import Batch, Group, Store, StoreError, StoreRefused, in_calls
+from app.store import Store, StoreError, StoreRefused, SyncBatch, SyncGroup, split_batches
 from app.telemetry.request_event import Answered, Listener
 
 # Seconds between two looks at how large the cohorts are that have changed.
@@ -51,7 +51,7 @@ class Portion(NamedTuple):
 
     id: str
     app_id: str
-    batches: list[Batch]
+    batches: list[SyncBatch]
     requests: int
 
 
@@ -132,21 +132,21 @@ class Recorder:
 
     def _sort_notes(self) -> None:
         """Make portions of what was noted."""
-        groups: dict[Group, list[Batch]] = {}
+        groups: dict[SyncGroup, list[SyncBatch]] = {}
         for number in range(1, len(self._notes) + 1):
             self._take(self._notes.popleft(), groups)
             if number % NOTES_PER_TURN == 0:
                 gevent.sleep(0)  # requests go before
-        apps: dict[str, list[Batch]] = {}
+        apps: dict[str, list[SyncBatch]] = {}
         for group, batches in groups.items():
             apps.setdefault(group.app_id, []).extend(batches)
         for app_id, batches in apps.items():
-            for part in in_calls(batches):
+            for part in split_batches(batches):
                 requests = sum(batch.size for batch in part)
                 self._portions.append(Portion(secrets.token_hex(8), app_id, part, requests))
                 self._held += requests
 
-    def _take(self, note: Note, groups: dict[Group, list[Batch]]) -> None:
+    def _take(self, note: Note, groups: dict[SyncGroup, list[SyncBatch]]) -> None:
         """Add a note to the batches that it belongs to."""
         event = note.event
         app_id = event.get("app")
@@ -161,24 +161,24 @@ class Recorder:
             record = _record(note, group, moves)
             batches = groups.setdefault(group, [])
             if not batches or not batches[-1].takes(record):
-                batches.append(Batch(group))
+                batches.append(SyncBatch(group))
             batches[-1].trait = trait or batches[-1].trait
             batches[-1].add(record, reasons)
 
 
-def _groups(app_id: str, note: Note) -> Iterator[tuple[Group, str]]:
+def _groups(app_id: str, note: Note) -> Iterator[tuple[SyncGroup, str]]:
     """Which syncs a request belongs to, each with the cohort's trait name."""
     traits = note.outcome.traits if note.outcome else {}
     if len(traits) > MAX_COHORTS_LISTED:
-        yield Group(app_id, ""), ""
+        yield SyncGroup(app_id, ""), ""
     elif traits:
         for cohort_id, trait in traits.items():
-            yield Group(app_id, cohort_id), trait
+            yield SyncGroup(app_id, cohort_id), trait
     else:
-        yield Group(app_id, "", f"{note.source}:{note.event.get('reason', '')}"), ""
+        yield SyncGroup(app_id, "", f"{note.source}:{note.event.get('reason', '')}"), ""
 
 
-def _record(note: Note, group: Group, moves: Mapping[str, Moves]) -> RequestRecord:
+def _record(note: Note, group: SyncGroup, moves: Mapping[str, Moves]) -> RequestRecord:
     event, outcome = note.event, note.outcome
     moved = moves.get(group.cohort_id, _NO_MOVES) if group.cohort_id else _sum(moves.values())
     return RequestRecord(

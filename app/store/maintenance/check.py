@@ -21,7 +21,7 @@ from app.cohorts import Cohort
 from app.store.connection.scripts import load_script
 from app.store.errors import translated
 from app.store.keys import Keys
-from app.store.maintenance.findings import MEANINGS, Finding, Problem, Report, StreamProof
+from app.store.maintenance.findings import MEANINGS, CheckReport, Finding, Problem, StreamProof
 from app.store.maintenance.replay import Replay
 
 # Users that one script call looks at: about a millisecond of the store's time.
@@ -44,7 +44,7 @@ class Pair(NamedTuple):
     field: bytes = b""
 
 
-class Place(NamedTuple):
+class AppPartition(NamedTuple):
     """One partition of one app."""
 
     app_id: str
@@ -89,14 +89,14 @@ class Checker:
 
     def run(
         self, app_ids: Sequence[str], *, repair: bool = False, progress: Progress | None = None
-    ) -> Report:
+    ) -> CheckReport:
         """Check some apps, and repair what needs no guess: the members are the truth.
 
         Args:
             progress: called with a number of steps done, out of ``size``.
         """
         started = time.monotonic()
-        report = Report(list(app_ids))
+        report = CheckReport(list(app_ids))
         walk = _Walk(report, repair, progress or (lambda steps: None))
         with translated():
             for app_id in app_ids:
@@ -111,10 +111,10 @@ class Checker:
         report.seconds = round(time.monotonic() - started, 2)
         return report
 
-    def _cohorts(self, app_id: str) -> dict[Place, set[bytes]]:
+    def _cohorts(self, app_id: str) -> dict[AppPartition, set[bytes]]:
         """The ids of everything that is kept as a cohort, listed or not, in each partition."""
-        places = [Place(app_id, p) for p in range(self._keys.partitions)]
-        found: dict[Place, set[bytes]] = {}
+        places = [AppPartition(app_id, p) for p in range(self._keys.partitions)]
+        found: dict[AppPartition, set[bytes]] = {}
         for place in places:
             listed = self._client.zscan_iter(self._keys.cohorts(*place), count=USERS_PER_CALL)
             found[place] = {cohort_id for cohort_id, _ in listed}
@@ -126,10 +126,10 @@ class Checker:
                 found[place].add(match[1])
         return found
 
-    def _scan(self, app_id: str, kind: str) -> Iterator[tuple[Place, bytes]]:
+    def _scan(self, app_id: str, kind: str) -> Iterator[tuple[AppPartition, bytes]]:
         """The app's keys of one kind: the partition, and what follows the kind in the name."""
         heads = {
-            f"{self._keys.base(app_id, p)}{kind}".encode(): Place(app_id, p)
+            f"{self._keys.base(app_id, p)}{kind}".encode(): AppPartition(app_id, p)
             for p in range(self._keys.partitions)
         }
         tag = app_id if self._keys.partitions == 1 else f"{app_id}:*"
@@ -139,7 +139,7 @@ class Checker:
             if place := heads.get(head):
                 yield place, key[len(head) :]
 
-    def _walk_partition(self, walk: _Walk, place: Place, cohort_ids: list[bytes]) -> None:
+    def _walk_partition(self, walk: _Walk, place: AppPartition, cohort_ids: list[bytes]) -> None:
         for some in _in_pages(cohort_ids, _COHORTS_PER_CALL):
             self._judge_cohorts(walk, place, some)
         proof = StreamProof(*place)
@@ -158,7 +158,7 @@ class Checker:
                 walk.report.memberships += len(pairs)
                 walk.progress(len(pairs))
 
-    def _judge_cohorts(self, walk: _Walk, place: Place, cohort_ids: Sequence[bytes]) -> None:
+    def _judge_cohorts(self, walk: _Walk, place: AppPartition, cohort_ids: Sequence[bytes]) -> None:
         stream = self._keys.changes(*place)
         with self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
@@ -181,7 +181,9 @@ class Checker:
                     )
                 )
 
-    def _judge_names(self, walk: _Walk, places: list[Place], cohort_ids: Sequence[bytes]) -> None:
+    def _judge_names(
+        self, walk: _Walk, places: list[AppPartition], cohort_ids: Sequence[bytes]
+    ) -> None:
         # A rename goes on while there is a job for it. One that ended between two looks has told
         # its name to all partitions by then.
         before = self._names(places, cohort_ids)
@@ -203,7 +205,7 @@ class Checker:
             walk.report.add(finding)
 
     def _names(
-        self, places: list[Place], cohort_ids: Sequence[bytes]
+        self, places: list[AppPartition], cohort_ids: Sequence[bytes]
     ) -> dict[bytes, list[bytes | None]]:
         """The trait name of each cohort in each partition."""
         with self._client.pipeline(transaction=False) as pipeline:
@@ -213,7 +215,7 @@ class Checker:
             replies = pipeline.execute()
         return dict(zip(cohort_ids, _in_pages(replies, len(places)), strict=True))
 
-    def _lost_name(self, place: Place, cohort_id: bytes) -> str:
+    def _lost_name(self, place: AppPartition, cohort_id: bytes) -> str:
         """A cohort's trait name as its users have it; where none has, one that tells the id."""
         for part in ("members", "left"):
             key = self._part(place, cohort_id, part)
@@ -228,7 +230,9 @@ class Checker:
                         return _text(field)
         return f"{_text(cohort_id)}: {_text(cohort_id)}"
 
-    def _pages(self, place: Place, cohort_ids: Sequence[bytes], part: str) -> Iterator[list[Pair]]:
+    def _pages(
+        self, place: AppPartition, cohort_ids: Sequence[bytes], part: str
+    ) -> Iterator[list[Pair]]:
         """Everybody in one sorted set of each cohort, some hundreds at a time."""
         page: list[Pair] = []
         for some in _in_pages(cohort_ids, _COHORTS_PER_CALL):
@@ -251,7 +255,7 @@ class Checker:
             yield page
 
     def _walk_fields(self, walk: _Walk, app_id: str) -> None:
-        waiting: dict[Place, list[bytes]] = {}
+        waiting: dict[AppPartition, list[bytes]] = {}
         for place, user_id in self._scan(app_id, "user:"):
             users = waiting.setdefault(place, [])
             users.append(user_id)
@@ -260,7 +264,7 @@ class Checker:
         for place, users in waiting.items():
             self._judge_fields(walk, place, users)
 
-    def _judge_fields(self, walk: _Walk, place: Place, users: list[bytes]) -> None:
+    def _judge_fields(self, walk: _Walk, place: AppPartition, users: list[bytes]) -> None:
         stream = self._keys.changes(*place)
         while users:
             args: list[int | bytes] = [_FIELDS_PER_CALL, _FIELDS_PER_CALL, *users]
@@ -288,13 +292,13 @@ class Checker:
             walk.report.users += looked_at
             users = users[looked_at:]
 
-    def _judge_pairs(self, walk: _Walk, place: Place, pairs: list[Pair]) -> None:
+    def _judge_pairs(self, walk: _Walk, place: AppPartition, pairs: list[Pair]) -> None:
         for some in _in_pages(pairs, USERS_PER_CALL):
             self._judge(walk, place, "fields", some)
             walk.report.fields += len(some)
             walk.progress(len(some))
 
-    def _judge(self, walk: _Walk, place: Place, part: str, pairs: Sequence[Pair]) -> None:
+    def _judge(self, walk: _Walk, place: AppPartition, part: str, pairs: Sequence[Pair]) -> None:
         """Report, and repair, the pairs whose hash and sorted sets disagree."""
         stream = self._keys.changes(*place)
         args: list[Any] = [part]
@@ -313,14 +317,14 @@ class Checker:
                 finding = replace(finding, repaired=bool(done))
             walk.report.add(finding)
 
-    def _part(self, place: Place, cohort_id: bytes, part: str) -> bytes:
+    def _part(self, place: AppPartition, cohort_id: bytes, part: str) -> bytes:
         return b"%bcohort:%b:%b" % (self._keys.base(*place).encode(), cohort_id, part.encode())
 
 
 class _Walk(NamedTuple):
     """What one run carries along."""
 
-    report: Report
+    report: CheckReport
     repair: bool
     progress: Progress
 

@@ -128,7 +128,7 @@ class StreamProof:
 
 
 @dataclass
-class Report:
+class CheckReport:
     """The outcome of a check.
 
     Attributes:

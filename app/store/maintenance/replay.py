@@ -22,7 +22,7 @@ EntryId = tuple[int, int]
 Tell = Callable[[Problem, str, str, str], None]
 
 
-class Change(NamedTuple):
+class LastChange(NamedTuple):
     """What one entry of the stream said; all users of the entry share it."""
 
     entry_id: EntryId
@@ -45,7 +45,7 @@ class Replay:
         self._tell = tell
         self._position: EntryId = (0, 0)
         self._erased_until: EntryId = (0, 0)
-        self._last: dict[str, dict[str, Change]] = {}
+        self._last: dict[str, dict[str, LastChange]] = {}
 
     def run(self) -> None:
         """Replay the stream to its end, and compare everybody in it with the members."""
@@ -129,7 +129,7 @@ class Replay:
             where = f"entry {entry_id[0]}-{entry_id[1]}"
             self._tell(Problem.UNREADABLE_ENTRY, "", "", where)
             return
-        change = Change(entry_id, entered)
+        change = LastChange(entry_id, entered)
         told = self._last.setdefault(cohort_id, {})
         for user_id in users:
             before = told.get(user_id)

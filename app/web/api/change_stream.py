@@ -22,8 +22,8 @@ from gevent.socket import wait_read
 from orjson import Fragment, dumps
 
 from app.errors import TooManyFollowers
-from app.store import Change, EntryId, Place, PlaceLost, StoreError
-from app.store.change_stream import ChangeStream, Page
+from app.store import ChangeEntry, EntryId, FeedPosition, PositionLost, StoreError
+from app.store.change_stream import ChangePage, ChangeStream
 from app.web.http.cursors import place_cursor
 
 # How often the store is polled, and the most changes that one poll reads.
@@ -46,7 +46,7 @@ _BEGINNING = b"retry: 1000\nid: %b\n\n"
 _HEARTBEAT = b": nothing new\n\n"
 
 
-def shown(change: Change) -> dict[str, Any]:
+def shown(change: ChangeEntry) -> dict[str, Any]:
     """A change as it appears in replies and events."""
     return {
         "cohortId": change.cohort_id,
@@ -56,7 +56,7 @@ def shown(change: Change) -> dict[str, Any]:
     }
 
 
-def events(place: Place, changes: list[Change]) -> bytes:
+def events(place: FeedPosition, changes: list[ChangeEntry]) -> bytes:
     """Changes after a position as server-sent events. The id of each is the position after it."""
     after = list(place)
     parts = []
@@ -70,9 +70,9 @@ def events(place: Place, changes: list[Change]) -> bytes:
 class _Block(NamedTuple):
     """The result of one poll, with the positions around it. ``events`` continue from ``before``."""
 
-    before: Place
-    changes: list[Change]
-    after: Place
+    before: FeedPosition
+    changes: list[ChangeEntry]
+    after: FeedPosition
     events: bytes
 
 
@@ -84,7 +84,7 @@ class _Reader:
         self.news = Event()
         self._changes = changes
         self._app_id = app_id
-        self._place: Place | None = None
+        self._place: FeedPosition | None = None
         self._blocks: deque[_Block] = deque()
         self._bytes = 0
         self._log = structlog.get_logger()
@@ -105,7 +105,7 @@ class _Reader:
                 self._start_afresh()
             gevent.sleep(pause)
 
-    def next_to(self, place: Place) -> tuple[bytes, Place] | None:
+    def next_to(self, place: FeedPosition) -> tuple[bytes, FeedPosition] | None:
         """The next events after a position, empty at the end; None if they are not kept."""
         first = self._blocks[0].before if self._blocks else self._place
         if first is None or not _reached(place, first):
@@ -129,17 +129,17 @@ class _Reader:
             self._place = self._changes.newest(self._app_id)
         try:
             page = self._changes.read(self._app_id, self._place, limit=CHANGES_PER_READ)
-        except PlaceLost:
+        except PositionLost:
             # The stream was trimmed faster than it was read. Followers notice on their own.
             self._start_afresh()
             return 0
         if page.changes:
             self._keep(self._place, page)
-        self._place = page.place
+        self._place = page.after
         return 0 if page.more else POLL_SECONDS
 
-    def _keep(self, before: Place, page: Page) -> None:
-        block = _Block(before, page.changes, page.place, events(before, page.changes))
+    def _keep(self, before: FeedPosition, page: ChangePage) -> None:
+        block = _Block(before, page.changes, page.after, events(before, page.changes))
         self._blocks.append(block)
         self._bytes += len(block.events)
         while self._bytes > KEPT_BYTES and len(self._blocks) > 1:
@@ -153,14 +153,14 @@ class _Reader:
         self._bytes = 0
 
 
-def _reached(place: Place, other: Place) -> bool:
+def _reached(place: FeedPosition, other: FeedPosition) -> bool:
     """Whether a position is at or after another one, in every partition."""
     return all(
         a is not None and b is not None and a >= b for a, b in zip(place, other, strict=True)
     )
 
 
-def _at(place: Place, change: Change) -> EntryId:
+def _at(place: FeedPosition, change: ChangeEntry) -> EntryId:
     at = place[change.partition]
     assert at is not None, "a kept position is known in every partition"
     return at
@@ -183,7 +183,7 @@ class Feed:
         self._readers: dict[str, _Reader] = {}
 
     def follow(
-        self, app_id: str, place: Place, connection: socket.socket | None = None
+        self, app_id: str, place: FeedPosition, connection: socket.socket | None = None
     ) -> Iterator[bytes]:
         """Server-sent events of all changes after a position, each once, as they happen.
 
@@ -191,7 +191,7 @@ class Feed:
             connection: the client's socket, to notice at once when it disconnects.
 
         Raises:
-            PlaceLost: changes after the position are no longer available.
+            PositionLost: changes after the position are no longer available.
             TooManyFollowers
             StoreError: raised before the stream begins; a running stream resumes once the store
                 is available again.
@@ -203,18 +203,18 @@ class Feed:
         return self._events(app_id, first, connection)
 
     def _events(
-        self, app_id: str, first: Page, connection: socket.socket | None
+        self, app_id: str, first: ChangePage, connection: socket.socket | None
     ) -> Iterator[bytes]:
         ends = time.monotonic() + MAX_STREAM_SECONDS
         with self._reader(app_id) as reader, _hangup(connection) as hung_up:
             beginning = _BEGINNING % place_cursor(first.before).encode()
             yield beginning + events(first.before, first.changes)
-            place, said = first.place, time.monotonic()
+            place, said = first.after, time.monotonic()
             while self.is_open() and not hung_up.is_set() and time.monotonic() < ends:
                 news, before = reader.news, place
                 try:
                     data, place = reader.next_to(place) or self._catch_up(app_id, place)
-                except PlaceLost:
+                except PositionLost:
                     return  # the client reconnects and gets the error
                 except StoreError:
                     data = b""
@@ -231,9 +231,9 @@ class Feed:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)
 
-    def _catch_up(self, app_id: str, place: Place) -> tuple[bytes, Place]:
+    def _catch_up(self, app_id: str, place: FeedPosition) -> tuple[bytes, FeedPosition]:
         page = self._changes.read(app_id, place, limit=CHANGES_PER_READ)
-        return events(place, page.changes), page.place
+        return events(place, page.changes), page.after
 
     @contextmanager
     def _reader(self, app_id: str) -> Iterator[_Reader]:

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, g, request
 from app.auth.authenticate import READ, requires
 from app.errors import CursorExpired, InvalidParameter, TooManyFollowers
 from app.services import services
-from app.store import Place
+from app.store import FeedPosition
 from app.web.api.change_stream import shown
 from app.web.api.lookup import store
 from app.web.api.schemas import ChangesQuery, ChangesReply, EventReply, StreamHeaders, StreamQuery
@@ -35,7 +35,7 @@ def get_changes() -> Response:
     asked = parameters(_CHANGES_QUERY)
     place = _place(asked["cursor"])
     page = store().change_stream.read(g.caller.app_id, place, limit=asked["limit"])
-    cursor = place_cursor(page.place)
+    cursor = place_cursor(page.after)
     document = {"changes": [shown(change) for change in page.changes], "more": page.more}
     return send(document | {"next": cursor}, next_cursor=cursor)
 
@@ -58,8 +58,8 @@ def stream_changes() -> Response:
     return Response(events, mimetype=EVENT_STREAM, headers=_STREAM_HEADERS)
 
 
-def _place(cursor: Place | str) -> Place:
+def _place(cursor: FeedPosition | str) -> FeedPosition:
     changes = store().change_stream
     if cursor == EARLIEST:
         return changes.oldest()
-    return changes.newest(g.caller.app_id) if cursor == LATEST else cast(Place, cursor)
+    return changes.newest(g.caller.app_id) if cursor == LATEST else cast(FeedPosition, cursor)

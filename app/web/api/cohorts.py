@@ -12,7 +12,7 @@ from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
 from app.cohorts import CohortRecord, CohortSummary, Freshness
 from app.errors import InvalidParameter, TooManyCohortsToSort, UnknownCohort
-from app.store import Filter
+from app.store import CohortFilter
 from app.web.api.lookup import known_cohort, store
 from app.web.api.schemas import (
     CadenceBody,
@@ -44,13 +44,13 @@ def get_cohorts() -> Response:
     asked = parameters(_COHORTS_QUERY)
     listing = store().cohort_list.page(
         g.caller.app_id,
-        Filter(asked.get("name"), asked.get("status"), asked.get("freshness")),
+        CohortFilter(asked.get("name"), asked.get("status"), asked.get("freshness")),
         sort=asked["sort"].lstrip("-"),
         descending=asked["sort"].startswith("-"),
         after=asked["cursor"][1:] if "cursor" in asked else None,
         limit=asked["limit"],
     )
-    cursor = list_cursor(asked["sort"], listing.place)
+    cursor = list_cursor(asked["sort"], listing.after)
     found = [_shown(cohort, cohort.freshness) for cohort in listing.cohorts]
     return send({"cohorts": found, "next": cursor}, tagged=True, next_cursor=cursor)
 

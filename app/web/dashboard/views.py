@@ -45,7 +45,7 @@ from app.errors import (
     log_unexpected,
 )
 from app.services import services
-from app.store import Filter, StoreError, TooManyToSort
+from app.store import CohortFilter, StoreError, TooManyToSort
 from app.web.api.lookup import store
 from app.web.api.schemas import CohortsQuery
 from app.web.api.sync_schemas import RequestsQuery, SyncsQuery
@@ -115,7 +115,7 @@ def overview() -> Response:
     """The cohorts, and what came in lately."""
     app_id = g.caller.app_id
     asked = _asked(_COHORTS_PAGE)
-    which = Filter(asked.get("name"), asked.get("status"), asked.get("freshness"))
+    which = CohortFilter(asked.get("name"), asked.get("status"), asked.get("freshness"))
     sort = asked["sort"]
     try:
         listing = store().cohort_list.page(
@@ -141,7 +141,7 @@ def overview() -> Response:
         counts=store().freshness.counts([app_id]),
         which=which,
         sort=sort,
-        next=list_cursor(sort, listing.place),
+        next=list_cursor(sort, listing.after),
         paged="cursor" in asked,
         syncs=latest.syncs,
         details=store().sync_history.first_details(app_id, latest.syncs),

@@ -12,14 +12,14 @@ import orjson
 from marshmallow import ValidationError, fields
 
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
-from app.store import NUMBERS, SORTS, EntryId, Place, Position
+from app.store import COHORT_SORTS, NUMERIC_SORTS, EntryId, FeedPosition, MemberPosition
 
 EARLIEST, LATEST = "earliest", "latest"
-LIST_SORTS = [*SORTS, *(f"-{sort}" for sort in SORTS if sort != "id")]
+LIST_SORTS = [*COHORT_SORTS, *(f"-{sort}" for sort in COHORT_SORTS if sort != "id")]
 _ENTRY_ID = re.compile(r"[0-9]{1,16}-[0-9]{1,16}")
 
 
-class MemberCursor(fields.Field[Position]):
+class MemberCursor(fields.Field[MemberPosition]):
     """A position in a list of members, as returned in ``next``."""
 
     def json_schema(self) -> dict[str, Any]:
@@ -29,18 +29,18 @@ class MemberCursor(fields.Field[Position]):
             "example": close_cursor(["m", 0, 1767225600000, "user1@example.com"]),
         }
 
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Position:
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> MemberPosition:
         match open_cursor(value):
             case ["m", int(partition), int() | float() as score, str(user_id)] if (
                 0 <= partition < 1 << 14
                 and abs(score) < 1 << 53
                 and not text_problem(user_id, MAX_USER_ID_BYTES)
             ):
-                return Position(partition, score, user_id)
+                return MemberPosition(partition, score, user_id)
         raise ValidationError("Not a cursor of this call.")
 
 
-def member_cursor(position: Position | None) -> str | None:
+def member_cursor(position: MemberPosition | None) -> str | None:
     """The cursor of a position in a list of members."""
     return None if position is None else close_cursor(["m", *position])
 
@@ -59,7 +59,7 @@ class ListCursor(fields.Field[tuple[str, Any, str]]):
         match open_cursor(value):
             case ["l", str(sort), str() | int() as last, str(cohort_id)] if (
                 sort in LIST_SORTS
-                and isinstance(last, int if sort.removeprefix("-") in NUMBERS else str)
+                and isinstance(last, int if sort.removeprefix("-") in NUMERIC_SORTS else str)
             ):
                 return sort, last, cohort_id
         raise ValidationError("Not a cursor of this call.")
@@ -76,7 +76,7 @@ class FeedCursor(fields.Field[Any]):
     def json_schema(self) -> dict[str, Any]:
         return {"type": "string", "format": "changes-cursor"}
 
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Place | str:
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> FeedPosition | str:
         if value in (EARLIEST, LATEST):
             return str(value)
         match open_cursor(value):

@@ -12,7 +12,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange
 from app.cohorts.cohort import MAX_USER_ID_BYTES
 from app.settings import Settings
-from app.store import Copy, Filter, Store, connect
+from app.store import CohortFilter, Copy, Store, connect
 from tests.support.stores import running_store
 
 APP, COHORTS = "shop", 10_000
@@ -187,7 +187,7 @@ def read_members(store: Store, number: int) -> None:
             assert store.lookups.members(
                 APP, LARGE.id, after=place, since_ms=since_ms, limit=10_000
             )
-    (row,) = store.cohort_list.page(APP, Filter(), sort="members").cohorts
+    (row,) = store.cohort_list.page(APP, CohortFilter(), sort="members").cohorts
     assert row.members == MEMBERS
 
 

@@ -42,7 +42,7 @@ class TestRegistry:
         assert (record.members, record.entered, record.left) == (20, 25, 5)
         assert set(record.sources) == {"identify", "list"}
         assert before <= record.first_ms <= record.last_ms <= time.time_ns() // 1_000_000
-        assert record.sources["identify"] <= record.ways["list"]
+        assert record.sources["identify"] <= record.sources["list"]
 
     def test_find__never_received__is_none(self, store: Store) -> None:
         assert store.registry.find(APP, "1") is None

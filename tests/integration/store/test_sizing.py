@@ -13,7 +13,7 @@ import redis
 
 from app.cohorts import Cohort, MembershipChange, Rejection, RequestRecord, user_hash
 from app.settings import Settings
-from app.store import Batch, Group, Store, connect, in_calls
+from app.store import Store, SyncBatch, SyncGroup, connect, split_batches
 from tests.support.stores import running_store, store_program
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
@@ -121,14 +121,14 @@ def test_history__beside_what_a_store_uses__takes_what_is_said(
     requests, cohorts = 20_000, 500
     batches = []
     for number in range(cohorts):
-        batch = Batch(Group("shop", str(number)), f"[Amplitude] some cohort: {number}")
+        batch = SyncBatch(SyncGroup("shop", str(number)), f"[Amplitude] some cohort: {number}")
         for _ in range(requests // cohorts):
             batch.add(record._replace(status=200), {"unknown_user": record.rejected})
         batches.append(batch)
     with redis.Redis.from_url(empty_store) as client:
         before = client.info("memory")["used_memory"]
         history = Store(connect(Settings(redis_url=empty_store))).sync_history
-        for number, portion in enumerate(in_calls(batches)):
+        for number, portion in enumerate(split_batches(batches)):
             history.add("shop", portion, str(number))
         used = client.info("memory")["used_memory"] - before
     share = used / requests / int(said[1].replace(",", ""))

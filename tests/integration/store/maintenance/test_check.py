@@ -18,7 +18,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange
 from app.server.background import Background
 from app.settings import Settings
-from app.store import MEANINGS, Report, Store, connect
+from app.store import MEANINGS, CheckReport, Store, connect
 from app.store.maintenance.findings import Problem
 from tests.integration.store_contents import contents, traits
 
@@ -46,7 +46,7 @@ def say(store: Store, trait: str, member: bool, *users: str) -> None:
     )
 
 
-def check(store: Store, *, repair: bool = False) -> Report:
+def check(store: Store, *, repair: bool = False) -> CheckReport:
     return store.checker.run([APP], repair=repair)
 
 

@@ -17,7 +17,7 @@ from flask import Flask
 from app.cohorts import Cohort, MembershipChange
 from app.services import services
 from app.settings import ApiKey, Settings
-from app.store import Copy, CopyRefused, PlaceLost, Store, StoreError, connect, wait_for
+from app.store import Copy, CopyRefused, PositionLost, Store, StoreError, connect, wait_for
 from app.store.errors import StoreHeld
 from app.store.hold import HoldLost
 from simulator import payloads
@@ -253,7 +253,7 @@ def test_streams__of_a_copy__begin_anew_and_say_so(source: Settings, target_url:
     place = open_store(source).change_stream.newest(APP)
     assert copy(source, target).ok
     copied = open_store(target)
-    with pytest.raises(PlaceLost):
+    with pytest.raises(PositionLost):
         copied.change_stream.read(APP, place, limit=10)
     start = copied.change_stream.oldest()
     assert copied.change_stream.read(APP, start, limit=10).changes == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from app.store import EntryId, PlaceLost, Store
+from app.store import EntryId, PositionLost, Store
 from app.store import change_stream as store_changes
 from tests.integration.conftest import APP
 from tests.integration.web.api import read_api
@@ -169,7 +169,7 @@ class TestExpired:
                 APP, store.change_stream.oldest(), limit=1
             ).before[partition]
             redis_client.xtrim(stream, maxlen=1, approximate=False)
-            with pytest.raises(PlaceLost):
+            with pytest.raises(PositionLost):
                 store.change_stream.read(APP, tuple(place), limit=10)
 
     def test_cursor__at_the_end_of_a_feed_that_rested__goes_on(
@@ -208,5 +208,5 @@ class TestExpired:
         assert reader.get(f"/api/v1/changes?cursor={cursor}", 410) == "cursor_expired"
 
     def test_place__of_another_number_of_partitions__is_lost(self, store: Store) -> None:
-        with pytest.raises(PlaceLost):
+        with pytest.raises(PositionLost):
             store.change_stream.read(APP, (EntryId(0, 0),) * 5, limit=1)

@@ -105,7 +105,7 @@ class TestList:
     def test_filter__that_leaves_few_of_many__gives_short_pages_but_all(
         self, store: Store, reader: Reader, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cohort_list, "LOOKED_AT", 2)
+        monkeypatch.setattr(cohort_list, "EXAMINED_PER_PAGE", 2)
         monkeypatch.setattr(cohort_list, "COHORTS_PER_CALL", 2)
         pages = reader.pages("/api/v1/cohorts?name=delta", "cohorts")
         assert [[cohort["id"] for cohort in page] for page in pages] == [[], [], ["id4"]]
@@ -114,9 +114,9 @@ class TestList:
         self, reader: Reader, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(cohort_list, "COHORTS_PER_CALL", 1)
-        monkeypatch.setattr(cohort_list, "SORTED_AT_MOST", 5)
+        monkeypatch.setattr(cohort_list, "MAX_SORTED", 5)
         assert len(ids(reader.get("/api/v1/cohorts?sort=name"))) == 5
-        monkeypatch.setattr(cohort_list, "SORTED_AT_MOST", 4)
+        monkeypatch.setattr(cohort_list, "MAX_SORTED", 4)
         assert reader.get("/api/v1/cohorts?sort=name", 400) == "too_many_cohorts"
         assert len(ids(reader.get("/api/v1/cohorts"))) == 5
 

@@ -19,7 +19,7 @@ from app import errors
 from app.cohorts import RequestRecord, Sync, user_hash
 from app.errors import Problem
 from app.services import services
-from app.store import Batch, Group, Size, Store
+from app.store import Size, Store, SyncBatch, SyncGroup
 from app.store.errors import StoreError
 from app.web.dashboard import charts, words
 from simulator.payloads import COHORT_PATH, batch, identify
@@ -84,7 +84,7 @@ def cohort_page(cohort_id: str) -> str:
 def _add_syncs(store: Store, times_ms: list[int], took_ms: float = 5) -> None:
     """Add syncs of one request each."""
     for number, at_ms in enumerate(times_ms):
-        batch = Batch(Group(APP, "abc123"), ONE)
+        batch = SyncBatch(SyncGroup(APP, "abc123"), ONE)
         batch.add(RequestRecord(at_ms, took_ms, 200, "list", "key", "id", entered=1), {})
         store.sync_history.add(APP, [batch], f"sync-{number}")
 
