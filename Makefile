@@ -57,7 +57,7 @@ browser: install .venv/installed-browser ## test the dashboard in Chromium, and 
 	.venv/audit/bin/pip install --quiet --disable-pip-version-check -r requirements/audit.txt
 	@touch $@
 
-audit: .venv/audit/installed ## look for known holes in packages, and for doubtful code of our own
+vulnerabilities: .venv/audit/installed ## check packages for known vulnerabilities, and our own code for risky patterns
 	.venv/audit/bin/bandit --quiet -ll -r app simulator reader wsgi.py gunicorn.conf.py
 	.ci/audit
 
@@ -117,4 +117,4 @@ requirements: .venv/installed-dev ## update the pinned requirements to the newes
 		--python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
 
-.PHONY: help install run simulate test chaos bench bench-rename bench-cluster bench-growth lint types docs release requirements fuzz browser audit sbom licences
+.PHONY: help install run simulate test chaos bench bench-rename bench-cluster bench-growth lint types docs release requirements fuzz browser vulnerabilities sbom licences
