@@ -217,7 +217,7 @@ def test_keyboard_alone__logs_in_opens_a_sync_and_logs_out(
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile(r"//[^/]+/syncs$"))
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
     _tab_to(page, "document.activeElement.matches('.syncs summary')")
@@ -295,12 +295,12 @@ def test_names_and_ids__of_white_space__are_seen_and_can_be_typed(
                 line.click()
             assert complaints(page) == [], path
         page.get_by_label(re.compile("to confirm")).fill("two lines")
-        page.get_by_role("button", name="Erase the user").click()
+        page.get_by_role("button", name="Erase user").click()
         page.get_by_role("status").get_by_text("The user was erased.").wait_for()
         page.goto("/")
         page.locator(".cohorts").get_by_role("link", name=BLANK_COHORT).click()
         page.get_by_label(re.compile("to confirm")).fill(BLANK_COHORT)
-        page.get_by_role("button", name="Delete the cohort").click()
+        page.get_by_role("button", name="Delete cohort").click()
         page.get_by_role("status").get_by_text("is being deleted").wait_for()
 
 
@@ -340,7 +340,7 @@ def test_page__becomes_another_while_a_field_is_in_use__waits_until_it_is_left(
         own.post(payloads.batch(["u1"], "[Amplitude] Late risers: l1", True))
         page.clock.fast_forward(LOOK_MS)
         page.get_by_role("definition").get_by_text("2", exact=True).wait_for()
-        assert page.get_by_text("No cohort matches.").is_visible()
+        assert page.get_by_text("No cohorts match.").is_visible()
         name.blur()
         page.get_by_role("link", name="Late risers").wait_for()
 
@@ -361,7 +361,7 @@ def test_page__that_can_not_be_kept_up_to_date__says_since_when_and_why(
                     page.get_by_role("status").get_by_text(re.compile(text)).wait_for()
 
                 page.context.set_offline(True)
-                told(r"^Not updated since \d\d:\d\d. The service can.t be reached.$")
+                told(r"^Not updated since \d\d:\d\d. The service is unreachable.$")
                 page.context.set_offline(False)
                 store.terminate()
                 store.wait(30)
@@ -374,7 +374,7 @@ def test_page__that_can_not_be_kept_up_to_date__says_since_when_and_why(
                 page.get_by_role("link", name="Cohorts", exact=True).click()
                 page.get_by_role("heading", name="Ready for the first cohort").wait_for()
                 page.context.set_offline(True)
-                told("The service can.t be reached.$")
+                told("The service is unreachable.$")
                 page.context.set_offline(False)
                 page.clock.fast_forward(LOOK_MS)
                 page.get_by_text("Not updated").wait_for(state="detached")
@@ -395,10 +395,10 @@ def test_delete__asks_for_the_name_and_takes_the_cohort_away(
         confirm = page.get_by_label(re.compile("to confirm"))
         confirm.fill("early")
         with page.expect_response(lambda reply: reply.status == 400):
-            page.get_by_role("button", name="Delete the cohort").click()
-        assert "was not typed as it is" in page.get_by_role("alert").inner_text()
+            page.get_by_role("button", name="Delete cohort").click()
+        assert "does not match" in page.get_by_role("alert").inner_text()
         page.get_by_label(re.compile("to confirm")).fill("Early birds")
-        page.get_by_role("button", name="Delete the cohort").click()
+        page.get_by_role("button", name="Delete cohort").click()
         assert "is being deleted" in page.get_by_role("status").inner_text()
         _reload_until(page, lambda: page.get_by_role("link", name="Early birds").count() == 0)
 
@@ -426,7 +426,7 @@ def test_picture__of_each_page__is_taken(
     page = open_page(filled, **options)
     page.goto(path)
     if name == "syncs":
-        page.locator("summary", has_text="left out").first.click()
+        page.locator("summary", has_text="rejected").first.click()
         page.locator("summary", has_text="failed").first.click()
     page.mouse.move(0, 0)
     page.screenshot(path=pictures / f"{name}.png")

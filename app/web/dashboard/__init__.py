@@ -1,5 +1,6 @@
-"""The dashboard: pages for people, made on the server, that work without a script."""
+"""The dashboard: pages rendered on the server, which also work without JavaScript."""
 
-from app.web.dashboard.views import blueprint
+from app.web.dashboard import login, views
+from app.web.dashboard.pages import blueprint
 
-__all__ = ["blueprint"]
+__all__ = ["blueprint", "login", "views"]

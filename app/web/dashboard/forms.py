@@ -1,4 +1,4 @@
-"""What a page sends back: only from this site, and in time."""
+"""Forms: accepted only from this site, and within size and time limits."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from app.errors import InvalidPayload, UnsupportedMediaType
 from app.services import services
 from app.web.http.body import read_raw
 
-_FORM = "application/x-www-form-urlencoded"
-_MOST_FIELDS = 20
-# A form is read before anybody has shown a key. The longest id takes a fifth of this, encoded.
-_MOST_BYTES = 16 << 10
+_MIMETYPE = "application/x-www-form-urlencoded"
+_MAX_FIELDS = 20
+# The login form is read before any key is checked. The longest id, encoded, takes a fifth of this.
+_MAX_BYTES = 16 << 10
 
 
 def read_form() -> dict[str, str]:
-    """The fields of the form that was sent from a page of this site.
+    """The fields of the submitted form.
 
     Raises:
-        Forbidden: another site sent it.
+        Forbidden: it was sent from another site.
         UnsupportedMediaType, InvalidPayload: it is not a form.
         BodyTooLarge: over 16 KiB.
-        BodyTimeout, InvalidEncoding: it is not there to its end.
+        BodyTimeout, InvalidEncoding: the body is incomplete.
     """
-    if not _is_from_here():
-        abort(403, "This form was sent from another site. Open the page again and send it there.")
-    if request.mimetype != _FORM:
-        raise UnsupportedMediaType(f"A form must be {_FORM}.")
-    raw = read_raw(services().settings, _MOST_BYTES)
+    if not _is_same_origin():
+        abort(403, "This form was sent from another site. Reload the page and try again.")
+    if request.mimetype != _MIMETYPE:
+        raise UnsupportedMediaType(f"Content-Type must be {_MIMETYPE}.")
+    raw = read_raw(services().settings, _MAX_BYTES)
     try:
         fields = parse_qs(
-            raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS
+            raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS
         )
     except ValueError:
-        raise InvalidPayload("The form can't be read.") from None
+        raise InvalidPayload("The form is malformed.") from None
     return {name: values[-1] for name, values in fields.items()}
 
 
@@ -43,14 +43,15 @@ def read_signed_form() -> dict[str, str]:
     """The fields of a form that changes something. Raises Forbidden without the session's token."""
     form = read_form()
     if not g.session.sent(form.get("token")):
-        abort(403, "This form is out of date. Open the page again and send it there.")
+        abort(403, "This form has expired. Reload the page and try again.")
     return form
 
 
-def _is_from_here() -> bool:
-    """Whether a page of this site sends it, as browsers tell.
+def _is_same_origin() -> bool:
+    """Whether a page of this site sent the request, according to the browser.
 
-    What is no browser tells nothing, and acts for nobody but itself.
+    Clients other than browsers send neither header. They carry no user's cookies, so no other site
+    can act through them.
     """
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:

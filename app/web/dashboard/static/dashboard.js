@@ -1,22 +1,28 @@
-// What a script makes better: times in the reader's own zone, and pages that keep up by themselves.
+// Shows times in the reader's time zone, and keeps open pages up to date.
 "use strict";
 
-const SECONDS_BETWEEN_LOOKS = 10;
+const REFRESH_SECONDS = 10;
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
-const relative = new Intl.RelativeTimeFormat("en", { numeric: "always", style: "short" });
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "always" });
 
+// Says the same as `ago` in formatting.py.
 function ago(then) {
   const seconds = (then - Date.now()) / 1000;
   if (Math.abs(seconds) < 5) return "just now";
-  const [unit, size] = UNITS.find(([name, size]) => Math.abs(seconds) >= 2 * size || name === "second");
-  return relative.format(Math.round(seconds / size), unit);
+  for (const [unit, size] of UNITS) {
+    const count = Math.abs(seconds) / size;
+    // 61 minutes are 1 hour, but 90 minutes stay 90 minutes.
+    if ((count >= 0.98 && count < 1.25) || count >= 1.95) return relative.format(Math.round(seconds / size), unit);
+  }
+  return relative.format(Math.round(seconds), "second");
 }
 
-function tellTimes(root) {
+function showTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const then = new Date(time.dateTime);
-    const exact = then.toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
-    if (time.hasAttribute("data-exact")) time.textContent = exact;
+    const timeStyle = time.dataset.exact === "minute" ? "short" : "medium";
+    const exact = then.toLocaleString([], { dateStyle: "medium", timeStyle });
+    if (time.dataset.exact) time.textContent = exact;
     else {
       time.textContent = ago(then);
       time.title = exact;
@@ -24,100 +30,99 @@ function tellTimes(root) {
   }
 }
 
-// Whether somebody is in the middle of something in a part of the page.
-function inUse(part) {
+// Whether the reader is using a part: it has the focus, an expanded line or selected text.
+function isInUse(part) {
   const selected = document.getSelection();
   return part.contains(document.activeElement) || part.querySelector("details[open]") !== null ||
     (selected && !selected.isCollapsed && part.contains(selected.anchorNode));
 }
 
-let isFilledIn = false;
+let hasInput = false;
 
-// Whether a reload would take something from somebody: what is typed, or a line that was opened.
+// Whether a reload would lose something: typed text, or an expanded line.
 function wouldDisturb() {
-  return isFilledIn || document.activeElement.matches("input, select, textarea") ||
+  return hasInput || document.activeElement.matches("input, select, textarea") ||
     document.querySelector("details[open]") !== null;
 }
 
-// Which parts a page has.
-function names(page) {
+function partNames(page) {
   return [...page.querySelectorAll("[data-live]")].map((part) => part.dataset.live).join();
 }
 
-// The page as it is now. Throws an Error that says why it can't be had.
-async function look() {
+// Fetch the page again. Throws an Error with the reason if that fails.
+async function fetchPage() {
   let reply, text;
   try {
     reply = await fetch(location.href, {
-      headers: { Accept: "text/html", "X-Look": "true" },
-      signal: AbortSignal.timeout(SECONDS_BETWEEN_LOOKS * 1000),
+      headers: { Accept: "text/html", "X-Auto-Refresh": "true" },
+      signal: AbortSignal.timeout(REFRESH_SECONDS * 1000),
     });
     text = await reply.text();
   } catch {
-    throw new Error("The service can’t be reached.");
+    throw new Error("The service is unreachable.");
   }
   if (reply.redirected) throw new Error("You are logged out. Reload the page to log in again.");
   const page = new DOMParser().parseFromString(text, "text/html");
   if (reply.ok) return page;
-  const told = page.querySelector("main .note.bad");
-  throw new Error(told ? told.textContent : `The service answers with ${reply.status}.`);
+  const message = page.querySelector("main .note.bad");
+  throw new Error(message ? message.textContent : `The service replied with status ${reply.status}.`);
 }
 
 let updated = new Date();
-const bar = document.createElement("p");
-bar.className = "note warn";
+const warning = document.createElement("p");
+warning.className = "note warn";
 
-// Say that what is shown grows old, and why; nothing where it doesn't.
-function tellOld(why) {
-  if (!why) {
-    bar.remove();
+// Warn that the page is out of date, and why; without a reason, remove the warning.
+function warnOutdated(reason) {
+  if (!reason) {
+    warning.remove();
     return;
   }
   const since = updated.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-  const text = `Not updated since ${since}. ${why}`;
-  // Screen readers say it again whenever it is set.
-  if (bar.textContent !== text) bar.textContent = text;
-  if (!bar.isConnected) document.getElementById("told").append(bar);
+  const text = `Not updated since ${since}. ${reason}`;
+  // Screen readers repeat it whenever it is set.
+  if (warning.textContent !== text) warning.textContent = text;
+  if (!warning.isConnected) document.getElementById("messages").append(warning);
 }
 
-let hasBecomeAnother = false;
+let needsReload = false;
 
 async function refresh() {
-  const page = await look();
-  // As when the first cohort has arrived.
-  hasBecomeAnother = names(page) !== names(document);
-  if (hasBecomeAnother && !wouldDisturb()) {
+  const page = await fetchPage();
+  // For example when the first cohort has arrived.
+  needsReload = partNames(page) !== partNames(document);
+  if (needsReload && !wouldDisturb()) {
     location.reload();
     return;
   }
   for (const part of document.querySelectorAll("[data-live]")) {
     const fresh = page.querySelector(`[data-live="${part.dataset.live}"]`);
-    if (fresh && !inUse(part)) part.replaceChildren(...fresh.childNodes);
-    tellTimes(part);
+    if (fresh && !isInUse(part)) part.replaceChildren(...fresh.childNodes);
+    showTimes(part);
   }
   updated = new Date();
-  tellOld("");
+  warnOutdated("");
 }
 
-function keepUp() {
+function scheduleRefresh() {
   setTimeout(async () => {
     try {
       if (!document.hidden) await refresh();
     } catch (error) {
-      tellOld(error.message);
+      warnOutdated(error.message);
     }
-    keepUp();
-  }, SECONDS_BETWEEN_LOOKS * 1000);
+    scheduleRefresh();
+  }, REFRESH_SECONDS * 1000);
 }
 
-tellTimes(document);
+showTimes(document);
 if (document.querySelector("[data-live]")) {
-  setInterval(() => tellTimes(document), SECONDS_BETWEEN_LOOKS * 1000);
-  keepUp();
-  document.addEventListener("input", () => { isFilledIn = true; });
-  // Not where the focus goes to something that is about to be used.
+  setInterval(() => showTimes(document), REFRESH_SECONDS * 1000);
+  scheduleRefresh();
+  document.addEventListener("input", () => { hasInput = true; });
   document.addEventListener("focusout", (event) => {
-    const goesOn = event.relatedTarget?.matches("a, button, input, select, textarea, summary");
-    if (hasBecomeAnother && !goesOn) setTimeout(() => wouldDisturb() || location.reload());
+    // A reload now would interrupt if the focus moves on to another control.
+    const movesOn = event.relatedTarget?.matches("a, button, input, select, textarea, summary");
+    if (needsReload && !movesOn) setTimeout(() => wouldDisturb() || location.reload());
   });
 }

@@ -21,7 +21,8 @@ from app.errors import Problem
 from app.services import services
 from app.store import Size, Store, SyncBatch, SyncGroup
 from app.store.errors import StoreError
-from app.web.dashboard import charts, words
+from app.web.dashboard import charts, formatting
+from app.web.dashboard.advice import ADVICE
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.web.api import read_api
@@ -110,7 +111,7 @@ class TestLogIn:
 
     def test_wrong_key__is_401_and_says_so(self, app: Flask) -> None:
         page = Browser(app).send("/login", 401, key="wrong")
-        assert "This key is not known." in page.text
+        assert "Unknown API key." in page.text
         assert "Set-Cookie" not in page.headers
 
     def test_ingest_key__opens_nothing(self, app: Flask) -> None:
@@ -184,7 +185,7 @@ class TestLogIn:
         monkeypatch.setattr("app.auth.sessions._RENEWED_SECONDS", -1)
         browser = Browser(app).log_in()
         assert "Set-Cookie" in browser.get("/").headers
-        assert "Set-Cookie" not in browser.get("/", headers={"X-Look": "true"}).headers
+        assert "Set-Cookie" not in browser.get("/", headers={"X-Auto-Refresh": "true"}).headers
 
     def test_session__a_week_after_the_log_in__is_over(self, app: Flask) -> None:
         sessions = services(app).sessions
@@ -295,7 +296,7 @@ class TestOverview:
         caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
         services(app).sync_recorder.flush()
         page = browser.get("/").text
-        assert "The key is not known here" in page
+        assert "The API key is unknown" in page
         assert "Was a key rotated?" in page
 
 
@@ -323,13 +324,13 @@ class TestCohort:
         self, store: Store, browser: Browser
     ) -> None:
         say(store, ONE, True, ["alice"])
-        times = [words.now_ms() - hours * 3_600_000 for hours in (3, 2, 1)]
+        times = [formatting.now_ms() - hours * 3_600_000 for hours in (3, 2, 1)]
         _add_syncs(store, times)
         page = browser.get(cohort_page("abc123")).text
         axis = page.partition('<figure class="chart bars"')[2].partition("</figure>")[0]
         assert re.findall(r'datetime="([^"]+)"', axis) == [
-            words.iso(times[0]),
-            words.iso(times[-1]),
+            formatting.iso(times[0]),
+            formatting.iso(times[-1]),
         ]
 
     @pytest.mark.parametrize("cohort_id", ["a/b", "..", "a?b&c=d#e", "100%", "é 🎉", "<b>"])
@@ -397,11 +398,11 @@ class TestSyncs:
         page = browser.get("/syncs").text
         assert page.count("<details>") == 2
         assert "120 requests" in page
-        assert "<strong>60 users left out.</strong>" in page
+        assert "<strong>60 users rejected.</strong>" in page
         assert "Register the users" in page
-        assert "Refused requests" in page
-        assert "The body is not JSON." in page
-        (refused,) = (line for line in page.split("<summary>") if "Refused requests" in line)
+        assert "Failed requests" in page
+        assert "The body is not valid JSON." in page
+        (refused,) = (line for line in page.split("<summary>") if "Failed requests" in line)
         assert "by identify: <code>invalid_json</code>" in refused.split("</summary>")[0]
 
     def test_sync__its_page__tells_each_request_and_whom_it_left_out(self, synced: Flask) -> None:
@@ -412,10 +413,10 @@ class TestSyncs:
         (sync,) = (text for text in texts if "Sync of <a" in text)
         assert "stranger" not in sync
         found = browser.get("/users?id=stranger-1").text
-        assert "Nothing is stored of this user" in found
+        assert "Nothing is stored about this user" in found
         assert user_hash("stranger-1") in sync
-        assert "Left out, unknown_user:" in sync
-        assert "60 left out" in sync.partition("<dl")[0]
+        assert "Rejected, unknown_user:" in sync
+        assert "60 rejected" in sync.partition("<dl")[0]
         assert user_hash("stranger-1") in found
 
     def test_sync__with_a_call_that_can_not_be_read__tells_the_first_error(
@@ -426,10 +427,10 @@ class TestSyncs:
             caller(app).post(COHORT_PATH, json=call)
         services(app).sync_recorder.flush()
         for path in ("/", "/syncs"):
-            assert "The first error: <bdi>userId: Must not be empty." in browser.get(path).text
+            assert "First error: <bdi>userId: Must not be empty." in browser.get(path).text
 
     def test_times__under_a_millisecond__are_told(self, store: Store, browser: Browser) -> None:
-        _add_syncs(store, [words.now_ms()], took_ms=0.4)
+        _add_syncs(store, [formatting.now_ms()], took_ms=0.4)
         assert "0.4 ms, slowest 0.4 ms" in browser.get("/syncs").text
 
     def test_problems__alone__are_shown(self, synced: Flask) -> None:
@@ -455,15 +456,15 @@ class TestSyncs:
             "too_many_followers",
             "unknown_sync",
         }
-        assert reasons - never_for_senders <= words.ADVICE.keys()
-        assert all(words.ADVICE[kind.reason].now for kind in kinds(StoreError))
+        assert reasons - never_for_senders <= ADVICE.keys()
+        assert all(ADVICE[kind.reason].action_now for kind in kinds(StoreError))
 
 
 class TestAdmin:
     def test_read_key__may_not_delete_or_erase(self, store: Store, browser: Browser) -> None:
         say(store, ONE, True, ["alice"])
-        assert "Delete the cohort" not in browser.get(cohort_page("abc123")).text
-        assert "Erase the user" not in browser.get("/users?id=alice").text
+        assert "Delete cohort" not in browser.get(cohort_page("abc123")).text
+        assert "Erase user" not in browser.get("/users?id=alice").text
         token = browser.token()
         fields = {"token": token, "id": "abc123", "confirm": "Power users"}
         browser.send("/cohort/delete", 403, **fields)
@@ -474,7 +475,7 @@ class TestAdmin:
         say(store, ONE, True, ["alice"])
         fields = {"token": admin.token(), "id": "abc123"}
         page = admin.send("/cohort/delete", 400, **fields, confirm="power users")
-        assert "The name was not typed as it is. Nothing was deleted." in page.text
+        assert "The name does not match. Nothing was deleted." in page.text
         reply = admin.send("/cohort/delete", **fields, confirm=" Power  users ")
         assert "The cohort is being deleted" in admin.get(reply.headers["Location"]).text
         assert store.registry.find(APP, "abc123").status == "deleting"
@@ -492,7 +493,7 @@ class TestAdmin:
         fields = {"token": admin.token(), "id": "bob", "confirm": "bob", "suppress": "true"}
         admin.send("/users/erase", **fields)
         assert store.lookups.user_record(APP, "bob").suppressed
-        assert "is kept out of syncs" in admin.get("/users?id=bob").text
+        assert "is suppressed" in admin.get("/users?id=bob").text
 
     @pytest.mark.parametrize("trait", ["  ", "\u3164", "\r\n", "\u2800: \r\n%41"])
     @pytest.mark.parametrize("user_id", ["  ", "a\r\nb ", "a\nb", "%41", "\u200b"])
@@ -509,7 +510,7 @@ class TestAdmin:
 
     def _first_link(self, page: str, target: str) -> str:
         link, text = re.search(rf'href="({target}\?[^"]+)"><bdi>(.*?)</bdi>', page, re.S).groups()  # type: ignore
-        assert words.is_seen(text)
+        assert formatting.is_visible(text)
         return html.unescape(link)
 
     def _confirmed(self, page: str) -> dict[str, str]:
@@ -528,7 +529,7 @@ class TestHealth:
         page = browser.get("/health").text
         assert "Store memory" in page
         assert "no limit" in page
-        assert "No rename and no deletion is going on." in page
+        assert "No renames or deletions in progress." in page
 
     def test_store_that_may_drop_data__is_said_loudly(
         self, browser: Browser, redis_client: redis.Redis
@@ -536,7 +537,7 @@ class TestHealth:
         redis_client.config_set("maxmemory", 1 << 30)
         redis_client.config_set("maxmemory-policy", "allkeys-lru")
         try:
-            assert "The store may drop data." in browser.get("/health").text
+            assert "The store may lose data." in browser.get("/health").text
         finally:
             redis_client.config_set("maxmemory-policy", "noeviction")
             redis_client.config_set("maxmemory", 0)
@@ -569,7 +570,7 @@ class TestHealth:
             browser = Browser(app).log_in()
             assert "Power users" in browser.get("/").text
             health = browser.get("/health").text
-            assert "The store is full and takes no writes." in health
+            assert "The store is full and rejects writes." in health
             assert "nearly full" in health
             assert "See Health" not in health
         finally:
@@ -606,12 +607,12 @@ class TestCharts:
 
         even = charts.bars(synced((10, 0), (40, 5)))
         assert even
-        assert (even.most_entered, even.most_left, even.is_cut) == (40, 5, False)
+        assert (even.most_entered, even.most_left, even.is_clipped) == (40, 5, False)
         assert max(bar.entered_height for bar in even.bars) == even.middle
         assert (even.bars[0].x, even.bars[-1].x + even.bars[-1].width) == (0, charts.WIDTH)
         first = charts.bars(synced((10, 2), (8, 3), (5000, 0)))
         assert first
-        assert (first.most_entered, first.is_cut) == (12, True)
+        assert (first.most_entered, first.is_clipped) == (12, True)
         assert first.bars[0].entered_height == first.middle
         assert charts.bars(synced((0, 0))) is None
 
@@ -621,14 +622,17 @@ class TestCharts:
             (0.42, "0.4 ms"),
             (93, "93 ms"),
             (1500, "2 s"),
-            (119_000, "119 s"),
+            (75_000, "75 s"),
+            (119_000, "2 min"),
+            (3_660_000, "1 h"),
+            (5_400_000, "90 min"),
             (180_000, "3 min"),
             (7_200_000, "2 h"),
             (172_800_000, "2 d"),
         ],
     )
     def test_span__is_said_in_one_unit(self, ms: float, said: str) -> None:
-        assert words.span(ms) == said
+        assert formatting.span(ms) == said
 
     @pytest.mark.parametrize(
         ("trait", "cohort_id", "said"),
@@ -645,4 +649,4 @@ class TestCharts:
         ],
     )
     def test_name__is_what_people_call_it(self, trait: str, cohort_id: str, said: str) -> None:
-        assert words.name(trait, cohort_id) == said
+        assert formatting.cohort_name(trait, cohort_id) == said

@@ -1,0 +1,164 @@
+"""What each reason means, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Advice(NamedTuple):
+    """An explanation of a reason, for operators.
+
+    Attributes:
+        meaning: what happened.
+        action: what to do about it.
+        action_now: for store errors, what to do while the store is still failing.
+    """
+
+    meaning: str
+    action: str
+    action_now: str = ""
+
+
+# Every reason for which a sender's request can fail, or a user can be left out.
+ADVICE = {
+    "invalid_json": Advice(
+        "The body is not valid JSON.",
+        "Check the webhook template in Amplitude: a quote or comma may be missing, or a cohort "
+        "name contains a quote that the template does not escape.",
+    ),
+    "invalid_encoding": Advice(
+        "The body was truncated or is not valid gzip.",
+        "If this persists, look for a proxy in front of the service that modifies or truncates "
+        "bodies.",
+    ),
+    "invalid_payload": Advice(
+        "The body is JSON but does not match what this call accepts. Nothing was written.",
+        "Compare the payload template in Amplitude with the one in the setup guide.",
+    ),
+    "invalid_parameter": Advice(
+        "The URL contains an invalid id.",
+        "Check the URLs in the Amplitude destination.",
+    ),
+    "unsupported_type": Advice(
+        "Not an identify call, so it says nothing about cohorts.",
+        "Harmless. To save traffic, send only identify calls.",
+    ),
+    "missing_credentials": Advice(
+        "No API key was sent.",
+        "Enter the key in the Amplitude destination as the username; leave the password empty.",
+    ),
+    "invalid_credentials": Advice(
+        "The API key is unknown or does not belong to the app in app_id.",
+        "Compare the key in the Amplitude destination with API_KEYS. Was a key rotated?",
+    ),
+    "expired_key": Advice(
+        "The API key has expired.",
+        "Create a new key and enter it in the Amplitude destination.",
+    ),
+    "revoked_key": Advice(
+        "The API key was revoked.",
+        "If this was intended, remove the sender. Otherwise create a new key and enter it in the "
+        "Amplitude destination.",
+    ),
+    "https_required": Advice(
+        "The request was sent over plain HTTP.",
+        "Enter the URL with https:// in the Amplitude destination, and replace the key: it was "
+        "sent unencrypted.",
+    ),
+    "missing_scope": Advice(
+        "The API key is valid but may not send cohorts.",
+        "Enter a key with scope ingest in the Amplitude destination.",
+    ),
+    "not_found": Advice(
+        "There is no such path.",
+        "Check the URLs in the Amplitude destination.",
+    ),
+    "method_not_allowed": Advice(
+        "The path exists but does not accept this method.",
+        "Send cohorts with POST.",
+    ),
+    "unknown_user": Advice(
+        "The user is not registered, and USER_POLICY=known accepts only registered users.",
+        "Register the users with `flask --app wsgi users register`, or set USER_POLICY=open.",
+    ),
+    "suppressed_user": Advice(
+        "The user was erased and is suppressed.",
+        "Nothing to do. To accept the user again, run `flask --app wsgi users unsuppress`.",
+    ),
+    "unknown_cohort": Advice(
+        "There is no list with this id.",
+        "Amplitude creates a list before filling it. If the store has been emptied since, set up "
+        "the destination again so that Amplitude creates a new list.",
+    ),
+    "cohort_being_deleted": Advice(
+        "The cohort is being deleted and accepts no changes.",
+        "Changes sent after the deletion create it again. To prevent that, remove the sync in "
+        "Amplitude.",
+    ),
+    "body_timeout": Advice(
+        "The body did not arrive in time.",
+        "If this persists, the network is slow or BODY_TIMEOUT_SECONDS is too short.",
+    ),
+    "body_too_large": Advice(
+        "The body is larger than this service accepts.",
+        "Reduce the batch size in the Amplitude destination, or raise MAX_BODY_BYTES.",
+    ),
+    "unsupported_media_type": Advice(
+        "The Content-Type is not JSON in UTF-8.",
+        "Set the header Content-Type: application/json in the Amplitude destination.",
+    ),
+    "rate_limited": Advice(
+        "Too many requests for RATE_LIMIT.",
+        "Amplitude retries later, so nothing is lost. If syncs take too long, raise RATE_LIMIT or "
+        "the batch size.",
+    ),
+    "internal_error": Advice(
+        "An error in this service.",
+        "Amplitude retries the request. Search the log for the request id and report the error.",
+    ),
+    "store_unreachable": Advice(
+        "The store could not be reached.",
+        "Amplitude retries, so nothing is lost if the store is back soon. See Health.",
+        "Check that the store is running and that REDIS_URL points to it.",
+    ),
+    "store_timeout": Advice(
+        "The store did not respond in time.",
+        "Amplitude retries. If this persists, the store is overloaded or too far away.",
+        "If this persists, the store is overloaded or too far away.",
+    ),
+    "store_loading": Advice(
+        "The store was starting or failing over.",
+        "Amplitude retries. This resolves itself.",
+        "This resolves itself.",
+    ),
+    "store_held": Advice(
+        "Writes are on hold while the store is copied or moved.",
+        "Amplitude retries. If nobody is moving the store, run `flask --app wsgi store release`.",
+        "If nobody is moving the store, run `flask --app wsgi store release`.",
+    ),
+    "store_full": Advice(
+        "The store is full and rejects writes.",
+        "Add memory, or delete cohorts that are no longer needed. See Health.",
+        "Add memory, or delete cohorts that are no longer needed.",
+    ),
+    "store_misconfigured": Advice(
+        "The store is misconfigured.",
+        "The log names the cause: permissions, number of partitions, or cluster mode.",
+        "The log names the cause: permissions, number of partitions, or cluster mode.",
+    ),
+    "store_not_replicated": Advice(
+        "The store applied the write, but too few replicas confirmed it in time.",
+        "Amplitude retries. If this persists, check the replicas.",
+        "If this persists, check the replicas.",
+    ),
+    "store_error": Advice(
+        "The store rejected a command.",
+        "The log names the command: search it for the request id.",
+        "The log names the command.",
+    ),
+}
+_UNKNOWN_REASON = Advice("Unknown reason.", "Search the log for the request id.")
+
+
+def advice(reason: str) -> Advice:
+    return ADVICE.get(reason, _UNKNOWN_REASON)
