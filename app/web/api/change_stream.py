@@ -24,7 +24,7 @@ from orjson import Fragment, dumps
 from app.errors import TooManyFollowers
 from app.store import ChangeEntry, EntryId, FeedPosition, PositionLost, StoreError
 from app.store.change_stream import ChangePage, ChangeStream
-from app.web.http.cursors import place_cursor
+from app.web.http.cursors import stream_cursor
 
 # How often the store is polled, and the most changes that one poll reads.
 POLL_SECONDS = 0.1
@@ -56,13 +56,13 @@ def shown(change: ChangeEntry) -> dict[str, Any]:
     }
 
 
-def events(place: FeedPosition, changes: list[ChangeEntry]) -> bytes:
+def events(position: FeedPosition, changes: list[ChangeEntry]) -> bytes:
     """Changes after a position as server-sent events. The id of each is the position after it."""
-    after = list(place)
+    after = list(position)
     parts = []
     for change in changes:
         after[change.partition] = change.id
-        cursor = place_cursor(after).encode()
+        cursor = stream_cursor(after).encode()
         parts.append(b"id: %b\nevent: change\ndata: %b\n\n" % (cursor, dumps(shown(change))))
     return b"".join(parts)
 
@@ -84,7 +84,7 @@ class _Reader:
         self.news = Event()
         self._changes = changes
         self._app_id = app_id
-        self._place: FeedPosition | None = None
+        self._position: FeedPosition | None = None
         self._blocks: deque[_Block] = deque()
         self._bytes = 0
         self._log = structlog.get_logger()
@@ -102,40 +102,40 @@ class _Reader:
             except Exception:  # noqa: BLE001
                 # A bug must not silently end the streams of all followers.
                 self._log.exception("change stream failed", app=self._app_id)
-                self._start_afresh()
+                self._restart()
             gevent.sleep(pause)
 
-    def next_to(self, place: FeedPosition) -> tuple[bytes, FeedPosition] | None:
+    def next_after(self, position: FeedPosition) -> tuple[bytes, FeedPosition] | None:
         """The next events after a position, empty at the end; None if they are not kept."""
-        first = self._blocks[0].before if self._blocks else self._place
-        if first is None or not _reached(place, first):
+        first = self._blocks[0].before if self._blocks else self._position
+        if first is None or not _reached(position, first):
             return None
         following = None
         for block in reversed(self._blocks):
-            if _reached(place, block.after):
+            if _reached(position, block.after):
                 break
             following = block
         if following is None:
-            return b"", place
-        if following.before == place:
+            return b"", position
+        if following.before == position:
             return following.events, following.after
         # The follower read from the store, and in some partitions further than the poll before.
-        news = [change for change in following.changes if change.id > _at(place, change)]
-        pairs = zip(place, following.after, strict=True)
-        return events(place, news), tuple(max(a, b) for a, b in pairs if a and b)
+        news = [change for change in following.changes if change.id > _at(position, change)]
+        pairs = zip(position, following.after, strict=True)
+        return events(position, news), tuple(max(a, b) for a, b in pairs if a and b)
 
     def _poll(self) -> float:
-        if self._place is None:
-            self._place = self._changes.newest(self._app_id)
+        if self._position is None:
+            self._position = self._changes.newest(self._app_id)
         try:
-            page = self._changes.read(self._app_id, self._place, limit=CHANGES_PER_READ)
+            page = self._changes.read(self._app_id, self._position, limit=CHANGES_PER_READ)
         except PositionLost:
             # The stream was trimmed faster than it was read. Followers notice on their own.
-            self._start_afresh()
+            self._restart()
             return 0
         if page.changes:
-            self._keep(self._place, page)
-        self._place = page.after
+            self._keep(self._position, page)
+        self._position = page.after
         return 0 if page.more else POLL_SECONDS
 
     def _keep(self, before: FeedPosition, page: ChangePage) -> None:
@@ -147,21 +147,21 @@ class _Reader:
         self.news.set()
         self.news = Event()
 
-    def _start_afresh(self) -> None:
-        self._place = None
+    def _restart(self) -> None:
+        self._position = None
         self._blocks.clear()
         self._bytes = 0
 
 
-def _reached(place: FeedPosition, other: FeedPosition) -> bool:
+def _reached(position: FeedPosition, other: FeedPosition) -> bool:
     """Whether a position is at or after another one, in every partition."""
     return all(
-        a is not None and b is not None and a >= b for a, b in zip(place, other, strict=True)
+        a is not None and b is not None and a >= b for a, b in zip(position, other, strict=True)
     )
 
 
-def _at(place: FeedPosition, change: ChangeEntry) -> EntryId:
-    at = place[change.partition]
+def _at(position: FeedPosition, change: ChangeEntry) -> EntryId:
+    at = position[change.partition]
     assert at is not None, "a kept position is known in every partition"
     return at
 
@@ -183,7 +183,7 @@ class Feed:
         self._readers: dict[str, _Reader] = {}
 
     def follow(
-        self, app_id: str, place: FeedPosition, connection: socket.socket | None = None
+        self, app_id: str, position: FeedPosition, connection: socket.socket | None = None
     ) -> Iterator[bytes]:
         """Server-sent events of all changes after a position, each once, as they happen.
 
@@ -196,7 +196,7 @@ class Feed:
             StoreError: raised before the stream begins; a running stream resumes once the store
                 is available again.
         """
-        first = self._changes.read(app_id, place, limit=CHANGES_PER_READ)
+        first = self._changes.read(app_id, position, limit=CHANGES_PER_READ)
         of_each = {app: reader.followers for app, reader in self._readers.items()}
         if of_each.get(app_id, 0) >= self._max_followers or sum(of_each.values()) >= MAX_FOLLOWERS:
             raise TooManyFollowers(self._max_followers)
@@ -207,13 +207,13 @@ class Feed:
     ) -> Iterator[bytes]:
         ends = time.monotonic() + MAX_STREAM_SECONDS
         with self._reader(app_id) as reader, _hangup(connection) as hung_up:
-            beginning = _BEGINNING % place_cursor(first.before).encode()
+            beginning = _BEGINNING % stream_cursor(first.before).encode()
             yield beginning + events(first.before, first.changes)
-            place, said = first.after, time.monotonic()
+            position, said = first.after, time.monotonic()
             while self.is_open() and not hung_up.is_set() and time.monotonic() < ends:
-                news, before = reader.news, place
+                news, before = reader.news, position
                 try:
-                    data, place = reader.next_to(place) or self._catch_up(app_id, place)
+                    data, position = reader.next_after(position) or self._catch_up(app_id, position)
                 except PositionLost:
                     return  # the client reconnects and gets the error
                 except StoreError:
@@ -224,16 +224,16 @@ class Feed:
                 elif time.monotonic() - said >= self._heartbeat_seconds:
                     yield _HEARTBEAT
                     said = time.monotonic()
-                elif place == before:
+                elif position == before:
                     gevent.wait([news, hung_up], CHECK_SECONDS, count=1)
         if connection is not None and not self.is_open():
             # Otherwise the server would wait for the client's next request before it exits.
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)
 
-    def _catch_up(self, app_id: str, place: FeedPosition) -> tuple[bytes, FeedPosition]:
-        page = self._changes.read(app_id, place, limit=CHANGES_PER_READ)
-        return events(place, page.changes), page.after
+    def _catch_up(self, app_id: str, position: FeedPosition) -> tuple[bytes, FeedPosition]:
+        page = self._changes.read(app_id, position, limit=CHANGES_PER_READ)
+        return events(position, page.changes), page.after
 
     @contextmanager
     def _reader(self, app_id: str) -> Iterator[_Reader]:

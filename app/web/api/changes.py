@@ -14,7 +14,7 @@ from app.web.api.change_stream import shown
 from app.web.api.lookup import store
 from app.web.api.schemas import ChangesQuery, ChangesReply, EventReply, StreamHeaders, StreamQuery
 from app.web.http.contract import describes, parameters, send
-from app.web.http.cursors import EARLIEST, LATEST, place_cursor
+from app.web.http.cursors import EARLIEST, LATEST, stream_cursor
 
 blueprint = Blueprint("changes", __name__, url_prefix="/api/v1")
 
@@ -33,9 +33,9 @@ _CHANGES_QUERY, _STREAM_QUERY = ChangesQuery(), StreamQuery()
 def get_changes() -> Response:
     """Changes after a cursor, a page at a time. ``next`` is always set."""
     asked = parameters(_CHANGES_QUERY)
-    place = _place(asked["cursor"])
-    page = store().change_stream.read(g.caller.app_id, place, limit=asked["limit"])
-    cursor = place_cursor(page.after)
+    position = _position(asked["cursor"])
+    page = store().change_stream.read(g.caller.app_id, position, limit=asked["limit"])
+    cursor = stream_cursor(page.after)
     document = {"changes": [shown(change) for change in page.changes], "more": page.more}
     return send(document | {"next": cursor}, next_cursor=cursor)
 
@@ -54,11 +54,11 @@ def stream_changes() -> Response:
     asked = parameters(_STREAM_QUERY, cursor=request.headers.get("Last-Event-ID"))
     feed = services().change_feed
     connection = request.environ.get("gunicorn.socket")
-    events = feed.follow(g.caller.app_id, _place(asked["cursor"]), connection)
+    events = feed.follow(g.caller.app_id, _position(asked["cursor"]), connection)
     return Response(events, mimetype=EVENT_STREAM, headers=_STREAM_HEADERS)
 
 
-def _place(cursor: FeedPosition | str) -> FeedPosition:
+def _position(cursor: FeedPosition | str) -> FeedPosition:
     changes = store().change_stream
     if cursor == EARLIEST:
         return changes.oldest()

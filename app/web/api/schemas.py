@@ -13,9 +13,9 @@ from app.web.http.cursors import (
     EARLIEST,
     LATEST,
     LIST_SORTS,
-    FeedCursor,
     ListCursor,
     MemberCursor,
+    StreamCursor,
     close_cursor,
 )
 from app.web.http.fields import Base, Query, Whole, user_ids_field
@@ -245,7 +245,7 @@ class CadenceBody(Base):
 class ChangesQuery(Query):
     """Selects changes."""
 
-    cursor = FeedCursor(
+    cursor = StreamCursor(
         load_default=EARLIEST,
         metadata={
             "description": "`next` of the previous page; `earliest` for all stored changes, "
@@ -262,7 +262,7 @@ class ChangesQuery(Query):
 class StreamQuery(Query):
     """Selects changes."""
 
-    cursor = FeedCursor(
+    cursor = StreamCursor(
         load_default=LATEST,
         metadata={"description": "Where to begin. A Last-Event-ID header takes precedence."},
     )
@@ -320,7 +320,7 @@ class ChangesReply(Reply):
 class StreamHeaders(Query):
     """Headers of a client that reconnects."""
 
-    last_event_id = FeedCursor(
+    last_event_id = StreamCursor(
         data_key="Last-Event-ID",
         metadata={
             "description": "The id of the last received event. Takes precedence over `cursor`."

@@ -65,12 +65,12 @@ class ListCursor(fields.Field[tuple[str, Any, str]]):
         raise ValidationError("Not a cursor of this call.")
 
 
-def list_cursor(sort: str, place: tuple[Any, str] | None) -> str | None:
+def list_cursor(sort: str, position: tuple[Any, str] | None) -> str | None:
     """The cursor of a position in a list of cohorts."""
-    return None if place is None else close_cursor(["l", sort, *place])
+    return None if position is None else close_cursor(["l", sort, *position])
 
 
-class FeedCursor(fields.Field[Any]):
+class StreamCursor(fields.Field[Any]):
     """A position in the change stream: ``earliest``, ``latest`` or a cursor."""
 
     def json_schema(self) -> dict[str, Any]:
@@ -80,16 +80,16 @@ class FeedCursor(fields.Field[Any]):
         if value in (EARLIEST, LATEST):
             return str(value)
         match open_cursor(value):
-            case ["c", *places] if all(
-                p is None or (isinstance(p, str) and _ENTRY_ID.fullmatch(p)) for p in places
+            case ["c", *entries] if all(
+                p is None or (isinstance(p, str) and _ENTRY_ID.fullmatch(p)) for p in entries
             ):
-                return tuple(None if p is None else EntryId.parse(p) for p in places)
+                return tuple(None if p is None else EntryId.parse(p) for p in entries)
         raise ValidationError("Must be earliest, latest, or a cursor of this call.")
 
 
-def place_cursor(place: Iterable[EntryId | None]) -> str:
+def stream_cursor(position: Iterable[EntryId | None]) -> str:
     """The cursor of a position in the change stream."""
-    return close_cursor(["c", *(None if entry is None else str(entry) for entry in place)])
+    return close_cursor(["c", *(None if entry is None else str(entry) for entry in position)])
 
 
 _FORMATS = {"s": "syncs-cursor", "r": "requests-cursor"}
