@@ -181,7 +181,7 @@ def test_requirements__every_line__is_pinned_with_a_hash() -> None:
         "requirements/dev.txt",
         "requirements/browser.txt",
         "requirements/fuzz.txt",
-        "requirements/audit.txt",
+        "requirements/supply-chain.txt",
     ):
         entries = re.split(r"\n(?=\S)", (ROOT / name).read_text())
         for entry in entries:

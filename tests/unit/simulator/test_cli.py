@@ -211,7 +211,7 @@ def test_sync__reader_fails_or_is_interrupted__still_prints_what_was_done(
 
 def test_mock__commands__are_understood_by_a_shell_and_the_receiver() -> None:
     if shutil.which("curl") is None:
-        pytest.skip("needs curl")
+        pytest.skip("curl is missing")
     with Receiver() as receiver:
         result = call("mock", receiver.url + "/", "--key", KEY, "--app-id", "test-app")
         assert result.exit_code == 0
