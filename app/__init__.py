@@ -27,7 +27,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from app.auth import authenticate
     from app.services import EXTENSION, build
     from app.telemetry import logs, sentry
-    from app.telemetry.sync_recorder import noting
+    from app.telemetry.sync_recorder import record_requests
 
     settings = settings or Settings.from_environ()
     settings.check_store()
@@ -41,9 +41,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
 
     web.security_headers.init_app(app)
-    listeners = [web.metrics.counting(parts.meter)]
+    listeners = [web.metrics.count_requests(parts.meter)]
     if parts.store.sync_history.is_kept:
-        listeners.append(noting(parts.sync_recorder))
+        listeners.append(record_requests(parts.sync_recorder))
     web.request_log.init_app(app, web.SOURCES, listeners)
     errors.init_app(app)
     if settings.require_https:

@@ -1,4 +1,4 @@
-"""The parts of a running service. ``create_app`` builds them once; ``services()`` finds them."""
+"""The services that requests share. ``create_app`` builds them; ``services()`` returns them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from app.store import RateLimiter, Store
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
-    from app.telemetry.sync_recorder import Recorder
+    from app.telemetry.sync_recorder import SyncRecorder
     from app.web.api.change_stream import Feed
     from app.web.http.fair_queue import FairQueue
 
@@ -35,13 +35,13 @@ class Services:
     sessions: Sessions
     meter: Meter
     store_gauges: StoreGauges
-    sync_recorder: Recorder
+    sync_recorder: SyncRecorder
     fair_queue: FairQueue
     change_feed: Feed
     background: Background
 
     def readable_store(self) -> Store:
-        """The store, after a check that its data is laid out as the settings say.
+        """The store, after a check that it is laid out as configured.
 
         Raises:
             StoreError: it is unavailable, or was written with another number of partitions.
@@ -50,20 +50,20 @@ class Services:
         return self.store
 
     def deletable_store(self) -> Store:
-        """As :meth:`readable_store`, for deletions: they also work while the store is full."""
+        """As :meth:`readable_store`, but also while the store is full: deletions make room."""
         self.store.check_for_deleting()
         return self.store
 
 
 def build(settings: Settings) -> Services:
-    """The parts of a service with these settings. Connects to nothing yet."""
+    """Build the services for these settings. Connects to nothing yet."""
     from app.auth.keyring import KeyRing
     from app.auth.sessions import Sessions
     from app.server.background import Background
     from app.store import HistoryLimits, RateLimiter, Store, connect, wait_for
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
-    from app.telemetry.sync_recorder import Recorder
+    from app.telemetry.sync_recorder import SyncRecorder
     from app.web.api.change_stream import Feed
     from app.web.http.fair_queue import FairQueue
 
@@ -81,7 +81,7 @@ def build(settings: Settings) -> Services:
         ),
         wait=wait_for(settings),
     )
-    keyring, meter, recorder = KeyRing(settings, store.api_keys), Meter(), Recorder(store)
+    keyring, meter, recorder = KeyRing(settings, store.api_keys), Meter(), SyncRecorder(store)
     every_second = [meter.flush, recorder.work, keyring.refresh, keyring.write_uses]
     return Services(
         settings=settings,
@@ -103,5 +103,5 @@ def build(settings: Settings) -> Services:
 
 
 def services(app: Flask | None = None) -> Services:
-    """The parts of an application; by default of the one that handles the current request."""
+    """The services of an application, by default of the current one."""
     return cast("Services", (app or current_app).extensions[EXTENSION])

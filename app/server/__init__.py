@@ -1,1 +1,1 @@
-"""What runs the service's processes: gunicorn's worker, background work, preflight checks."""
+"""gunicorn's worker and hooks, background work, and the check before the start."""

@@ -1,8 +1,7 @@
-"""Background work: goes through the waiting jobs, slowly enough not to be felt.
+"""Background work: renames and deletions, slow enough not to disturb requests.
 
-Every web worker runs it as a greenlet, so that renames and deletions finish without a process of
-their own; a lease in the store keeps two from doing the same. docs/decisions/background-work.md
-says why.
+Every web worker runs it as a greenlet, so no separate process is needed; a lease in the store keeps
+two workers off the same job. docs/decisions/background-work.md has the reasons.
 """
 
 from __future__ import annotations
@@ -18,23 +17,19 @@ import structlog
 from app.store import Job, Store, StoreError, StoreFull
 from app.telemetry import sentry
 
-# Seconds between two looks for work.
-POLL_SECONDS = 2.0
-# Seconds between two rounds of the small things that each worker does for itself.
-ROUND_SECONDS = 1.0
-# Seconds between two looks at what has become too old in each app's sync history.
-TRIM_SECONDS = 60.0
-# Rest after each step, as a multiple of the time that it took. That includes its wait for a busy
-# store: there it gets about as many turns as one more sender, and never so few that a cohort which
-# grows meanwhile is not caught up with.
-REST = 2
-# How long one job goes on while others wait, in seconds. Shorter than a lease.
+JOBS_POLL_SECONDS = 2.0
+PERIODIC_SECONDS = 1.0
+TRIM_HISTORY_SECONDS = 60.0
+# Pause after each step, as a multiple of its duration. That includes the wait for a busy store, so
+# background work gets about the share of one more sender: enough to overtake a growing cohort.
+PAUSE_FACTOR = 2
+# How long to work on one job while others wait. Shorter than a lease.
 TURN_SECONDS = 1.0
 
 
 @dataclass
 class _Progress:
-    """A job, users that it has looked at here, and since when."""
+    """A job, the users it has processed in this worker, and since when."""
 
     job: Job
     users: int = 0
@@ -45,36 +40,36 @@ class Background:
     """Works on jobs until the process ends.
 
     Args:
-        failed: called when work has ended in an unexpected error.
-        chores: small things that each worker does for itself every second.
+        failed: called after an unexpected error.
+        periodic: functions to call every second in each worker.
     """
 
     def __init__(
         self,
         store: Store,
         failed: Callable[[], None] = lambda: None,
-        chores: Sequence[Callable[[], None]] = (),
+        periodic: Sequence[Callable[[], None]] = (),
     ) -> None:
         self._store = store
         self._failed = failed
-        self._chores = chores
+        self._periodic = periodic
         self._trim_due = 0.0
         self._log = structlog.get_logger()
 
     def start(self) -> None:
-        """Begin, beside the requests of this process."""
+        """Run in greenlets of this process."""
         gevent.spawn(self.run)
-        for chore in self._chores:
-            # Each on its own: one that waits for the store must not hold up the others.
-            gevent.spawn(self._repeat, chore)
+        for function in self._periodic:
+            # In separate greenlets: one that waits for the store must not block the others.
+            gevent.spawn(self._repeat, function)
 
-    def _repeat(self, chore: Callable[[], None]) -> None:
+    def _repeat(self, function: Callable[[], None]) -> None:
         while True:
             try:
-                chore()
+                function()
             except Exception as error:  # noqa: BLE001
                 self._fail(error)
-            time.sleep(ROUND_SECONDS)
+            time.sleep(PERIODIC_SECONDS)
 
     def _fail(self, error: Exception) -> None:
         self._failed()
@@ -82,49 +77,49 @@ class Background:
         sentry.report(error, {"task": "background"})
 
     def run(self) -> None:
-        """Work for ever. A store that can't be had is waited for."""
+        """Work forever. While the store is unavailable, try again."""
         while True:
             try:
                 self.work()
             except StoreError as error:
-                self._log.warning("background work waits", reason=error.reason)
+                self._log.warning("background work paused", reason=error.reason)
             except Exception as error:  # noqa: BLE001
-                # A bug in one job must not end the others' work for good.
+                # A bug in one job must not stop the others permanently.
                 self._fail(error)
-            time.sleep(POLL_SECONDS)
+            time.sleep(JOBS_POLL_SECONDS)
 
     def work(self) -> None:
-        """Do all the work that is waiting and that no other process has.
+        """Do all pending work that no other process has leased.
 
-        The jobs go on in turns, so that a large one of one app does not keep another app waiting.
+        Jobs take turns, so that a large job of one app does not block those of other apps.
         """
         if time.monotonic() >= self._trim_due:
-            self._trim_due = time.monotonic() + TRIM_SECONDS
-            for app_id in self._store.apps():  # also of those that send nothing any more
+            self._trim_due = time.monotonic() + TRIM_HISTORY_SECONDS
+            for app_id in self._store.apps():  # including those that have stopped sending
                 self._store.sync_history.trim(app_id)
         for app_id, cohort_id in {
             (job.app_id, job.cohort_id) for job in self._store.jobs.pending()
         }:
-            with suppress(StoreFull):  # to be done when there is room, as the rename itself
+            with suppress(StoreFull):  # retried later, like the rename itself
                 self._store.memberships.spread_name(app_id, cohort_id)
-        going_on = [_Progress(job) for job in self._store.jobs.pending()]
-        while going_on:
-            going_on = [progress for progress in going_on if self._advance_if_room(progress)]
+        unfinished = [_Progress(job) for job in self._store.jobs.pending()]
+        while unfinished:
+            unfinished = [progress for progress in unfinished if self._advance_if_room(progress)]
 
     def _advance_if_room(self, progress: _Progress) -> bool:
-        """As :meth:`_advance`. A rename that a full store refuses is left for the next look: the
-        others go on, as deletions make room.
+        """As :meth:`_advance`. A rename that a full store refuses is retried later: the other jobs
+        continue, since deletions make room.
         """
         try:
             return self._advance(progress)
         except StoreFull as error:
             self._log.warning(
-                "background work waits", reason=error.reason, cohort=progress.job.cohort_id
+                "background work paused", reason=error.reason, cohort=progress.job.cohort_id
             )
             return False
 
     def _advance(self, progress: _Progress) -> bool:
-        """Work on a job for one turn. Whether there is more of it to do here."""
+        """Work on a job for one turn. Returns whether it is unfinished and still leased."""
         job, turn_ends = progress.job, time.monotonic() + TURN_SECONDS
         while self._store.jobs.lease(job):
             before = time.monotonic()
@@ -140,7 +135,7 @@ class Background:
                 )
                 return False
             progress.users += users
-            time.sleep((time.monotonic() - before) * REST)
+            time.sleep((time.monotonic() - before) * PAUSE_FACTOR)
             if time.monotonic() > turn_ends:
                 return True
         return False

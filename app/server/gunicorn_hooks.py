@@ -48,7 +48,7 @@ def post_worker_init(worker: Any) -> None:
     from app.telemetry.metrics.multiprocess_dir import VARIABLE
 
     if folder := os.environ.get(VARIABLE):
-        exited_workers.gather(Path(folder))
+        exited_workers.merge(Path(folder))
     # A batch makes thousands of short-lived objects and no cycles. Looking for cycles each time,
     # among everything that the libraries keep, took a sixth of a worker's time.
     gc.collect()

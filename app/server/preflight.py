@@ -1,7 +1,7 @@
-"""Check, before the service starts, that there is a key that may send cohorts.
+"""Check before the start that there is an API key that may send cohorts.
 
-Runs in a process of its own, ``python -m app.server.preflight``: gunicorn's master must not import
-anything that uses sockets before its workers have patched them for gevent.
+``python -m app.server.preflight`` runs as a separate process: gunicorn's master must not import
+anything that uses sockets, because its workers patch them for gevent.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ FOUND, NONE, UNKNOWN = 0, 3, 4
 
 
 def keys_in_store() -> bool:
-    """Whether the store holds a key that may send cohorts. True as well where it can't be asked:
-    the service then starts, and answers 503 until it can.
+    """Whether the store has a key that may send cohorts; True if the store is unavailable.
+
+    The service then starts, and replies 503 until the store is available.
     """
-    look = subprocess.run([sys.executable, "-m", "app.server.preflight"], check=False)
-    if look.returncode == UNKNOWN:
+    check = subprocess.run([sys.executable, "-m", "app.server.preflight"], check=False)
+    if check.returncode == UNKNOWN:
         print(  # noqa: T201
-            "cohort-receiver: API_KEYS: no key is set, and the store can't be asked whether it "
-            "holds one. Requests are answered with 503 until it can.",
+            "cohort-receiver: API_KEYS: no key is set, and the store is unavailable, so whether it "
+            "has one is unknown. Until the store is available, the service replies 503.",
             file=sys.stderr,
         )
-    return look.returncode in (FOUND, UNKNOWN)
+    return check.returncode in (FOUND, UNKNOWN)
 
 
 def main() -> int:
-    """Look. Returns what was seen as the exit code."""
+    """Check. Returns the exit code."""
     from app.auth.keyring import ADMIN, INGEST
     from app.store import Store, StoreError, connect
 

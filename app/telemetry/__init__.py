@@ -1,1 +1,1 @@
-"""What the service reports of itself: logs, metrics, errors, and each request as an event."""
+"""Logs, metrics, error reports and the sync history."""

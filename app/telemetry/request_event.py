@@ -1,4 +1,4 @@
-"""What is known of a request that has its answer, for those who count or note it."""
+"""A finished request, as metrics and sync history receive it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from app.cohorts import Outcome
 
 
-class Answered(NamedTuple):
-    """A request whose answer is ready.
+class FinishedRequest(NamedTuple):
+    """A request whose reply is ready to be sent.
 
     Attributes:
-        event: what is known of it, as it is logged.
-        blueprint: which part of the service it was for; "" where there is no such path.
-        outcome: what it did to cohorts; None where it was not about any.
-        status: of the answer.
-        seconds: that it took so far.
+        event: the fields of its log event.
+        blueprint: the blueprint that handled it; "" if no route matched.
+        outcome: what it did to cohorts; None if it named none.
+        status: HTTP status of the reply.
+        seconds: since the request began.
     """
 
     event: dict[str, Any]
@@ -26,4 +26,4 @@ class Answered(NamedTuple):
     seconds: float
 
 
-Listener = Callable[[Answered], None]
+Listener = Callable[[FinishedRequest], None]

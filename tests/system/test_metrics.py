@@ -123,8 +123,8 @@ def test_metrics__of_workers_that_are_killed_again_and_again__stay_and_their_fil
             victim.wait(30)
             wait_until(lambda pid=victim.pid: [w.pid for w in workers(service)] not in ([], [pid]))
             wait_until(lambda: service.request("GET", "/healthz", Connection="close").status == 200)
-        assert len(list(folder.glob("*_departed.db"))) == 2
-        # Those of the one that runs, and of the departed.
+        assert len(list(folder.glob("*_exited.db"))) == 2
+        # Those of the running worker, and of the exited ones.
         wait_until(lambda: len(list(folder.glob("*.db"))) <= 4)
 
 

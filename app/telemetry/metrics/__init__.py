@@ -1,5 +1,5 @@
-"""What Prometheus is told: the metrics, how they are counted, and what the store is asked for.
+"""Metrics for Prometheus.
 
-gunicorn's workers count together by way of a folder (``folder.py``), which must be there before
-the first module that counts is imported.
+gunicorn's workers share their counts in a folder (``multiprocess_dir``). It must exist and be named
+in the environment before ``definitions`` is imported.
 """

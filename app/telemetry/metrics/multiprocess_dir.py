@@ -1,8 +1,8 @@
-"""The folder in which gunicorn's workers count together: a new one for each start.
+"""The folder in which gunicorn's workers share their counts.
 
-Each worker keeps its numbers in files there, and whichever is asked adds them all up. What an
-earlier start has left would be added too, so each start has a folder of its own; it goes when the
-start ends, and at the next start where it was killed.
+Each worker counts in files of its own there, and whichever is scraped adds them all up. Files of an
+earlier run would be added too, so each run of gunicorn's master has a new folder. It is removed
+when the master exits or, if that was killed, at the next start.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ _LOCK = "lock"
 
 
 def base() -> Path:
-    """Where the folders are made: in memory where there is such a place, as they are written to
-    with every request.
-    """
+    """The parent of the folders: in memory if possible, since workers write every second."""
     in_memory = Path("/dev/shm")  # noqa: S108  # nosec B108
     if sys.platform == "linux" and os.access(in_memory, os.W_OK):
         return in_memory
@@ -31,34 +29,33 @@ def base() -> Path:
 
 
 def prepare(environ: MutableMapping[str, str]) -> Path:
-    """Make this start's folder and name it in ``environ``; the same again after a reload.
+    """Create this master's folder and name it in ``environ``; after a reload, return the same.
 
-    The lock in it is held by this process and by all that it starts, and so tells whether
-    anybody counts there still.
+    The lock in it is inherited by all workers, so it shows whether any of them still counts there.
     """
     prefix = f"{_PREFIX}{os.getpid()}-"
     known = Path(environ.get(VARIABLE, ""))
     if known.name.startswith(prefix) and known.is_dir():
         return known
-    _remove_deserted(base())
+    _remove_abandoned(base())
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base()))
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)  # until the last process that has it ends
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # until the last process that inherited it ends
     environ[VARIABLE] = str(folder)
     return folder
 
 
 def remove(folder: Path) -> None:
-    """Remove a start's folder."""
+    """Remove a folder with all counts."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_deserted(where: Path) -> None:
+def _remove_abandoned(where: Path) -> None:
     for folder in where.glob(f"{_PREFIX}*"):
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            continue  # another user's, or just being made
+            continue  # another user's, or just being created
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""What is asked of the store when Prometheus asks for the metrics."""
+"""Gauges that are read from the store when the metrics are scraped."""
 
 from __future__ import annotations
 
@@ -11,51 +11,49 @@ from prometheus_client.registry import Collector
 
 from app.store import Store, StoreError, StoreFull
 from app.telemetry.metrics import definitions
-from app.telemetry.metrics.definitions import Asked
+from app.telemetry.metrics.definitions import StoreGauge
 
-# However often the metrics are asked for, the store is asked no more than every so many seconds.
+# However often the metrics are scraped, the store is queried at most this often.
 CACHE_SECONDS = 5.0
-# After these nothing more is asked: each further question could take as long as the time-out.
-_GONE = {"store_unreachable", "store_timeout", "store_loading"}
+# After these errors it is not queried further: each query could take as long as the timeout.
+_NO_REPLY = {"store_unreachable", "store_timeout", "store_loading"}
 
 
 class StoreGauges(Collector):
-    """Gauges of the store. Where it can't be had they are left out, but for ``store_up 0``.
+    """Gauges of the store. While it is unavailable, ``store_up 0`` is the only one.
 
     Args:
-        key_expiry: when the first key in use expires, in seconds since the epoch, if any does.
+        key_expiry: returns when the first key in use expires, in seconds since the epoch.
     """
 
     def __init__(self, store: Store, key_expiry: Callable[[], float | None]) -> None:
         self._store = store
         self._key_expiry = key_expiry
         self._families: list[GaugeMetricFamily] = []
-        self._asked_at: float | None = None
+        self._queried_at: float | None = None
         self._freshness: dict[str, int] = {}
         self._counted_at: float | None = None
         self._log = structlog.get_logger()
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        if self._asked_at is None or time.monotonic() - self._asked_at >= CACHE_SECONDS:
-            self._families = self._ask()
-            self._asked_at = time.monotonic()
+        if self._queried_at is None or time.monotonic() - self._queried_at >= CACHE_SECONDS:
+            self._families = self._query()
+            self._queried_at = time.monotonic()
         expiry = self._key_expiry()
         return self._families + ([_gauge(definitions.KEY_EXPIRES, expiry)] if expiry else [])
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        return []  # or it would be asked when it is registered
+        return []  # otherwise registration would query the store
 
     def freshness(self) -> dict[str, int]:
-        """How many cohorts are fresh, late, or never arrived, some seconds ago at most. Raises
-        StoreError.
-        """
+        """Number of cohorts by freshness, at most :data:`CACHE_SECONDS` old. Raises StoreError."""
         if self._counted_at is None or time.monotonic() - self._counted_at >= CACHE_SECONDS:
             counts = self._store.freshness_counts()
             self._freshness = {state.value: count for state, count in counts.items()}
             self._counted_at = time.monotonic()
         return self._freshness
 
-    def _ask(self) -> list[GaugeMetricFamily]:
+    def _query(self) -> list[GaugeMetricFamily]:
         families: list[GaugeMetricFamily] = []
         up = True
         for part in (self._ping, self._cohorts, self._jobs, self._memory):
@@ -63,8 +61,10 @@ class StoreGauges(Collector):
                 families += part()
             except StoreError as error:
                 self._log.warning("metrics are incomplete", reason=error.reason)
-                # A store that is full answers, and tells of its memory all the same.
-                if error.reason in _GONE or (part == self._ping and type(error) is not StoreFull):
+                # A store that is full still reports its memory.
+                if error.reason in _NO_REPLY or (
+                    part == self._ping and type(error) is not StoreFull
+                ):
                     up = False
                     break
         return [_gauge(definitions.STORE_UP, up), *families]
@@ -91,5 +91,5 @@ class StoreGauges(Collector):
         ]
 
 
-def _gauge(asked: Asked, value: float | None = None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(asked.name, asked.help, value, asked.labels or None)
+def _gauge(gauge: StoreGauge, value: float | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(gauge.name, gauge.help, value, gauge.labels or None)

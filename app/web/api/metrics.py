@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app.auth.authenticate import METRICS, requires
 from app.services import services
 from app.telemetry.metrics.meter import Meter, exposition
-from app.telemetry.request_event import Answered, Listener
+from app.telemetry.request_event import FinishedRequest, Listener
 from app.web.http.contract import describes
 
 blueprint = Blueprint("metrics", __name__)
@@ -25,17 +25,17 @@ _KINDS = {
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
-def counting(meter: Meter) -> Listener:
+def count_requests(meter: Meter) -> Listener:
     """A listener that counts each request."""
 
-    def count(answered: Answered) -> None:
-        event = answered.event
+    def count(finished: FinishedRequest) -> None:
+        event = finished.event
         method, path = event["method"], event["path"]
         if path is None and method not in _METHODS:
             method = "other"  # callers may send a method of any name
-        source = event.get("source") or _KINDS.get(answered.blueprint, "other")
+        source = event.get("source") or _KINDS.get(finished.blueprint, "other")
         reason = event.get("reason", "none")
-        meter.request(method, path or "none", answered.status, reason, source, answered.seconds)
+        meter.request(method, path or "none", finished.status, reason, source, finished.seconds)
         if "accepted" in event:
             meter.users(source, event["accepted"], event["changed"], event.get("rejected_by", {}))
         if "store_ms" in event:

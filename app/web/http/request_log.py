@@ -10,7 +10,7 @@ from random import getrandbits
 import structlog
 from flask import Flask, Response, g, request
 
-from app.telemetry.request_event import Answered, Listener
+from app.telemetry.request_event import FinishedRequest, Listener
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:=+/-]{1,200}")
 
@@ -46,9 +46,9 @@ def init_app(app: Flask, sources: Collection[str], listeners: list[Listener]) ->
         event, status = g.event, response.status_code
         response.headers["X-Request-ID"] = event["request_id"]
         seconds = time.perf_counter() - g.started
-        answered = Answered(event, g.blueprint, g.get("outcome"), status, seconds)
+        finished = FinishedRequest(event, g.blueprint, g.get("outcome"), status, seconds)
         for listener in listeners:
-            listener(answered)
+            listener(finished)
         log = logger.error if status >= 500 else logger.info
         if g.blueprint == "health" and status == 200:
             log = logger.debug  # probed every second by some platforms

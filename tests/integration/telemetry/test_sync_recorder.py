@@ -19,7 +19,7 @@ from app.services import services
 from app.store import Store, size_history
 from app.store.errors import StoreError, StoreRefused, StoreTimeout
 from app.telemetry import sync_recorder as recording
-from app.telemetry.sync_recorder import Recorder
+from app.telemetry.sync_recorder import SyncRecorder
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.web.api import read_api
@@ -61,7 +61,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def flush(app: Flask) -> None:
-    recorder: Recorder = services(app).sync_recorder
+    recorder: SyncRecorder = services(app).sync_recorder
     recorder.flush()
 
 
@@ -480,7 +480,7 @@ class TestStoreTrouble:
     def test_store_away_for_long__what_is_held_is_bounded(
         self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(recording, "MOST_HELD", 10)
+        monkeypatch.setattr(recording, "MAX_BUFFERED", 10)
 
         def fail(*args: Any) -> None:
             raise StoreTimeout("Away.")
@@ -491,7 +491,7 @@ class TestStoreTrouble:
             with pytest.raises(StoreError):
                 flush(app)
         monkeypatch.undo()
-        monkeypatch.setattr(recording, "MOST_HELD", 10)
+        monkeypatch.setattr(recording, "MAX_BUFFERED", 10)
         (sync,) = syncs(app)
         assert sync.requests == 10
 

@@ -1,4 +1,4 @@
-"""Counting in memory first, and what it comes to in the metrics."""
+"""Counts in private memory, and the metrics after a flush."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.telemetry.metrics.meter import Meter
 
 
 def value(name: str, **labels: str) -> float:
-    return definitions.COUNTED.get_sample_value(name, labels) or 0.0
+    return definitions.REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 def observed(registry: CollectorRegistry, **labels: str) -> dict[str, float]:
@@ -31,13 +31,13 @@ def observed(registry: CollectorRegistry, **labels: str) -> dict[str, float]:
     }
 
 
-@given(st.lists(st.floats(0, 20) | st.sampled_from(definitions.SECONDS), max_size=30))
-def test_flush__of_times__is_what_the_library_makes_of_them_one_by_one(times: list[float]) -> None:
+@given(st.lists(st.floats(0, 20) | st.sampled_from(definitions.BUCKETS_SECONDS), max_size=30))
+def test_flush__of_times__equals_observing_each_with_the_library(times: list[float]) -> None:
     ours, theirs = f"ours {id(times)}", CollectorRegistry()
     plain = Histogram(
-        "cohort_receiver_request_seconds", "", buckets=definitions.SECONDS, registry=theirs
+        "cohort_receiver_request_seconds", "", buckets=definitions.BUCKETS_SECONDS, registry=theirs
     )
-    before = observed(definitions.COUNTED, source=ours)
+    before = observed(definitions.REGISTRY, source=ours)
     meter = Meter()
     for number, seconds in enumerate(times):
         plain.observe(seconds)
@@ -45,10 +45,10 @@ def test_flush__of_times__is_what_the_library_makes_of_them_one_by_one(times: li
         if number % 3 == 0:
             meter.flush()
     meter.flush()
-    after = observed(definitions.COUNTED, source=ours)
-    told = {name: after[name] - before.get(name, 0) for name in after}
+    after = observed(definitions.REGISTRY, source=ours)
+    added = {name: after[name] - before.get(name, 0) for name in after}
     if times:
-        assert told == pytest.approx(observed(theirs))
+        assert added == pytest.approx(observed(theirs))
 
 
 def test_flush__twice__counts_once() -> None:
