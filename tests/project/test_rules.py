@@ -17,6 +17,7 @@ from app import __version__, create_app
 from app.auth.authenticate import ADMIN, INGEST, METRICS, PUBLIC, READ
 from app.cli import GROUPS
 from app.cli.reference import reference as commands
+from app.errors import Problem
 from app.settings import ApiKey, Settings, reference
 from app.telemetry.metrics.definitions import reference as metrics
 
@@ -155,6 +156,16 @@ def test_calls__every_one__says_what_it_takes_and_gives() -> None:
 
 def contract_of(app: Flask, rule: Rule) -> object:
     return getattr(app.view_functions[rule.endpoint], "contract", None)
+
+
+def test_errors__every_reason__is_described() -> None:
+    page = (ROOT / "docs" / "http-api.md").read_text()
+    kinds = [Problem]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    reasons = {problem.reason for kind in kinds[1:] for problem in kind.examples()}
+    assert len(reasons) > 25
+    assert not [reason for reason in sorted(reasons) if f"`{reason}`" not in page]
 
 
 def test_settings__every_one__is_in_the_reference() -> None:
