@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from app.auth.authenticate import METRICS, PUBLIC
 from app.server.background import Background
 from app.services import services
 from app.settings import ApiKey, Settings
+from app.web.openapi import document
 from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.web.dashboard.test_views import Browser
@@ -36,19 +38,24 @@ PARTS = {
     "list_id": COHORT,
     "sync_id": "OUR-SYNC",  # replaced by its id, once there is one
 }
-# A body that every call takes something of.
-BODY: dict[str, Any] = {
-    "type": "identify",
-    "userId": USER,
-    "userIds": [USER],
-    "traits": {f"n: {COHORT}": True},
-    "name": f"n: {COHORT}",
-    "cohort_name": "n",
-    "cohort_id": COHORT,
-    "in_cohort": True,
-    "users": [{"user_id": USER}],
-    "seconds": 3600,
-}
+
+
+def examples() -> dict[tuple[str, str], Any]:
+    """The example body of each call in the API description, about our user and cohort."""
+    app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
+    found = {}
+    for route, item in document(app)["paths"].items():
+        for method, operation in item.items():
+            if "requestBody" in operation:
+                (content,) = operation["requestBody"]["content"].values()
+                text = json.dumps(next(iter(content["examples"].values()))["value"])
+                text = text.replace("abc123", COHORT).replace("user1@example.com", USER)
+                url = re.sub(r"{(\w+)}", lambda part: PARTS[part[1]], route)
+                found[method.upper(), url] = json.loads(text)
+    return found
+
+
+BODIES = examples()
 
 
 def rules(*, pages: bool = False) -> list[tuple[str, str]]:
@@ -93,10 +100,8 @@ def ours(store_url: str) -> dict[bytes, bytes | None]:
 
 
 def send(http: FlaskClient, method: str, url: str, **more: Any) -> Any:
+    body = BODIES.get((method, url.removesuffix("/")))
     url = url.replace("OUR-SYNC", our_sync(http.application))
-    body = BODY | {"batch": [BODY]} if url.endswith("/batch") else BODY
-    if method in ("GET", "DELETE"):
-        body = None
     query = {"suppress": "true", "cursor": "earliest"} if "changes" in url else {"suppress": "true"}
     return http.open(url, method=method, json=body, query_string=query, **more)
 
@@ -184,7 +189,9 @@ def test_limit__of_an_app__counts_its_keys_together_and_no_other_app(
         app_rate_limit=parse("3/hour"),
     )
     said = [
-        caller(app, key).post(payloads.COHORT_PATH, json=BODY).status_code
+        caller(app, key)
+        .post(payloads.COHORT_PATH, json=payloads.identify(USER, TRAIT, True))
+        .status_code
         for key in ("one", "two", "one", "two", "one", "three")
     ]
     assert said == [200, 200, 200, 429, 429, 200]
