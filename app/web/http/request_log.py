@@ -31,26 +31,26 @@ def init_app(app: Flask, sources: Collection[str], listeners: list[Listener]) ->
         rule, environ = request.url_rule, request.environ
         sent = environ.get("HTTP_X_REQUEST_ID", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else f"{getrandbits(128):032x}"
-        g.event = {
+        event = g.event = {
             "request_id": request_id,
             "method": environ["REQUEST_METHOD"],
             "path": (rule.rule.rstrip("/") or "/") if rule else None,
         }
-        g.blueprint = rule.endpoint.partition(".")[0] if rule else ""
-        if g.blueprint in sources:
-            g.event["source"] = g.blueprint
+        blueprint = g.blueprint = rule.endpoint.partition(".")[0] if rule else ""
+        if blueprint in sources:
+            event["source"] = blueprint
         g.started = time.perf_counter()
 
     @app.after_request
     def finish(response: Response) -> Response:
-        event, status = g.event, response.status_code
+        event, blueprint, status = g.event, g.blueprint, response.status_code
         response.headers["X-Request-ID"] = event["request_id"]
         seconds = time.perf_counter() - g.started
-        finished = FinishedRequest(event, g.blueprint, g.get("outcome"), status, seconds)
+        finished = FinishedRequest(event, blueprint, g.get("outcome"), status, seconds)
         for listener in listeners:
             listener(finished)
         log = logger.error if status >= 500 else logger.info
-        if g.blueprint == "health" and status == 200:
+        if blueprint == "health" and status == 200:
             log = logger.debug  # probed every second by some platforms
         log("request", status=status, ms=round(seconds * 1000, 2), **event)
         return response
