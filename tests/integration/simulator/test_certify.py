@@ -16,7 +16,7 @@ from simulator.certify.checks import CHECKS
 from simulator.certify.context import Context
 from simulator.certify.model import Sample
 from simulator.connection import Auth, Target
-from tests.unit.simulator.receiver import APP, FLAWS, INVALID_USER, KEY, Receiver
+from tests.integration.simulator.receiver import APP, FLAWS, INVALID_USER, KEY, Receiver
 
 NAMES = [check.name for check in CHECKS]
 

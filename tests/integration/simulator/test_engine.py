@@ -16,7 +16,7 @@ from simulator.connection import WEBHOOK_USER_AGENT, Reply, Target
 from simulator.expected_state import compare
 from simulator.faults import FaultRates, parse_faults
 from simulator.replies import is_retried, list_id, retry_wait
-from tests.unit.simulator.receiver import CLOSED_PORT, KEY, Receiver
+from tests.integration.simulator.receiver import CLOSED_PORT, KEY, Receiver
 
 
 class Clock:

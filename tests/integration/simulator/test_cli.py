@@ -22,7 +22,7 @@ from simulator import payloads
 from simulator.cli import main, options
 from simulator.cli.exit_codes import ExitCode
 from simulator.reader import ReaderError, Traits
-from tests.unit.simulator.receiver import CLOSED_PORT, KEY, Receiver
+from tests.integration.simulator.receiver import CLOSED_PORT, KEY, Receiver
 
 ROOT = Path(__file__).resolve().parents[3]
 
