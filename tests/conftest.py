@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import redis
+from xdist.scheduler import LoadScopeScheduling
 
+from tests.support.effort import THOROUGH
 from tests.support.stores import running_store
 
-# Other programs may have the machine busy: how long an example takes says nothing here.
 hypothesis.settings.register_profile(
-    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "tests",
+    max_examples=200 if THOROUGH else 40,
+    deadline=None,  # other programs may use the machine: how long an example takes says nothing
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
 
@@ -28,6 +35,27 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"CI skips no test: {call.excinfo and call.excinfo.value}"
     return report
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class SharedServers(LoadScopeScheduling):
+    """Gives the tests of a module that share a server to one process: no other starts it too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return path if _shares(path) else nodeid
+
+
+@cache
+def _shares(path: str) -> bool:
+    text = (ROOT / path).read_text()
+    return 'scope="module"' in text or 'scope="session"' in text
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedServers:
+    return SharedServers(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import redis
 
@@ -19,13 +19,18 @@ class Faults:
     """Makes one fault after another, drawn from a seed, until told to stop. All are undone."""
 
     def __init__(
-        self, service: ServiceProcess, store: StoreProcess, proxy: Proxy, seed: int
+        self,
+        service: ServiceProcess,
+        store: StoreProcess,
+        proxy: Proxy,
+        seed: int,
+        kinds: Sequence[str] = (),
     ) -> None:
         self.done: Counter[str] = Counter()
         self._service, self._store, self._proxy = service, store, proxy
         self._drawn = random.Random(seed)
         self._stop = threading.Event()
-        self.kinds: dict[str, Callable[[], None]] = {
+        all_kinds: dict[str, Callable[[], None]] = {
             "worker killed (-9)": self._kill_worker,
             "master killed (-9), service restarted": self._kill_master,
             "service restarted as in a deployment": self._deploy,
@@ -35,6 +40,7 @@ class Faults:
             "connections to the store broken": self._break_connections,
             "connections to the store refused": self._refuse_connections,
         }
+        self.kinds = {name: all_kinds[name] for name in kinds or all_kinds}
 
     def run(self, seconds: float) -> None:
         """Go on for about so long; each kind at least once."""

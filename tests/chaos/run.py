@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -77,10 +77,21 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
 
-def run(seconds: float, seed: int, *, partitions: int = 1, share: float = 1.0) -> Outcome:
+def run(
+    seconds: float,
+    seed: int,
+    *,
+    partitions: int = 1,
+    share: float = 1.0,
+    kinds: Sequence[str] = (),
+    plant: Callable[[redis.Redis], object] | None = None,
+) -> Outcome:
     """Sync under faults for about `seconds`, and then until all is delivered; compare all along.
 
-    `share` makes the cohorts smaller.
+    Args:
+        share: makes the cohorts smaller.
+        kinds: the faults; all of them by default.
+        plant: damages the store before the last comparison, which must notice it.
     """
     outcome = Outcome(partitions=partitions)
     started = time.monotonic()
@@ -94,7 +105,7 @@ def run(seconds: float, seed: int, *, partitions: int = 1, share: float = 1.0) -
             stack.callback(reader.close)
             stream = Stream(store.url)
             stack.callback(stream.close)
-            faults = Faults(service, store, proxy, seed)
+            faults = Faults(service, store, proxy, seed, kinds)
             over = threading.Event()
             with ThreadPoolExecutor(len(syncs)) as pool:
                 checked = [
@@ -109,6 +120,9 @@ def run(seconds: float, seed: int, *, partitions: int = 1, share: float = 1.0) -
             outcome.checked_after_syncs = sum(after_syncs)
             outcome.faults = faults.done
             _calm_down(syncs, outcome)
+            if plant is not None:
+                with redis.Redis.from_url(store.url, decode_responses=True) as client:
+                    plant(client)
             for sync in syncs:
                 _compare_at_the_end(sync, reader, stream, outcome)
             for sync in syncs:

@@ -15,11 +15,12 @@ import urllib3
 
 from simulator import payloads
 from tests.support.cli import flask
+from tests.support.effort import THOROUGH
 from tests.support.polling import DEADLINE
 from tests.support.service import APP, KEY, Service, running
 from tests.support.stores import running_store
 
-SECONDS = 4
+SECONDS = 6 if THOROUGH else 2
 SENDERS = 4
 MOST_REQUESTS = 3000  # of each sender
 USERS = [f"user-{n}" for n in range(200)]

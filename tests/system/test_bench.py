@@ -16,6 +16,7 @@ from bench import growth
 from bench.plan import AFTERNOON, AGAINST, GROUPS, NOISY_CLIENTS, SERVICE, SIZES, Group, Limit
 from bench.report import Report, report, verdict
 from bench.runner import Sample, measure
+from tests.support.effort import thorough
 from tests.support.service import ROOT
 
 TINY = SIZES["tiny"]
@@ -40,7 +41,13 @@ def check(group: Group, samples: Sequence[Sample]) -> Report:
     return found
 
 
-@pytest.mark.parametrize("name", ["speed", "reads", "slow", "pages", "rename"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pages",
+        *(pytest.param(n, marks=thorough) for n in ("speed", "reads", "slow", "rename")),
+    ],
+)
 def test_bench__tiny_loads__measures_every_load_on_every_contestant(name: str) -> None:
     group = with_limits(GROUPS[name])
     samples = measure(group, TINY)
@@ -48,6 +55,7 @@ def test_bench__tiny_loads__measures_every_load_on_every_contestant(name: str) -
     assert "service / against" not in found.text
 
 
+@thorough
 def test_bench_cluster__tiny_loads__measures_every_kind_of_store() -> None:
     kinds = ("12 partitions", "3 masters", "3 masters, WAIT 1")
     group = GROUPS["cluster"]
@@ -58,6 +66,7 @@ def test_bench_cluster__tiny_loads__measures_every_kind_of_store() -> None:
     assert replicas <= {"3 masters, WAIT 1"}
 
 
+@thorough
 def test_bench__another_checkout__is_measured_in_the_same_run(tmp_path: Path) -> None:
     """Here it is the same one. The command line prints the comparison."""
     command = [sys.executable, "-m", "bench", "followers", "--size", "tiny"]
@@ -89,6 +98,7 @@ def test_bench__wrong_arguments__are_refused(arguments: list[str], message: str)
     assert message in done.stderr
 
 
+@thorough
 def test_bench_apps__a_flood_of_one_app__leaves_another_its_turns() -> None:
     # A flood of single identifies costs too little for its app's requests to wait long.
     waits = ("batches of 1,000", "pages of 10,000 members")
@@ -107,6 +117,7 @@ def test_bench_apps__a_flood_of_one_app__leaves_another_its_turns() -> None:
         assert f"{load.name}: p99 ms" in judged
 
 
+@thorough
 def test_bench_growth__small_cohort__judges_every_kind_of_call() -> None:
     found = growth.run(TINY, ROOT)
     assert "| 20,000 |" in found.text

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import pytest
 import redis
 import urllib3
 
@@ -36,44 +35,10 @@ def boot(**env: str) -> tuple[int, list[str]]:
     return result.returncode, result.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("env", "line"),
-    [
-        (
-            {"API_KEYS": KEY},
-            "cohort-receiver: REDIS_URL: not set. Set it to the address of a Redis or Valkey "
-            "server, for example redis://localhost:6379/0; or use `make run`, which brings its "
-            "own store.",
-        ),
-        (
-            {**GOOD, "API_KEYS": "shop:a:key"},
-            "cohort-receiver: API_KEYS: entry 1: the key must not contain a colon, where "
-            "Basic authentication would end it",
-        ),
-        (
-            {**GOOD, "REDIS_URL": "http://127.0.0.1"},
-            "cohort-receiver: REDIS_URL: must begin with redis://, rediss:// or unix://",
-        ),
-        ({**GOOD, "STORE_PARTITIONS": "two"}, "cohort-receiver: STORE_PARTITIONS: Not a valid i"),
-        ({**GOOD, "REDIS_TLS_VERIFY": "no"}, "cohort-receiver: REDIS_TLS_VERIFY: Not a valid bool"),
-        ({**GOOD, "USER_POLICY": "closed"}, "cohort-receiver: USER_POLICY: Must be one of: open,"),
-    ],
-    ids=[
-        "no REDIS_URL",
-        "key with a colon",
-        "no store address",
-        "no number",
-        "no flag",
-        "no choice",
-    ],
-)
-def test_boot__setting_missing_or_wrong__says_so_in_one_line(
-    env: dict[str, str], line: str
-) -> None:
-    code, lines = boot(**env)
+def test_boot__setting_missing__says_so_in_one_line() -> None:
+    code, (line,) = boot(API_KEYS=KEY)
     assert code == 1
-    assert len(lines) == 1, lines
-    assert lines[0].startswith(line)
+    assert line.startswith("cohort-receiver: REDIS_URL: not set. Set it to the address of a Redis")
 
 
 def test_boot__no_key_anywhere__says_what_to_do_in_one_line(

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-import pytest
+import redis
 
 from simulator.faults import FAULT_KINDS
 from tests.chaos.run import run
+from tests.support.effort import THOROUGH
 
 
-@pytest.mark.parametrize("partitions", [3])
-def test_chaos__some_seconds_of_every_fault__loses_nothing(partitions: int) -> None:
-    outcome = run(8, seed=7, partitions=partitions, share=0.05)
+def test_chaos__every_fault__loses_nothing() -> None:
+    outcome = run(10 if THOROUGH else 0, seed=7, partitions=3, share=0.05)
     assert outcome.wrong == []
     assert len(outcome.faults) == 8
     assert {kind.replace("-", "_") for kind in outcome.misbehaviour} == set(FAULT_KINDS)
     assert outcome.statuses[503] > 0
     assert outcome.checked_after_syncs > 1000
     assert outcome.users_checked > 1000
+
+
+def test_chaos__one_member_and_one_trait_lost__says_so() -> None:
+    lost: list[str] = []
+
+    def lose(client: redis.Redis) -> None:
+        key = next(client.scan_iter(match="cohorts:*:cohort:c1:members", count=1000))
+        lost.extend(client.zpopmin(key, 1)[0][:1])
+        user = next(client.scan_iter(match="cohorts:*:user:*", count=1000))
+        client.delete(user)
+
+    kinds = ["connections to the store broken"]
+    outcome = run(0, seed=7, share=0.02, kinds=kinds, plant=lose)
+    assert outcome.faults.keys() == set(kinds)
+    wrong = "\n".join(outcome.wrong)
+    assert "users are wrong" in wrong
+    assert "stream and members differ about 1 users" in wrong
+    assert "the checker has found" in wrong

@@ -19,6 +19,7 @@ import redis
 
 from simulator import payloads
 from tests.support import sample_history
+from tests.support.effort import thorough
 from tests.support.service import ADMIN_KEY, APP, ROOT, Service, running
 from tests.support.stores import running_store, socket_url, start_store, store_folder
 
@@ -38,6 +39,16 @@ TIMEOUT_MS = 20_000
 LOOK_MS = 10_500
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+# Colours and sizes rarely spoil each other: each is looked at once, and all pairs in CI.
+looks = pytest.mark.parametrize(
+    ("colours", "size"),
+    [
+        pytest.param("light", DESKTOP, id="light-desktop"),
+        pytest.param("dark", PHONE, id="dark-phone"),
+        pytest.param("light", PHONE, id="light-phone", marks=thorough),
+        pytest.param("dark", DESKTOP, id="dark-desktop", marks=thorough),
+    ],
+)
 
 PAGES = {
     "cohorts": "/",
@@ -155,8 +166,7 @@ def complaints(page: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@looks
 def test_pages__light_and_dark_large_and_small__have_nothing_that_axe_finds(
     filled: Service, open_page: Callable[..., Any], colours: str, size: dict[str, int]
 ) -> None:
@@ -176,8 +186,7 @@ def test_pages__light_and_dark_large_and_small__have_nothing_that_axe_finds(
     assert complaints(page) == []
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@looks
 def test_page_before_anything_has_arrived__light_and_dark_large_and_small__is_as_good(
     empty: Service, open_page: Callable[..., Any], colours: str, size: dict[str, int]
 ) -> None:
@@ -402,6 +411,7 @@ def test_delete__asks_for_the_name_and_takes_the_cohort_away(
         _reload_until(page, lambda: page.get_by_role("link", name="Early birds").count() == 0)
 
 
+@pytest.mark.skipif("PICTURES" not in os.environ, reason="for make browser, and CI")
 @pytest.mark.parametrize(
     ("name", "path", "options"),
     [

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.effort import THOROUGH
 from tests.support.service import ADMIN_KEY, APP, ROOT, running
 from tests.support.stores import running_store
 
@@ -29,6 +30,7 @@ def test_description__thousands_of_requests_made_from_it__are_answered_as_it_say
                 [
                     *(Path(sys.executable).with_name("schemathesis"), "--no-color"),
                     *("--config-file", CONFIG, "run", f"{service.url}/openapi.json"),
+                    *("--max-examples", "20" if THOROUGH else "4"),
                 ],
                 cwd=tmp_path,  # where it keeps what it learns
                 env={

@@ -286,6 +286,14 @@ def test_headers__that_drip_without_end__are_cut_off(service: Service) -> None:
     pytest.fail("the connection was still open after 20 s")
 
 
+@pytest.fixture(scope="module")
+def one_worker(store_url: str) -> Iterator[Service]:
+    """A service of one worker that logs every request, and waits only briefly for bodies."""
+    env = {"REDIS_URL": store_url, "LOG_LEVEL": "debug", "BODY_TIMEOUT_SECONDS": "0.2"}
+    with running(env) as service:
+        yield service
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -296,16 +304,13 @@ def test_headers__that_drip_without_end__are_cut_off(service: Service) -> None:
     ids=["open to all", "bad key", "bad key and chunks"],
 )
 def test_connection__with_one_request_after_another__leaves_others_their_turn(
-    store_url: str, request_: bytes
+    one_worker: Service, request_: bytes
 ) -> None:
-    # What is asked of a healthy service is logged at this level.
-    env = {"REDIS_URL": store_url, "WEB_CONCURRENCY": "1", "LOG_LEVEL": "debug"}
-    with running(env) as service:
-        times(service, 5)
-        with flood(service, request_), flood(service, request_):
-            logged = len(service.lines)
-            wait_until(lambda: len(service.lines) > logged + 500)
-            during = times(service, 40)
+    times(one_worker, 5)
+    with flood(one_worker, request_), flood(one_worker, request_):
+        logged = len(one_worker.lines)
+        wait_until(lambda: len(one_worker.lines) > logged + 500)
+        during = times(one_worker, 40)
     assert statistics.median(during) < 1
 
 
@@ -326,8 +331,7 @@ def flood(service: Service, request: bytes) -> Iterator[None]:
             process.kill()
 
 
-def test_body__that_never_arrives__is_408(store_url: str) -> None:
-    env = {"REDIS_URL": store_url, "BODY_TIMEOUT_SECONDS": "0.2", "WEB_CONCURRENCY": "1"}
-    with running(env) as service, connect(service) as sock:
+def test_body__that_never_arrives__is_408(one_worker: Service) -> None:
+    with connect(one_worker) as sock:
         sock.sendall(head(AUTH, f"app_id: {APP}", JSON, "Content-Length: 100") + b"{")
         assert sock.recv(65536).startswith(b"HTTP/1.1 408 ")

@@ -19,6 +19,7 @@ import redis
 from simulator import payloads
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, Service, running
+from tests.support.stores import running_store
 
 READ_KEY = "TEST_READ_KEY"
 TRAIT = "[Amplitude] one: 1"
@@ -133,78 +134,91 @@ def test_stream__with_nothing_to_tell__beats(service: Service) -> None:
     assert beats[1:] == [b": nothing new"] * 2
 
 
-@pytest.mark.parametrize("partitions", ["1", "3"])
+@pytest.fixture(scope="module", params=["1", "3"], ids=["one partition", "three partitions"])
+def service_and_store(request: pytest.FixtureRequest) -> Iterator[tuple[Service, str]]:
+    env = {"STORE_PARTITIONS": request.param, "WEB_CONCURRENCY": "2"}
+    with running_store() as url, serving(url, **env) as service:
+        yield service, url
+
+
+@pytest.fixture
+def partitioned(service_and_store: tuple[Service, str]) -> Iterator[Service]:
+    """Two workers on an empty store of one or three partitions."""
+    service, url = service_and_store
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+    yield service
+    Stream.close_all()
+
+
 @pytest.mark.parametrize("query", ["", "?cursor=earliest"])
 def test_follower__that_reconnects_before_the_first_event__misses_nothing(
-    store_url: str, redis_client: redis.Redis, partitions: str, query: str
+    partitioned: Service, query: str
 ) -> None:
-    with serving(store_url, STORE_PARTITIONS=partitions) as service:
-        stream = Stream(service, query)
-        beginning = stream.begin()
-        stream.close()
-        users = [f"u{n}" for n in range(10)]
-        for user in users:
-            service.post(payloads.identify(user, TRAIT, True))
-        again = Stream(service, query, beginning)
-        assert again.begin() == beginning
-        events = islice(again.events(), len(users))
-        assert sorted(event.data["userIds"][0] for event in events) == users
+    stream = Stream(partitioned, query)
+    beginning = stream.begin()
+    stream.close()
+    users = [f"u{n}" for n in range(10)]
+    for user in users:
+        partitioned.post(payloads.identify(user, TRAIT, True))
+    again = Stream(partitioned, query, beginning)
+    assert again.begin() == beginning
+    events = islice(again.events(), len(users))
+    assert sorted(event.data["userIds"][0] for event in events) == users
 
 
-@pytest.mark.parametrize("partitions", ["1", "3"])
 def test_followers__that_reconnect_under_load__skip_and_repeat_nothing(
-    store_url: str, redis_client: redis.Redis, partitions: str
+    partitioned: Service,
 ) -> None:
     """Each user's transitions alternate: a skipped or repeated one shows, and so does a total."""
     users, rounds = 40, 20
-    with serving(store_url, STORE_PARTITIONS=partitions, WEB_CONCURRENCY="2") as service:
-        sent = threading.Event()
-        failures: list[Any] = []
+    sent = threading.Event()
+    failures: list[Any] = []
 
-        def send(number: int) -> None:
-            mine = [f"u{number}-{n}" for n in range(users)]
-            for turn in range(rounds):
-                batch = payloads.batch(mine, TRAIT, turn % 2 == 0)
-                if service.post(batch).status != 200:
-                    failures.append(number)
+    def send(number: int) -> None:
+        mine = [f"u{number}-{n}" for n in range(users)]
+        for turn in range(rounds):
+            batch = payloads.batch(mine, TRAIT, turn % 2 == 0)
+            if partitioned.post(batch).status != 200:
+                failures.append(number)
 
-        def follow(every: int, found: list[tuple[str, str]]) -> None:
-            last, expected = "", 3 * users * rounds
-            while len(found) < expected:
-                stream = Stream(service, "?cursor=earliest", last)
-                for count, event in enumerate(stream.events(), 1):
-                    last = event.id
-                    found += [(user, event.data["change"]) for user in event.data["userIds"]]
-                    if count == every or len(found) >= expected:
-                        break
-                stream.close()
-            sent.wait(DEADLINE)
-            stream = Stream(service, "", last)
-            # a heartbeat tells that all is told
-            rest = [next(stream.messages()) for _ in range(2)]
-            if rest != [f"retry: 1000\nid: {last}".encode(), b": nothing new"]:
-                failures.append(rest)
+    def follow(every: int, found: list[tuple[str, str]]) -> None:
+        last, expected = "", 3 * users * rounds
+        while len(found) < expected:
+            stream = Stream(partitioned, "?cursor=earliest", last)
+            for count, event in enumerate(stream.events(), 1):
+                last = event.id
+                found += [(user, event.data["change"]) for user in event.data["userIds"]]
+                if count == every or len(found) >= expected:
+                    break
+            stream.close()
+        sent.wait(DEADLINE)
+        stream = Stream(partitioned, "", last)
+        # a heartbeat tells that all is told
+        rest = [next(stream.messages()) for _ in range(2)]
+        if rest != [f"retry: 1000\nid: {last}".encode(), b": nothing new"]:
+            failures.append(rest)
 
-        followed: list[list[tuple[str, str]]] = [[] for _ in range(3)]
-        followers = [
-            threading.Thread(target=follow, args=(every, found), daemon=True)
-            for every, found in zip((1, 7, 10_000), followed, strict=True)
-        ]
-        senders = [threading.Thread(target=send, args=(n,), daemon=True) for n in range(3)]
-        for thread in [*followers, *senders]:
-            thread.start()
-        for thread in senders:
-            thread.join(DEADLINE)
-        sent.set()
-        for thread in followers:
-            thread.join(DEADLINE)
-        assert not failures
-        for found in followed:
-            assert len(found) == 3 * users * rounds
-            changes: dict[str, list[str]] = {}
-            for user, change in found:
-                changes.setdefault(user, []).append(change)
-            assert set(map(tuple, changes.values())) == {("entered", "left") * (rounds // 2)}
+    followed: list[list[tuple[str, str]]] = [[] for _ in range(3)]
+    followers = [
+        threading.Thread(target=follow, args=(every, found), daemon=True)
+        for every, found in zip((1, 7, 10_000), followed, strict=True)
+    ]
+    senders = [threading.Thread(target=send, args=(n,), daemon=True) for n in range(3)]
+    for thread in [*followers, *senders]:
+        thread.start()
+    for thread in senders:
+        thread.join(DEADLINE)
+    sent.set()
+    for thread in followers:
+        thread.join(DEADLINE)
+    assert not failures
+    for found in followed:
+        assert len(found) == 3 * users * rounds
+        changes: dict[str, list[str]] = {}
+        for user, change in found:
+            changes.setdefault(user, []).append(change)
+        assert set(map(tuple, changes.values())) == {("entered", "left") * (rounds // 2)}
 
 
 def test_cursor__of_what_is_gone__is_410_on_connecting(

@@ -32,6 +32,38 @@ def test_from_environ__rate_limit_off__is_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "API_KEYS",
+            "shop:a:key",
+            "entry 1: the key must not contain a colon, where Basic authentication would end it",
+        ),
+        ("REDIS_URL", "http://127.0.0.1", "must begin with redis://, rediss:// or unix://"),
+        ("STORE_PARTITIONS", "two", "Not a valid integer."),
+        ("REDIS_TLS_VERIFY", "no", "Not a valid boolean."),
+        ("USER_POLICY", "closed", "Must be one of: open, known."),
+    ],
+)
+def test_from_environ__wrong_value__says_what_is_expected(
+    name: str, value: str, message: str
+) -> None:
+    with pytest.raises(BadSettings) as caught:
+        Settings.from_environ({name: value})
+    assert str(caught.value) == f"{name}: {message}"
+
+
+@pytest.mark.parametrize("sign", "/#?[")
+def test_check_store__password_with_a_sign_that_breaks_the_address__is_not_quoted(
+    sign: str,
+) -> None:
+    url = f"redis://somebody:secret{sign}word@127.0.0.1:6379/0"
+    with pytest.raises(BadSettings, match="REDIS_URL: not a valid URL") as caught:
+        Settings(redis_url=url).check_store()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("PORT", "eighty"),

@@ -93,15 +93,15 @@ def test_worker__keeps_the_members_of_a_cohort(
 def test_worker__killed_at_work__is_replaced_without_a_gap(
     service: Service, start: Start, database: Path, redis_client: redis.Redis
 ) -> None:
-    users = payloads.user_ids(600)
-    for user_id in users[:300]:
+    users = payloads.user_ids(120)
+    for user_id in users[:60]:
         service.push(user_id)
     first = start()
-    wait_until(lambda: members(database) == set(users[:300]))
+    wait_until(lambda: members(database) == set(users[:60]))
     wait_until(lambda: pending(redis_client, service) == 0)
     with closing(sqlite3.connect(database, timeout=DEADLINE)) as held:
         held.execute("BEGIN IMMEDIATE")  # what it is given now, it can't write
-        for user_id in users[300:]:
+        for user_id in users[60:]:
             service.push(user_id)
         wait_until(lambda: given(redis_client, service) > 0)
         first.kill()

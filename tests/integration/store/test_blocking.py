@@ -13,10 +13,11 @@ from app.cohorts import Cohort, MembershipChange
 from app.cohorts.cohort import MAX_USER_ID_BYTES
 from app.settings import Settings
 from app.store import CohortFilter, Copy, Store, connect
+from tests.support.effort import THOROUGH
 from tests.support.stores import running_store
 
 APP, COHORTS = "shop", 10_000
-LARGE, MEMBERS = Cohort("large", "Who did this: large"), 200_000
+LARGE, MEMBERS = Cohort("large", "Who did this: large"), 200_000 if THOROUGH else 100_000
 USERS = ["ann", "bob"]
 # Four times what a call may take on a quiet machine.
 LONGEST_US = 40_000

@@ -38,11 +38,27 @@ def test_membership_changes__two_names_of_one_cohort__last_name_and_statement_wi
 
 
 def test_membership_changes__alike__are_as_if_said_one_by_one() -> None:
-    for traits in ({"n:1": True}, {"n:1": False, "m:2": True}, {"n:1": True, "m:1": False}):
+    one, two = Cohort("1", "n:1"), Cohort("2", "m:2")
+    for traits, expected in (
+        ({"n:1": True}, [MembershipChange(one, True, ["a", "b"], 7)]),
+        (
+            {"n:1": False, "m:2": True},
+            [
+                MembershipChange(one, False, ["a", "b"], 7),
+                MembershipChange(two, True, ["a", "b"], 7),
+            ],
+        ),
+        (
+            {"n:1": True, "m:1": False},  # the last name of a cohort wins
+            [MembershipChange(Cohort("1", "m:1"), False, ["a", "b"], 7)],
+        ),
+    ):
         alike = UniformIdentifies(["a", "b", "a"], traits, 7)
-        assert list(alike) == [Identify(user, traits, 7) for user in ("a", "b", "a")]
-        assert list(alike[1:]) == list(alike)[1:]
-        assert membership_changes(alike) == membership_changes(list(alike))
+        one_by_one = [Identify(user, traits, 7) for user in ("a", "b", "a")]
+        assert list(alike) == one_by_one
+        assert list(alike[1:]) == one_by_one[1:]
+        assert membership_changes(alike) == expected
+        assert membership_changes(one_by_one) == expected
     assert membership_changes(UniformIdentifies([], {"n:1": True})) == []
 
 

@@ -22,9 +22,9 @@ def text_for(environ: dict[str, str], keys: dict[str, str], embedded: bool = Tru
 
 
 def test_guide__generated_keys__are_shown_with_their_files() -> None:
-    text = text_for({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "k2"})
+    text = text_for({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "the-admin-key"})
     assert f"ingest key: k1 (stored in {FOLDER}/ingest-key)" in text
-    assert f"admin key: k2 (stored in {FOLDER}/admin-key)" in text
+    assert f"admin key: the-admin-key (stored in {FOLDER}/admin-key)" in text
     assert "curl -u k1: " in text
 
 
@@ -59,9 +59,9 @@ def test_guide__own_store__does_not_show_its_address() -> None:
 
 
 def test_guide__dashboard__comes_first_with_the_key_to_log_in_with() -> None:
-    lines = text_for({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "k2"}).split()
+    lines = text_for({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "the-admin-key"}).split()
     assert lines[:3] == ["The", "dashboard:", "http://127.0.0.1:8000/"]
-    text = text_for({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "k2"})
-    assert f"Log in with the admin key: k2 (stored in {FOLDER}/admin-key)\n" in text
-    assert text.count("k2") == 1
+    text = text_for({"API_KEYS": "k1"}, {"ingest": "k1", "admin": "the-admin-key"})
+    assert f"Log in with the admin key: the-admin-key (stored in {FOLDER}/admin-key)\n" in text
+    assert text.count("the-admin-key") == 1
     assert "Log in" not in text_for({"API_KEYS": "k1", "ADMIN_API_KEYS": "mine"}, {"ingest": "k1"})

@@ -67,26 +67,36 @@ def enter(store: Store, users: list[str], trait: str = TRAIT) -> int:
     return store.apply(APP, [change], source="test").changed
 
 
+# One partition is one node's affair: what a single store does.
+on_all_masters = pytest.mark.parametrize("service", [3], indirect=True, ids=["three partitions"])
+
+
+@on_all_masters
 class TestBatch(test_contract.TestBatch):
     """The contract holds on a cluster."""
 
 
+@on_all_masters
 class TestSingleIdentify(test_contract.TestSingleIdentify):
     """The contract holds on a cluster."""
 
 
+@on_all_masters
 class TestList(test_contract.TestList):
     """The contract holds on a cluster."""
 
 
+@on_all_masters
 class TestBatchAtListRemove(test_contract.TestBatchAtListRemove):
     """The contract holds on a cluster."""
 
 
+@on_all_masters
 class TestWebhook(test_webhook.TestContract):
     """The contract holds on a cluster."""
 
 
+@on_all_masters
 class TestSegmentBatch(test_segment.TestBatch):
     """The contract holds on a cluster."""
 

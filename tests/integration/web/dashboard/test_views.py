@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from app.store.errors import StoreError
 from app.web.dashboard import charts, formatting
 from app.web.dashboard.advice import ADVICE
 from simulator.payloads import COHORT_PATH, batch, identify
-from tests.integration.conftest import APP, KEY, caller
+from tests.integration.conftest import APP, KEY, Run, caller
 from tests.integration.web.api import read_api
 from tests.integration.web.api.read_api import ADMIN_KEY, KEYS, OTHER_KEY, READ_KEY, say
 
@@ -32,7 +33,13 @@ ONE = "[Amplitude] Power users: abc123"
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
 
 
-app, store = read_api.app, read_api.store
+store = read_api.store
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Flask]) -> Flask:
+    """With partitions: pages are put together from all of them."""
+    return make_app(store_partitions=3, **KEYS)
 
 
 class Browser:
@@ -157,6 +164,17 @@ class TestLogIn:
             http = make_app(**settings).test_client()
             http.set_cookie("cohort-receiver", cookie.value)
             assert http.get("/").status_code == status
+
+    def test_session__of_a_key_that_was_revoked__is_over(self, app: Flask, run: Run) -> None:
+        words = ("keys", "create", "--json", "--app-id", APP, "--scope", "read")
+        made = json.loads(run(*words).stdout)
+        ring = services(app).keyring
+        ring.refresh()
+        browser = Browser(app).log_in(made["key"])
+        browser.get("/")
+        run("keys", "revoke", made["id"], "--yes")
+        ring.refresh()
+        browser.get("/", 303)
 
     @pytest.mark.parametrize("cookie", ["x", "a.b.c", "", "é"])
     def test_cookie__made_up__opens_nothing(self, app: Flask, cookie: str) -> None:
@@ -495,8 +513,16 @@ class TestAdmin:
         assert store.lookups.user_record(APP, "bob").suppressed
         assert "is suppressed" in admin.get("/users?id=bob").text
 
-    @pytest.mark.parametrize("trait", ["  ", "\u3164", "\r\n", "\u2800: \r\n%41"])
-    @pytest.mark.parametrize("user_id", ["  ", "a\r\nb ", "a\nb", "%41", "\u200b"])
+    @pytest.mark.parametrize(
+        ("trait", "user_id"),
+        [
+            ("  ", "a\r\nb "),
+            ("\u3164", "  "),
+            ("\r\n", "a\nb"),
+            ("\u2800: \r\n%41", "%41"),
+            ("n: 1", "\u200b"),
+        ],
+    )
     def test_names_and_ids__of_white_space_or_nothing_seen__are_typed_as_shown(
         self, store: Store, admin: Browser, trait: str, user_id: str
     ) -> None:

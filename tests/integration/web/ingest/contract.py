@@ -32,6 +32,8 @@ class CohortContract:
 
     source: str
 
+    many = 2500  # users, more than one call to the store takes
+
     @pytest.fixture(autouse=True, params=[1, 3], ids=["one partition", "three partitions"])
     def service(
         self,
@@ -125,7 +127,7 @@ class CohortContract:
         assert {t.user for t in transitions(self.redis, APP)} == set(ids)
 
     def test_many_users__more_than_one_call_takes__all_arrive(self) -> None:
-        ids = payloads.user_ids(2500)
-        assert self.say(ids, True) == 2500
+        ids = payloads.user_ids(self.many)
+        assert self.say(ids, True) == self.many
         assert members(self.redis, APP) == {COHORT: set(ids)}
-        assert len(transitions(self.redis, APP)) == 2500
+        assert len(transitions(self.redis, APP)) == self.many

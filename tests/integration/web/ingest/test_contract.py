@@ -21,6 +21,7 @@ class TestBatch(CohortContract):
 
 class TestSingleIdentify(CohortContract):
     source = "identify"
+    many = 100
 
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         changed = 0

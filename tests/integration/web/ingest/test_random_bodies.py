@@ -70,9 +70,7 @@ def http(make_app: Callable[..., Flask], redis_client: redis.Redis) -> FlaskClie
 
 
 @pytest.mark.parametrize("path", PATHS)
-@settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=bodies)
 def test_body__however_bent__is_taken_or_refused_with_places(
     path: str, body: str, http: FlaskClient

@@ -27,9 +27,7 @@ requests = st.lists(
 
 
 @pytest.mark.parametrize("partitions", [1, 2])
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sequence=requests)
 def test_any_sequence__with_repeats__ends_as_last_said_and_tells_each_transition_once(
     sequence: list, partitions: int, make_app: Callable[..., Flask], redis_client: redis.Redis
