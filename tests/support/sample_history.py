@@ -36,11 +36,11 @@ IN_TROUBLE = "a7k2mq"
 EVERYWHERE = "ann.lee@example.com"
 
 
-def fill(service: Service, client: redis.Redis) -> None:
-    """Send some weeks of syncs."""
+def fill(service: Service, client: redis.Redis, rounds: int = ROUNDS) -> None:
+    """Send some weeks of syncs, ``rounds`` of each cohort."""
     sizes: dict[str, list[tuple[int, int]]] = {cohort[1]: [] for cohort in COHORTS}
     now = time.time()
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for cohort in COHORTS:
             _send_round(service, cohort, number)
         _wait_for_all_requests(client)
@@ -50,7 +50,7 @@ def fill(service: Service, client: redis.Redis) -> None:
             hours = next(c[3] for c in COHORTS if c[1] == cohort_id)
             is_new = client.hget(key, "moved") is None
             if is_new:
-                ago = (ROUNDS - 1 - number) * hours * HOUR + 17 * 60
+                ago = (rounds - 1 - number) * hours * HOUR + 17 * 60
                 if cohort_id == LATE:
                     ago += 3 * 24 * HOUR
                 _move(client, key, ago)

@@ -79,7 +79,8 @@ def filled() -> Iterator[Service]:
     """A service with some weeks of syncs."""
     with running_store() as url, started(url) as service:
         with redis.Redis.from_url(url, decode_responses=True) as client:
-            sample_history.fill(service, client)
+            # Pictures look better with more.
+            sample_history.fill(service, client, 9 if "PICTURES" in os.environ else 3)
         yield service
 
 
