@@ -53,7 +53,7 @@ def promtool() -> str:
 
 def run(promtool: str, *words: str) -> str:
     result = subprocess.run(
-        [promtool, *words], cwd=OPS, capture_output=True, text=True, timeout=60, check=False
+        [promtool, *words], cwd=OPS, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
