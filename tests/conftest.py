@@ -37,20 +37,17 @@ def pytest_runtest_makereport(
     return report
 
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
 class SharedServers(LoadScopeScheduling):
     """Gives the tests of a module that share a server to one process: no other starts it too."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return path if _shares(path) else nodeid
+        return path if _shares(self.config.rootpath / path) else nodeid
 
 
 @cache
-def _shares(path: str) -> bool:
-    text = (ROOT / path).read_text()
+def _shares(module: Path) -> bool:
+    text = module.read_text()
     return 'scope="module"' in text or 'scope="session"' in text
 
 
