@@ -11,8 +11,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flask import Flask
 
+    from app.store import Tuning
 
-def create_app(settings: Settings | None = None) -> Flask:
+
+def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -> Flask:
     """Build the service from ``settings``, by default those of the environment.
 
     Raises:
@@ -36,7 +38,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     app = Flask(__name__, static_folder=None)
     app.url_map.strict_slashes = False
-    parts = app.extensions[EXTENSION] = build(settings)
+    parts = app.extensions[EXTENSION] = build(settings, tuning)
     if hops := settings.proxy_hops:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.auth.sessions import Sessions
     from app.server.background import Background
     from app.settings import Settings
-    from app.store import RateLimiter, Store
+    from app.store import RateLimiter, Store, Tuning
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import SyncRecorder
@@ -55,18 +55,19 @@ class Services:
         return self.store
 
 
-def build(settings: Settings) -> Services:
+def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     """Build the services for these settings. Connects to nothing yet."""
     from app.auth.keyring import KeyRing
     from app.auth.sessions import Sessions
     from app.server.background import Background
-    from app.store import HistoryLimits, RateLimiter, Store, connect, wait_for
+    from app.store import HistoryLimits, RateLimiter, Store, Tuning, connect, wait_for
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import SyncRecorder
     from app.web.api.change_stream import Feed
     from app.web.http.fair_queue import FairQueue
 
+    tuning = tuning or Tuning()
     client = connect(settings)
     store = Store(
         client,
@@ -80,15 +81,17 @@ def build(settings: Settings) -> Services:
             settings.history_max_age_hours,
         ),
         wait=wait_for(settings),
+        tuning=tuning,
     )
-    keyring, meter, recorder = KeyRing(settings, store.api_keys), Meter(), SyncRecorder(store)
+    keyring = KeyRing(settings, store.api_keys, tuning)
+    meter, recorder = Meter(), SyncRecorder(store, tuning)
     every_second = [meter.flush, recorder.work, keyring.refresh, keyring.write_uses]
     return Services(
         settings=settings,
         store=store,
-        rates=RateLimiter(client, store.keys),
+        rates=RateLimiter(client, store.keys, tuning),
         keyring=keyring,
-        sessions=Sessions(store, keyring),
+        sessions=Sessions(store, keyring, tuning),
         meter=meter,
         store_gauges=StoreGauges(store, keyring.first_expiry),
         sync_recorder=recorder,

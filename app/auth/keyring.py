@@ -17,7 +17,7 @@ import structlog
 
 from app.errors import ExpiredKey, InvalidCredentials, Problem, RevokedKey
 from app.settings import Settings
-from app.store import ApiKeys, StoredKey, StoreError
+from app.store import ApiKeys, StoredKey, StoreError, Tuning
 
 INGEST, READ, ADMIN = "ingest", "read", "admin"
 SCOPES = (INGEST, READ, ADMIN)
@@ -55,8 +55,9 @@ class _Entry(NamedTuple):
 class KeyRing:
     """The valid keys. Holds their digests only."""
 
-    def __init__(self, settings: Settings, stored: ApiKeys) -> None:
+    def __init__(self, settings: Settings, stored: ApiKeys, tuning: Tuning) -> None:
         self._stored = stored
+        self._now = tuning.now
         self._fixed = {entry.digest: entry for entry in _of_environment(settings)}
         self._entries = dict(self._fixed)
         self._read = False
@@ -77,7 +78,7 @@ class KeyRing:
         if entry is None and not self._read:
             self._load()
             entry = self._entry(key)
-        now = time.time_ns() // 1_000_000
+        now = int(self._now() * 1000)
         if entry is None or not entry.holds(now):
             return None
         self._uses[entry.caller.label] = now
@@ -87,7 +88,7 @@ class KeyRing:
         """Whether the key of a caller is still valid. Raises StoreError as :meth:`find` does."""
         if not self._read:
             self._load()
-        now = time.time_ns() // 1_000_000
+        now = int(self._now() * 1000)
         for entry in self._entries.values():
             if entry.caller == caller and entry.holds(now):
                 self._uses[caller.label] = now
@@ -145,7 +146,7 @@ class KeyRing:
         """When the next of the keys used in the last day expires, in s since the epoch; None if
         none of them does.
         """
-        now = time.time_ns() // 1_000_000
+        now = int(self._now() * 1000)
         used = {**self._last_used, **self._uses}
         ends = [
             entry.expires_ms / 1000

@@ -16,12 +16,10 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.wrappers import Response
 
 from app.auth.keyring import Caller, KeyRing
-from app.store import Store
+from app.store import Store, Tuning
 
 IDLE_SECONDS = 12 * 3600
 LONGEST_SECONDS = 7 * 24 * 3600
-# An active session gets a new cookie at this interval.
-_RENEWED_SECONDS = 900
 # The signing secret is cached this long, so that forged cookies cost no store call.
 _SECRET_KEPT_SECONDS = 10
 
@@ -51,7 +49,8 @@ class Session(NamedTuple):
 class Sessions:
     """Opens, finds and ends sessions. Raises StoreError."""
 
-    def __init__(self, store: Store, ring: KeyRing) -> None:
+    def __init__(self, store: Store, ring: KeyRing, tuning: Tuning) -> None:
+        self._renewed_seconds = tuning.session_renewed_seconds
         self._store = store
         self._ring = ring
         self._secret, self._secret_until = b"", 0.0
@@ -92,7 +91,7 @@ class Sessions:
 
     def renew(self, session: Session, request: Request, response: Response) -> None:
         """Extend an active session."""
-        if time.time() - session.issued > _RENEWED_SECONDS:
+        if time.time() - session.issued > self._renewed_seconds:
             self.set_cookie(session, request, response)
 
     def end(self, session: Session, request: Request, response: Response) -> None:

@@ -15,6 +15,7 @@ from app.store.rates import RateLimiter
 from app.store.size_history import Size
 from app.store.store import Store
 from app.store.sync_history import HistoryLimits, SyncBatch, SyncGroup, split_batches
+from app.store.tuning import Tuning
 
 __all__ = [
     "COHORT_SORTS",
@@ -46,6 +47,7 @@ __all__ = [
     "SyncBatch",
     "SyncGroup",
     "TooManyToSort",
+    "Tuning",
     "User",
     "UserRecord",
     "connect",

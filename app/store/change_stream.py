@@ -11,9 +11,7 @@ from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import translated
 from app.store.keys import Keys
-
-# A call stops reading after this many bytes of user ids.
-BYTES_PER_CALL = 512 * 1024
+from app.store.tuning import DEFAULT, Tuning
 
 
 class EntryId(NamedTuple):
@@ -75,9 +73,10 @@ class PositionLost(Exception):
 class ChangeStream:
     """Reads the change feed. Raises StoreError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
         self._client = client
         self._keys = keys
+        self._bytes_per_call = tuning.change_bytes_per_call
         self._read = load_script(client, "changes.lua")
 
     def oldest(self) -> FeedPosition:
@@ -100,7 +99,7 @@ class ChangeStream:
         partitions = self._keys.partitions
         if len(position) != partitions:
             raise PositionLost
-        limits = -(-limit // partitions), -(-BYTES_PER_CALL // partitions)
+        limits = -(-limit // partitions), -(-self._bytes_per_call // partitions)
         with translated():
             calls = [
                 Call(

@@ -16,15 +16,10 @@ from app.store.errors import translated
 from app.store.freshness import freshness_of
 from app.store.keys import Keys
 from app.store.registry import Registry
+from app.store.tuning import DEFAULT, Tuning
 
-# Summaries in one script call: about 2 ms of the store's time.
-COHORTS_PER_CALL = 250
 # Sort keys in one script call: about 3 ms of the store's time.
 SORTED_PER_CALL = 1000
-# Cohorts examined for one page in the order of ids; a filter may match few of them.
-EXAMINED_PER_PAGE = 10_000
-# Any other order needs all cohorts. The list of an app with more can only be sorted by id.
-MAX_SORTED = 100_000
 
 COHORT_SORTS: dict[str, Callable[[CohortSummary], Any]] = {
     "id": lambda cohort: cohort.id,
@@ -75,7 +70,10 @@ class CohortPage(NamedTuple):
 class CohortList:
     """Lists cohorts. Raises StoreError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, registry: Registry) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: Keys, registry: Registry, tuning: Tuning = DEFAULT
+    ) -> None:
+        self._tuning = tuning
         self._keys = keys
         self._registry = registry
         self._script = load_script(client, "cohorts.lua")
@@ -169,15 +167,17 @@ class CohortList:
                     del after[partition]
                 else:
                     after[partition] = share[-2]
-            if len(numbers) > MAX_SORTED:
+            if len(numbers) > self._tuning.cohorts_sorted:
                 raise TooManyToSort
         return {cohort_id.decode(): number for cohort_id, number in numbers.items()}
 
     def _by_id(self, app_id: str, which: CohortFilter, after: str, limit: int) -> CohortPage:
         now_ms = time.time_ns() // 1_000_000
         found: list[CohortSummary] = []
-        count = min(COHORTS_PER_CALL, limit + 1) if which == CohortFilter() else COHORTS_PER_CALL
-        for _ in range(0, EXAMINED_PER_PAGE, count):
+        count = self._tuning.cohorts_per_call
+        if which == CohortFilter():
+            count = min(count, limit + 1)
+        for _ in range(0, self._tuning.cohorts_examined, count):
             ids = self._registry.ids(app_id, after=after, limit=count)
             for cohort in self._summaries(app_id, ids):
                 if which.matches(cohort, now_ms):
@@ -191,11 +191,11 @@ class CohortList:
         return CohortPage(found, (after, after))
 
     def _all(self, app_id: str) -> Iterator[CohortSummary]:
-        after = ""
-        for _ in range(0, MAX_SORTED, COHORTS_PER_CALL):
-            ids = self._registry.ids(app_id, after=after, limit=COHORTS_PER_CALL)
+        after, count = "", self._tuning.cohorts_per_call
+        for _ in range(0, self._tuning.cohorts_sorted, count):
+            ids = self._registry.ids(app_id, after=after, limit=count)
             yield from self._summaries(app_id, ids)
-            if len(ids) < COHORTS_PER_CALL:
+            if len(ids) < count:
                 return
             after = ids[-1]
         if self._registry.ids(app_id, after=after, limit=1):

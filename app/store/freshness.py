@@ -6,6 +6,7 @@ the same for all, however its members are spread.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -18,9 +19,8 @@ from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import StoreError, translated
 from app.store.keys import Keys
+from app.store.tuning import DEFAULT, Tuning
 
-# An arrival within this many seconds of one that this process has noted is not noted again.
-NOTED_SECONDS = 1.0
 # Cohorts that a process remembers to have noted, and that one script call takes.
 _REMEMBERED, _COHORTS_PER_CALL = 10_000, 200
 _FIELDS = ("last_received", "cadence", "cadence_source", "late_after")
@@ -29,9 +29,10 @@ _FIELDS = ("last_received", "cadence", "cadence_source", "late_after")
 class FreshnessStore:
     """Keeps and tells how fresh cohorts are. Raises StoreError, where not said otherwise."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
         self._client = client
         self._keys = keys
+        self._noted_seconds = tuning.freshness_noted_seconds
         self._script = load_script(client, "freshness.lua")
         self._noted: dict[tuple[str, str], float] = {}
 
@@ -44,7 +45,7 @@ class FreshnessStore:
         new = [
             cohort_id
             for cohort_id in cohort_ids
-            if now - self._noted.get((app_id, cohort_id), -NOTED_SECONDS) >= NOTED_SECONDS
+            if now - self._noted.get((app_id, cohort_id), -math.inf) >= self._noted_seconds
         ]
         if not new:
             return

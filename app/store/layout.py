@@ -11,9 +11,7 @@ import redis
 from app.store.errors import StoreMisconfigured, translated
 from app.store.hold import Hold
 from app.store.keys import Keys
-
-# How long a check is valid. Short, as the store may lose its data or be replaced at any time.
-CHECK_SECONDS = 1.0
+from app.store.tuning import DEFAULT, Tuning
 
 
 class Layout:
@@ -23,7 +21,10 @@ class Layout:
     StoreError.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, hold: Hold) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: Keys, hold: Hold, tuning: Tuning = DEFAULT
+    ) -> None:
+        self._check_seconds = tuning.layout_check_seconds
         self._client = client
         self._keys = keys
         self._hold = hold
@@ -36,7 +37,7 @@ class Layout:
         Also registers the app, so that the background work of all processes finds it.
         """
         now = time.monotonic()
-        if now - self._write_checked.get(app_id, -math.inf) < CHECK_SECONDS:
+        if now - self._write_checked.get(app_id, -math.inf) < self._check_seconds:
             return
         partitions = self._keys.partitions
         with translated():
@@ -51,7 +52,7 @@ class Layout:
     def check_readable(self) -> None:
         """Check the layout before a read. Writes nothing, so it works if the store is full."""
         now = time.monotonic()
-        if now - self._read_checked < CHECK_SECONDS:
+        if now - self._read_checked < self._check_seconds:
             return
         with translated():
             self._compare(self._client.get(self._keys.layout()))

@@ -14,11 +14,10 @@ from redis import Redis
 from app.store.connection.cluster import ClusterClient
 from app.store.errors import translated
 from app.store.keys import Keys
+from app.store.tuning import DEFAULT, Tuning
 
 # A worker counts this part of a limit in advance, at most so many requests at once.
 _SHARE, _MOST = 50, 100
-# Names that a process remembers at most, of those counted in advance and of those over their limit.
-_REMEMBERED = 10_000
 
 _Name = tuple[RateLimitItem, tuple[str, ...]]
 _Value = TypeVar("_Value")
@@ -51,7 +50,8 @@ class RateLimiter:
     Limits below 100 are counted one by one.
     """
 
-    def __init__(self, client: Redis, keys: Keys) -> None:
+    def __init__(self, client: Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
+        self._most = tuning.rates_remembered
         self._limiter = FixedWindowRateLimiter(_storage(client, keys.rates()))
         # What was counted in advance: (limit, names) → end of the window, requests left.
         self._ahead: dict[_Name, tuple[float, int]] = {}
@@ -78,18 +78,17 @@ class RateLimiter:
         with translated():
             if self._limiter.hit(limit, *names, cost=cost):
                 if cost > 1:
-                    _remember(self._ahead, name, (asked + limit.get_expiry(), cost - 1))
+                    self._remember(self._ahead, name, (asked + limit.get_expiry(), cost - 1))
                 return None
             reset = self._limiter.get_window_stats(limit, *names).reset_time
-        _remember(self._over, name, reset)
+        self._remember(self._over, name, reset)
         return _seconds(reset - time.time())
 
-
-def _remember(known: dict[_Name, _Value], name: _Name, value: _Value) -> None:
-    """Keep what is known of a name. Where there are too many, all are forgotten: it is counted."""
-    if name not in known and len(known) >= _REMEMBERED:
-        known.clear()
-    known[name] = value
+    def _remember(self, known: dict[_Name, _Value], name: _Name, value: _Value) -> None:
+        """Keep a value; when there are too many, forget all, which are then counted anew."""
+        if name not in known and len(known) >= self._most:
+            known.clear()
+        known[name] = value
 
 
 def _seconds(left: float) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from struct import iter_unpack
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import redis
 from app.store.connection.scripts import load_script
 from app.store.errors import translated
 from app.store.keys import Keys
+from app.store.tuning import DEFAULT, Tuning
 
 _COHORTS_PER_CALL = 100
 
@@ -26,16 +26,17 @@ class Size(NamedTuple):
 class SizeHistory:
     """Keeps and tells cohorts' sizes over time. Raises StoreError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
         self._client = client
         self._keys = keys
+        self._now = tuning.now
         self._script = load_script(client, "sizes.lua")
 
     def note(self, app_id: str, cohort_ids: Sequence[str]) -> None:
         """Note what size some cohorts have now."""
         for start in range(0, len(cohort_ids), _COHORTS_PER_CALL):
             part = cohort_ids[start : start + _COHORTS_PER_CALL]
-            at = int(time.time())
+            at = int(self._now())
             with translated():
                 members = self._count(app_id, part)
                 homes: dict[int, list[str | int]] = {}

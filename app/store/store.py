@@ -30,6 +30,7 @@ from app.store.server_info import ServerInfo
 from app.store.sessions import SessionStore
 from app.store.size_history import SizeHistory
 from app.store.sync_history import HistoryLimits, SyncHistory
+from app.store.tuning import DEFAULT, Tuning
 
 # Readiness probes count freshness every few seconds, so the number of apps is limited.
 _APPS_COUNTED = 100
@@ -50,13 +51,14 @@ class Store:
         changes_max_age_hours: int = 168,
         history: HistoryLimits = HistoryLimits(),  # noqa: B008
         wait: Wait = NO_WAIT,
+        tuning: Tuning = DEFAULT,
     ) -> None:
         self._client = client
         self.keys = keys = Keys(prefix, partitions)
         self.hold = Hold(client, keys)
-        self.layout = Layout(client, keys, self.hold)
+        self.layout = Layout(client, keys, self.hold, tuning)
         self.registry = Registry(client, keys)
-        self.freshness = FreshnessStore(client, keys)
+        self.freshness = FreshnessStore(client, keys, tuning)
         self.memberships = Memberships(
             client,
             keys,
@@ -68,10 +70,10 @@ class Store:
         )
         self.registered_users = RegisteredUsers(client, keys, self.layout)
         self.lookups = Lookups(client, keys)
-        self.cohort_list = CohortList(client, keys, self.registry)
-        self.change_stream = ChangeStream(client, keys)
+        self.cohort_list = CohortList(client, keys, self.registry, tuning)
+        self.change_stream = ChangeStream(client, keys, tuning)
         self.sync_history = SyncHistory(client, keys, history)
-        self.size_history = SizeHistory(client, keys)
+        self.size_history = SizeHistory(client, keys, tuning)
         self.jobs = Jobs(client, keys, changes_max_entries, self.memberships.spread_name)
         self.erasure = Erasure(client, keys, self.size_history)
         self.checker = Checker(client, keys, self.memberships.spread_name)

@@ -17,14 +17,11 @@ import structlog
 from gevent.lock import RLock
 
 from app.cohorts import Moves, RequestRecord
-from app.store import Store, StoreError, StoreRefused, SyncBatch, SyncGroup, split_batches
+from app.store import Store, StoreError, StoreRefused, SyncBatch, SyncGroup, Tuning, split_batches
 from app.telemetry.request_event import FinishedRequest, Listener
 
 # Interval at which the sizes of changed cohorts are recorded.
 SIZES_SECONDS = 3.0
-# Requests that are buffered while the store is unavailable. When full, new requests are dropped:
-# the oldest show how the outage began.
-MAX_BUFFERED = 20_000
 # Grouping so many takes about a millisecond; then waiting requests get a turn.
 REQUESTS_PER_TURN = 100
 # A request for more cohorts is recorded once, not for each cohort.
@@ -47,7 +44,9 @@ class Write(NamedTuple):
 class SyncRecorder:
     """Buffers finished requests until the store has recorded them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, tuning: Tuning) -> None:
+        self._now = tuning.now
+        self._max_buffered = tuning.history_buffered
         self._store = store
         self._log = structlog.get_logger()
         # Each with the time at which it finished, in seconds since the epoch.
@@ -63,8 +62,8 @@ class SyncRecorder:
 
     def record(self, request: FinishedRequest) -> None:
         """Buffer a request."""
-        if len(self._finished) + self._requests_in_writes < MAX_BUFFERED:
-            self._finished.append((time.time(), request))
+        if len(self._finished) + self._requests_in_writes < self._max_buffered:
+            self._finished.append((self._now(), request))
         else:
             self._dropped += 1
 

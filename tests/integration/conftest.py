@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from app.settings import ApiKey, Settings
-from app.store import Store, connect
+from app.store import Store, Tuning, connect
 from tests.integration.described_replies import Replies
 
 APP, KEY = "shop", "the-ingest-key"
@@ -22,20 +22,20 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def make_app(store_url: str, redis_client: redis.Redis) -> Iterator[Callable[..., Flask]]:
-    """Build the service on an empty store; keyword arguments are settings.
+    """Build the service on an empty store; keyword arguments are settings, and ``tuning``.
 
     At the end, every reply must have been as the API's description says.
     """
     replies = Replies()
 
-    def make(**changes: object) -> Flask:
+    def make(tuning: Tuning | None = None, **changes: object) -> Flask:
         settings: dict[str, object] = {
             "redis_url": store_url,
             "api_keys": (ApiKey(APP, KEY),),
             "rate_limit": None,
             "auth_failure_rate_limit": None,
         }
-        return replies.watch(create_app(Settings(**{**settings, **changes})))
+        return replies.watch(create_app(Settings(**{**settings, **changes}), tuning))
 
     yield make
     assert replies.complaints == []

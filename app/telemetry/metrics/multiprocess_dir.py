@@ -28,7 +28,7 @@ def base() -> Path:
     return Path(tempfile.gettempdir())
 
 
-def prepare(environ: MutableMapping[str, str]) -> Path:
+def prepare(environ: MutableMapping[str, str], where: Path | None = None) -> Path:
     """Create this master's folder and name it in ``environ``; after a reload, return the same.
 
     The lock in it is inherited by all workers, so it shows whether any of them still counts there.
@@ -37,8 +37,9 @@ def prepare(environ: MutableMapping[str, str]) -> Path:
     known = Path(environ.get(VARIABLE, ""))
     if known.name.startswith(prefix) and known.is_dir():
         return known
-    _remove_abandoned(base())
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base()))
+    where = where or base()
+    _remove_abandoned(where)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # until the last process that inherited it ends
     environ[VARIABLE] = str(folder)

@@ -14,7 +14,8 @@ from app.auth import keyring
 from app.auth.keyring import KeyRing
 from app.services import services
 from app.settings import ApiKey
-from app.store import ApiKeys, Store
+from app.store import ApiKeys, Store, Tuning
+from tests.integration.clock import Clock
 from tests.integration.conftest import APP, KEY, Run, caller
 
 COHORT = "/api/v1/integration/amplitude/cohort"
@@ -116,14 +117,13 @@ def test_expired_key__is_401_and_says_so(app: Flask, run: Run) -> None:
 
 
 def test_key_that_expires__while_the_store_is_gone__is_refused_in_time(
-    app: Flask, run: Run, monkeypatch: pytest.MonkeyPatch
+    store: Store, app: Flask, run: Run
 ) -> None:
     key, _ = make(run, "--expires", "1h")
-    refresh(app)
-    ring: KeyRing = services(app).keyring
+    clock = Clock()
+    ring = KeyRing(services(app).settings, store.api_keys, Tuning(now=clock))
     assert ring.find(key)
-    later = time.time_ns() + 3601 * 10**9
-    monkeypatch.setattr(keyring.time, "time_ns", lambda: later)
+    clock.forward(3601)
     assert ring.find(key) is None
     assert ring.refusal(key)[0].reason == "expired_key"
 

@@ -11,12 +11,17 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.store import Tuning
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.support.stores import socket_url, start_store, store_folder
 
 COHORT = "abc123"
 TRAIT = payloads.trait_name("Power users", COHORT)
+
+
+# Notices at once that a store has lost its data.
+ALERT = Tuning(layout_check_seconds=0)
 
 
 class Service:
@@ -52,13 +57,13 @@ class Service:
 
 @pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
 def service(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Service:
-    return Service(caller(make_app(store_partitions=request.param)), request.param)
+    return Service(caller(make_app(store_partitions=request.param, tuning=ALERT)), request.param)
 
 
 @pytest.fixture
 def split_service(make_app: Callable[..., Flask]) -> Service:
     """The service with three partitions."""
-    return Service(caller(make_app(store_partitions=3)), 3)
+    return Service(caller(make_app(store_partitions=3, tuning=ALERT)), 3)
 
 
 @pytest.fixture(params=[False, True], ids=["bytes", "text"])

@@ -770,9 +770,7 @@ def test_store__that_lost_its_data__is_followed_from_its_new_beginning(
     service: Service,
     make: Make,
     redis_client: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.store.layout.CHECK_SECONDS", 0.0)
     service.push(["a"])
     follower = make(start="new")
     follower.poll(Heard())
@@ -790,7 +788,6 @@ def test_store__that_loses_its_data_between_poll_and_wait__ends_no_run(
     redis_client: redis.Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.store.layout.CHECK_SECONDS", 0.0)
     service.push("a")
     follower = make()
     wait = follower._wait
@@ -812,9 +809,7 @@ def test_lag__after_the_store_lost_its_data__tells_of_the_group_that_is_made_aga
     service: Service,
     make: Make,
     redis_client: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.store.layout.CHECK_SECONDS", 0.0)
     service.push("a")
     follower = make(start="new")
     follower.poll(Heard())

@@ -11,7 +11,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange, Status
 from app.server.background import Background
 from app.settings import Settings
-from app.store import Applied, Store, StoreError, connect
+from app.store import Applied, Store, StoreError, Tuning, connect
 from app.store.jobs import Job
 from tests.integration.store_contents import Transition, members, traits, transitions
 
@@ -173,11 +173,12 @@ class TestDelete:
 
 
 def test_store__that_lost_its_data__is_made_complete_again(
-    store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, store_url: str, redis_client: redis.Redis
 ) -> None:
+    partitions, alert = store.keys.partitions, Tuning(layout_check_seconds=0)
+    store = Store(connect(Settings(redis_url=store_url)), partitions=partitions, tuning=alert)
     say(store, ONE, True, *USERS)
     redis_client.flushall()
-    monkeypatch.setattr("app.store.layout.CHECK_SECONDS", 0)
     say(store, ONE, True, *USERS)
     assert store.apps() == [APP]
     assert store.jobs.begin_deletion(APP, "1")

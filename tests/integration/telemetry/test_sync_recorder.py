@@ -16,14 +16,14 @@ from app.auth.authenticate import KeyRing
 from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
 from app.server.background import Background
 from app.services import services
-from app.store import Store, size_history
+from app.store import Store, Tuning
 from app.store.errors import StoreError, StoreRefused, StoreTimeout
-from app.telemetry import sync_recorder as recording
 from app.telemetry.sync_recorder import SyncRecorder
 from simulator.payloads import COHORT_PATH, batch, identify
+from tests.integration.clock import Clock
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.web.api import read_api
-from tests.integration.web.api.read_api import OTHER_KEY, READ_KEY, Reader
+from tests.integration.web.api.read_api import KEYS, OTHER_KEY, READ_KEY, Reader
 
 ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
 MINUTE = 60_000
@@ -38,26 +38,18 @@ def http(app: Flask) -> FlaskClient:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let time pass, in seconds, for what is noted."""
-    passed = 0.0
-    now = time.time
+def clock() -> Clock:
+    return Clock()
 
-    class Clock:
-        perf_counter = staticmethod(time.perf_counter)
-        monotonic = staticmethod(time.monotonic)
-        sleep = staticmethod(time.sleep)
 
-        @staticmethod
-        def time() -> float:
-            return now() + passed
+@pytest.fixture
+def make_app(make_app: Callable[..., Flask], clock: Clock) -> Callable[..., Flask]:
+    """Build the service with the test's clock."""
 
-    def forward(seconds: float) -> None:
-        nonlocal passed
-        passed += seconds
+    def make(**changes: Any) -> Flask:
+        return make_app(**{"tuning": Tuning(now=clock), **changes})
 
-    monkeypatch.setattr(recording, "time", Clock)
-    return forward
+    return make
 
 
 def flush(app: Flask) -> None:
@@ -126,10 +118,10 @@ class TestSync:
         assert record.request_id == reply.headers["X-Request-ID"]
 
     def test_pause__of_five_minutes__begins_another_sync(
-        self, app: Flask, http: FlaskClient, clock: Callable[[float], None]
+        self, app: Flask, http: FlaskClient, clock: Clock
     ) -> None:
         for seconds in (0, 290, 290, 310, 10):
-            clock(seconds)
+            clock.forward(seconds)
             http.post(COHORT_PATH, json=identify("u", ONE, True))
             http.post(COHORT_PATH, json=identify("u", TWO, True))
         found = syncs(app)
@@ -138,29 +130,29 @@ class TestSync:
             assert mine == [2, 3]
 
     def test_pause__between_flushes__begins_another_sync(
-        self, app: Flask, http: FlaskClient, clock: Callable[[float], None]
+        self, app: Flask, http: FlaskClient, clock: Clock
     ) -> None:
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         assert len(syncs(app)) == 1
-        clock(290)
+        clock.forward(290)
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         assert len(syncs(app)) == 1
-        clock(310)
+        clock.forward(310)
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         newest, oldest = syncs(app)
         assert (newest.requests, oldest.requests) == (1, 2)
 
     def test_endless_stream_of_requests__is_cut_after_six_hours(
-        self, app: Flask, http: FlaskClient, clock: Callable[[float], None]
+        self, app: Flask, http: FlaskClient, clock: Clock
     ) -> None:
         for _ in range(4 * 15):
             http.post(COHORT_PATH, json=identify("u", ONE, True))
-            clock(240)
+            clock.forward(240)
             flush(app)
         assert len(syncs(app)) == 1
         for _ in range(2 * 15 + 2):
             http.post(COHORT_PATH, json=identify("u", ONE, True))
-            clock(240)
+            clock.forward(240)
             flush(app)
         newest, oldest = syncs(app)
         assert 90 <= oldest.requests <= 91
@@ -376,13 +368,13 @@ class TestBounds:
         assert [sync.cohort_id for sync in syncs(app)] == [str(n) for n in range(14, 4, -1)]
 
     def test_age__over_what_is_kept__goes(
-        self, make_app: Callable[..., Flask], clock: Callable[[float], None]
+        self, make_app: Callable[..., Flask], clock: Clock
     ) -> None:
         app = make_app(history_max_age_hours=1)
-        clock(-3700)
+        clock.forward(-3700)
         caller(app).post(COHORT_PATH, json=identify("u", ONE, True))
         flush(app)
-        clock(3700)
+        clock.forward(3700)
         caller(app).post(COHORT_PATH, json=identify("u", TWO, True))
         assert [sync.cohort_id for sync in syncs(app)] == ["2"]
 
@@ -393,10 +385,10 @@ class TestBounds:
         self,
         make_app: Callable[..., Flask],
         redis_client: redis.Redis,
-        clock: Callable[[float], None],
+        clock: Clock,
         limits: dict[str, int],
     ) -> None:
-        clock(-3700)
+        clock.forward(-3700)
         before = make_app(user_policy="known")
         for n in range(120):
             caller(before).post(COHORT_PATH, json=identify("u", f"n: {n}", True))
@@ -421,9 +413,9 @@ class TestBounds:
         self,
         make_app: Callable[..., Flask],
         redis_client: redis.Redis,
-        clock: Callable[[float], None],
+        clock: Clock,
     ) -> None:
-        clock(-3700)
+        clock.forward(-3700)
         before = make_app()
         caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
         assert len(syncs(before)) == 1
@@ -478,9 +470,10 @@ class TestStoreTrouble:
         assert (sync.requests, sync.kept) == (4, 4)
 
     def test_store_away_for_long__what_is_held_is_bounded(
-        self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
+        self, make_app: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(recording, "MAX_BUFFERED", 10)
+        app = make_app(tuning=Tuning(history_buffered=10), **KEYS)
+        http, store = caller(app), services(app).store
 
         def fail(*args: Any) -> None:
             raise StoreTimeout("Away.")
@@ -491,7 +484,6 @@ class TestStoreTrouble:
             with pytest.raises(StoreError):
                 flush(app)
         monkeypatch.undo()
-        monkeypatch.setattr(recording, "MAX_BUFFERED", 10)
         (sync,) = syncs(app)
         assert sync.requests == 10
 
@@ -537,20 +529,13 @@ class TestSizes:
         assert two == []  # the user was never in it
 
     def test_sizes__of_a_long_time__are_thinned_and_bounded(
-        self, store: Store, http: FlaskClient, monkeypatch: pytest.MonkeyPatch
+        self, store: Store, http: FlaskClient, clock: Clock
     ) -> None:
-        class Clock:
-            now = 1_700_000_000.0
-
-            @classmethod
-            def time(cls) -> float:
-                return cls.now
-
-        monkeypatch.setattr(size_history, "time", Clock)
+        clock.stands_at = 1_700_000_000.0
         for n in range(1000):
             http.post(COHORT_PATH, json=identify(f"u{n}", ONE, True))
             store.size_history.note(APP, ["1"])
-            Clock.now += 3600
+            clock.forward(3600)
         (found,) = store.size_history.of(APP, ["1"])
         assert 180 <= len(found) <= 240
         assert found == sorted(found)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
+from flask import Flask
 
-from app.store import EntryId, PositionLost, Store
-from app.store import change_stream as store_changes
+from app.store import EntryId, PositionLost, Store, Tuning
 from tests.integration.conftest import APP
 from tests.integration.web.api import read_api
-from tests.integration.web.api.read_api import Reader, say
+from tests.integration.web.api.read_api import KEYS, Reader, say
 
 ONE = "[Amplitude] one: 1"
 
@@ -89,9 +90,10 @@ def test_latest__tells_only_what_comes_after_it(store: Store, reader: Reader) ->
 
 
 def test_large_changes__fill_a_page_by_their_size(
-    store: Store, reader: Reader, monkeypatch: pytest.MonkeyPatch
+    store: Store, make_app: Callable[..., Flask]
 ) -> None:
-    monkeypatch.setattr(store_changes, "BYTES_PER_CALL", 100)
+    tuning = Tuning(change_bytes_per_call=100)
+    reader = Reader(make_app(tuning=tuning, store_partitions=store.keys.partitions, **KEYS))
     for n in range(100):
         say(store, ONE, True, [f"a user with a rather long id {n}"])
     page = reader.get("/api/v1/changes?limit=1000").json

@@ -12,18 +12,35 @@ import redis
 from flask import Flask
 
 from app.cohorts import Cohort, MembershipChange
-from app.store import Store, cohort_list
-from app.store import freshness as book
+from app.store import Store, Tuning
 from app.web.http.cursors import close_cursor
 from tests.integration.conftest import APP
 from tests.integration.web.api import read_api
-from tests.integration.web.api.read_api import ADMIN_KEY, Reader, say
+from tests.integration.web.api.read_api import ADMIN_KEY, KEYS, Reader, say
 
 HOUR = 3600 * 1000
 DAY = 24 * HOUR
 
 
-app, store, reader = read_api.app, read_api.store, read_api.reader
+store, reader = read_api.store, read_api.reader
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
+    """The service, which notes every arrival."""
+    tuning = Tuning(freshness_noted_seconds=0)
+    return make_app(tuning=tuning, store_partitions=request.param, **KEYS)
+
+
+@pytest.fixture
+def tuned_reader(store: Store, make_app: Callable[..., Flask]) -> Callable[..., Reader]:
+    """Read the same store by a service with other bounds."""
+
+    def make(**bounds: int) -> Reader:
+        partitions = store.keys.partitions
+        return Reader(make_app(tuning=Tuning(**bounds), store_partitions=partitions, **KEYS))
+
+    return make
 
 
 @pytest.fixture
@@ -32,9 +49,8 @@ def admin(app: Flask) -> Reader:
 
 
 @pytest.fixture
-def at(store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Any:
+def at(store: Store, redis_client: redis.Redis) -> Any:
     """Say that a cohort was received some ms ago: by moving all that was noted into the past."""
-    monkeypatch.setattr(book, "NOTED_SECONDS", 0.0)
 
     def shift(cohort_id: str, ms: int) -> None:
         key = store.keys.freshness(APP, cohort_id)
@@ -103,20 +119,18 @@ class TestList:
         assert ids(reader.get("/api/v1/cohorts?status=active")) == ["id0", "id1", "id3"]
 
     def test_filter__that_leaves_few_of_many__gives_short_pages_but_all(
-        self, store: Store, reader: Reader, monkeypatch: pytest.MonkeyPatch
+        self, tuned_reader: Callable[..., Reader]
     ) -> None:
-        monkeypatch.setattr(cohort_list, "EXAMINED_PER_PAGE", 2)
-        monkeypatch.setattr(cohort_list, "COHORTS_PER_CALL", 2)
+        reader = tuned_reader(cohorts_examined=2, cohorts_per_call=2)
         pages = reader.pages("/api/v1/cohorts?name=delta", "cohorts")
         assert [[cohort["id"] for cohort in page] for page in pages] == [[], [], ["id4"]]
 
     def test_more_cohorts_than_can_be_sorted__is_a_400_that_says_what_to_do(
-        self, reader: Reader, monkeypatch: pytest.MonkeyPatch
+        self, tuned_reader: Callable[..., Reader]
     ) -> None:
-        monkeypatch.setattr(cohort_list, "COHORTS_PER_CALL", 1)
-        monkeypatch.setattr(cohort_list, "MAX_SORTED", 5)
+        reader = tuned_reader(cohorts_per_call=1, cohorts_sorted=5)
         assert len(ids(reader.get("/api/v1/cohorts?sort=name"))) == 5
-        monkeypatch.setattr(cohort_list, "MAX_SORTED", 4)
+        reader = tuned_reader(cohorts_per_call=1, cohorts_sorted=4)
         assert reader.get("/api/v1/cohorts?sort=name", 400) == "too_many_cohorts"
         assert len(ids(reader.get("/api/v1/cohorts"))) == 5
 

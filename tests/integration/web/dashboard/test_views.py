@@ -20,7 +20,7 @@ from app import errors
 from app.cohorts import RequestRecord, Sync, user_hash
 from app.errors import Problem
 from app.services import services
-from app.store import Size, Store, SyncBatch, SyncGroup
+from app.store import Size, Store, SyncBatch, SyncGroup, Tuning
 from app.store.errors import StoreError
 from app.web.dashboard import charts, formatting
 from app.web.dashboard.advice import ADVICE
@@ -198,9 +198,9 @@ class TestLogIn:
         assert gets() - before < 20
 
     def test_session__clicked_in__is_renewed_and_by_a_page_that_looks_for_news_not(
-        self, app: Flask, monkeypatch: pytest.MonkeyPatch
+        self, make_app: Callable[..., Flask]
     ) -> None:
-        monkeypatch.setattr("app.auth.sessions._RENEWED_SECONDS", -1)
+        app = make_app(tuning=Tuning(session_renewed_seconds=-1), **KEYS)
         browser = Browser(app).log_in()
         assert "Set-Cookie" in browser.get("/").headers
         assert "Set-Cookie" not in browser.get("/", headers={"X-Auto-Refresh": "true"}).headers

@@ -13,9 +13,11 @@ from flask.testing import FlaskClient
 
 from app.services import services
 from app.settings import ApiKey, Settings
+from app.store import Tuning
 from simulator.payloads import COHORT_PATH, batch, identify, user_ids
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.store_contents import traits, transitions
+from tests.support.stores import running_store
 
 TRAIT = "[Amplitude] n: 1"
 ONE = identify("u1", TRAIT, True)
@@ -397,10 +399,10 @@ class TestLimits:
         assert replies == [401, 429 if together else 401]
 
     def test_failed_credentials__of_ever_new_addresses__are_not_remembered_for_ever(
-        self, make_app: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+        self, make_app: Callable[..., Flask]
     ) -> None:
-        monkeypatch.setattr("app.store.rates._REMEMBERED", 10)
-        rates, limit = services(make_app()).rates, self.rate("100/minute")
+        app = make_app(tuning=Tuning(rates_remembered=10))
+        rates, limit = services(app).rates, self.rate("100/minute")
         for number in range(25):
             assert rates.hit(limit, "address", str(number)) is None
         assert len(rates._ahead) <= 10
@@ -426,13 +428,11 @@ def test_store__unreachable__is_503_and_liveness_goes_on(
 
 
 def test_store__bad_credentials_and_unreachable_since_keys_were_read__is_still_401(
-    make_app: Callable[..., Flask], tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    make_app: Callable[..., Flask],
 ) -> None:
-    app = make_app(
-        redis_url=f"unix://{tmp_path}/nobody-listens",
-        auth_failure_rate_limit=Settings().auth_failure_rate_limit,
-    )
-    monkeypatch.setattr(services(app).keyring, "_read", True)
+    with running_store() as url:
+        app = make_app(redis_url=url, auth_failure_rate_limit=Settings().auth_failure_rate_limit)
+        services(app).keyring.refresh()
     assert_problem(caller(app, "wrong").post(COHORT_PATH, json=ONE), 401, "invalid_credentials")
 
 

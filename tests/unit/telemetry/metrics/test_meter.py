@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from app.telemetry.metrics import definitions, multiprocess_dir
+from app.telemetry.metrics import definitions
 from app.telemetry.metrics.meter import Meter
 
 
@@ -60,65 +55,3 @@ def test_flush__twice__counts_once() -> None:
     meter.flush()
     meter.flush()
     assert value("cohort_receiver_requests_total", **labels) == before + 1
-
-
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(multiprocess_dir, "base", lambda: tmp_path)
-    return tmp_path
-
-
-START = """
-import sys, time
-from pathlib import Path
-from app.telemetry.metrics import multiprocess_dir
-multiprocess_dir.base = lambda: Path(sys.argv[1])
-print(multiprocess_dir.prepare({}), flush=True)
-sys.stdin.read()
-"""
-
-
-def start(base: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Another process that has made its folder and counts there until it is killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, str(base)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    return process, Path(process.stdout.readline().strip())
-
-
-def test_prepare__beside_a_start_that_lives__leaves_its_folder(base: Path) -> None:
-    process, theirs = start(base)
-    with process:
-        (theirs / "counter_1.db").touch()
-        ours = multiprocess_dir.prepare({})
-        assert ours != theirs
-        assert (theirs / "counter_1.db").exists()
-        process.kill()
-
-
-def test_prepare__after_a_start_was_killed__removes_its_folder(base: Path) -> None:
-    process, theirs = start(base)
-    with process:
-        process.kill()
-    assert theirs.is_dir()
-    ours = multiprocess_dir.prepare({})
-    assert list(base.iterdir()) == [ours]
-
-
-def test_prepare__again_in_the_same_process__keeps_what_was_counted(base: Path) -> None:
-    environ: dict[str, str] = {}
-    first = multiprocess_dir.prepare(environ)
-    (first / "counter_1.db").touch()
-    assert multiprocess_dir.prepare(environ) == first
-    assert (first / "counter_1.db").exists()
-
-
-def test_prepare__in_a_process_that_inherits_another_ones__makes_its_own(base: Path) -> None:
-    process, theirs = start(base)
-    with process:
-        assert multiprocess_dir.prepare({multiprocess_dir.VARIABLE: str(theirs)}) != theirs
-        process.kill()

@@ -1,0 +1,42 @@
+"""Bounds, pauses and the clock of the store's callers. No settings: only tests change them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a process does on its own account.
+
+    Attributes:
+        now: the clock, in seconds since the epoch.
+        layout_check_seconds: how long a check of the stored layout is valid. Short, as the store
+            may lose its data or be replaced at any time.
+        freshness_noted_seconds: an arrival this soon after one that was noted is not noted again.
+        cohorts_per_call: summaries in one script call: about 2 ms of the store's time.
+        cohorts_examined: for one page in the order of ids; a filter may match few of them.
+        cohorts_sorted: any other order needs all cohorts. The list of an app with more can only be
+            sorted by id.
+        change_bytes_per_call: bytes of user ids that one page of changes holds.
+        rates_remembered: names whose counts a process keeps.
+        history_buffered: requests buffered for the sync history while the store is unavailable.
+            When full, new requests are dropped: the oldest show how the outage began.
+        session_renewed_seconds: a session in use is given a new cookie after this long.
+    """
+
+    now: Callable[[], float] = time.time
+    layout_check_seconds: float = 1.0
+    freshness_noted_seconds: float = 1.0
+    cohorts_per_call: int = 250
+    cohorts_examined: int = 10_000
+    cohorts_sorted: int = 100_000
+    change_bytes_per_call: int = 512 * 1024
+    rates_remembered: int = 10_000
+    history_buffered: int = 20_000
+    session_renewed_seconds: float = 900.0
+
+
+DEFAULT = Tuning()
