@@ -20,23 +20,29 @@ from app.cli.group import (
 _HEADERS = ("WHEN", "ACTION", "BY", "WHO", "APP", "ABOUT")
 _COLUMNS = ("action", "by", "who", "app")
 
-audit = Group("audit", help="See who has deleted, erased, or changed keys.", epilog=EXIT_CODES)
+audit = Group(
+    "audit", help="Show who deleted cohorts, erased users or changed keys.", epilog=EXIT_CODES
+)
 
 
 @audit.command("list", epilog=EXIT_CODES)
-@app_id_option("all of them")
-@click.option("--action", help="Only this one, such as erase_user.")
+@app_id_option("all apps")
+@click.option("--action", help="Only this action, such as erase_user.")
 @click.option(
-    "--last", type=click.IntRange(1), default=100, show_default=True, help="How many, at most."
+    "--last",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Maximum number of entries.",
 )
 @json_option
 def list_actions(app_id: str | None, action: str | None, last: int, as_json: bool) -> None:
-    """List what operators have done, the latest last.
+    """List the actions of operators, oldest first.
 
-    BY is the API, the dashboard or a command; WHO is the key's id as in keys list, or for a command
-    the name of the system's user. ABOUT names a user by the hash that the sync history has too. An
-    entry is written before the thing is done: there may be some that failed, or found nothing. The
-    latest 10,000 are kept.
+    BY is the API, the dashboard or a command. WHO is the id of the key as in keys list, or the
+    system user who ran the command. ABOUT names users by the same hash as the sync history. Entries
+    are written before the action, so an action may have failed or found nothing. The latest 10,000
+    are kept.
     """
     found = [
         entry

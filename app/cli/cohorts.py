@@ -29,13 +29,13 @@ from app.cohorts import CohortRecord, Status
 from app.cohorts.freshness import MAX_CADENCE_SECONDS, MIN_CADENCE_SECONDS
 from app.store import Store
 
-# The cadence that is learned, for the command.
+# The cadence as an argument of the command: not set, so learned.
 _LEARNED = 0
 
 _HEADERS = ("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "SOURCES", "STATUS")
 
 cohorts = Group(
-    "cohorts", help="Look at cohorts, say how often they come, and delete them.", epilog=EXIT_CODES
+    "cohorts", help="Inspect and delete cohorts, and set how often they arrive.", epilog=EXIT_CODES
 )
 
 
@@ -43,10 +43,10 @@ cohorts = Group(
 @app_id_option()
 @json_option
 def list_cohorts(app_id: str | None, as_json: bool) -> None:
-    """List all cohorts in the order of their ids.
+    """List all cohorts, ordered by id.
 
-    FIRST and LAST are when something about the cohort was first and last received, in UTC. SOURCES
-    are where it came from, such as identify or list. ENTERED and LEFT count transitions since then.
+    FIRST and LAST are when the cohort was first and last received, in UTC. SOURCES are how it
+    arrived, such as identify or list. ENTERED and LEFT count transitions since FIRST.
     """
     store = the_store()
     pages = _pages(store, one_app(store, app_id))
@@ -61,7 +61,7 @@ def list_cohorts(app_id: str | None, as_json: bool) -> None:
 @app_id_option()
 @json_option
 def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
-    """Show one cohort: names, counts, sources."""
+    """Show a cohort: its names, counts and sources."""
     store = the_store()
     cohort = _find(store, one_app(store, app_id), cohort_id)
     if as_json:
@@ -85,19 +85,19 @@ def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
 @cohorts.command("delete", epilog=EXIT_CODES)
 @click.argument("cohort_id", metavar="ID")
 @app_id_option()
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
-    """Delete a cohort: its trait and memberships are taken from all users.
+    """Delete a cohort, and remove its trait and memberships from all users.
 
-    Pushes for it are refused meanwhile; what comes afterwards starts it afresh. A deletion that was
-    stopped goes on when it is called again, and the web processes go on with it by themselves.
+    Until the deletion is complete, calls for the cohort are refused; later ones create it anew. If
+    the command is interrupted, run it again, or leave the rest to the web processes.
     """
     store = the_store()
     app_id = one_app(store, app_id)
     cohort = _find(store, app_id, cohort_id)
     total = store.jobs.users_to_delete(app_id, cohort_id)
     if cohort.status == Status.DELETING:
-        click.echo(f"Its deletion was begun before and goes on: {total} users are left.", err=True)
+        click.echo(f"Resuming its deletion: {total} users are left.", err=True)
     elif not yes:
         click.confirm(
             f"Delete the cohort {shown(cohort.trait)} with {cohort.members} members?",
@@ -108,12 +108,12 @@ def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
     with progress(total, "Deleting") as advance:
         left = total
         for _ in store.jobs.delete_cohort(app_id, cohort_id):
-            # Counted anew: the web processes work on it too.
+            # Counted again each time, because the web processes work on it too.
             now_left = store.jobs.users_to_delete(app_id, cohort_id)
             advance(left - now_left)
             left = now_left
         advance(left)
-    click.echo(f"Deleted the cohort {shown(cohort_id)}: {total} users had its trait.")
+    click.echo(f"Deleted the cohort {shown(cohort_id)}; {total} users had its trait.")
 
 
 class _Cadence(click.ParamType[int]):
@@ -127,7 +127,7 @@ class _Cadence(click.ParamType[int]):
         seconds = int(value) if re.fullmatch("[0-9]{1,8}", value) else 0
         if not MIN_CADENCE_SECONDS <= seconds <= MAX_CADENCE_SECONDS:
             limits = f"{MIN_CADENCE_SECONDS} to {MAX_CADENCE_SECONDS}"
-            self.fail(f"must be learned, or {limits} whole seconds.", param, ctx)
+            self.fail(f"must be {limits} seconds, or learned.", param, ctx)
         return seconds
 
 
@@ -139,10 +139,10 @@ class _Cadence(click.ParamType[int]):
 def cadence_of_cohort(
     cohort_id: str, cadence: int | None, app_id: str | None, as_json: bool
 ) -> None:
-    """Tell whether a cohort still arrives; say how often it should.
+    """Show whether a cohort is late, or set how often it is expected.
 
-    With SECONDS, it is expected that often, from sync to sync (3600 for hourly). With the word
-    learned, its own history tells, as for every cohort where nothing else was said.
+    SECONDS is the time from one sync to the next, such as 3600 for an hourly cohort. "learned", the
+    default of every cohort, takes it from the cohort's history.
     """
     store = the_store()
     app_id = one_app(store, app_id)
@@ -155,24 +155,24 @@ def cadence_of_cohort(
         print_json({"state": state, **freshness._asdict()})
         return
     source = "set" if freshness.cadence_is_set else "learned"
-    every = f"{freshness.cadence_ms // 1000} s ({source})" if freshness.cadence_ms else "not known"
+    every = f"{freshness.cadence_ms // 1000} s ({source})" if freshness.cadence_ms else "unknown"
     for name, value in (
         ("state", state),
-        ("last received", _when_known(freshness.last_received_ms)),
+        ("last received", _when_or_unknown(freshness.last_received_ms)),
         ("cadence", every),
-        ("late after", _when_known(freshness.late_after_ms)),
+        ("late after", _when_or_unknown(freshness.late_after_ms)),
     ):
         click.echo(f"{name + ':':16}{value}")
 
 
-def _when_known(ms: int | None) -> str:
-    return "not known" if ms is None else when(ms)
+def _when_or_unknown(ms: int | None) -> str:
+    return "unknown" if ms is None else when(ms)
 
 
 def _find(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
     found = store.registry.find(app_id, cohort_id)
     if found is None:
-        raise click.ClickException(f"There is no cohort with the id {shown(cohort_id)}.")
+        raise click.ClickException(f"Unknown cohort: {shown(cohort_id)}.")
     return found
 
 
@@ -198,7 +198,7 @@ def _row(record: CohortRecord) -> tuple[object, ...]:
 
 
 def _print_array(records: Iterator[CohortRecord]) -> None:
-    """A JSON array with one cohort a line, written as it is read."""
+    """Print a JSON array, one cohort per line, while reading the store."""
     before = b"["
     for cohort in records:
         click.echo(before + b"\n" + orjson.dumps(cohort), nl=False)

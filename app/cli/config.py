@@ -18,10 +18,10 @@ _HEADERS = ("SETTING", "VALUE", "FROM")
 @json_option
 @with_appcontext
 def config(as_json: bool) -> None:
-    """Print the settings in force. Keys and passwords are masked.
+    """Print all settings, with keys and passwords masked.
 
-    They are those that the service would have if it were started with the environment of this
-    command. The store is not asked for anything.
+    These are the settings that a service started in this environment would have. The command does
+    not access the store.
     """
     values = masked(services().settings)
     if as_json:

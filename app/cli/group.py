@@ -1,4 +1,4 @@
-"""What all commands share: errors, the app that they are about, output and progress."""
+"""What all commands share: errors, the choice of an app, output and progress."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from app.settings import APP_ID
 from app.store import Store, StoreError
 from app.telemetry import logs
 
-EXIT_CODES = "Exit codes: 0 fine, 1 something was found or failed, 2 wrong usage."
+EXIT_CODES = "Exit codes: 0 success; 1 something was found, or the command failed; 2 wrong usage."
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Group(AppGroup):
-    """Commands that work on the store. An error of the store ends them with one line, and 1."""
+    """Commands that use the store. A store error is reported in one line, with exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -35,17 +35,17 @@ class Group(AppGroup):
             raise click.ClickException(f"{error} ({error.reason})") from None
 
 
-def app_id_option(without: str = "the only one that there is") -> Callable[[Command], Command]:
-    """The option ``--app-id``; the command gets it as given, for :func:`one_app`.
+def app_id_option(default: str = "the only one") -> Callable[[Command], Command]:
+    """The option ``--app-id``, which the command passes to :func:`one_app`.
 
     Args:
-        without: what the command is about where it is not given.
+        default: the apps that the command is about without it, for the help text.
     """
     return click.option(
         "--app-id",
         metavar="APP",
         callback=_check_app_id,
-        help=f"The app whose data it is about. Without it, {without}.",
+        help=f"The app. Default: {default}.",
     )
 
 
@@ -61,25 +61,28 @@ def _check_app_id(ctx: click.Context, parameter: click.Parameter, value: str | N
 
 
 def the_store() -> Store:
-    """The store, once it has been seen to answer and to be laid out as the settings say."""
+    """The store, after a check that it is available and laid out as the settings say."""
     return services().deletable_store()
 
 
 def one_app(store: Store, given: str | None, *, may_be_new: bool = False) -> str:
     """The app that a command is about.
 
+    Args:
+        may_be_new: accept an app that the store has no data of.
+
     Raises:
-        click.UsageError: it can't be told, or is not known; names those that are.
+        click.UsageError: the app is ambiguous or unknown. The message lists the known apps.
     """
     known = store.apps()
     if given is None and len(known) == 1:
         return known[0]
     if given is not None and (may_be_new or given in known):
         return given
-    there = f"There are: {', '.join(known)}." if known else "Nothing is stored yet."
+    existing = f"Known apps: {', '.join(known)}." if known else "The store is empty."
     if given is None:
-        raise click.UsageError(f"Say which app with --app-id. {there}")
-    raise click.UsageError(f"The app {given} is not known. {there}")
+        raise click.UsageError(f"Select an app with --app-id. {existing}")
+    raise click.UsageError(f"Unknown app: {given}. {existing}")
 
 
 def operator() -> Operator:
@@ -93,10 +96,10 @@ def operator() -> Operator:
 
 @contextmanager
 def progress(length: int | None, label: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, where that is a terminal. Gives a function to advance it.
+    """Show a progress bar on standard error if that is a terminal; yield a function to advance it.
 
     Args:
-        length: steps in all; None where that is not known, which shows no bar.
+        length: the total; None if unknown, which shows no bar.
     """
     hidden = not length or not sys.stderr.isatty()
     with click.progressbar(length=length or 0, label=label, file=sys.stderr, hidden=hidden) as bar:
@@ -109,12 +112,12 @@ def print_json(value: Any) -> None:
 
 
 def table(headers: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -> None:
-    """Print rows in columns, a page at a time; the columns grow where a page needs it."""
+    """Print rows in aligned columns, page by page. Columns widen if a later page needs it."""
     widths = [len(header) for header in headers]
-    waiting: list[Sequence[object]] = [headers]
+    pending: list[Sequence[object]] = [headers]
     for page in pages:
-        rows = [*waiting, *page]
-        waiting = []
+        rows = [*pending, *page]
+        pending = []
         cells = [[shown(value) for value in row] for row in rows]
         widths = [max(w, *(len(row[i]) for row in cells)) for i, w in enumerate(widths)]
         for original, row in zip(rows, cells, strict=True):
@@ -126,7 +129,7 @@ def table(headers: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -
 
 
 def shown(value: object) -> str:
-    """A value for people. Control characters that came over the wire don't reach the terminal."""
+    """A value as text, with control characters escaped: they may come from a sender."""
     text = str(value)
     if text.isprintable():
         return text
@@ -134,5 +137,5 @@ def shown(value: object) -> str:
 
 
 def when(ms: int) -> str:
-    """A time in ms since the epoch, as UTC to the second."""
+    """A time in ms since the epoch as text, in UTC to the second."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

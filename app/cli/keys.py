@@ -29,13 +29,13 @@ from app.store import Store, StoredKey
 _HEADERS = ("ID", "APP", "SCOPE", "FROM", "STATUS", "CREATED", "EXPIRES", "LAST USED")
 _LABEL = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
-_MOST_SECONDS = 100 * 366 * 24 * 3600
+_MAX_SECONDS = 100 * 366 * 24 * 3600
 
-keys = Group("keys", help="Make, list, expire and revoke API keys.", epilog=EXIT_CODES)
+keys = Group("keys", help="Create, list, expire and revoke API keys.", epilog=EXIT_CODES)
 
 
 class _When(click.ParamType[int | None]):
-    """A time from now on (90d, 12h, 30m, 45s), or a time in UTC (2030-01-31, 2030-01-31T12:00)."""
+    """A duration from now (90d, 12h, 30m, 45s), or a time in UTC (2030-01-31, 2030-01-31T12:00)."""
 
     name = "when"
 
@@ -47,16 +47,20 @@ class _When(click.ParamType[int | None]):
         now = time.time_ns() // 1_000_000
         if match := re.fullmatch(r"(\d{1,10})([smhd])", value):
             seconds = int(match[1]) * _UNITS[match[2]]
-            if seconds > _MOST_SECONDS:
-                self.fail("is more than a hundred years away; say never.", param, ctx)
+            if seconds > _MAX_SECONDS:
+                self.fail("is more than a hundred years away; use never.", param, ctx)
             return now + seconds * 1000
         try:
             at = datetime.fromisoformat(value)
         except ValueError:
-            self.fail("must look like 90d, 12h, 30m, 2030-01-31, or be never.", param, ctx)
+            self.fail(
+                "must be a duration such as 90d, 12h or 30m, a date such as 2030-01-31, or never.",
+                param,
+                ctx,
+            )
         at_ms = int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
         if at_ms < now:
-            self.fail("is over. To end a key at once, revoke it.", param, ctx)
+            self.fail("is in the past. To end a key at once, revoke it.", param, ctx)
         return at_ms
 
 
@@ -73,69 +77,71 @@ def _check_label(ctx: click.Context, parameter: click.Parameter, value: str) -> 
     type=click.Choice(SCOPES),
     default=INGEST,
     show_default=True,
-    help="ingest sends cohorts, read reads, admin does everything.",
+    help="ingest sends cohorts, read reads them, admin permits everything.",
 )
-@click.option("--label", default="", callback=_check_label, help="Who has it; begins its id.")
+@click.option(
+    "--label", default="", callback=_check_label, help="Who uses the key; its id begins with this."
+)
 @click.option(
     "--expires",
     type=_When(),
     metavar="WHEN",
-    help="90d, 12h, 30m from now on, or a date in UTC. Without it, never.",
+    help="A duration such as 90d, 12h or 30m, or a date in UTC. Default: never.",
 )
 @json_option
 def create(app_id: str | None, scope: str, label: str, expires: int | None, as_json: bool) -> None:
-    """Make a key, and show it: this once, as only its digest is kept.
+    """Create a key and print it, once: the store keeps only its digest.
 
-    All workers know it after a second or two. The app may be a new one.
+    Workers accept it within two seconds. The app may be new.
     """
     store = the_store()
     key, kept = make_key(one_app(store, app_id, may_be_new=True), scope, label, expires)
     about = {"key_id": kept.id, "scope": scope, "expires": expires}
     record(store, operator(), "create_key", kept.app_id, **about)
     if not store.api_keys.create(kept):
-        raise click.ClickException("There is a key with this id already. Do it again.")
+        raise click.ClickException("A key with this id exists. Run the command again.")
     if as_json:
-        print_json({"key": key, **_told(store, kept)})
+        print_json({"key": key, **_from_store(store, kept)})
         return
     click.echo(key)
     click.echo(
         f"The key {kept.id} of the app {kept.app_id} has the scope {scope} and "
-        f"{_ends(expires)}. It is not shown again.",
+        f"{_ends(expires)}. It cannot be shown again.",
         err=True,
     )
 
 
 @keys.command("list", epilog=EXIT_CODES)
-@app_id_option("all of them")
+@app_id_option("all apps")
 @json_option
 def list_keys(app_id: str | None, as_json: bool) -> None:
-    """List all keys: the store's, and those of the environment of this command.
+    """List the keys in the store and in the environment of this command.
 
-    LAST USED is up to a minute old. Keys that have ended are listed for 90 days.
+    LAST USED may be a minute old. Expired and revoked keys are listed for 90 days.
     """
     store = the_store()
     used = store.api_keys.used()
-    told = [_of_environment(caller, used) for caller in _fixed()]
-    told += [_told(store, key, used) for key in store.api_keys.all()]
-    told = [key for key in told if app_id in (None, key["app_id"])]
+    found = [_from_environment(caller, used) for caller in _environment_keys()]
+    found += [_from_store(store, key, used) for key in store.api_keys.all()]
+    found = [key for key in found if app_id in (None, key["app_id"])]
     if as_json:
-        print_json(told)
+        print_json(found)
     else:
-        table(_HEADERS, [[_row(key) for key in told]])
+        table(_HEADERS, [[_row(key) for key in found]])
 
 
 @keys.command("expire", epilog=EXIT_CODES)
 @click.argument("key_id", metavar="ID")
 @click.argument("expires", type=_When(), metavar="WHEN")
 def expire(key_id: str, expires: int | None) -> None:
-    """Let a key end later, for example when its successor is in use.
+    """Set when a key expires, for example after its successor is in use.
 
-    WHEN is 7d, 12h, 30m from now on, a date in UTC, or never.
+    WHEN is a duration such as 7d, 12h or 30m, a date in UTC, or never.
     """
     store = the_store()
     key = _find(store, key_id)
     if key.revoked_ms is not None:
-        raise click.ClickException("The key was revoked. That is for good.")
+        raise click.ClickException("The key was revoked, which is permanent.")
     record(store, operator(), "expire_key", key.app_id, key_id=key.id, expires=expires)
     store.api_keys.expire(key_id, expires)
     click.echo(f"The key {key_id} {_ends(expires)}.")
@@ -143,9 +149,9 @@ def expire(key_id: str, expires: int | None) -> None:
 
 @keys.command("revoke", epilog=EXIT_CODES)
 @click.argument("key_id", metavar="ID")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 def revoke(key_id: str, yes: bool) -> None:
-    """End a key now, for good. All workers refuse it after a second or two."""
+    """End a key permanently. Workers refuse it within two seconds."""
     store = the_store()
     key = _find(store, key_id)
     if not yes:
@@ -156,7 +162,7 @@ def revoke(key_id: str, yes: bool) -> None:
     click.echo(f"The key {key_id} is revoked.")
 
 
-def _fixed() -> list[Caller]:
+def _environment_keys() -> list[Caller]:
     return environment_keys(services().settings)
 
 
@@ -164,14 +170,16 @@ def _find(store: Store, key_id: str) -> StoredKey:
     for key in store.api_keys.all():
         if key.id == key_id:
             return key
-    if any(caller.label == key_id for caller in _fixed()):
+    if any(caller.label == key_id for caller in _environment_keys()):
         raise click.ClickException(
-            "The key is set by the environment: take it out there, and start the service again."
+            "The key is set in the environment: remove it there, and restart the service."
         )
-    raise click.ClickException(f"There is no key with the id {shown(key_id)}.")
+    raise click.ClickException(f"Unknown key: {shown(key_id)}.")
 
 
-def _told(store: Store, key: StoredKey, used: dict[str, int] | None = None) -> dict[str, object]:
+def _from_store(
+    store: Store, key: StoredKey, used: dict[str, int] | None = None
+) -> dict[str, object]:
     return {
         "id": key.id,
         "app_id": key.app_id,
@@ -184,7 +192,7 @@ def _told(store: Store, key: StoredKey, used: dict[str, int] | None = None) -> d
     }
 
 
-def _of_environment(caller: Caller, used: dict[str, int]) -> dict[str, object]:
+def _from_environment(caller: Caller, used: dict[str, int]) -> dict[str, object]:
     return {
         "id": caller.label,
         "app_id": caller.app_id,

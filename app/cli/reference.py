@@ -1,4 +1,4 @@
-"""The part of docs/cli.md that is made from the commands themselves."""
+"""The part of docs/cli.md that is generated from the commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.store import MEANINGS
 
 
 def reference() -> str:
-    """Every command's help, and everything that a check can find, as Markdown."""
+    """The help of every command and the findings of `store check`, as Markdown."""
     parts = []
     root = click.Context(click.Group("flask"), info_name="flask --app wsgi", terminal_width=88)
     for group in GROUPS:

@@ -24,21 +24,23 @@ from app.services import services
 from app.settings import KEY_PREFIX, BadSettings
 from app.store import MEANINGS, CheckReport, Copy, CopyRefused, CopyReport
 
-store = Group("store", help="Look after the store.", epilog=EXIT_CODES)
+store = Group("store", help="Check, hold and copy the store.", epilog=EXIT_CODES)
 
 
 @store.command("check", epilog=EXIT_CODES)
-@click.option("--repair", is_flag=True, help="Repair what needs no guess; the members are right.")
-@app_id_option("all of them")
+@click.option(
+    "--repair", is_flag=True, help="Repair what can be repaired without guessing, from the members."
+)
+@app_id_option("all apps")
 @json_option
 def check(repair: bool, app_id: str | None, as_json: bool) -> None:
     """Check that hashes, members, counts and change stream agree.
 
-    It may run at any time, also while requests come in. It ends with 1 where
-    something was found, also if that was repaired: run it again to see that nothing is left.
+    It may run at any time, also under load. The exit code is 1 if anything was found, even if it
+    was repaired: run it again to verify the repair.
 
-    Memory: about 200 bytes for each user in each cohort that the change stream tells of, one
-    partition at a time.
+    Memory: about 200 bytes for each membership in the change stream, one partition at a
+    time.
     """
     there = the_store()
     app_ids = there.apps() if app_id is None else [one_app(there, app_id)]
@@ -72,7 +74,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
         if proof.perhaps_erased:
             yield f"  Not proved: {proof.perhaps_erased} changes, as users were erased since."
     if report.ok:
-        yield "Nothing is wrong."
+        yield "No problems found."
         return
     for finding in report.findings:
         parts = [

@@ -26,23 +26,23 @@ from app.cli.group import (
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.store import StoreError
 
-# Ids that go to the store at a time.
+# Ids sent to the store at a time.
 _CHUNK = 10_000
-# Lines that are complained of one by one; the others are counted.
-_MAX_TOLD = 20
+# Invalid lines reported one by one; the rest are counted.
+_MAX_REPORTED = 20
 
-users = Group("users", help="Register, look up and erase users.", epilog=EXIT_CODES)
+users = Group("users", help="Register, show and erase users.", epilog=EXIT_CODES)
 
 
 @users.command("register", epilog=EXIT_CODES)
 @click.argument("file", type=click.File("rb"))
 @app_id_option()
 def register(file: BinaryIO, app_id: str | None) -> None:
-    """Let users in under USER_POLICY=known.
+    """Register users, so that USER_POLICY=known accepts them.
 
-    FILE has one user id a line, in UTF-8; - is standard input. Lines of white space are skipped.
-    Ids that can't be user ids are reported with their line, and all others registered. Doing it
-    again changes nothing.
+    FILE has one user id per line, in UTF-8; - is standard input. Blank lines are skipped. Invalid
+    ids are reported with their line, and all others are registered. Registering a user again
+    changes nothing.
     """
     store = the_store()
     app = one_app(store, app_id, may_be_new=True)
@@ -53,9 +53,9 @@ def register(file: BinaryIO, app_id: str | None) -> None:
 @click.argument("file", type=click.File("rb"))
 @app_id_option()
 def unregister(file: BinaryIO, app_id: str | None) -> None:
-    """Let users in no longer under USER_POLICY=known.
+    """Unregister users, so that USER_POLICY=known no longer accepts them.
 
-    FILE is as for register. The users' traits and memberships stay as they are.
+    FILE is as for register. The users' traits and memberships are kept.
     """
     store = the_store()
     app = one_app(store, app_id)
@@ -66,13 +66,12 @@ def unregister(file: BinaryIO, app_id: str | None) -> None:
 @users.command("erase", epilog=EXIT_CODES)
 @click.argument("user_id", metavar="ID")
 @app_id_option()
-@click.option("--suppress", is_flag=True, help="Refuse the user in later syncs, for good.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--suppress", is_flag=True, help="Skip the user in all later syncs.")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 def erase(user_id: str, app_id: str | None, suppress: bool, yes: bool) -> None:
-    """Erase a user: traits, memberships, registration, entries of the change stream.
+    """Erase a user's traits, memberships, registration and change stream entries.
 
-    Entries that tell about other users too are kept; they leave the stream by age. Erasing a user
-    who isn't there is fine.
+    Entries that name other users too are kept until they expire. Erasing an unknown user succeeds.
     """
     store = the_store()
     app = one_app(store, app_id)
@@ -83,8 +82,8 @@ def erase(user_id: str, app_id: str | None, suppress: bool, yes: bool) -> None:
         erased = erase_user(store, operator(), app, user_id, suppress=suppress, progress=advance)
     click.echo(
         f"Erased. Traits: {erased.traits}. Entries of the change stream: "
-        f"{erased.stream_entries_removed} removed, {erased.stream_entries_kept} kept, as they tell "
-        "about other users too."
+        f"{erased.stream_entries_removed} removed, {erased.stream_entries_kept} kept, because "
+        "they name other users too."
     )
     if suppress:
         click.echo("Later syncs skip the user.")
@@ -94,12 +93,12 @@ def erase(user_id: str, app_id: str | None, suppress: bool, yes: bool) -> None:
 @click.argument("user_id", metavar="ID")
 @app_id_option()
 def unsuppress(user_id: str, app_id: str | None) -> None:
-    """Take a user in again who was erased for good."""
+    """Accept a suppressed user again in later syncs."""
     store = the_store()
     app = one_app(store, app_id)
     _check(user_id)
     if unsuppress_user(store, operator(), app, user_id):
-        click.echo("Later syncs take the user in again.")
+        click.echo("Later syncs accept the user again.")
     else:
         click.echo("The user was not suppressed.")
 
@@ -122,9 +121,9 @@ def show(user_id: str, app_id: str | None, as_json: bool) -> None:
         if known.registered:
             click.echo("The user is registered.")
         if known.suppressed:
-            click.echo("The user was erased for good; syncs skip the user.")
+            click.echo("The user is suppressed: syncs skip the user.")
     if not any(known):
-        raise click.ClickException("Nothing is known about this user.")
+        raise click.ClickException("Unknown user.")
 
 
 def _check(user_id: str) -> None:
@@ -133,62 +132,62 @@ def _check(user_id: str) -> None:
 
 
 def _work_through(file: BinaryIO, done: str, work: Callable[[list[str]], int]) -> None:
-    """Give the ids in a file to ``work``, some at a time, and say how it went.
+    """Pass the ids in a file to ``work`` in chunks, and report the result.
 
     Raises:
-        click.exceptions.Exit: with 1, some lines were not user ids.
+        click.exceptions.Exit: with 1, if a line is not a user id.
     """
-    complaints = _Complaints()
+    invalid = _InvalidLines()
     read = changed = 0
     with progress(_size(file), done.capitalize()) as advance:
         try:
-            for ids, size in _chunks(file, complaints):
+            for ids, size in _chunks(file, invalid):
                 changed += work(ids)
                 read += len(ids)
                 advance(size)
         except StoreError:
-            click.echo(f"Stopped after {read} ids. Doing it again is harmless.", err=True)
+            click.echo(f"Stopped after {read} ids. It is safe to run the command again.", err=True)
             raise
-    click.echo(f"{read} ids read, {changed} {done}, {complaints.count} invalid.")
-    complaints.end()
+    click.echo(f"{read} ids read, {changed} {done}, {invalid.count} invalid.")
+    invalid.end()
 
 
-class _Complaints:
-    """Says on standard error what is wrong with which lines."""
+class _InvalidLines:
+    """Reports invalid lines on standard error."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, line: int, problem: str) -> None:
         self.count += 1
-        if self.count <= _MAX_TOLD:
+        if self.count <= _MAX_REPORTED:
             click.echo(f"line {line}: {problem}", err=True)
 
     def end(self) -> None:
-        if self.count > _MAX_TOLD:
-            click.echo(f"… and {self.count - _MAX_TOLD} more invalid lines.", err=True)
+        if self.count > _MAX_REPORTED:
+            click.echo(f"… and {self.count - _MAX_REPORTED} more invalid lines.", err=True)
         if self.count:
             raise click.exceptions.Exit(1)
 
 
-def _chunks(lines: Iterable[bytes], complaints: _Complaints) -> Iterator[tuple[list[str], int]]:
-    """The good ids of some thousand lines at a time, with the bytes that these lines had."""
+def _chunks(lines: Iterable[bytes], invalid: _InvalidLines) -> Iterator[tuple[list[str], int]]:
+    """The valid ids in chunks, with the bytes read for each chunk."""
     ids: list[str] = []
     size = 0
     for number, line in enumerate(lines, 1):
         size += len(line)
         text = line.rstrip(b"\r\n")
         if number == 1:
-            text = text.removeprefix(b"\xef\xbb\xbf")  # as some editors begin a file
+            text = text.removeprefix(b"\xef\xbb\xbf")  # the BOM that some editors write
         if not text.strip():
             continue
         try:
             user_id = text.decode()
         except UnicodeDecodeError:
-            complaints.add(number, "Must be valid UTF-8.")
+            invalid.add(number, "Must be valid UTF-8.")
             continue
         if problem := text_problem(user_id, MAX_USER_ID_BYTES):
-            complaints.add(number, problem)
+            invalid.add(number, problem)
             continue
         ids.append(user_id)
         if len(ids) == _CHUNK:
@@ -198,7 +197,7 @@ def _chunks(lines: Iterable[bytes], complaints: _Complaints) -> Iterator[tuple[l
 
 
 def _size(file: BinaryIO) -> int | None:
-    """The bytes of a regular file; None for a pipe or a terminal."""
+    """The size of a regular file in bytes; None for a pipe or a terminal."""
     with suppress(OSError):
         return os.fstat(file.fileno()).st_size or None
     return None

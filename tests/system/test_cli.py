@@ -107,11 +107,11 @@ def test_command__wrong_usage__is_2(store_url: str) -> None:
     assert flask(store_url, "cohorts", "list", "--nonsense").returncode == 2
 
 
-def test_help__of_every_command__tells_the_exit_codes(store_url: str) -> None:
-    assert "Exit codes: 0 fine, 1" in flask(store_url, "store", "check", "--help").stdout
+def test_help__of_every_command__lists_the_exit_codes(store_url: str) -> None:
+    assert "Exit codes: 0 success; 1" in flask(store_url, "store", "check", "--help").stdout
 
 
-def test_deletion__stopped_in_the_middle__goes_on_when_run_again() -> None:
+def test_deletion__interrupted__resumes_when_run_again() -> None:
     delete = ("cohorts", "delete", "abc123", "--yes")
     members = f"cohorts:{{{APP}}}:cohort:abc123:members"
     with running_store() as url, redis.Redis.from_url(url, decode_responses=True) as client:
@@ -126,7 +126,7 @@ def test_deletion__stopped_in_the_middle__goes_on_when_run_again() -> None:
             pytest.fail("it was never stopped in the middle")
         run = flask(url, *delete)
         assert run.returncode == 0
-        assert "begun before and goes on" in run.stderr
+        assert "Resuming its deletion" in run.stderr
         assert client.keys("*:user:*") == []
         assert flask(url, "store", "check").returncode == 0
 

@@ -235,7 +235,7 @@ def test_command__wrong_usage__is_2_and_makes_nothing(
 def test_revoke__of_what_it_can_not_revoke__says_why(app: Flask, run: Run) -> None:
     unknown = run("keys", "revoke", "nobody", "--yes")
     assert (unknown.exit_code, unknown.stdout) == (1, "")
-    assert "There is no key with the id nobody." in unknown.stderr
+    assert "Unknown key: nobody." in unknown.stderr
     (env,) = json.loads(run("keys", "list", "--json").stdout)
     fixed = run("keys", "revoke", env["id"], "--yes")
     assert fixed.exit_code == 1

@@ -39,19 +39,19 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> Result:
 
 def test_config__as_json__has_every_setting_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     output = run(monkeypatch, "--json").stdout
-    told = json.loads(output)
-    assert told.keys() == {env_name(field) for field in fields(Settings)}
-    assert told["REDIS_URL"] == "rediss://someone:***@store.example.com:6379/2?timeout=3"
-    assert told["API_KEYS"] == "shop:***,default:***"
-    assert told["METRICS_TOKEN"] == "***"
-    assert told["SENTRY_DSN"] == "https://***@sentry.example.com/42"
-    assert told["RATE_LIMIT"] == "20/5 minute"
-    assert told["AUTH_FAILURE_RATE_LIMIT"] == "off"
-    assert told["REDIS_TLS_VERIFY"] == "false"
+    shown = json.loads(output)
+    assert shown.keys() == {env_name(field) for field in fields(Settings)}
+    assert shown["REDIS_URL"] == "rediss://someone:***@store.example.com:6379/2?timeout=3"
+    assert shown["API_KEYS"] == "shop:***,default:***"
+    assert shown["METRICS_TOKEN"] == "***"
+    assert shown["SENTRY_DSN"] == "https://***@sentry.example.com/42"
+    assert shown["RATE_LIMIT"] == "20/5 minute"
+    assert shown["AUTH_FAILURE_RATE_LIMIT"] == "off"
+    assert shown["REDIS_TLS_VERIFY"] == "false"
     assert not [secret for secret in SECRETS if secret in output]
 
 
-def test_config__as_a_table__tells_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config__as_a_table__shows_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
     output = run(monkeypatch).stdout
     rows = {line.split()[0]: line.split() for line in output.splitlines()}
     assert rows["REDIS_TLS_VERIFY"][1:] == ["false", "environment"]
