@@ -1,4 +1,4 @@
-"""All that speaks to Redis. What each key holds is in ``docs/data-model.md``."""
+"""Everything that accesses Redis. ``docs/data-model.md`` describes the keys."""
 
 from app.store.api_keys import ApiKeys, StoredKey
 from app.store.change_stream import ChangeEntry, EntryId, FeedPosition, PositionLost

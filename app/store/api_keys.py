@@ -1,4 +1,4 @@
-"""API keys that were made by command. What is kept of a key is its digest."""
+"""API keys created with the CLI. Of each key, only the digest is stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.store.connection.scripts import load_script
 from app.store.errors import translated
 from app.store.keys import Keys
 
-# How long a key that has ended is remembered, so that whoever still sends it is told.
+# How long an expired or revoked key is kept, so that its users get the reason.
 REMEMBERED_MS = 90 * 24 * 3600 * 1000
 
 
@@ -24,9 +24,9 @@ class StoredKey:
     """One key. Times are ms since the epoch.
 
     Attributes:
-        id: its name in lists and logs; tells nothing about the key.
+        id: its name in lists and logs; the key cannot be derived from it.
         digest: SHA-256 of the key, in hexadecimal digits.
-        expires_ms: from when on it is refused, if ever.
+        expires_ms: when it expires, if ever.
         revoked_ms: when it was revoked, if it was.
     """
 
@@ -39,12 +39,12 @@ class StoredKey:
     revoked_ms: int | None = None
 
     def ended_ms(self) -> int | None:
-        """From when on it is refused, if ever."""
+        """Since when, or from when on, it is refused; None for never."""
         ends = [ms for ms in (self.expires_ms, self.revoked_ms) if ms is not None]
         return min(ends, default=None)
 
     def in_force(self) -> bool:
-        """Whether it is taken now."""
+        """Whether it is accepted now."""
         return self.status() == "active"
 
     def status(self) -> str:
@@ -56,10 +56,10 @@ class StoredKey:
 
 
 class ApiKeys:
-    """Keeps API keys. Raises StoreError.
+    """Stores API keys. Raises StoreError.
 
-    All of them are in one hash, so that one command reads them. Each fact that can change has a
-    field of its own: two operators at the same time change nothing that the other one said.
+    They are in one hash, so that one command reads all of them. Whatever can change has a field of
+    its own, so that two operators at the same time don't undo each other's changes.
     """
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
@@ -68,33 +68,33 @@ class ApiKeys:
         self._revoke = load_script(client, "revoke.lua")
 
     def all(self) -> list[StoredKey]:
-        """All keys, the ended ones too, in the order in which they were made."""
+        """All keys in the order of creation, with expired and revoked ones."""
         with translated():
             fields: dict[Any, Any] = self._client.hgetall(self._name)
         found = []
         for name in fields:
-            # What can't be read is no key, and must not keep the others from being read.
+            # Skip invalid entries, so that the other keys keep working.
             with suppress(KeyError, TypeError, ValueError):
                 if b":" not in name:
                     found.append(_stored_key(name.decode(), fields))
         return sorted(found, key=lambda key: (key.created_ms, key.id))
 
     def create(self, key: StoredKey) -> bool:
-        """Keep a key. False if there is one with its id already."""
+        """Store a key. False if its id is taken."""
         record = {
             "digest": key.digest,
             "app_id": key.app_id,
             "scope": key.scope,
             "created_ms": key.created_ms,
         }
-        if key.expires_ms is not None:  # first: a key must not be good for ever meanwhile
+        if key.expires_ms is not None:  # first: a key must never be stored without it
             self.expire(key.id, key.expires_ms)
         with translated():
             self._forget_ended()
             return bool(self._client.hsetnx(self._name, key.id, orjson.dumps(record)))
 
     def expire(self, key_id: str, at_ms: int | None) -> None:
-        """Refuse a key from a time on; None for never."""
+        """Set when a key expires; None for never."""
         with translated():
             if at_ms is None:
                 self._client.hdel(self._name, f"{key_id}:expires")
@@ -102,17 +102,17 @@ class ApiKeys:
                 self._client.hset(self._name, f"{key_id}:expires", at_ms)
 
     def revoke(self, key_id: str) -> None:
-        """Refuse a key from now on, for good."""
+        """Revoke a key permanently."""
         with translated():
             self._revoke(keys=[self._name], args=[f"{key_id}:revoked", _now_ms()])
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Note when keys were last used, in ms since the epoch; an earlier time changes nothing."""
+        """Record when keys were last used, in ms since the epoch. Earlier times are ignored."""
         with translated():
             self._client.zadd(self._used_name, dict(used), gt=True)
 
     def used(self) -> dict[str, int]:
-        """When each key was last used, in ms since the epoch, those of the environment too."""
+        """When each key was last used, in ms since the epoch; also keys from the environment."""
         with translated():
             found: Any = self._client.zrange(self._used_name, 0, -1, withscores=True)
         return {key_id.decode(): int(ms) for key_id, ms in found}
@@ -127,7 +127,7 @@ class ApiKeys:
 
 
 def _stored_key(key_id: str, fields: Mapping[bytes, bytes]) -> StoredKey:
-    """A key from the fields of the hash. A later version may keep more than these."""
+    """A key from the fields of the hash. Ignores fields that a later version may add."""
     record = orjson.loads(fields[key_id.encode()])
     expires, revoked = (fields.get(f"{key_id}:{end}".encode()) for end in ("expires", "revoked"))
     bytes.fromhex(record["digest"])

@@ -1,4 +1,4 @@
-"""The audit trail: what operators have done, by whichever way."""
+"""The audit trail: what operators have done in the API, the dashboard or the CLI."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from app.store.errors import translated
 from app.store.hold import Hold
 from app.store.keys import Keys
 
-# The oldest entries go first. About 2 MB; the log has the same lines for as long as it is kept.
+# About 2 MB. The log has the same entries, and may be kept for longer.
 KEPT = 10_000
 
 
 class AuditTrail:
-    """Keeps the latest admin actions. Raises StoreError."""
+    """Stores the latest admin actions. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
@@ -26,10 +26,10 @@ class AuditTrail:
         self._hold = Hold(client, keys)
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Add an entry. It must name no user and no key.
+        """Add an entry, which must not contain user ids or keys.
 
         Raises:
-            StoreHeld: neither the entry nor the action would be in a copy that is being made.
+            StoreHeld: writes are on hold; a copy in progress would miss the entry.
         """
         self._hold.check()
         with translated(), self._client.pipeline(transaction=False) as pipeline:
@@ -38,12 +38,12 @@ class AuditTrail:
             pipeline.execute()
 
     def all(self) -> list[dict[str, Any]]:
-        """All entries that are kept, the oldest first."""
+        """All stored entries, oldest first."""
         with translated():
             found: Any = self._client.lrange(self._name, 0, -1)
         entries = []
         for line in found:
-            # What somebody else wrote must not hide the rest.
+            # Skip invalid entries, so that the others can be read.
             with suppress(ValueError):
                 entry = orjson.loads(line)
                 if isinstance(entry, dict):

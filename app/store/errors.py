@@ -12,11 +12,11 @@ from app.store.connection.calls import NotReplicated
 
 
 class StoreError(Exception):
-    """The store failed. Assume that nothing was written, and try again.
+    """The store failed. Treat it as if nothing was written, and repeat the call.
 
     Attributes:
-        reason: short and machine-readable: in replies, log lines and metrics.
-        detail: what went wrong, for people.
+        reason: machine-readable, for replies, log events and metrics.
+        detail: for people.
     """
 
     reason = "store_error"
@@ -84,21 +84,21 @@ _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreE
             exceptions.AuthenticationError,
             exceptions.AuthorizationError,
             exceptions.NoPermissionError,
-            # A cluster where none is expected.
+            # The store is a cluster, but the settings say otherwise.
             exceptions.MovedError,
         ),
         StoreMisconfigured,
     ),
-    # The slot is moving to another node.
+    # The slot is migrating to another node.
     (exceptions.AskError, StoreLoading),
     (exceptions.TimeoutError, StoreTimeout),
     (exceptions.ConnectionError, StoreUnreachable),
 )
 
-# Errors that only their text tells apart.
+# Errors that differ in their text only.
 _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
     ("HELD ", StoreHeld),  # see app/store/hold.py
-    # A script's slot is moving to another node, or its node has lost contact with the others.
+    # The slot of a script's keys is migrating, or its node has lost contact with the others.
     ("access a non local key", StoreLoading),
     ("do not hash to the same slot", StoreLoading),
     ("cluster is down", StoreLoading),
@@ -109,9 +109,9 @@ _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn whatever the client library raises into a StoreError.
+    """Raise errors of the client library as StoreErrors.
 
-    The library's own text is left out, as it may contain the store's address.
+    The library's message is left out, as it may contain the store's address.
     """
     try:
         yield
@@ -125,6 +125,6 @@ def translated() -> Iterator[None]:
             if text in str(error):
                 raise translation() from error
         if isinstance(error, exceptions.RedisClusterException):
-            # No known node replies.
+            # None of the known nodes replies.
             raise StoreUnreachable() from error
         raise StoreRefused() from error

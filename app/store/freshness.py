@@ -1,7 +1,6 @@
-"""When each cohort last arrived, and whether that is long ago for it.
+"""When each cohort was last received, and whether it is late.
 
-What is kept about a cohort lies in its home partition, which its id gives: so it is one key, and
-the same for all, however its members are spread.
+This is one hash for each cohort, in its home partition, which derives from the cohort id.
 """
 
 from __future__ import annotations
@@ -21,57 +20,58 @@ from app.store.errors import StoreError, translated
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
 
-# Cohorts that a process remembers to have noted, and that one script call takes.
-_REMEMBERED, _COHORTS_PER_CALL = 10_000, 200
+_MAX_REMEMBERED = 10_000
+_COHORTS_PER_CALL = 200
 _FIELDS = ("last_received", "cadence", "cadence_source", "late_after")
 
 
 class FreshnessStore:
-    """Keeps and tells how fresh cohorts are. Raises StoreError, where not said otherwise."""
+    """Records when cohorts arrive, and reads their freshness. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
         self._client = client
         self._keys = keys
-        self._noted_seconds = tuning.freshness_noted_seconds
+        self._record_seconds = tuning.freshness_noted_seconds
         self._script = load_script(client, "freshness.lua")
-        self._noted: dict[tuple[str, str], float] = {}
+        self._recorded: dict[tuple[str, str], float] = {}
 
     def received(self, app_id: str, cohort_ids: Collection[str]) -> None:
-        """Note that users of these cohorts came in. Raises nothing.
+        """Record that users of these cohorts were received.
 
-        Their changes were acknowledged by then, and the next arrival is noted again.
+        Ignores a StoreError: the changes have been applied by now, and the next request records
+        the cohort again.
         """
         now = time.monotonic()
         new = [
             cohort_id
             for cohort_id in cohort_ids
-            if now - self._noted.get((app_id, cohort_id), -math.inf) >= self._noted_seconds
+            if now - self._recorded.get((app_id, cohort_id), -math.inf) >= self._record_seconds
         ]
         if not new:
             return
-        if len(self._noted) + len(new) > _REMEMBERED:
-            self._noted.clear()
+        if len(self._recorded) + len(new) > _MAX_REMEMBERED:
+            self._recorded.clear()
         with suppress(StoreError):
             self._call(app_id, "received", new)
-            self._noted.update({(app_id, cohort_id): now for cohort_id in new})
+            self._recorded.update({(app_id, cohort_id): now for cohort_id in new})
 
     def known(self, app_id: str, cohort_id: str) -> None:
-        """Count a cohort among those that never arrived, unless it did."""
+        """Count a cohort as never received, unless it was."""
         self._call(app_id, "known", [cohort_id])
 
     def set_cadence(self, app_id: str, cohort_id: str, cadence_ms: int | None) -> None:
-        """Say how often a cohort arrives; None to learn it from its history."""
+        """Set how often a cohort is expected; None to learn it from the last syncs."""
         self._call(app_id, "set" if cadence_ms else "learn", [cohort_id], cadence_ms or "")
 
     def of(self, app_id: str, cohort_ids: Collection[str]) -> list[Freshness]:
-        """How fresh each of some cohorts is."""
+        """The freshness of cohorts, in the same order."""
         with translated(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
                 pipeline.hmget(self._keys.freshness(app_id, cohort_id), *_FIELDS)
             return [freshness_of(fields) for fields in pipeline.execute()]
 
     def counts(self, app_ids: Collection[str]) -> dict[FreshnessState, int]:
-        """How many cohorts of some apps are in each state."""
+        """The number of cohorts in each state, over some apps."""
         places = [(app, p) for app in app_ids for p in range(self._keys.partitions)]
         now_ms = time.time_ns() // 1_000_000
         with translated(), self._client.pipeline(transaction=False) as pipeline:
@@ -85,7 +85,7 @@ class FreshnessStore:
         return {state: sum(found[n::3]) for n, state in enumerate(states)}
 
     def longest_late_ms(self, app_ids: Collection[str]) -> float:
-        """For how long the cohort of some apps that is most overdue has been late; 0 for none."""
+        """How long the most overdue cohort of some apps has been late; 0 if none is."""
         places = [(app, p) for app in app_ids for p in range(self._keys.partitions)]
         now_ms = time.time_ns() // 1_000_000
         with translated(), self._client.pipeline(transaction=False) as pipeline:
@@ -98,9 +98,7 @@ class FreshnessStore:
     def _call(
         self, app_id: str, action: str, cohort_ids: Collection[str], cadence: int | str = ""
     ) -> None:
-        homes: dict[int, list[str]] = {}
-        for cohort_id in cohort_ids:
-            homes.setdefault(self._keys.partition(cohort_id), []).append(cohort_id)
+        homes = self._keys.by_partition(list(cohort_ids))
         calls = [
             Call(
                 self._keys.changes(app_id, home),
@@ -114,7 +112,7 @@ class FreshnessStore:
 
 
 def freshness_of(fields: list[Any]) -> Freshness:
-    """Freshness from the hash's fields of the contract, in their order."""
+    """Freshness from the documented fields of the hash, in their order."""
     last, cadence, source, late = fields
     return Freshness(
         last and int(last), cadence and int(cadence), source == b"set", late and int(late)

@@ -1,4 +1,4 @@
-"""Rate limits, counted in the store so that all workers and processes count together."""
+"""Rate limits, counted in the store for all workers and processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from app.store.errors import translated
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
 
-# A worker counts this part of a limit in advance, at most so many requests at once.
-_SHARE, _MOST = 50, 100
+# A worker counts 1/50 of a limit in advance, up to 100 requests.
+_SHARE, _MAX_AHEAD = 50, 100
 
 _Name = tuple[RateLimitItem, tuple[str, ...]]
 _Value = TypeVar("_Value")
 
 
 class _ClusterStorage(RedisStorage):
-    """The library's own for clusters makes a client of its own, and connects at once."""
+    """Uses our client; the library's storage for clusters creates its own and connects at once."""
 
     def __init__(self, client: ClusterClient, key_prefix: str) -> None:
         super(RedisStorage, self).__init__("redis://")
@@ -42,27 +42,27 @@ def _storage(client: Redis, key_prefix: str) -> RedisStorage:
 
 
 class RateLimiter:
-    """Counts requests by name. Raises StoreError where the store can't be asked.
+    """Counts requests by name. Raises StoreError.
 
-    Of a large limit, some requests are counted in advance and then let through without asking the
-    store again, so that a limit of 1,000 a second costs a store call every twentieth time. So a
-    worker may hold up to 2% of a limit back from the others, or carry that into the next window.
-    Limits below 100 are counted one by one.
+    With a large limit, a worker counts some requests in advance and then accepts them without a
+    store call: with 1,000 a second, one call for 20 requests. So a worker may withhold up to 2% of
+    a limit from the others, or carry it into the next window. Limits below 100 are counted one by
+    one.
     """
 
     def __init__(self, client: Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
-        self._most = tuning.rates_remembered
+        self._max_remembered = tuning.rates_remembered
         self._limiter = FixedWindowRateLimiter(_storage(client, keys.rates()))
-        # What was counted in advance: (limit, names) → end of the window, requests left.
+        # Requests counted in advance: (limit, names) → end of the window, requests left.
         self._ahead: dict[_Name, tuple[float, int]] = {}
-        # What was refused: until when it is, without asking the store again.
+        # Until when requests are refused without asking the store.
         self._over: dict[_Name, float] = {}
 
     def hit(self, limit: RateLimitItem | None, *names: str) -> int | None:
         """Count one request.
 
         Returns:
-            None if it is within the limit, else the whole seconds until it is worth trying again.
+            None if it is within the limit, else the whole seconds until the limit is reset.
         """
         if limit is None:
             return None
@@ -74,7 +74,7 @@ class RateLimiter:
             return None
         if asked < self._over.get(name, 0.0):
             return _seconds(self._over[name] - asked)
-        cost = max(1, min(limit.amount // _SHARE, _MOST))
+        cost = max(1, min(limit.amount // _SHARE, _MAX_AHEAD))
         with translated():
             if self._limiter.hit(limit, *names, cost=cost):
                 if cost > 1:
@@ -85,8 +85,8 @@ class RateLimiter:
         return _seconds(reset - time.time())
 
     def _remember(self, known: dict[_Name, _Value], name: _Name, value: _Value) -> None:
-        """Keep a value; when there are too many, forget all, which are then counted anew."""
-        if name not in known and len(known) >= self._most:
+        """Cache a value. A full cache is emptied, which costs nothing but store calls."""
+        if name not in known and len(known) >= self._max_remembered:
             known.clear()
         known[name] = value
 

@@ -1,4 +1,4 @@
-"""The cohorts of an app. Each partition keeps its share; here the shares are put together."""
+"""The records of cohorts. Each partition has its share; this merges them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from app.store.errors import translated
 from app.store.keys import Keys
 
 PAGE = 500
-# Trait names that are remembered.
-REMEMBERED = 10_000
+MAX_REMEMBERED = 10_000
 
 
 class PartitionName(NamedTuple):
-    """A cohort's name in one partition, and its earlier ones there.
+    """A cohort's trait name in one partition, and its earlier ones there.
 
-    Two partitions may learn of two names in the same millisecond; the one that has seen more
-    names knows the newer.
+    The order of the fields finds the newest: if two partitions got a name in the same millisecond,
+    the one with more earlier names has the newer one.
     """
 
     at_ms: int
@@ -33,32 +32,32 @@ class PartitionName(NamedTuple):
 
 
 class Registry:
-    """Reads what the atomic step keeps about each cohort. Raises StoreError."""
+    """Reads what apply.lua records about each cohort. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._keys = keys
-        # What `trait` has told: by app and cohort id.
-        self._told: dict[tuple[str, str], str] = {}
+        # Results of `trait`, by app and cohort id.
+        self._traits: dict[tuple[str, str], str] = {}
 
     def find(self, app_id: str, cohort_id: str) -> CohortRecord | None:
-        """One cohort, or None where it was never received."""
+        """One cohort; None if it is unknown."""
         return next(iter(self.records(app_id, [cohort_id])), None)
 
     def trait(self, app_id: str, cohort_id: str) -> str | None:
-        """The current trait name of a cohort, or None where it was never received."""
+        """The current trait name of a cohort; None if it is unknown."""
         named = self.named(app_id, cohort_id)
         if not named:
             return None
         trait = max(named.values()).trait
-        if len(self._told) >= REMEMBERED:
-            self._told.clear()
-        self._told[app_id, cohort_id] = trait
+        if len(self._traits) >= MAX_REMEMBERED:
+            self._traits.clear()
+        self._traits[app_id, cohort_id] = trait
         return trait
 
     def last_trait(self, app_id: str, cohort_id: str) -> str | None:
-        """What `trait` told last, if it is remembered: the cohort may have another name by now."""
-        return self._told.get((app_id, cohort_id))
+        """The last result of `trait`, without asking the store; it may be outdated."""
+        return self._traits.get((app_id, cohort_id))
 
     def named(self, app_id: str, cohort_id: str) -> dict[int, PartitionName]:
         """The name of a cohort in each partition that knows it; the greatest is the newest."""
@@ -76,7 +75,7 @@ class Registry:
         return found
 
     def ids(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[str]:
-        """Up to ``limit`` ids of cohorts in their order, from the first one after ``after``."""
+        """Up to ``limit`` cohort ids after ``after``, sorted."""
         start = f"({after}" if after else "-"
         with translated(), self._client.pipeline(transaction=False) as pipeline:
             for partition in range(self._keys.partitions):
@@ -87,18 +86,18 @@ class Registry:
         return [cohort_id.decode() for cohort_id in islice(merged, limit)]
 
     def page(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[CohortRecord]:
-        """Up to ``limit`` cohorts in the order of their ids, from the first one after ``after``."""
+        """Up to ``limit`` cohorts with ids after ``after``, sorted by id."""
         return list(self.records(app_id, self.ids(app_id, after=after, limit=limit)))
 
     def all(self, app_id: str) -> Iterator[CohortRecord]:
-        """All cohorts in the order of their ids, a page at a time."""
+        """All cohorts, sorted by id."""
         after = ""
         while records := self.page(app_id, after=after):
             yield from records
             after = records[-1].id
 
     def records(self, app_id: str, cohort_ids: list[str]) -> Iterator[CohortRecord]:
-        """Those of some cohorts that are known."""
+        """The cohorts with these ids; unknown ones are left out."""
         partitions = range(self._keys.partitions)
         with translated(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:

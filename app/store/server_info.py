@@ -1,4 +1,4 @@
-"""How the store itself is: its memory, and whether it may drop data."""
+"""The state of the store's server: its memory, and whether it may evict data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from app.store.errors import translated
 
 
 class StoreMemory(NamedTuple):
-    """Memory of the store; of a cluster, of all its primaries together.
+    """Memory of the store; for a cluster, the total of its primaries.
 
     Attributes:
         used: bytes.
-        limit: bytes; 0 where there is none.
-        may_evict: whether it drops data when it is full, instead of refusing writes.
-        evicted: keys that it has dropped since its start.
+        limit: bytes; 0 for none.
+        may_evict: whether it evicts data when it is full, instead of refusing writes.
+        evicted: keys evicted since its start.
     """
 
     used: int
@@ -28,20 +28,20 @@ class StoreMemory(NamedTuple):
 
 
 class ServerInfo:
-    """Asks the store about itself. Raises StoreError."""
+    """Reads the server's INFO. Raises StoreError."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
 
     def ping(self) -> float:
-        """Ask for nothing. Returns the seconds that it took."""
+        """Returns the round-trip time in seconds."""
         started = time.perf_counter()
         with translated():
             self._client.ping()
         return time.perf_counter() - started
 
     def memory(self) -> StoreMemory:
-        """What it uses and may use. Hosts that don't let anybody ask are an error."""
+        """Memory in use and its limit. Some hosted stores refuse INFO, which raises StoreError."""
         memory, stats = self._info("memory"), self._info("stats")
         return StoreMemory(
             used=sum(int(node["used_memory"]) for node in memory),
@@ -55,7 +55,7 @@ class ServerInfo:
         )
 
     def _info(self, section: str) -> list[dict[str, Any]]:
-        """One section of the store's report, of each of its nodes."""
+        """One section of INFO, for each primary."""
         with translated():
             nodes = [self._client]
             if isinstance(self._client, ClusterClient):

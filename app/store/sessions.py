@@ -1,4 +1,4 @@
-"""What all workers know of the dashboard's sessions: how they are signed, which have ended."""
+"""What all workers share about dashboard sessions: the signing secret, and which have ended."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ _SECRET_BYTES = 32
 
 
 class SessionStore:
-    """Keeps the secret that sessions are signed with, and those that were ended.
-
-    Raises StoreError.
-    """
+    """Stores the secret that signs sessions, and which have ended. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._keys = keys
 
     def secret(self) -> bytes:
-        """The secret, which is made when it is first asked for. Sessions end with it."""
+        """The secret; created on first use. All sessions end if it is deleted."""
         key = self._keys.session_secret()
         with translated():
             found: Any = self._client.get(key)
@@ -34,11 +31,11 @@ class SessionStore:
         return bytes(found)
 
     def end(self, session_id: str, seconds: int) -> None:
-        """End a session for good; it would have lasted so long at most."""
+        """End a session that would have expired in ``seconds`` at the latest."""
         with translated():
             self._client.set(self._keys.ended_session(session_id), 1, ex=seconds)
 
     def is_ended(self, session_id: str) -> bool:
-        """Whether a session was ended."""
+        """Whether a session has ended."""
         with translated():
             return bool(self._client.exists(self._keys.ended_session(session_id)))

@@ -1,4 +1,4 @@
-"""How many members each cohort had over time."""
+"""The size of cohorts over time, for their charts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _COHORTS_PER_CALL = 100
 
 
 class Size(NamedTuple):
-    """A cohort's size at a time; it had this size until the next one. ms since the epoch."""
+    """A cohort's number of members from ``at_ms`` (ms since the epoch) until the next Size."""
 
     at_ms: int
     members: int
 
 
 class SizeHistory:
-    """Keeps and tells cohorts' sizes over time. Raises StoreError."""
+    """Records and reads cohorts' sizes. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
         self._client = client
@@ -33,7 +33,7 @@ class SizeHistory:
         self._script = load_script(client, "sizes.lua")
 
     def note(self, app_id: str, cohort_ids: Sequence[str]) -> None:
-        """Note what size some cohorts have now."""
+        """Record the current sizes of cohorts."""
         for start in range(0, len(cohort_ids), _COHORTS_PER_CALL):
             part = cohort_ids[start : start + _COHORTS_PER_CALL]
             at = int(self._now())
@@ -47,14 +47,11 @@ class SizeHistory:
                     self._script(keys=[self._keys.changes(app_id, partition)], args=[at, *args])
 
     def of(self, app_id: str, cohort_ids: Sequence[str]) -> list[list[Size]]:
-        """The sizes of each of some cohorts, oldest first."""
-        homes: dict[int, list[str]] = {}
-        for cohort_id in cohort_ids:
-            homes.setdefault(self._keys.partition(cohort_id), []).append(cohort_id)
+        """The sizes of cohorts, in the same order; each oldest first."""
+        homes = self._keys.by_partition(cohort_ids)
         found: dict[str, list[Size]] = {}
         with translated():
             for ids in homes.values():
-                # Not a pipeline: one command for all, in one slot.
                 packed: Any = self._client.mget([self._keys.sizes(app_id, c) for c in ids])
                 for cohort_id, sizes in zip(ids, packed, strict=True):
                     found[cohort_id] = [
@@ -63,7 +60,7 @@ class SizeHistory:
         return [found[cohort_id] for cohort_id in cohort_ids]
 
     def _count(self, app_id: str, cohort_ids: Sequence[str]) -> list[int]:
-        """How many members some cohorts have now, in all partitions."""
+        """The current number of members of cohorts, over all partitions."""
         sizes = [0] * len(cohort_ids)
         for partition in range(self._keys.partitions):
             with self._client.pipeline(transaction=False) as pipeline:
