@@ -14,7 +14,8 @@ from app.store.memberships import Applied
 from app.store.rates import RateLimiter
 from app.store.size_history import Size
 from app.store.store import Store
-from app.store.sync_history import HistoryLimits, SyncBatch, SyncGroup, split_batches
+from app.store.sync_batches import SyncBatch, SyncGroup, split_batches
+from app.store.sync_history import HistoryLimits
 from app.store.tuning import Tuning
 
 __all__ = [

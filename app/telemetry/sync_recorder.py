@@ -113,7 +113,7 @@ class SyncRecorder:
                 self._writes.popleft()
                 self._requests_in_writes -= write.requests
             if self._unknown:
-                self._store.sync_history.count_unknown(self._unknown)
+                self._store.sync_history.count_unknown_callers(self._unknown)
                 self._unknown.clear()
             if sizes:
                 self._record_sizes()
@@ -158,7 +158,7 @@ class SyncRecorder:
         for group, trait in _groups(app_id, request):
             record = _record(at, request, group, moves)
             batches = groups.setdefault(group, [])
-            if not batches or not batches[-1].takes(record):
+            if not batches or not batches[-1].has_room_for(record):
                 batches.append(SyncBatch(group))
             batches[-1].trait = trait or batches[-1].trait
             batches[-1].add(record, reasons)

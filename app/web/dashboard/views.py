@@ -92,7 +92,7 @@ def overview() -> Response:
         paged="cursor" in query,
         syncs=latest.syncs,
         details=store().sync_history.first_details(app_id, latest.syncs),
-        unknown=store().sync_history.unknown(),
+        unknown=store().sync_history.unknown_callers(),
     )
 
 
@@ -215,7 +215,7 @@ def syncs() -> Response:
         paged="cursor" in query,
         problems=query["problems"],
         cohort_id=query.get("cohort"),
-        unknown=store().sync_history.unknown(),
+        unknown=store().sync_history.unknown_callers(),
     )
 
 
@@ -260,7 +260,7 @@ def health() -> Response:
         counts=current.freshness.counts([g.caller.app_id]),
         jobs=jobs[:JOBS_SHOWN],
         job_count=len(jobs),
-        unknown=current.sync_history.unknown(),
+        unknown=current.sync_history.unknown_callers(),
         settings=services().settings,
     )
 

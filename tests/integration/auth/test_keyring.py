@@ -146,7 +146,7 @@ def test_key_that_has_ended__log_and_history_know_whose_it_was(
     services(app).sync_recorder.flush()
     (sync,) = store.sync_history.syncs(APP).syncs
     assert (sync.failures, sync.keys) == ({reason: 1}, {key_id: 1})
-    assert store.sync_history.unknown() == {}
+    assert store.sync_history.unknown_callers() == {}
 
 
 def test_revoked_key__is_401_and_says_so_for_good(app: Flask, run: Run) -> None:

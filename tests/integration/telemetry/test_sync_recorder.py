@@ -323,7 +323,10 @@ class TestProblems:
             caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
         app.test_client().post(COHORT_PATH, json=identify("u", ONE, True))
         assert syncs(app) == []
-        assert store.sync_history.unknown() == {"invalid_credentials": 3, "missing_credentials": 1}
+        assert store.sync_history.unknown_callers() == {
+            "invalid_credentials": 3,
+            "missing_credentials": 1,
+        }
 
 
 class TestBounds:
