@@ -27,5 +27,5 @@ def reference() -> str:
     parts.append("## What a check can find\n")
     rows = ["| finding | means | repaired |", "|---|---|---|"]
     for problem, meaning in MEANINGS.items():
-        rows.append(f"| `{problem}` | {meaning} | {'yes' if meaning.repairable else 'no'} |")
+        rows.append(f"| `{problem}` | {meaning.text} | {'yes' if meaning.repairable else 'no'} |")
     return "\n".join([*parts, *rows]) + "\n"

@@ -89,8 +89,9 @@ def _lines(report: CheckReport) -> Iterator[str]:
     yield "Found:"
     for problem, count in report.found.items():
         repaired = f", {report.repaired[problem]} repaired" if report.repaired[problem] else ""
-        cannot = "" if MEANINGS[problem].repairable else " (can only be reported)"
-        yield f"  {count} {problem}{repaired}: {MEANINGS[problem]}{cannot}"
+        meaning = MEANINGS[problem]
+        cannot = "" if meaning.repairable else " (can only be reported)"
+        yield f"  {count} {problem}{repaired}: {meaning.text}{cannot}"
 
 
 @store.command("hold", epilog=EXIT_CODES)

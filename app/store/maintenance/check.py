@@ -1,7 +1,7 @@
-"""Check that users' hashes, cohorts' members, their records and the change stream agree.
+"""Check that users' hashes, cohorts' members and records, and the change stream agree.
 
-It may run while requests come in. Whatever is judged is judged by one script call, that is, at one
-moment, so a request in between raises no false alarm.
+A check may run beside requests: each comparison is a single script call, so no request can come
+between its parts and cause a false alarm.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ from app.store.keys import Keys
 from app.store.maintenance.findings import MEANINGS, CheckReport, Finding, Problem, StreamProof
 from app.store.maintenance.replay import Replay
 
-# Users that one script call looks at: about a millisecond of the store's time.
+# About 1 ms of the store's time.
 USERS_PER_CALL = 250
-# Fields after which a call looks at no further user, and those that are too many for one call.
+# A call examines no further user after this many fields; a user with more is read in parts.
 _FIELDS_PER_CALL = 1000
-# Cohorts that one round trip looks at.
 _COHORTS_PER_CALL = 100
-# Members whose fields are looked through for the lost name of a cohort.
+# Members whose fields are searched for the lost name of a cohort.
 _NAME_SAMPLE = 100
 
 Progress = Callable[[int], None]
 
 
 class Pair(NamedTuple):
-    """A user and a cohort, and the field of the user's hash that brought them together, or ''."""
+    """A user and a cohort; when walking users' hashes, also the field with the cohort's trait."""
 
     cohort_id: bytes
     user_id: bytes
@@ -52,9 +51,9 @@ class AppPartition(NamedTuple):
 
 
 class Checker:
-    """Walks the store. Raises StoreError; what was repaired till then stays repaired.
+    """Walks the store. Raises StoreError; finished repairs stay.
 
-    Memory: a page of users, the ids of all cohorts, and what Replay holds, one partition at a time.
+    Holds a page of users, the ids of all cohorts, and the state of Replay for one partition.
     """
 
     def __init__(
@@ -63,10 +62,10 @@ class Checker:
         self._client = client
         self._keys = keys
         self._spread_name = spread_name
-        self._check_cohort = self._script("check_cohort.lua")
-        self._check_users = self._script("check_users.lua")
-        self._check_fields = self._script("check_fields.lua")
-        self._check_changes = self._script("check_changes.lua")
+        self._cohort_script = self._script("check_cohort.lua")
+        self._users_script = self._script("check_users.lua")
+        self._fields_script = self._script("check_fields.lua")
+        self._changes_script = self._script("check_changes.lua")
         self._repair_cohort = self._script("repair_cohort.lua")
         self._repair_user = self._script("repair_user.lua")
 
@@ -74,7 +73,7 @@ class Checker:
         return load_script(self._client, name, "maintenance")
 
     def size(self, app_ids: Iterable[str]) -> int:
-        """About how many steps a check will report as progress."""
+        """The approximate number of steps that a check will report as progress."""
         total = 0
         with translated():
             for app_id in app_ids:
@@ -85,15 +84,15 @@ class Checker:
                                 pipeline.zcard(self._part(place, cohort_id, "members"))
                                 pipeline.zcard(self._part(place, cohort_id, "left"))
                             total += sum(pipeline.execute())
-        return 2 * total  # once as a member, once as a field
+        return 2 * total  # each membership is checked once as a member and once as a field
 
     def run(
         self, app_ids: Sequence[str], *, repair: bool = False, progress: Progress | None = None
     ) -> CheckReport:
-        """Check some apps, and repair what needs no guess: the members are the truth.
+        """Check some apps, and repair what needs no guessing: the members are the truth.
 
         Args:
-            progress: called with a number of steps done, out of ``size``.
+            progress: called with the number of steps done since the last call, see :meth:`size`.
         """
         started = time.monotonic()
         report = CheckReport(list(app_ids))
@@ -101,33 +100,34 @@ class Checker:
         with translated():
             for app_id in app_ids:
                 places = self._cohorts(app_id)
-                report.cohorts += len(set().union(*places.values()))
+                all_ids = sorted(set().union(*places.values()))
+                report.cohorts += len(all_ids)
                 for place, cohort_ids in places.items():
                     self._walk_partition(walk, place, sorted(cohort_ids))
                 if self._keys.partitions > 1:
-                    for some in _in_pages(sorted(set().union(*places.values())), _COHORTS_PER_CALL):
-                        self._judge_names(walk, list(places), some)
+                    for some in _in_pages(all_ids, _COHORTS_PER_CALL):
+                        self._check_names(walk, list(places), some)
                 self._walk_fields(walk, app_id)
         report.seconds = round(time.monotonic() - started, 2)
         return report
 
     def _cohorts(self, app_id: str) -> dict[AppPartition, set[bytes]]:
-        """The ids of everything that is kept as a cohort, listed or not, in each partition."""
+        """The ids of all cohorts by partition, also of those missing in the list of cohorts."""
         places = [AppPartition(app_id, p) for p in range(self._keys.partitions)]
         found: dict[AppPartition, set[bytes]] = {}
         for place in places:
             listed = self._client.zscan_iter(self._keys.cohorts(*place), count=USERS_PER_CALL)
             found[place] = {cohort_id for cohort_id, _ in listed}
-            waiting: Any = self._client.smembers(self._keys.jobs(*place))
-            found[place].update(waiting)
-        kept = re.compile(rb"(.+):(?:members|left|seen|state)", re.DOTALL)
+            with_jobs: Any = self._client.smembers(self._keys.jobs(*place))
+            found[place].update(with_jobs)
+        key_name = re.compile(rb"(.+):(?:members|left|seen|state)", re.DOTALL)
         for place, rest in self._scan(app_id, "cohort:"):
-            if match := kept.fullmatch(rest):
+            if match := key_name.fullmatch(rest):
                 found[place].add(match[1])
         return found
 
     def _scan(self, app_id: str, kind: str) -> Iterator[tuple[AppPartition, bytes]]:
-        """The app's keys of one kind: the partition, and what follows the kind in the name."""
+        """The app's keys of one kind: the partition, and the rest of the name after the kind."""
         heads = {
             f"{self._keys.base(app_id, p)}{kind}".encode(): AppPartition(app_id, p)
             for p in range(self._keys.partitions)
@@ -141,28 +141,29 @@ class Checker:
 
     def _walk_partition(self, walk: _Walk, place: AppPartition, cohort_ids: list[bytes]) -> None:
         for some in _in_pages(cohort_ids, _COHORTS_PER_CALL):
-            self._judge_cohorts(walk, place, some)
+            self._check_records(walk, place, some)
         proof = StreamProof(*place)
         walk.report.streams.append(proof)
 
-        def tell(problem: Problem, cohort_id: str, user_id: str, detail: str) -> None:
+        def notify(problem: Problem, cohort_id: str, user_id: str, detail: str) -> None:
             walk.report.add(Finding(problem, *place, cohort_id, user_id, detail))
 
-        replay = Replay(self._check_changes, self._keys.changes(*place), proof, tell)
+        replay = Replay(self._changes_script, self._keys.changes(*place), proof, notify)
         replay.run()
         for part in ("members", "left"):
             for pairs in self._pages(place, cohort_ids, part):
-                self._judge(walk, place, part, pairs)
+                self._check_pairs(walk, place, part, pairs)
                 if part == "members":
                     replay.check_members([(_text(c), _text(u)) for c, u, _ in pairs])
                 walk.report.memberships += len(pairs)
                 walk.progress(len(pairs))
 
-    def _judge_cohorts(self, walk: _Walk, place: AppPartition, cohort_ids: Sequence[bytes]) -> None:
+    def _check_records(self, walk: _Walk, place: AppPartition, cohort_ids: Sequence[bytes]) -> None:
+        """Check what a partition records about cohorts."""
         stream = self._keys.changes(*place)
         with self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
-                self._check_cohort(keys=[stream], args=[cohort_id], client=pipeline)
+                self._cohort_script(keys=[stream], args=[cohort_id], client=pipeline)
             replies = pipeline.execute()
         for cohort_id, reply in zip(cohort_ids, replies, strict=True):
             if not reply:
@@ -181,26 +182,26 @@ class Checker:
                     )
                 )
 
-    def _judge_names(
+    def _check_names(
         self, walk: _Walk, places: list[AppPartition], cohort_ids: Sequence[bytes]
     ) -> None:
-        # A rename goes on while there is a job for it. One that ended between two looks has told
-        # its name to all partitions by then.
+        # A rename is in progress while it has a job. Names are read before and after the jobs: a
+        # rename that finishes in between has reached all partitions by the second time.
         before = self._names(places, cohort_ids)
-        waiting = set[bytes]()
+        with_jobs = set[bytes]()
         for place in places:
             jobs: Any = self._client.smembers(self._keys.jobs(*place))
-            waiting |= jobs
+            with_jobs |= jobs
         for cohort_id, names in self._names(places, cohort_ids).items():
             known = {name for name in names if name is not None}
-            if len(known) < 2 or names != before[cohort_id] or cohort_id in waiting:
+            if len(known) < 2 or names != before[cohort_id] or cohort_id in with_jobs:
                 continue
             app_id = places[0].app_id
             if walk.repair:
                 self._spread_name(app_id, _text(cohort_id))
-            told = ", ".join(sorted(map(_text, known)))
+            detail = ", ".join(sorted(map(_text, known)))
             finding = Finding(
-                Problem.NAMES_DISAGREE, app_id, 0, _text(cohort_id), "", told, walk.repair
+                Problem.NAMES_DISAGREE, app_id, 0, _text(cohort_id), "", detail, walk.repair
             )
             walk.report.add(finding)
 
@@ -216,7 +217,7 @@ class Checker:
         return dict(zip(cohort_ids, _in_pages(replies, len(places)), strict=True))
 
     def _lost_name(self, place: AppPartition, cohort_id: bytes) -> str:
-        """A cohort's trait name as its users have it; where none has, one that tells the id."""
+        """A cohort's trait name from its users' hashes; failing that, one made from its id."""
         for part in ("members", "left"):
             key = self._part(place, cohort_id, part)
             users: Any = self._client.zrange(key, 0, _NAME_SAMPLE - 1)
@@ -233,10 +234,10 @@ class Checker:
     def _pages(
         self, place: AppPartition, cohort_ids: Sequence[bytes], part: str
     ) -> Iterator[list[Pair]]:
-        """Everybody in one sorted set of each cohort, some hundreds at a time."""
+        """The users in one sorted set of each cohort, ``USERS_PER_CALL`` at a time."""
         page: list[Pair] = []
         for some in _in_pages(cohort_ids, _COHORTS_PER_CALL):
-            # Most cohorts of many are small: the first part of each comes in one round trip.
+            # Most cohorts are small, so the first part of each is read in one round trip.
             with self._client.pipeline(transaction=False) as pipeline:
                 for cohort_id in some:
                     pipeline.zscan(self._part(place, cohort_id, part), 0, count=USERS_PER_CALL)
@@ -255,51 +256,53 @@ class Checker:
             yield page
 
     def _walk_fields(self, walk: _Walk, app_id: str) -> None:
-        waiting: dict[AppPartition, list[bytes]] = {}
+        pages: dict[AppPartition, list[bytes]] = {}
         for place, user_id in self._scan(app_id, "user:"):
-            users = waiting.setdefault(place, [])
+            users = pages.setdefault(place, [])
             users.append(user_id)
             if len(users) >= USERS_PER_CALL:
-                self._judge_fields(walk, place, waiting.pop(place))
-        for place, users in waiting.items():
-            self._judge_fields(walk, place, users)
+                self._check_page(walk, place, pages.pop(place))
+        for place, users in pages.items():
+            self._check_page(walk, place, users)
 
-    def _judge_fields(self, walk: _Walk, place: AppPartition, users: list[bytes]) -> None:
+    def _check_page(self, walk: _Walk, place: AppPartition, users: list[bytes]) -> None:
+        """Check the fields of some users."""
         stream = self._keys.changes(*place)
         while users:
             args: list[int | bytes] = [_FIELDS_PER_CALL, _FIELDS_PER_CALL, *users]
-            looked_at, wrong, large, *fields = self._check_fields(keys=[stream], args=args)
-            for where in wrong:
+            examined, no_hashes, large, *fields = self._fields_script(keys=[stream], args=args)
+            for where in no_hashes:
                 user_id = _text(users[where - 1])
                 walk.report.add(Finding(Problem.NOT_A_HASH, *place, "", user_id))
-            self._judge_pairs(
-                walk,
-                place,
-                [
-                    Pair(_cohort_id(field), users[where - 1], field)
-                    for field, places in zip(fields[::2], fields[1::2], strict=True)
-                    for where in places
-                ],
-            )
+            pairs = [
+                Pair(_cohort_id(field), users[where - 1], field)
+                for field, positions in zip(fields[::2], fields[1::2], strict=True)
+                for where in positions
+            ]
+            self._check_fields_of(walk, place, pairs)
             for where in large:
-                user_id = users[where - 1]
-                hash_key = self._keys.base(*place).encode() + b"user:" + user_id
-                scanned = self._client.hscan_iter(hash_key, count=USERS_PER_CALL)
-                # A scan may tell of a field twice, which must not be reported twice.
-                for some in _in_pages(list({field for field, _ in scanned}), USERS_PER_CALL):
-                    pairs = [Pair(_cohort_id(field), user_id, field) for field in some]
-                    self._judge_pairs(walk, place, pairs)
-            walk.report.users += looked_at
-            users = users[looked_at:]
+                self._check_large_user(walk, place, users[where - 1])
+            walk.report.users += examined
+            users = users[examined:]
 
-    def _judge_pairs(self, walk: _Walk, place: AppPartition, pairs: list[Pair]) -> None:
+    def _check_large_user(self, walk: _Walk, place: AppPartition, user_id: bytes) -> None:
+        """Check the fields of a user with too many for one call."""
+        hash_key = self._keys.base(*place).encode() + b"user:" + user_id
+        scanned = self._client.hscan_iter(hash_key, count=USERS_PER_CALL)
+        # A set, as a scan may return a field twice.
+        fields = {field for field, _ in scanned}
+        self._check_fields_of(walk, place, [Pair(_cohort_id(f), user_id, f) for f in fields])
+
+    def _check_fields_of(self, walk: _Walk, place: AppPartition, pairs: list[Pair]) -> None:
         for some in _in_pages(pairs, USERS_PER_CALL):
-            self._judge(walk, place, "fields", some)
+            self._check_pairs(walk, place, "fields", some)
             walk.report.fields += len(some)
             walk.progress(len(some))
 
-    def _judge(self, walk: _Walk, place: AppPartition, part: str, pairs: Sequence[Pair]) -> None:
-        """Report, and repair, the pairs whose hash and sorted sets disagree."""
+    def _check_pairs(
+        self, walk: _Walk, place: AppPartition, part: str, pairs: Sequence[Pair]
+    ) -> None:
+        """Report, and optionally repair, pairs whose hash and sorted sets disagree."""
         stream = self._keys.changes(*place)
         args: list[Any] = [part]
         for cohort_id, group in groupby(pairs, key=attrgetter("cohort_id")):
@@ -307,10 +310,10 @@ class Checker:
             args += [cohort_id, len(users)]
             for pair in users:
                 args += pair[1:] if part == "fields" else pair[1:2]
-        reply = self._check_users(keys=[stream], args=args)
+        reply = self._users_script(keys=[stream], args=args)
         for where, name, detail in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
             pair, problem = pairs[where - 1], Problem(name.decode())
-            cohort_id = "" if problem in _OF_NO_COHORT else _text(pair.cohort_id)
+            cohort_id = "" if problem in _WITHOUT_COHORT else _text(pair.cohort_id)
             finding = Finding(problem, *place, cohort_id, _text(pair.user_id), _text(detail))
             if walk.repair and MEANINGS[problem].repairable:
                 done = self._repair_user(keys=[stream], args=pair)
@@ -322,14 +325,15 @@ class Checker:
 
 
 class _Walk(NamedTuple):
-    """What one run carries along."""
+    """The state of one run."""
 
     report: CheckReport
     repair: bool
     progress: Progress
 
 
-_OF_NO_COHORT = {Problem.FIELD_OF_UNKNOWN_COHORT, Problem.FOREIGN_FIELD}
+# Problems whose cohort id is not one.
+_WITHOUT_COHORT = {Problem.FIELD_OF_UNKNOWN_COHORT, Problem.FOREIGN_FIELD}
 
 
 def _cohort_id(field: bytes) -> bytes:
@@ -337,7 +341,7 @@ def _cohort_id(field: bytes) -> bytes:
 
 
 def _text(data: bytes) -> str:
-    """What the service wrote is UTF-8; what others wrote must not stop a check."""
+    """Decode; data of other programs may not be UTF-8, and must not stop a check."""
     return data.decode(errors="replace")
 
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-# Findings that a report tells in full; the others are counted.
-MAX_TOLD = 100
+# A report lists this many findings; it counts the others.
+MAX_LISTED = 100
 
 
 class Problem(StrEnum):
-    """What can be wrong."""
+    """What can be wrong. ``MEANINGS`` describes each."""
 
     MEMBER_WITHOUT_TRAIT = "member_without_trait"
     LEFT_WITHOUT_TRAIT = "left_without_trait"
@@ -34,67 +34,70 @@ class Problem(StrEnum):
     UNREADABLE_ENTRY = "unreadable_entry"
 
 
-class Meaning(str):
-    """What a problem means; ``repairable`` where a repair needs no guess."""
+@dataclass(frozen=True)
+class Meaning:
+    """The description of a problem, and whether a check can repair it without guessing."""
 
+    text: str
     repairable: bool
 
-    def __new__(cls, text: str, *, repairable: bool = True) -> Meaning:
-        meaning = super().__new__(cls, text)
-        meaning.repairable = repairable
-        return meaning
+
+def _repairable(text: str) -> Meaning:
+    return Meaning(text, repairable=True)
+
+
+def _reported_only(text: str) -> Meaning:
+    return Meaning(text, repairable=False)
 
 
 MEANINGS = {
-    Problem.MEMBER_WITHOUT_TRAIT: Meaning(
-        "a member's hash doesn't have the cohort's trait at true"
+    Problem.MEMBER_WITHOUT_TRAIT: _repairable(
+        "a member's hash doesn't have the cohort's trait set to true"
     ),
-    Problem.LEFT_WITHOUT_TRAIT: Meaning(
-        "a user who is kept as being out doesn't have the cohort's trait at false"
+    Problem.LEFT_WITHOUT_TRAIT: _repairable(
+        "a user recorded as not a member doesn't have the cohort's trait set to false"
     ),
-    Problem.MEMBER_ALSO_LEFT: Meaning("a user is a member and kept as being out at once"),
-    Problem.TRAIT_WITHOUT_MEMBERSHIP: Meaning(
-        "a hash has the cohort's trait, but the user is neither a member nor kept as being out"
+    Problem.MEMBER_ALSO_LEFT: _repairable("a user is a member and also recorded as not a member"),
+    Problem.TRAIT_WITHOUT_MEMBERSHIP: _repairable(
+        "a hash has the cohort's trait, but the cohort has no record of the user"
     ),
-    Problem.STRAY_FIELD: Meaning("a hash has a trait of the cohort that isn't its current name"),
-    Problem.FIELD_OF_UNKNOWN_COHORT: Meaning("a hash has a trait of a cohort that doesn't exist"),
-    Problem.FOREIGN_FIELD: Meaning(
-        "a hash has a field that is no trait: another program writes there", repairable=False
+    Problem.STRAY_FIELD: _repairable(
+        "a hash has a trait of the cohort under another name than its current one"
     ),
-    Problem.NOT_A_HASH: Meaning(
-        "a user's key holds something else than a hash: another program writes there",
-        repairable=False,
+    Problem.FIELD_OF_UNKNOWN_COHORT: _repairable("a hash has a trait of an unknown cohort"),
+    Problem.FOREIGN_FIELD: _reported_only(
+        "a hash has a field that is not a trait: another program writes to it"
     ),
-    Problem.COHORT_WITHOUT_STATE: Meaning("a cohort's names and counts are lost"),
-    Problem.COHORT_NOT_LISTED: Meaning("a cohort isn't in the list of cohorts"),
-    Problem.WRONG_COUNTERS: Meaning("entered minus left isn't the number of members"),
-    Problem.JOB_WITHOUT_WORK: Meaning("background work is listed where there is none"),
-    Problem.WORK_WITHOUT_JOB: Meaning("a rename or deletion isn't listed for the background work"),
-    Problem.NAMES_DISAGREE: Meaning(
-        "two partitions have a cohort under two names, and nothing is under way that ends it"
+    Problem.NOT_A_HASH: _reported_only("a user's key is not a hash: another program writes to it"),
+    Problem.COHORT_WITHOUT_STATE: _repairable("a cohort's names and counters are lost"),
+    Problem.COHORT_NOT_LISTED: _repairable("a cohort is missing in the list of cohorts"),
+    Problem.WRONG_COUNTERS: _repairable("entered minus left is not the number of members"),
+    Problem.JOB_WITHOUT_WORK: _repairable("a job is listed for a cohort without background work"),
+    Problem.WORK_WITHOUT_JOB: _repairable("a rename or deletion is missing in the list of jobs"),
+    Problem.NAMES_DISAGREE: _repairable(
+        "two partitions have different names of a cohort, and no rename is in progress"
     ),
-    Problem.CHANGE_REPEATED: Meaning(
-        "the stream tells the same change of a user twice in a row", repairable=False
+    Problem.CHANGE_REPEATED: _reported_only(
+        "the stream has the same change of a user twice in a row"
     ),
-    Problem.CHANGE_MISSING: Meaning(
-        "the stream's last change of a user doesn't agree with the membership", repairable=False
+    Problem.CHANGE_MISSING: _reported_only(
+        "the last change of a user in the stream disagrees with the membership"
     ),
-    Problem.MEMBER_NOT_IN_STREAM: Meaning(
-        "the stream is whole, and doesn't tell that a member entered: somebody wrote it past the "
-        "service. Remove it with ZREM, or let the user leave and enter through the service",
-        repairable=False,
+    Problem.MEMBER_NOT_IN_STREAM: _reported_only(
+        "the stream is complete, but has no entry for a member: another program added the member. "
+        "Remove it with ZREM, or let the user leave and enter through the service"
     ),
-    Problem.UNREADABLE_ENTRY: Meaning(
-        "an entry of the stream isn't what the service writes", repairable=False
+    Problem.UNREADABLE_ENTRY: _reported_only(
+        "an entry of the stream was not written by the service"
     ),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong in one partition.
+    """A problem in one partition.
 
-    ``user_id`` is empty where it is not about a user, ``detail`` where there is none.
+    ``user_id`` is empty if it is not about a user, ``detail`` if there is none.
     """
 
     problem: Problem
@@ -108,14 +111,14 @@ class Finding:
 
 @dataclass
 class StreamProof:
-    """What a replay of one partition's stream could prove.
+    """What the replay of one partition's stream has verified.
 
     Attributes:
-        whole: nothing has left the stream by age or length, so it tells of every change.
-        transitions: changes of single users that were replayed.
+        whole: nothing was trimmed, so the stream has every change.
+        transitions: replayed changes of single users.
         agreeing: (cohort, user) pairs whose last change agrees with the membership.
-        members_untold: members whose entering has left the stream: nothing is proved about them.
-        perhaps_erased: (cohort, user) pairs that don't agree, and may be those of erased users.
+        members_untold: members whose entry was trimmed, so that nothing can be verified.
+        perhaps_erased: (cohort, user) pairs that disagree, but may belong to erased users.
     """
 
     app_id: str
@@ -132,10 +135,10 @@ class CheckReport:
     """The outcome of a check.
 
     Attributes:
-        memberships: (cohort, user) pairs in the sorted sets, members and those kept as being out.
-        fields: trait fields in the users' hashes.
-        found: how often each problem was found, and of these how many were ``repaired``.
-        findings: the first hundred, in full.
+        memberships: (cohort, user) pairs checked, with those recorded as not members.
+        fields: fields of users' hashes checked.
+        found: number of findings by problem, of which ``repaired`` were repaired.
+        findings: the first ``MAX_LISTED`` findings.
     """
 
     app_ids: list[str]
@@ -151,17 +154,17 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing was found."""
+        """Whether nothing was found."""
         return not self.found
 
     def add(self, finding: Finding) -> None:
         self.found[finding.problem] += 1
         self.repaired[finding.problem] += finding.repaired
-        if len(self.findings) < MAX_TOLD:
+        if len(self.findings) < MAX_LISTED:
             self.findings.append(finding)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
+        """The report as JSON."""
         counts = {
             name: {str(problem): count for problem, count in counter.items() if count}
             for name, counter in (("found", self.found), ("repaired", self.repaired))

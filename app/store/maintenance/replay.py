@@ -1,4 +1,4 @@
-"""The change stream of one partition, replayed."""
+"""Replay the change stream of one partition, and compare it with the members."""
 
 from __future__ import annotations
 
@@ -10,111 +10,115 @@ from typing import Any, NamedTuple
 import orjson
 from redis.commands.core import Script
 
+from app.store.change_stream import EntryId
 from app.store.maintenance.findings import Problem, StreamProof
 
-# Entries that are read at a time: one has up to a thousand users.
+# An entry has up to a thousand users.
 _ENTRIES_PER_READ = 30
-# Users that are compared at a time: about a millisecond of the store's time.
+# About 1 ms of the store's time.
 _USERS_PER_CALL = 500
 
-EntryId = tuple[int, int]
+_BEGINNING = EntryId(0, 0)
+
 # Called with a problem, cohort id, user id and detail.
-Tell = Callable[[Problem, str, str, str], None]
+Notify = Callable[[Problem, str, str, str], None]
 
 
 class LastChange(NamedTuple):
-    """What one entry of the stream said; all users of the entry share it."""
+    """The last change of a user; shared by all users of the entry."""
 
     entry_id: EntryId
     entered: bool
 
     def __str__(self) -> str:
-        return f"{'entered' if self.entered else 'left'} in {'-'.join(map(str, self.entry_id))}"
+        return f"{'entered' if self.entered else 'left'} in {self.entry_id}"
 
 
 class Replay:
-    """Follows a stream and compares it with the members, while both go on.
+    """Follows a stream and compares it with the members, while requests change both.
 
-    Holds the last change of every (cohort, user) that the stream tells of: about 200 bytes each.
+    Holds the last change of every (cohort, user) in the stream: about 200 bytes each.
     """
 
-    def __init__(self, script: Script, stream: str, proof: StreamProof, tell: Tell) -> None:
+    def __init__(self, script: Script, stream: str, proof: StreamProof, notify: Notify) -> None:
         self._script = script
         self._stream = stream
         self._proof = proof
-        self._tell = tell
-        self._position: EntryId = (0, 0)
-        self._erased_until: EntryId = (0, 0)
+        self._notify = notify
+        self._position = _BEGINNING
+        self._erased_until = _BEGINNING
         self._last: dict[str, dict[str, LastChange]] = {}
 
     def run(self) -> None:
-        """Replay the stream to its end, and compare everybody in it with the members."""
+        """Replay the stream to its end, and compare all users in it with the members."""
         self._catch_up([])
-        everybody = [
+        pairs = [
             (cohort_id, user_id) for cohort_id, users in self._last.items() for user_id in users
         ]
-        for start in range(0, len(everybody), _USERS_PER_CALL):
-            self._compare(everybody[start : start + _USERS_PER_CALL])
+        for start in range(0, len(pairs), _USERS_PER_CALL):
+            self._compare(pairs[start : start + _USERS_PER_CALL])
 
     def check_members(self, members: Sequence[tuple[str, str]]) -> None:
-        """See that the stream tells how these (cohort, user) pairs became members."""
-        untold = [pair for pair in members if not self._tells_of(pair)]
-        if not untold:
+        """Check that the stream has an entry for these (cohort, user) pairs."""
+        missing = [pair for pair in members if not self._has(pair)]
+        if not missing:
             return
         if not self._proof.whole:
-            self._proof.members_untold += len(untold)
+            self._proof.members_untold += len(missing)
             return
-        scores = self._catch_up(untold)
-        for pair, score in zip(untold, scores, strict=True):
-            if score is not None and not self._tells_of(pair) and self._proof.whole:
-                self._tell(Problem.MEMBER_NOT_IN_STREAM, *pair, "")
+        scores = self._catch_up(missing)
+        for pair, score in zip(missing, scores, strict=True):
+            if score is not None and not self._has(pair) and self._proof.whole:
+                self._notify(Problem.MEMBER_NOT_IN_STREAM, *pair, "")
 
-    def _tells_of(self, pair: tuple[str, str]) -> bool:
+    def _has(self, pair: tuple[str, str]) -> bool:
         cohort_id, user_id = pair
         return user_id in self._last.get(cohort_id, ())
 
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> None:
-        # The scores are those of the moment up to which the stream has been read.
+        # Scores and stream are of the same moment.
         scores = self._catch_up(pairs)
         for (cohort_id, user_id), score in zip(pairs, scores, strict=True):
             last = self._last.get(cohort_id, {}).get(user_id)
             if last is None:
-                pass  # forgotten, as entries left the stream faster than they were read
+                pass  # dropped by _note, as entries were trimmed before they were read
             elif last.entered == (score is not None):
                 self._proof.agreeing += 1
             elif last.entry_id <= self._erased_until:
                 self._proof.perhaps_erased += 1
             else:
-                now = "is a member" if score is not None else "is no member"
-                self._tell(Problem.CHANGE_MISSING, cohort_id, user_id, f"{last}, {now}")
+                now = "is a member" if score is not None else "is not a member"
+                self._notify(Problem.CHANGE_MISSING, cohort_id, user_id, f"{last}, {now}")
 
     def _catch_up(self, pairs: Sequence[tuple[str, str]]) -> list[bytes | None]:
-        """Read the stream to its end; returns since when each pair is a member at that moment."""
+        """Read the stream to its end; returns the scores of the pairs at that moment."""
         groups: list[Any] = []
         for cohort_id, group in groupby(pairs, key=itemgetter(0)):
             users = [user_id for _, user_id in group]
             groups += [cohort_id, len(users), *users]
         while True:
-            after = "-".join(map(str, self._position))
             head, entries, scores = self._script(
-                keys=[self._stream], args=[after, _ENTRIES_PER_READ, *groups]
+                keys=[self._stream], args=[str(self._position), _ENTRIES_PER_READ, *groups]
             )
             self._note(*head)
             for entry_id, values in entries:
-                self._read(_entry_id(entry_id), values)
+                self._read(EntryId.parse(entry_id), values)
             if len(entries) < _ENTRIES_PER_READ:
                 return list(scores)
 
     def _note(
         self, added: int, there: int, first: bytes, last: bytes, erased_until: bytes, erased: int
     ) -> None:
-        self._erased_until = _entry_id(erased_until)
-        if self._position == (0, 0):
-            # What was ever added, is not there and was not removed with an erased user has left by
-            # age or length: then a user's first change that is there may be either.
+        """Find out from the stream's counters whether entries were trimmed."""
+        self._erased_until = EntryId.parse(erased_until)
+        if self._position == _BEGINNING:
+            # Entries that are neither there nor removed with erased users were trimmed. Then the
+            # first change of a user that is left may be either.
             self._proof.whole = added == there + erased
-        elif _entry_id(last) > self._position and (not first or _entry_id(first) > self._position):
-            # Entries may have left before they were read: begin anew with those that are there.
+        elif EntryId.parse(last) > self._position and (
+            not first or EntryId.parse(first) > self._position
+        ):
+            # Entries may have been trimmed before they were read: start again with what is there.
             self._proof.whole = False
             self._last.clear()
 
@@ -126,30 +130,27 @@ class Replay:
             entered = {b"entered": True, b"left": False}[fields[b"change"]]
             users: list[str] = orjson.loads(fields[b"users"])
         except (KeyError, ValueError):
-            where = f"entry {entry_id[0]}-{entry_id[1]}"
-            self._tell(Problem.UNREADABLE_ENTRY, "", "", where)
+            self._notify(Problem.UNREADABLE_ENTRY, "", "", f"entry {entry_id}")
             return
         change = LastChange(entry_id, entered)
-        told = self._last.setdefault(cohort_id, {})
         for user_id in users:
-            before = told.get(user_id)
-            told[user_id] = change
-            if before is None:
-                # Whoever leaves has entered, unless that has left the stream.
-                wrong = not entered and self._proof.whole
-                excused = entry_id <= self._erased_until
-            else:
-                wrong = before.entered == entered
-                excused = before.entry_id <= self._erased_until
-            if wrong and excused:
-                self._proof.perhaps_erased += 1
-            elif wrong:
-                self._tell(
-                    Problem.CHANGE_REPEATED, cohort_id, user_id, f"{before or 'nothing'}, {change}"
-                )
+            self._follow(cohort_id, user_id, change)
         self._proof.transitions += len(users)
 
-
-def _entry_id(text: bytes) -> EntryId:
-    ms, _, number = text.partition(b"-")
-    return int(ms), int(number)
+    def _follow(self, cohort_id: str, user_id: str, change: LastChange) -> None:
+        """Compare a change of a user with the one before it."""
+        last = self._last.setdefault(cohort_id, {})
+        before = last.get(user_id)
+        last[user_id] = change
+        if before is None:
+            # Before leaving, a user must have entered, unless that entry was trimmed.
+            wrong = not change.entered and self._proof.whole
+            excused = change.entry_id <= self._erased_until
+        else:
+            wrong = before.entered == change.entered
+            excused = before.entry_id <= self._erased_until
+        if wrong and excused:
+            self._proof.perhaps_erased += 1
+        elif wrong:
+            detail = f"{before or 'nothing'}, {change}"
+            self._notify(Problem.CHANGE_REPEATED, cohort_id, user_id, detail)
