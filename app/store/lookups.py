@@ -212,29 +212,39 @@ class Lookups:
         """Users from the script's rows. Reads what the script could not resolve."""
         users = []
         unresolved: dict[tuple[int, str], list[tuple[User, Cohort]]] = {}
+        # Many users have the same traits in the same order, so each order is parsed once.
+        parsed: dict[tuple[bytes, ...], tuple[list[str], list[tuple[int, Cohort]]]] = {}
         for user_id, row in rows.items():
             if len(row) == 1:
                 row = self._all_traits(app_id, user_id)
-            traits = [name.decode() for name in row[::2]]
-            user = User(user_id, {}, [])
-            for trait, value in zip(traits, row[1::2], strict=True):
-                user.traits[trait] = value != _FALSE
+            names, values = tuple(row[::2]), row[1::2]
+            if names not in parsed:
+                parsed[names] = _parse(names)
+            traits, cohorts = parsed[names]
+            has_trait = [value != _FALSE for value in values]
+            user = User(user_id, dict(zip(traits, has_trait, strict=True)), [])
+            for place, cohort in cohorts:
+                value = values[place]
                 if value == _UNRESOLVED:
-                    cohort = Cohort.from_trait(trait)
-                    place = self._keys.partition(user_id), cohort.id
-                    unresolved.setdefault(place, []).append((user, cohort))
+                    key = self._keys.partition(user_id), cohort.id
+                    unresolved.setdefault(key, []).append((user, cohort))
                 elif value not in (_FALSE, _TRUE_BUT_NO_MEMBER):
-                    user.memberships.append(Membership(Cohort.from_trait(trait), _since_ms(value)))
+                    user.memberships.append(Membership(cohort, _since_ms(value)))
             users.append(user)
+        self._resolve(app_id, unresolved)
+        return users
+
+    def _resolve(
+        self, app_id: str, unresolved: dict[tuple[int, str], list[tuple[User, Cohort]]]
+    ) -> None:
+        """Read and add memberships, by partition and cohort id."""
         for (partition, cohort_id), pairs in unresolved.items():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
             scores: Any = self._client.zmscore(key, [user.id for user, _ in pairs])
             for (user, cohort), score in zip(pairs, scores, strict=True):
                 if score is not None:
                     user.memberships.append(Membership(cohort, _since_ms(score)))
-        for user in users:
-            user.memberships.sort()
-        return users
+                    user.memberships.sort()
 
 
 def _members(page: list[tuple[str, float]]) -> list[Member]:
@@ -250,3 +260,10 @@ def _position(partition: int, page: list[tuple[str, float]]) -> MemberPosition:
 def _since_ms(score: float | bytes) -> int:
     """A member's score without the fraction of a ms that apply.lua may add."""
     return int(float(score))
+
+
+def _parse(names: tuple[bytes, ...]) -> tuple[list[str], list[tuple[int, Cohort]]]:
+    """Trait names as text, and each one's place and cohort, sorted by cohort."""
+    cohorts = [Cohort.from_trait(name.decode()) for name in names]
+    by_cohort = sorted(enumerate(cohorts), key=lambda pair: pair[1])
+    return [cohort.trait for cohort in cohorts], by_cohort
