@@ -30,4 +30,4 @@ class AtomicStep:
 
     def apply(self, call: Call) -> None:
         """Make the call."""
-        self._store.apply(APP, call, source="identify")
+        self._store.memberships.apply(APP, call, source="identify")

@@ -17,7 +17,7 @@ from app.embedded.data_dir import DataDir
 from app.embedded.processes import exit_reason, say, stop, wait
 from app.settings import Settings
 from app.store import StoreError, connect
-from app.store.errors import translated
+from app.store.errors import store_errors
 
 # What is left of 10 s after the service has stopped. Killing the server loses nothing.
 STOP_SECONDS = 1.0
@@ -113,13 +113,13 @@ def url_of(socket: Path) -> str:
 
 def shut_down(socket: Path) -> None:
     """Ask the store that listens on a socket, if any, to shut down. Does not wait for it."""
-    with contextlib.suppress(StoreError), translated():
+    with contextlib.suppress(StoreError), store_errors():
         connect(Settings(redis_url=url_of(socket))).shutdown(nosave=True)
 
 
 def _answers(url: str) -> bool:
     try:
-        with translated(), connect(Settings(redis_url=url)) as client:
+        with store_errors(), connect(Settings(redis_url=url)) as client:
             return bool(client.ping())
     except StoreError:
         return False

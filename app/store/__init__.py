@@ -11,7 +11,7 @@ from app.store.lookups import Member, MemberPosition, User, UserRecord
 from app.store.maintenance.copy import Copy, CopyRefused, CopyReport
 from app.store.maintenance.findings import MEANINGS, CheckReport
 from app.store.memberships import Applied
-from app.store.rates import RateLimiter
+from app.store.rate_limiter import RateLimiter
 from app.store.size_history import Size
 from app.store.store import Store
 from app.store.sync_batches import SyncBatch, SyncGroup, split_batches

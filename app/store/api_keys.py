@@ -12,7 +12,7 @@ import orjson
 import redis
 
 from app.store.connection.scripts import load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 
 # How long an expired or revoked key is kept, so that its users get the reason.
@@ -69,7 +69,7 @@ class ApiKeys:
 
     def all(self) -> list[StoredKey]:
         """All keys in the order of creation, with expired and revoked ones."""
-        with translated():
+        with store_errors():
             fields: dict[Any, Any] = self._client.hgetall(self._name)
         found = []
         for name in fields:
@@ -89,13 +89,13 @@ class ApiKeys:
         }
         if key.expires_ms is not None:  # first: a key must never be stored without it
             self.expire(key.id, key.expires_ms)
-        with translated():
+        with store_errors():
             self._forget_ended()
             return bool(self._client.hsetnx(self._name, key.id, orjson.dumps(record)))
 
     def expire(self, key_id: str, at_ms: int | None) -> None:
         """Set when a key expires; None for never."""
-        with translated():
+        with store_errors():
             if at_ms is None:
                 self._client.hdel(self._name, f"{key_id}:expires")
             else:
@@ -103,17 +103,17 @@ class ApiKeys:
 
     def revoke(self, key_id: str) -> None:
         """Revoke a key permanently."""
-        with translated():
+        with store_errors():
             self._revoke(keys=[self._name], args=[f"{key_id}:revoked", _now_ms()])
 
     def note_used(self, used: Mapping[str, int]) -> None:
         """Record when keys were last used, in ms since the epoch. Earlier times are ignored."""
-        with translated():
+        with store_errors():
             self._client.zadd(self._used_name, dict(used), gt=True)
 
     def used(self) -> dict[str, int]:
         """When each key was last used, in ms since the epoch; also keys from the environment."""
-        with translated():
+        with store_errors():
             found: Any = self._client.zrange(self._used_name, 0, -1, withscores=True)
         return {key_id.decode(): int(ms) for key_id, ms in found}
 

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import redis
 
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.hold import Hold
 from app.store.keys import Keys
 
@@ -32,14 +32,14 @@ class AuditTrail:
             StoreHeld: writes are on hold; a copy in progress would miss the entry.
         """
         self._hold.check()
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             pipeline.rpush(self._name, orjson.dumps(entry))
             pipeline.ltrim(self._name, -KEPT, -1)
             pipeline.execute()
 
     def all(self) -> list[dict[str, Any]]:
         """All stored entries, oldest first."""
-        with translated():
+        with store_errors():
             found: Any = self._client.lrange(self._name, 0, -1)
         entries = []
         for line in found:

@@ -9,7 +9,7 @@ import redis
 
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
 
@@ -85,7 +85,7 @@ class ChangeStream:
 
     def newest(self, app_id: str) -> FeedPosition:
         """The position after the newest entry."""
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for partition in range(self._keys.partitions):
                 pipeline.get(self._keys.last_change(app_id, partition))
             return tuple(EntryId.parse(last or b"0-0") for last in pipeline.execute())
@@ -100,7 +100,7 @@ class ChangeStream:
         if len(position) != partitions:
             raise PositionLost
         limits = -(-limit // partitions), -(-self._bytes_per_call // partitions)
-        with translated():
+        with store_errors():
             calls = [
                 Call(
                     self._keys.changes(app_id, partition),

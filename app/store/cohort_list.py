@@ -12,7 +12,7 @@ import redis
 from app.cohorts import CohortSummary, FreshnessState, Status
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.freshness import freshness_of
 from app.store.keys import Keys
 from app.store.registry import Registry
@@ -158,7 +158,7 @@ class CohortList:
                 Call(self._keys.changes(app_id, partition), [sort, last, SORTED_PER_CALL])
                 for partition, last in after.items()
             ]
-            with translated():
+            with store_errors():
                 shares: list[list[Any]] = call_partitions(self._order, calls)
             for partition, share in zip(list(after), shares, strict=True):
                 for cohort_id, number in zip(share[::2], share[1::2], strict=True):
@@ -204,7 +204,7 @@ class CohortList:
     def _summaries(self, app_id: str, cohort_ids: list[str]) -> Iterator[CohortSummary]:
         if not cohort_ids:
             return
-        with translated():
+        with store_errors():
             calls = [
                 Call(self._keys.changes(app_id, partition), cohort_ids)
                 for partition in range(self._keys.partitions)

@@ -14,7 +14,7 @@ import redis
 
 from app.cohorts import Cohort
 from app.store.connection.scripts import load_script
-from app.store.errors import StoreError, translated
+from app.store.errors import StoreError, store_errors
 from app.store.keys import Keys
 from app.store.size_history import SizeHistory
 
@@ -53,7 +53,7 @@ class Erasure:
 
     def stream_entries(self, app_id: str, user_id: str) -> int:
         """How many entries of the change stream :meth:`erase` will read for a user."""
-        with translated():
+        with store_errors():
             return int(self._client.xlen(self._keys.changes(app_id, self._keys.partition(user_id))))
 
     def erase(
@@ -71,7 +71,7 @@ class Erasure:
             progress: called with the number of stream entries read since the last call.
         """
         place = app_id, self._keys.partition(user_id)
-        with translated():
+        with store_errors():
             traits, last_entry = self._erase_traits(app_id, user_id, suppress)
             traits += self._erase_orphans(place, user_id)
             removed, kept = self._erase_from_stream(place, user_id, last_entry, progress)
@@ -80,7 +80,7 @@ class Erasure:
     def unsuppress(self, app_id: str, user_id: str) -> bool:
         """Accept a user again. False if the user was not suppressed."""
         stream = self._keys.changes(app_id, self._keys.partition(user_id))
-        with translated():
+        with store_errors():
             return bool(self._remove_users(keys=[stream], args=["suppressed", user_id]))
 
     def _erase_traits(self, app_id: str, user_id: str, suppress: bool) -> tuple[int, str]:

@@ -108,7 +108,7 @@ _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def store_errors() -> Iterator[None]:
     """Raise errors of the client library as StoreErrors.
 
     The library's message is left out, as it may contain the store's address.

@@ -16,7 +16,7 @@ import redis
 from app.cohorts import Freshness, FreshnessState
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
-from app.store.errors import StoreError, translated
+from app.store.errors import StoreError, store_errors
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
 
@@ -65,7 +65,7 @@ class FreshnessStore:
 
     def of(self, app_id: str, cohort_ids: Collection[str]) -> list[Freshness]:
         """The freshness of cohorts, in the same order."""
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
                 pipeline.hmget(self._keys.freshness(app_id, cohort_id), *_FIELDS)
             return [freshness_of(fields) for fields in pipeline.execute()]
@@ -74,7 +74,7 @@ class FreshnessStore:
         """The number of cohorts in each state, over some apps."""
         places = [(app, p) for app in app_ids for p in range(self._keys.partitions)]
         now_ms = time.time_ns() // 1_000_000
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for app_id, partition in places:
                 due = self._keys.due(app_id, partition)
                 pipeline.zcount(due, f"({now_ms}", "+inf")
@@ -88,7 +88,7 @@ class FreshnessStore:
         """How long the most overdue cohort of some apps has been late; 0 if none is."""
         places = [(app, p) for app in app_ids for p in range(self._keys.partitions)]
         now_ms = time.time_ns() // 1_000_000
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for app_id, partition in places:
                 due = self._keys.due(app_id, partition)
                 pipeline.zrange(due, "(0", now_ms, byscore=True, offset=0, num=1, withscores=True)
@@ -107,7 +107,7 @@ class FreshnessStore:
             for home, ids in homes.items()
             for start in range(0, len(ids), _COHORTS_PER_CALL)
         ]
-        with translated():
+        with store_errors():
             call_partitions(self._script, calls)
 
 

@@ -13,7 +13,7 @@ import redis
 
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions
-from app.store.errors import StoreError, StoreHeld, translated
+from app.store.errors import StoreError, StoreHeld, store_errors
 from app.store.keys import Keys
 
 # The value of the flags while an operator holds the store. A copy's own hold has a random one.
@@ -41,14 +41,14 @@ class Hold:
 
     def check(self) -> None:
         """Raise StoreHeld while the store is held; for writes that no script checks."""
-        with translated():
+        with store_errors():
             held = self._client.exists(self._keys.hold())
         if held:
             raise StoreHeld()
 
     def value(self) -> bytes | None:
         """The value of the global flag: whose hold it is."""
-        with translated():
+        with store_errors():
             found: Any = self._client.get(self._keys.hold())
         return None if found is None else bytes(found)
 
@@ -58,7 +58,7 @@ class Hold:
         An app that is not among them has not written anything: it registers before it looks at
         the global flag, which is set before the registered apps are read.
         """
-        with translated():
+        with store_errors():
             self._set([self._keys.hold()], _BEGUN, ttl_ms)
             apps: Any = self._client.smembers(self._keys.apps())
             app_ids = sorted(app_id.decode() for app_id in apps)
@@ -73,7 +73,7 @@ class Hold:
             HoldLost: it is not the one of ``value`` any more.
         """
         flags = [self._keys.hold(), *self._flags(app_ids)]
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for flag in flags:
                 pipeline.get(flag)
             if ttl_ms is not None:
@@ -85,7 +85,7 @@ class Hold:
 
     def release(self) -> None:
         """Take writes again."""
-        with translated():
+        with store_errors():
             apps: Any = self._client.smembers(self._keys.apps())
             with self._client.pipeline(transaction=False) as pipeline:
                 for flag in self._flags(app_id.decode() for app_id in apps):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import redis
 
 from app.store.connection.scripts import load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 
 # Half of the store time that a batch of a thousand users takes.
@@ -53,7 +53,7 @@ class Jobs:
 
     def pending(self) -> list[Job]:
         """All unfinished jobs of all apps."""
-        with translated():
+        with store_errors():
             known: set[Any] = self._client.smembers(self._keys.apps())
             apps = sorted(app.decode() for app in known)
             places = [(app, p) for app in apps for p in range(self._keys.partitions)]
@@ -70,7 +70,7 @@ class Jobs:
     def lease(self, job: Job) -> bool:
         """Acquire or renew the lease of a job. False while another process holds it."""
         key = self._keys.cohort(*job, "lease")
-        with translated():
+        with store_errors():
             return bool(self._lease(keys=[key], args=[self._token, LEASE_MS]))
 
     def step(self, job: Job) -> int | None:
@@ -79,7 +79,7 @@ class Jobs:
         Returns:
             The number of users looked at; None when the job is done.
         """
-        with translated():
+        with store_errors():
             state = self._keys.cohort(*job, "state")
             deletion, drained = self._client.hmget(state, "deleting", "drained")
             if not deletion:
@@ -134,7 +134,7 @@ class Jobs:
         Returns:
             False if the cohort is unknown.
         """
-        with translated():
+        with store_errors():
             first, *others = places = self._all_partitions(Job(app_id, 0, cohort_id))
             if not any(self._client.exists(self._keys.cohort(*job, "state")) for job in places):
                 return False
@@ -146,7 +146,7 @@ class Jobs:
     def users_to_delete(self, app_id: str, cohort_id: str) -> int:
         """The number of users that a deletion still has to remove from a cohort."""
         places = self._all_partitions(Job(app_id, 0, cohort_id))
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for place in places:
                 pipeline.zcard(self._keys.cohort(*place, "members"))
                 pipeline.zcard(self._keys.cohort(*place, "left"))

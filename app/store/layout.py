@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from app.store.errors import StoreMisconfigured, translated
+from app.store.errors import StoreMisconfigured, store_errors
 from app.store.hold import Hold
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
@@ -40,7 +40,7 @@ class Layout:
         if now - self._write_checked.get(app_id, -math.inf) < self._check_seconds:
             return
         partitions = self._keys.partitions
-        with translated():
+        with store_errors():
             found = self._client.set(self._keys.layout(), partitions, nx=True, get=True)
             self._compare(found)
             if app_id is not None:
@@ -54,7 +54,7 @@ class Layout:
         now = time.monotonic()
         if now - self._read_checked < self._check_seconds:
             return
-        with translated():
+        with store_errors():
             self._compare(self._client.get(self._keys.layout()))
         self._read_checked = now
 

@@ -11,7 +11,7 @@ import redis
 from app.cohorts import Cohort
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 
 # A script call reads up to this many users, and no more after this many traits. It takes about 2 ms
@@ -100,7 +100,7 @@ class Lookups:
     def user_record(self, app_id: str, user_id: str) -> UserRecord:
         """A user's traits and status, read at one moment."""
         partition = self._keys.partition(user_id)
-        with translated(), self._client.pipeline() as pipeline:
+        with store_errors(), self._client.pipeline() as pipeline:
             pipeline.hgetall(self._keys.user(app_id, user_id))
             pipeline.sismember(self._keys.registered(app_id, partition), user_id)
             pipeline.sismember(self._keys.suppressed(app_id, partition), user_id)
@@ -111,7 +111,7 @@ class Lookups:
     def since(self, app_id: str, cohort_id: str, user_id: str) -> int | None:
         """Since when a user is a member, in ms since the epoch; None for other users."""
         partition = self._keys.partition(user_id)
-        with translated():
+        with store_errors():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
             score: Any = self._client.zscore(key, user_id)
         return None if score is None else _since_ms(score)
@@ -174,7 +174,7 @@ class Lookups:
         """The ids and scores of some members of one partition."""
         args: list[str | float] = [cohort_id, count, "" if since_ms is None else since_ms]
         args += [last.score, last.user_id] if last else ["", ""]
-        with translated():
+        with store_errors():
             flat: list[bytes] = self._members(
                 keys=[self._keys.changes(app_id, partition)], args=args
             )
@@ -188,7 +188,7 @@ class Lookups:
             Call(self._keys.changes(app_id, partition), [TRAITS_PER_CALL, *wanted])
             for partition, wanted in parts.items()
         ]
-        with translated():
+        with store_errors():
             replies = call_partitions(self._users, calls)
         return {
             user_id: row
@@ -207,7 +207,7 @@ class Lookups:
             if cursor == b"0":
                 return [part for pair in found.items() for part in pair]
 
-    @translated()
+    @store_errors()
     def _complete(self, app_id: str, rows: dict[str, list[bytes]]) -> list[User]:
         """Users from the script's rows. Reads what the script could not resolve."""
         users = []

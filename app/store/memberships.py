@@ -11,7 +11,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange, Moves
 from app.store.connection.calls import Call, Wait
 from app.store.connection.scripts import call_partitions, load_script
-from app.store.errors import StoreMisconfigured, translated
+from app.store.errors import StoreMisconfigured, store_errors
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
 from app.store.layout import Layout
@@ -150,7 +150,7 @@ class Memberships:
         changed_users: set[bytes] = set()
         conflicts = 0
         repeats: list[bool] = []
-        with translated():
+        with store_errors():
             self._layout.check_writable(app_id)
             parts = [
                 _Part(
@@ -186,7 +186,7 @@ class Memberships:
         Returns:
             False if the cohort is being deleted.
         """
-        with translated():
+        with store_errors():
             self._layout.check_writable(app_id)
             parts = self._registrations(range(self._keys.partitions), cohort, source, "")
             replies = self._apply_all(app_id, parts, False, set())
@@ -197,7 +197,7 @@ class Memberships:
 
     def spread_name(self, app_id: str, cohort_id: str) -> str:
         """Write a cohort's newest name to the partitions with an earlier one. Returns the name."""
-        with translated():
+        with store_errors():
             names = self._registry.named(app_id, cohort_id)
             if not names:
                 return ""

@@ -9,7 +9,7 @@ from redis.commands.core import Script
 
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 from app.store.layout import Layout
 
@@ -43,5 +43,5 @@ class RegisteredUsers:
             for partition, users in self._keys.by_partition(list(user_ids)).items()
             for start in range(0, len(users), USERS_PER_CALL)
         ]
-        with translated():
+        with store_errors():
             return sum(call_partitions(script, calls))

@@ -11,7 +11,7 @@ import orjson
 import redis
 
 from app.cohorts import CohortRecord, Status
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 
 PAGE = 500
@@ -62,7 +62,7 @@ class Registry:
     def named(self, app_id: str, cohort_id: str) -> dict[int, PartitionName]:
         """The name of a cohort in each partition that knows it; the greatest is the newest."""
         partitions = range(self._keys.partitions)
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for partition in partitions:
                 state = self._keys.cohort(app_id, partition, cohort_id, "state")
                 pipeline.hmget(state, "named", "names", "trait")
@@ -77,7 +77,7 @@ class Registry:
     def ids(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[str]:
         """Up to ``limit`` cohort ids after ``after``, sorted."""
         start = f"({after}" if after else "-"
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for partition in range(self._keys.partitions):
                 key = self._keys.cohorts(app_id, partition)
                 pipeline.zrange(key, start, "+", bylex=True, offset=0, num=limit)
@@ -99,7 +99,7 @@ class Registry:
     def records(self, app_id: str, cohort_ids: list[str]) -> Iterator[CohortRecord]:
         """The cohorts with these ids; unknown ones are left out."""
         partitions = range(self._keys.partitions)
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
                 for partition in partitions:
                     pipeline.hgetall(self._keys.cohort(app_id, partition, cohort_id, "state"))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import redis
 
 from app.store.connection.cluster import ClusterClient
-from app.store.errors import translated
+from app.store.errors import store_errors
 
 
 class StoreMemory(NamedTuple):
@@ -36,7 +36,7 @@ class ServerInfo:
     def ping(self) -> float:
         """Returns the round-trip time in seconds."""
         started = time.perf_counter()
-        with translated():
+        with store_errors():
             self._client.ping()
         return time.perf_counter() - started
 
@@ -56,7 +56,7 @@ class ServerInfo:
 
     def _info(self, section: str) -> list[dict[str, Any]]:
         """One section of INFO, for each primary."""
-        with translated():
+        with store_errors():
             nodes = [self._client]
             if isinstance(self._client, ClusterClient):
                 nodes = self._client.primaries()

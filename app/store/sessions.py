@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 
 _SECRET_BYTES = 32
@@ -23,7 +23,7 @@ class SessionStore:
     def secret(self) -> bytes:
         """The secret; created on first use. All sessions end if it is deleted."""
         key = self._keys.session_secret()
-        with translated():
+        with store_errors():
             found: Any = self._client.get(key)
             if found is None:
                 made = secrets.token_bytes(_SECRET_BYTES)
@@ -32,10 +32,10 @@ class SessionStore:
 
     def end(self, session_id: str, seconds: int) -> None:
         """End a session that would have expired in ``seconds`` at the latest."""
-        with translated():
+        with store_errors():
             self._client.set(self._keys.ended_session(session_id), 1, ex=seconds)
 
     def is_ended(self, session_id: str) -> bool:
         """Whether a session has ended."""
-        with translated():
+        with store_errors():
             return bool(self._client.exists(self._keys.ended_session(session_id)))

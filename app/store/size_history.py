@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import redis
 
 from app.store.connection.scripts import load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
 
@@ -37,7 +37,7 @@ class SizeHistory:
         for start in range(0, len(cohort_ids), _COHORTS_PER_CALL):
             part = cohort_ids[start : start + _COHORTS_PER_CALL]
             at = int(self._now())
-            with translated():
+            with store_errors():
                 members = self._count(app_id, part)
                 homes: dict[int, list[str | int]] = {}
                 for cohort_id, size in zip(part, members, strict=True):
@@ -50,7 +50,7 @@ class SizeHistory:
         """The sizes of cohorts, in the same order; each oldest first."""
         homes = self._keys.by_partition(cohort_ids)
         found: dict[str, list[Size]] = {}
-        with translated():
+        with store_errors():
             for ids in homes.values():
                 packed: Any = self._client.mget([self._keys.sizes(app_id, c) for c in ids])
                 for cohort_id, sizes in zip(ids, packed, strict=True):

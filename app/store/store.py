@@ -15,7 +15,7 @@ from app.store.cohort_list import CohortList
 from app.store.connection.calls import Wait
 from app.store.connection.scripts import NO_WAIT
 from app.store.erasure import Erasure
-from app.store.errors import StoreFull, translated
+from app.store.errors import StoreFull, store_errors
 from app.store.freshness import FreshnessStore
 from app.store.hold import Hold
 from app.store.jobs import Jobs
@@ -81,13 +81,10 @@ class Store:
         self.sessions = SessionStore(client, keys)
         self.audit_trail = AuditTrail(client, keys)
         self.server_info = ServerInfo(client)
-        # The two writes that nearly every caller needs.
-        self.apply = self.memberships.apply
-        self.register_cohort = self.memberships.register_cohort
 
     def apps(self) -> list[str]:
         """The ids of all apps with stored data."""
-        with translated():
+        with store_errors():
             known: set[Any] = self._client.smembers(self.keys.apps())
         return sorted(app_id.decode() for app_id in known)
 
@@ -106,7 +103,7 @@ class Store:
             The duration in seconds.
         """
         started = time.perf_counter()
-        with translated():
+        with store_errors():
             self._client.ping()
         self.layout.check_writable()
         return time.perf_counter() - started

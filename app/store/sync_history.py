@@ -11,7 +11,7 @@ import redis
 
 from app.cohorts import RequestRecord, Sync
 from app.store.connection.scripts import load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.hold import Hold
 from app.store.keys import Keys
 from app.store.sync_batches import FAILURES, PROBLEMS, SYNCS, SyncBatch, decode
@@ -53,7 +53,7 @@ class SyncHistory:
     def add(self, app_id: str, batches: Sequence[SyncBatch], portion: str) -> None:
         """Add a portion from :func:`split_batches`; may be repeated with the same name."""
         args = [argument for batch in batches for argument in batch.arguments()]
-        with translated():
+        with store_errors():
             # Trimming needs the app's id, even if nothing else was ever stored for the app.
             self._client.sadd(self._keys.apps(), app_id)
             Hold(self._client, self._keys).check()
@@ -64,7 +64,7 @@ class SyncHistory:
 
     def trim(self, app_id: str) -> None:
         """Remove what exceeds the limits, up to fifty syncs of each index."""
-        with translated():
+        with store_errors():
             self._trim(keys=[self._keys.history(app_id, SYNCS)], args=self._limits)
 
     def syncs(
@@ -103,14 +103,14 @@ class SyncHistory:
     ) -> list[RequestRecord]:
         """Requests of a sync in order: the clean ones, or those with ``problems``."""
         key = self._keys.sync(app_id, sync_id, "problems" if problems else "requests")
-        with translated():
+        with store_errors():
             rows: Any = self._client.lrange(key, skip, skip + limit - 1)
         return [decode(row) for row in rows]
 
     def first_details(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, str]:
         """The details of the first error, by sync id, of syncs with failed requests."""
         failed = [sync.id for sync in syncs if sync.failed]
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for sync_id in failed:
                 key = self._keys.sync(app_id, sync_id, "problems")
                 pipeline.lrange(key, 0, _SEARCHED_FOR_DETAIL - 1)
@@ -125,7 +125,7 @@ class SyncHistory:
         """Count requests without a valid API key, by reason."""
         hour = int(time.time()) // 3600
         key = self._keys.unknown_callers()
-        with translated():
+        with store_errors():
             for reason, requests in counts.items():
                 self._client.hincrby(key, f"{hour}:{reason}", requests)
             self._client.expire(key, _UNKNOWN_CALLERS_KEPT_HOURS * 3600)
@@ -137,7 +137,7 @@ class SyncHistory:
         """
         key = self._keys.unknown_callers()
         now = int(time.time()) // 3600
-        with translated():
+        with store_errors():
             rows: Any = self._client.hgetall(key)
             counts: Counter[str] = Counter()
             old = []
@@ -153,7 +153,7 @@ class SyncHistory:
 
     def _newest(self, keys: list[str], start: str, count: int) -> list[int]:
         """The greatest ids below ``start`` in any of some sorted sets."""
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.zrange(key, start, "-inf", desc=True, byscore=True, offset=0, num=count)
             found = {int(row) for rows in pipeline.execute() for row in rows}
@@ -164,7 +164,7 @@ class SyncHistory:
         sync_ids = list(sync_ids)
         if not sync_ids:
             return []
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for sync_id in sync_ids:
                 pipeline.hgetall(self._keys.sync(app_id, sync_id))
                 pipeline.llen(self._keys.sync(app_id, sync_id, "requests"))

@@ -19,7 +19,7 @@ from redis.commands.core import Script
 
 from app.cohorts import Cohort
 from app.store.connection.scripts import load_script
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 from app.store.maintenance.findings import MEANINGS, CheckReport, Finding, Problem, StreamProof
 from app.store.maintenance.replay import Replay
@@ -75,7 +75,7 @@ class Checker:
     def size(self, app_ids: Iterable[str]) -> int:
         """The approximate number of steps that a check will report as progress."""
         total = 0
-        with translated():
+        with store_errors():
             for app_id in app_ids:
                 for place, cohort_ids in self._cohorts(app_id).items():
                     for some in _in_pages(sorted(cohort_ids), _COHORTS_PER_CALL):
@@ -97,7 +97,7 @@ class Checker:
         started = time.monotonic()
         report = CheckReport(list(app_ids))
         walk = _Walk(report, repair, progress or (lambda steps: None))
-        with translated():
+        with store_errors():
             for app_id in app_ids:
                 places = self._cohorts(app_id)
                 all_ids = sorted(set().union(*places.values()))

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from app.settings import Settings
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.hold import HELD, Hold
 from app.store.maintenance.key_names import KeyName, Kind
 from app.store.maintenance.raw_store import RawStore, in_parts
@@ -85,7 +85,7 @@ class Copy:
 
     def size(self) -> int:
         """About how many steps will be reported as progress."""
-        with translated():
+        with store_errors():
             return 2 * self._source.size()
 
     def run(
@@ -102,7 +102,7 @@ class Copy:
             HoldLost: the source may have been written to.
         """
         started = time.monotonic()
-        with translated():
+        with store_errors():
             self._prepare_target()
             self._begin_hold()
             try:

@@ -105,7 +105,7 @@ def apply(
     outcome = g.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
     event.update(source=source, cohorts=list(outcome.traits)[:10])
     started = time.perf_counter()
-    applied = parts.store.apply(
+    applied = parts.store.memberships.apply(
         g.caller.app_id,
         changes,
         source=source,

@@ -51,7 +51,9 @@ class ListReply(ListIds):
 def create_list() -> Response:
     """Create a list, or return the existing one with the id in its name."""
     created = Cohort.from_trait(load(_LIST, read_json())["name"])
-    if not services().store.register_cohort(g.caller.app_id, created, source=blueprint.name):
+    if not services().store.memberships.register_cohort(
+        g.caller.app_id, created, source=blueprint.name
+    ):
         raise CohortBeingDeleted()
     g.event["cohorts"] = [created.id]
     g.outcome = Outcome({created.id: created.trait})

@@ -56,7 +56,7 @@ def run(flask_app: Flask) -> Run:
 
 def say(store: Store, trait: str, member: bool, *users: str, app: str = APP) -> None:
     change = MembershipChange(Cohort.from_trait(trait), member, list(users))
-    store.apply(app, [change], source="identify")
+    store.memberships.apply(app, [change], source="identify")
 
 
 class TestApp:
@@ -126,7 +126,7 @@ class TestCohorts:
         changes = [
             MembershipChange(Cohort.from_trait(f"n: c{n:04}"), True, ["u1"]) for n in range(1100)
         ]
-        store.apply(APP, changes, source="list")
+        store.memberships.apply(APP, changes, source="list")
         found = json.loads(run("cohorts", "list", "--json").stdout)
         assert len(found) == 1102
         assert found[0]["id"] == "1"
@@ -394,7 +394,7 @@ class TestCheck:
         found = run("store", "check")
         assert found.exit_code == 1
         assert "cohort 1; user u10; no field\n" in found.stdout
-        assert "1 foreign_field: a hash has a field that is no trait" in found.stdout
+        assert "1 foreign_field: a hash has a field that is not a trait" in found.stdout
         report = json.loads(run("store", "check", "--repair", "--json").stdout)
         assert report["ok"] is False
         assert report["found"] == {"member_without_trait": 1, "foreign_field": 1}

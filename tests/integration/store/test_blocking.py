@@ -33,7 +33,7 @@ def url() -> Iterator[str]:
         store = open_store(url)
         for start in range(0, COHORTS, 250):
             changes = [MembershipChange(cohort(n), True, USERS) for n in range(start, start + 250)]
-            store.apply(APP, changes, source="test")
+            store.memberships.apply(APP, changes, source="test")
         yield url
 
 
@@ -70,7 +70,7 @@ def least_held_up(call: Callable[[int], None], *clients: redis.Redis) -> list[tu
 def enter(store: Store, user: str) -> None:
     for start in range(0, COHORTS, 500):
         changes = [MembershipChange(cohort(n), True, [user]) for n in range(start, start + 500)]
-        store.apply(APP, changes, source="test")
+        store.memberships.apply(APP, changes, source="test")
 
 
 def cohort(number: int) -> Cohort:
@@ -92,7 +92,7 @@ def check(store: Store, number: int) -> None:
 
 def rename(store: Store, number: int) -> None:
     renamed = Cohort(cohort(number).id, f"Who did that: {cohort(number).id}")
-    store.register_cohort(APP, renamed, source="test")
+    store.memberships.register_cohort(APP, renamed, source="test")
     jobs = store.jobs.pending()
     assert jobs
     for job in jobs:
@@ -102,7 +102,7 @@ def rename(store: Store, number: int) -> None:
 
 def delete(store: Store, number: int) -> None:
     assert sum(store.jobs.delete_cohort(APP, cohort(number).id)) == len(USERS)
-    store.apply(APP, [MembershipChange(cohort(number), True, USERS)], source="test")
+    store.memberships.apply(APP, [MembershipChange(cohort(number), True, USERS)], source="test")
 
 
 def erase(store: Store, number: int) -> None:
@@ -131,7 +131,7 @@ def test_copy__of_users_in_thousands_of_cohorts__holds_up_neither_store() -> Non
                 changes = [
                     MembershipChange(cohort(n), True, USERS) for n in range(start, start + 250)
                 ]
-                store.apply(APP, changes, source="test")
+                store.memberships.apply(APP, changes, source="test")
             assert Copy(source, target).run().ok
             for user in USERS:
                 assert copied.lookups.user(APP, user).traits == store.lookups.user(APP, user).traits
@@ -152,7 +152,7 @@ def test_store__told_of_users_with_the_longest_ids__is_not_held_up(
     def tell(number: int) -> None:
         ids = [f"{number:03}{n:05}".ljust(length, sign) for n in range(1000)]
         change = MembershipChange(Cohort("long", "Of long ids: long"), True, ids)
-        assert store.apply(APP, [change], source="test").changed == len(ids)
+        assert store.memberships.apply(APP, [change], source="test").changed == len(ids)
 
     assert not least_held_up(tell, client)
 
@@ -168,7 +168,8 @@ def large_url() -> Iterator[str]:
 def fill(store: Store) -> None:
     users = [f"user-{n}" for n in range(MEMBERS)]
     assert (
-        store.apply(APP, [MembershipChange(LARGE, True, users)], source="test").changed == MEMBERS
+        store.memberships.apply(APP, [MembershipChange(LARGE, True, users)], source="test").changed
+        == MEMBERS
     )
 
 
@@ -199,9 +200,9 @@ def export_members(store: Store, number: int) -> None:
 def change_members(store: Store, number: int) -> None:
     for member in (True, False, True):
         users = [f"user-{n}" for n in range(1000)]
-        store.apply(APP, [MembershipChange(LARGE, member, users)], source="test")
+        store.memberships.apply(APP, [MembershipChange(LARGE, member, users)], source="test")
     store.erasure.erase(APP, "user-7")
-    store.apply(APP, [MembershipChange(LARGE, True, ["user-7"])], source="test")
+    store.memberships.apply(APP, [MembershipChange(LARGE, True, ["user-7"])], source="test")
 
 
 def check_members(store: Store, number: int) -> None:
@@ -209,7 +210,9 @@ def check_members(store: Store, number: int) -> None:
 
 
 def rename_large(store: Store, number: int) -> None:
-    store.register_cohort(APP, Cohort(LARGE.id, f"Who did {number}: {LARGE.id}"), source="test")
+    store.memberships.register_cohort(
+        APP, Cohort(LARGE.id, f"Who did {number}: {LARGE.id}"), source="test"
+    )
     (job,) = store.jobs.pending()
     while store.jobs.step(job) is not None:
         pass

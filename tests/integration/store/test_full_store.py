@@ -36,7 +36,7 @@ def make_full(store: Store, redis_client: redis.Redis) -> Iterator[Callable[[], 
 
 def say(store: Store, trait: str, *users: str) -> None:
     change = MembershipChange(Cohort.from_trait(trait), True, list(users))
-    store.apply(APP, [change], source="test")
+    store.memberships.apply(APP, [change], source="test")
 
 
 def test_erase__takes_everything_and_keeps_the_user_out(

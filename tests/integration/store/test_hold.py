@@ -56,11 +56,13 @@ WRITES: dict[str, Callable[[Store], Any]] = {
     "enter": lambda store: say(store, TRAIT, True, ["new"]),
     "leave": lambda store: say(store, TRAIT, False, [USER]),
     "new cohort": lambda store: say(store, "Another: def456", True, [USER]),
-    "new app": lambda store: store.register_cohort("new", Cohort("x", "X: x"), source="list"),
-    "register a cohort": lambda store: store.register_cohort(
+    "new app": lambda store: store.memberships.register_cohort(
+        "new", Cohort("x", "X: x"), source="list"
+    ),
+    "register a cohort": lambda store: store.memberships.register_cohort(
         APP, Cohort("x", "X: x"), source="list"
     ),
-    "rename": lambda store: store.register_cohort(
+    "rename": lambda store: store.memberships.register_cohort(
         APP, Cohort(COHORT, "New: abc123"), source="list"
     ),
     "delete": lambda store: store.jobs.begin_deletion(APP, COHORT),
@@ -93,7 +95,7 @@ def test_write__of_an_app_that_has_only_registered__is_refused(store: Store) -> 
     store.layout.check_writable("new")  # its last look at the global flag, for a second
     store.hold.begin()
     with pytest.raises(StoreHeld):
-        store.register_cohort("new", Cohort("x", "X: x"), source="list")
+        store.memberships.register_cohort("new", Cohort("x", "X: x"), source="list")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

@@ -27,7 +27,7 @@ def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Re
 
 def say(store: Store, trait: str, member: bool, *users: str, source: str = "test") -> Applied:
     change = MembershipChange(Cohort.from_trait(trait), member, list(users))
-    return store.apply(APP, [change], source=source)
+    return store.memberships.apply(APP, [change], source=source)
 
 
 class TestRegistry:
@@ -53,7 +53,7 @@ class TestRegistry:
             MembershipChange(Cohort.from_trait(f"n: {n:04}"), True, [f"u{n % 7}"])
             for n in range(250)
         ]
-        store.apply(APP, changes, source="test")
+        store.memberships.apply(APP, changes, source="test")
         pages, after = [], ""
         while page := store.registry.page(APP, after=after, limit=100):
             pages.append([record.id for record in page])
@@ -98,7 +98,7 @@ class TestDelete:
         say(store, ONE, True, *USERS)
         store.jobs.begin_deletion(APP, "1")
         assert say(store, ONE, True, "new").refused == {"1"}
-        assert not store.register_cohort(APP, Cohort.from_trait(ONE), source="list")
+        assert not store.memberships.register_cohort(APP, Cohort.from_trait(ONE), source="list")
         Background(store).work()
         Background(store).work()
         assert say(store, ONE, True, "new").changed == 1
@@ -265,7 +265,7 @@ class TestErase:
         changes = [
             MembershipChange(Cohort(f"{n}", f"n: {n}"), True, ["u1", "u2"]) for n in range(900)
         ]
-        store.apply(APP, changes, source="test")
+        store.memberships.apply(APP, changes, source="test")
         erase, steps = store.erasure._erase, iter(range(2))
 
         def breaks_after_two(**call: Any) -> Any:

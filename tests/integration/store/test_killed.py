@@ -22,7 +22,7 @@ USERS = [f"u{n}" for n in range(30)]
 
 def say(store: Store, trait: str, member: bool, *users: str) -> None:
     change = MembershipChange(Cohort.from_trait(trait), member, list(users))
-    store.apply(APP, [change], source="test")
+    store.memberships.apply(APP, [change], source="test")
 
 
 def delete(store: Store) -> None:
@@ -44,7 +44,9 @@ def finish(store: Store) -> None:
 
 WORK: dict[str, Callable[[Store], Any]] = {
     "apply": lambda store: say(store, TWO, True, *USERS),
-    "register_cohort": lambda store: store.register_cohort(APP, Cohort("9", "n: 9"), source="list"),
+    "register_cohort": lambda store: store.memberships.register_cohort(
+        APP, Cohort("9", "n: 9"), source="list"
+    ),
     "register_users": lambda store: store.registered_users.add(APP, USERS),
     "erase": lambda store: store.erasure.erase(APP, "u1", suppress=True),
     "delete": delete,

@@ -24,7 +24,7 @@ def now_ms() -> int:
 def say(store: Store):
     def say(member: bool, at_ms: int | None = None, trait: str = TRAIT, **options) -> Applied:
         change = MembershipChange(Cohort.from_trait(trait), member, ["u"], at_ms)
-        return store.apply(APP, [change], source="test", **options)
+        return store.memberships.apply(APP, [change], source="test", **options)
 
     return say
 
@@ -115,7 +115,7 @@ def test_time_of_the_statement__is_since_when(say, redis_client) -> None:
 def test_members__of_calls_of_one_time__stand_in_the_order_of_arrival(store, redis_client) -> None:
     def enter(user: str, at_ms: int) -> None:
         change = MembershipChange(Cohort.from_trait(TRAIT), True, [user], at_ms)
-        store.apply(APP, [change], source="test")
+        store.memberships.apply(APP, [change], source="test")
 
     at, key = now_ms() - 5000, "cohorts:{shop}:cohort:1:members"
     users = [f"u{n}" for n in (2, 0, 3, 1)]
@@ -140,7 +140,7 @@ def test_statement__of_the_time_of_several_calls__is_not_taken_for_an_older_one(
     for member in (True, False):
         for user in ("a", "b", "c"):
             change = MembershipChange(Cohort.from_trait(TRAIT), member, [user], at)
-            assert store.apply(APP, [change], source="test").changed == 1
+            assert store.memberships.apply(APP, [change], source="test").changed == 1
     assert members(redis_client, APP) == {}
 
 
@@ -176,7 +176,7 @@ def test_orders__all_permutations_of_timed_statements__end_alike(store, redis_cl
     for number, order in enumerate(itertools.permutations(facts)):
         for member, at in order:
             change = MembershipChange(Cohort.from_trait(TRAIT), member, [f"u{number}"], at)
-            store.apply(APP, [change], source="test")
+            store.memberships.apply(APP, [change], source="test")
         ends.add(redis_client.hget(f"cohorts:{{shop}}:user:u{number}", TRAIT))
     assert ends == {"false"}
     assert members(redis_client, APP) == {}
@@ -198,5 +198,5 @@ def test_old_repeats__after_a_day__are_forgotten(say, store, redis_client) -> No
         redis_client.zadd(seen, {"u": day_ago})
         if len(users) == 1:
             redis_client.hset(state, "last", day_ago)
-        store.apply(APP, [MembershipChange(cohort, True, users)], source="test")
+        store.memberships.apply(APP, [MembershipChange(cohort, True, users)], source="test")
         assert redis_client.zcard(seen) == 0

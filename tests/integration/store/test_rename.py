@@ -26,7 +26,7 @@ def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Re
 
 def say(store: Store, trait: str, member: bool, *users: str, at_ms: int | None = None) -> int:
     change = MembershipChange(Cohort.from_trait(trait), member, list(users), at_ms)
-    return store.apply(APP, [change], source="test").changed
+    return store.memberships.apply(APP, [change], source="test").changed
 
 
 USERS = [f"u{n}" for n in range(12)]
@@ -67,7 +67,7 @@ def test_move__of_the_rest__leaves_no_old_field(store: Store, redis_client: redi
     say(store, OLD, False, *USERS[:4])
     say(store, NEW, True, *USERS[8:])
     # every partition learns the new name when it is next spoken to
-    store.register_cohort(APP, Cohort.from_trait(NEW), source="test")
+    store.memberships.register_cohort(APP, Cohort.from_trait(NEW), source="test")
     Background(store).work()
     assert traits(redis_client, APP) == {
         u: {NEW: "false" if u in USERS[:4] else "true"} for u in USERS
@@ -91,7 +91,7 @@ def test_move__stopped_and_begun_again__completes(store: Store, redis_client: re
     users = [f"user-{n}" for n in range(3000)]
     for start in range(0, 3000, 1000):
         say(store, OLD, True, *users[start : start + 1000])
-    store.register_cohort(APP, Cohort.from_trait(NEW), source="test")
+    store.memberships.register_cohort(APP, Cohort.from_trait(NEW), source="test")
     for job in store.jobs.pending():
         store.jobs.step(job)  # one step only, then the process is gone
     moved = sum(NEW in fields for fields in traits(redis_client, APP).values())

@@ -65,7 +65,7 @@ def fill(store: Store, load: Load) -> None:
         for member in (True, False)[: 1 + load.leave]:
             for start in range(0, load.users, 1000):
                 change = MembershipChange(cohort, member, ids[start : start + 1000])
-                store.apply("shop", [change], source="identify")
+                store.memberships.apply("shop", [change], source="identify")
 
 
 @pytest.mark.parametrize(

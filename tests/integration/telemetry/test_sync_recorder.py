@@ -71,7 +71,7 @@ def requests_of(app: Flask, sync: Sync, *, problems: bool = False) -> list[Reque
 class TestMoves:
     def test_apply__tells_who_really_entered_and_left_each_cohort(self, store: Store) -> None:
         def apply(*calls: Identify) -> dict[str, Moves]:
-            return store.apply(APP, membership_changes(calls), source="test").moves
+            return store.memberships.apply(APP, membership_changes(calls), source="test").moves
 
         users = [Identify(f"u{n}", {ONE: True}) for n in range(2500)]
         assert apply(*users) == {"1": Moves(2500, 0)}

@@ -64,7 +64,7 @@ def store(store_url: str, redis_client: redis.RedisCluster) -> Store:
 
 def enter(store: Store, users: list[str], trait: str = TRAIT) -> int:
     change = MembershipChange(Cohort.from_trait(trait), True, users, None)
-    return store.apply(APP, [change], source="test").changed
+    return store.memberships.apply(APP, [change], source="test").changed
 
 
 # One partition is one node's affair: what a single store does.

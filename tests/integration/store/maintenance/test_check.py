@@ -41,7 +41,7 @@ def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Re
 
 
 def say(store: Store, trait: str, member: bool, *users: str) -> None:
-    store.apply(
+    store.memberships.apply(
         APP, [MembershipChange(Cohort.from_trait(trait), member, list(users))], source="test"
     )
 
@@ -242,7 +242,7 @@ def test_repair__of_a_field_without_membership__says_that_the_user_is_out(
     assert traits(redis_client, APP)["u1"][TWO] == "false"
     # and any later statement is taken
     change = MembershipChange(Cohort.from_trait(TWO), True, ["u1"], 1_000_000_000_000)
-    assert store.apply(APP, [change], source="test").changed == 1
+    assert store.memberships.apply(APP, [change], source="test").changed == 1
 
 
 def test_repair__of_a_lost_state__takes_the_name_from_the_users(store: Store, hand: Hand) -> None:
@@ -494,7 +494,7 @@ def test_check__of_a_stream_that_is_trimmed_meanwhile__raises_no_alarm(
 
 def test_check__of_several_apps__keeps_them_apart(store: Store, hand: Hand) -> None:
     change = MembershipChange(Cohort.from_trait(ONE), True, ["u3", "b:1"])
-    store.apply("b", [change], source="test")
+    store.memberships.apply("b", [change], source="test")
     lose_field(hand)
     assert store.checker.run(["b"]).ok
     report = store.checker.run(["b", APP])

@@ -95,7 +95,7 @@ def source(
     store.freshness.set_cadence(APP, "1", 3_600_000)
     store.size_history.note(APP, ["1"])
     change = MembershipChange(Cohort.from_trait(OTHER), True, ids[:3], None)
-    store.apply("another-app", [change], source="test", message_id="m-1")
+    store.memberships.apply("another-app", [change], source="test", message_id="m-1")
     return settings_of(store_url, request.param)
 
 

@@ -27,7 +27,7 @@ def say(
     store: Store, trait: str, member: bool, user_ids: Sequence[str], at_ms: int | None = None
 ) -> None:
     change = MembershipChange(Cohort.from_trait(trait), member, list(user_ids), at_ms)
-    store.apply(APP, [change], source="test")
+    store.memberships.apply(APP, [change], source="test")
 
 
 class Reader:

@@ -213,11 +213,11 @@ class TestFreshness:
 
     def test_cohort__made_but_never_sent__is_never(self, store: Store, reader: Reader) -> None:
         cohort = Cohort.from_trait("n: 1")
-        store.register_cohort(APP, cohort, source="list")
+        store.memberships.register_cohort(APP, cohort, source="list")
         assert self.fresh(reader)["state"] == "never"
         assert ids(reader.get("/api/v1/cohorts?freshness=never")) == ["1"]
         say(store, "n: 1", True, ["u"])
-        store.register_cohort(APP, cohort, source="list")
+        store.memberships.register_cohort(APP, cohort, source="list")
         assert self.fresh(reader)["state"] == "fresh"
 
     def test_cadence__of_daily_syncs__is_learned_and_tells_when_one_is_missing(
@@ -277,7 +277,7 @@ class TestFreshness:
     def test_cadence__set_before_anything_came__waits_for_it(
         self, store: Store, admin: Reader
     ) -> None:
-        store.register_cohort(APP, Cohort.from_trait("n: 1"), source="list")
+        store.memberships.register_cohort(APP, Cohort.from_trait("n: 1"), source="list")
         path = "/api/v1/cohorts/1/cadence"
         told = admin.send("PUT", path, json={"seconds": 600}).json
         assert (told["state"], told["lateAfter"]) == ("never", None)
@@ -302,7 +302,7 @@ class TestFreshness:
     ) -> None:
         for cohort_id in "12345":
             say(store, f"n: {cohort_id}", True, ["u"])
-        store.register_cohort(APP, Cohort.from_trait("n: 6"), source="list")
+        store.memberships.register_cohort(APP, Cohort.from_trait("n: 6"), source="list")
         for cohort_id in "12":
             path = f"/api/v1/cohorts/{cohort_id}/cadence"
             admin.send("PUT", path, json={"seconds": 60})
@@ -317,7 +317,7 @@ class TestFreshness:
         store.erasure.erase(APP, "gone", suppress=True)
         for known_only, user in ((True, "unknown"), (False, "gone")):
             change = MembershipChange(Cohort.from_trait("n: 1"), True, [user])
-            store.apply(APP, [change], source="test", known_only=known_only)
+            store.memberships.apply(APP, [change], source="test", known_only=known_only)
         assert redis_client.keys("*:freshness") == []
         assert set(store.freshness.counts([APP]).values()) == {0}
         say(store, "n: 1", True, ["gone", "u"])

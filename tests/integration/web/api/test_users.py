@@ -194,7 +194,7 @@ class TestManyUsers:
     ) -> None:
         cohorts = [Cohort.from_trait(f"n: {n}") for n in range(1500)]
         many = [MembershipChange(cohort, True, ["b", "c"]) for cohort in cohorts]
-        store.apply(APP, many, source="test")
+        store.memberships.apply(APP, many, source="test")
         say(store, ONE, True, ["a", "d"], 1000)
         told = reader.send("POST", "/api/v1/users/query", json={"userIds": list("abxcbd")})
         assert [user["userId"] for user in told.json["users"]] == list("abxcd")

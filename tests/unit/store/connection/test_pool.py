@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from redis.connection import AbstractConnection, Connection
+from redis.connection import Connection
 
 from app.store.connection.pool import FairLifoQueue, lean
 from tests.support.polling import wait_until
@@ -35,7 +35,7 @@ class Silent(Connection):
         self.sent += command
 
 
-def taken_from_a_pool(kind: type[AbstractConnection]) -> Any:
+def taken_from_a_pool(kind: Any) -> Any:
     pool = redis.BlockingConnectionPool(connection_class=kind, queue_class=FairLifoQueue)
     connection = pool.get_connection()
     pool.release(connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from app.telemetry.metrics import definitions
 from app.telemetry.metrics.meter import Meter
@@ -55,3 +55,9 @@ def test_flush__twice__counts_once() -> None:
     meter.flush()
     meter.flush()
     assert value("cohort_receiver_requests_total", **labels) == before + 1
+
+
+def test_samples__name_every_metric_that_is_defined() -> None:
+    kinds = (Counter, Histogram, definitions.StoreGauge)
+    defined = [value for value in vars(definitions).values() if isinstance(value, kinds)]
+    assert len(defined) == len(list(definitions.samples())) > 10

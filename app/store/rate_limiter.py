@@ -12,7 +12,7 @@ from limits.strategies import FixedWindowRateLimiter
 from redis import Redis
 
 from app.store.connection.cluster import ClusterClient
-from app.store.errors import translated
+from app.store.errors import store_errors
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
 
@@ -75,7 +75,7 @@ class RateLimiter:
         if asked < self._over.get(name, 0.0):
             return _seconds(self._over[name] - asked)
         cost = max(1, min(limit.amount // _SHARE, _MAX_AHEAD))
-        with translated():
+        with store_errors():
             if self._limiter.hit(limit, *names, cost=cost):
                 if cost > 1:
                     self._remember(self._ahead, name, (asked + limit.get_expiry(), cost - 1))
