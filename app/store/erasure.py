@@ -101,7 +101,7 @@ class Erasure:
             if rest >= 0:
                 erased += len(traits)
                 left = {Cohort.from_trait(t.decode()).id for t, v in traits.items() if v == b"true"}
-                self._size_history.note(app_id, sorted(left))
+                self._size_history.record(app_id, sorted(left))
             if rest == 0:
                 return erased, last_entry.decode()
             # Every other step makes progress, so only these have to be limited.
@@ -131,7 +131,7 @@ class Erasure:
             if not cohort_ids:
                 return erased
             found = self._erase_memberships(keys=[stream], args=[user_id, *cohort_ids])
-            self._size_history.note(place[0], [cohort_id.decode() for cohort_id in found])
+            self._size_history.record(place[0], [cohort_id.decode() for cohort_id in found])
             erased += len(found)
             start = f"({cohort_ids[-1].decode()}"
 

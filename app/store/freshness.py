@@ -35,7 +35,7 @@ class FreshnessStore:
         self._script = load_script(client, "freshness.lua")
         self._recorded: dict[tuple[str, str], float] = {}
 
-    def received(self, app_id: str, cohort_ids: Collection[str]) -> None:
+    def record_received(self, app_id: str, cohort_ids: Collection[str]) -> None:
         """Record that users of these cohorts were received.
 
         Ignores a StoreError: the changes have been applied by now, and the next request records
@@ -55,7 +55,7 @@ class FreshnessStore:
             self._call(app_id, "received", new)
             self._recorded.update({(app_id, cohort_id): now for cohort_id in new})
 
-    def known(self, app_id: str, cohort_id: str) -> None:
+    def record_known(self, app_id: str, cohort_id: str) -> None:
         """Count a cohort as never received, unless it was."""
         self._call(app_id, "known", [cohort_id])
 

@@ -1,4 +1,4 @@
-"""Put writes on hold, so that a store can be copied or moved without losing any.
+"""Put writes on hold, so that none is lost while a store is copied or moved.
 
 Every script that writes checks its partition's flag itself, in its atomic step. A call that arrives
 late, from a worker that was suspended or over a slow network, is refused like any other.
@@ -18,7 +18,7 @@ from app.store.keys import Keys
 
 # The value of the flags while an operator holds the store. A copy's own hold has a random one.
 HELD = b"held"
-# A store that is full can be held, too: it may be moved to a larger one.
+# Allowed when memory is full, as the store may have to be moved to a larger one.
 _SET = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], unpack(ARGV))"
 # The value of the global flag until the flags of all partitions are set.
 _BEGUN = b"begun"
@@ -40,14 +40,14 @@ class Hold:
         self._script = client.register_script(_SET)
 
     def check(self) -> None:
-        """Raise StoreHeld while the store is held; for writes that no script checks."""
+        """Raise StoreHeld during a hold; to be called before writes that are not scripts."""
         with store_errors():
             held = self._client.exists(self._keys.hold())
         if held:
             raise StoreHeld()
 
     def value(self) -> bytes | None:
-        """The value of the global flag: whose hold it is."""
+        """The value of the global flag, which identifies the hold; None if there is none."""
         with store_errors():
             found: Any = self._client.get(self._keys.hold())
         return None if found is None else bytes(found)
@@ -70,7 +70,7 @@ class Hold:
         """Extend the hold.
 
         Raises:
-            HoldLost: it is not the one of ``value`` any more.
+            HoldLost: the flags are missing or have another value.
         """
         flags = [self._keys.hold(), *self._flags(app_ids)]
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
@@ -84,7 +84,7 @@ class Hold:
             raise HoldLost()
 
     def release(self) -> None:
-        """Take writes again."""
+        """Accept writes again."""
         with store_errors():
             apps: Any = self._client.smembers(self._keys.apps())
             with self._client.pipeline(transaction=False) as pipeline:

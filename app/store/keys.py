@@ -121,7 +121,7 @@ class Keys:
         return f"{self.prefix}:session:{session_id}:ended"
 
     def layout(self) -> str:
-        """The number of partitions of the stored data. Private."""
+        """The number of partitions of the stored data."""
         return f"{self.prefix}:layout"
 
     def apps(self) -> str:

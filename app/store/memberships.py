@@ -177,7 +177,7 @@ class Memberships:
             )
         applied.changed += len(changed_users)
         applied.repeated = bool(repeats) and all(repeats)
-        self._freshness.received(app_id, _received(changes, applied))
+        self._freshness.record_received(app_id, _received(changes, applied))
         return applied
 
     def register_cohort(self, app_id: str, cohort: Cohort, *, source: str) -> bool:
@@ -192,13 +192,13 @@ class Memberships:
             replies = self._apply_all(app_id, parts, False, set())
             registered = not any(b"deleting" in reply.lists for reply in replies)
             if registered:
-                self._freshness.known(app_id, cohort.id)
+                self._freshness.record_known(app_id, cohort.id)
         return registered
 
     def spread_name(self, app_id: str, cohort_id: str) -> str:
         """Write a cohort's newest name to the partitions with an earlier one. Returns the name."""
         with store_errors():
-            names = self._registry.named(app_id, cohort_id)
+            names = self._registry.names(app_id, cohort_id)
             if not names:
                 return ""
             newest = max(names.values())
@@ -241,7 +241,7 @@ class Memberships:
 
     def _introduce(self, app_id: str, cohort_id: str, partitions: Iterable[int]) -> None:
         """Register a cohort in partitions that lack it, with the names that others know."""
-        names = self._registry.named(app_id, cohort_id)
+        names = self._registry.names(app_id, cohort_id)
         missing = set(partitions) - set(names)
         if not names or not missing:
             return

@@ -26,7 +26,7 @@ class PartitionName(NamedTuple):
     """
 
     at_ms: int
-    names: int
+    earlier_count: int
     trait: str
     earlier: list[str]
 
@@ -46,10 +46,10 @@ class Registry:
 
     def trait(self, app_id: str, cohort_id: str) -> str | None:
         """The current trait name of a cohort; None if it is unknown."""
-        named = self.named(app_id, cohort_id)
-        if not named:
+        names = self.names(app_id, cohort_id)
+        if not names:
             return None
-        trait = max(named.values()).trait
+        trait = max(names.values()).trait
         if len(self._traits) >= MAX_REMEMBERED:
             self._traits.clear()
         self._traits[app_id, cohort_id] = trait
@@ -59,7 +59,7 @@ class Registry:
         """The last result of `trait`, without asking the store; it may be outdated."""
         return self._traits.get((app_id, cohort_id))
 
-    def named(self, app_id: str, cohort_id: str) -> dict[int, PartitionName]:
+    def names(self, app_id: str, cohort_id: str) -> dict[int, PartitionName]:
         """The name of a cohort in each partition that knows it; the greatest is the newest."""
         partitions = range(self._keys.partitions)
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:

@@ -32,7 +32,7 @@ class SizeHistory:
         self._now = tuning.now
         self._script = load_script(client, "sizes.lua")
 
-    def note(self, app_id: str, cohort_ids: Sequence[str]) -> None:
+    def record(self, app_id: str, cohort_ids: Sequence[str]) -> None:
         """Record the current sizes of cohorts."""
         for start in range(0, len(cohort_ids), _COHORTS_PER_CALL):
             part = cohort_ids[start : start + _COHORTS_PER_CALL]

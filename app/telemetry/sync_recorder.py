@@ -122,7 +122,7 @@ class SyncRecorder:
         while self._changed:
             app_id, cohort_ids = next(iter(self._changed.items()))
             recorded = sorted(cohort_ids)
-            self._store.size_history.note(app_id, recorded)
+            self._store.size_history.record(app_id, recorded)
             del self._changed[app_id]
         self._sizes_due = time.monotonic() + SIZES_SECONDS
 

@@ -332,7 +332,7 @@ class _Walk(NamedTuple):
     progress: Progress
 
 
-# Problems whose cohort id is not one.
+# Problems with fields that belong to no cohort.
 _WITHOUT_COHORT = {Problem.FIELD_OF_UNKNOWN_COHORT, Problem.FOREIGN_FIELD}
 
 

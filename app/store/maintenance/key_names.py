@@ -1,4 +1,4 @@
-"""What each key of a store is, by its name, and where a copy puts it."""
+"""Parse key names, and find out how a copy treats each key."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from app.store.keys import Keys
 class Kind(Enum):
     """How a key is copied."""
 
-    WHOLE = "whole"  # as it is, into the partition that its owner's id gives
-    SPREAD = "spread"  # a set or sorted set, each element into the partition that its own id gives
-    STATE = "state"  # a cohort's record, of which every partition keeps a share
-    GLOBAL = "global"  # as it is; belongs to no partition
-    LIVE = "live"  # the same, but changes during a hold too, so that it is not compared
+    WHOLE = "whole"  # unchanged, into the partition of its owner
+    SPREAD = "spread"  # a set or sorted set: each element into the partition of its own id
+    STATE = "state"  # a cohort's record, of which every partition has a share
+    GLOBAL = "global"  # unchanged; belongs to no partition
+    LIVE = "live"  # as GLOBAL, but not compared, as it changes during a hold
     SKIPPED = "skipped"
     UNKNOWN = "unknown"
 
 
 _USERS = {b"registered": Kind.SPREAD, b"suppressed": Kind.SPREAD, b"due": Kind.SPREAD}
 _HISTORY = dict.fromkeys((b"syncs", b"failures", b"problems", b"history", b"open"), Kind.WHOLE)
-_MADE_ANEW = dict.fromkeys((b"cohorts", b"jobs", b"changes", b"erased", b"hold"), Kind.SKIPPED)
-_OF_PARTITION = {**_USERS, **_HISTORY, **_MADE_ANEW}
+_REBUILT = dict.fromkeys((b"cohorts", b"jobs", b"changes", b"erased", b"hold"), Kind.SKIPPED)
+_OF_PARTITION = {**_USERS, **_HISTORY, **_REBUILT}
 _OF_COHORT = {
     **dict.fromkeys((b"members", b"left", b"seen"), Kind.SPREAD),
     **dict.fromkeys((b"freshness", b"sizes", b"syncs"), Kind.WHOLE),
@@ -41,15 +41,15 @@ _GLOBAL = {
 
 
 class KeyName(NamedTuple):
-    """A key's name, taken apart.
+    """A parsed key name.
 
     Attributes:
-        key: all of it.
-        app_id: empty where it belongs to no app.
-        owner: the user, cohort or app id that gives the partition of a whole key; of a cohort's
-            other keys, the cohort id.
-        rest: what follows the hash tag, or the prefix.
-        what: what it holds, for people.
+        key: the full name.
+        app_id: empty for global keys.
+        owner: the user, cohort or app id that determines the partition of a WHOLE key; for a
+            cohort's other keys, the cohort id.
+        rest: the part after the hash tag, or after the prefix of a global key.
+        what: a description of the content, for people.
     """
 
     kind: Kind
@@ -61,17 +61,17 @@ class KeyName(NamedTuple):
 
     @property
     def is_set(self) -> bool:
-        """A spread key that is a set rather than a sorted set."""
+        """Whether a SPREAD key is a set rather than a sorted set."""
         return self.rest in (b"registered", b"suppressed")
 
     def in_store(self, keys: Keys) -> bytes:
-        """The name that a whole or global key has in a store."""
+        """The name of a WHOLE or global key in a store with these keys."""
         if self.kind in (Kind.GLOBAL, Kind.LIVE):
             return f"{keys.prefix}:".encode() + self.rest
         return self.in_partition(keys, keys.partition_of(self.owner))
 
     def stream(self, keys: Keys) -> str:
-        """The change stream of the partition that a whole key has in a store."""
+        """The change stream in the partition of a WHOLE key."""
         return keys.changes(self.app_id, keys.partition_of(self.owner))
 
     def in_partition(self, keys: Keys, partition: int) -> bytes:
@@ -79,7 +79,7 @@ class KeyName(NamedTuple):
 
 
 def parse(key: bytes, prefix: str) -> KeyName:
-    """Take a key's name apart; it begins with ``prefix``."""
+    """Parse a key name that begins with ``prefix``."""
     rest = key[len(prefix) + 1 :]
     if not rest.startswith(b"{"):
         skipped = rest.startswith((b"rates/", b"session:"))

@@ -1,4 +1,4 @@
-"""A store as keys and values, read and written as they are."""
+"""Read and write a store's keys and values unchanged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from app.store.keys import Keys
 from app.store.maintenance.key_names import KeyName, parse
 
 _KEYS_PER_SCAN = 1000
-# Elements of a large value that one command takes: less than a millisecond of the store's time.
+# Elements of a large value in one command: less than 1 ms of the store's time.
 _ELEMENTS = 1000
-# Most traits of a user who is read and written together with others.
+# Users with more traits than this are read and written one by one.
 _SMALL = 50
 
 
 class Value(NamedTuple):
-    """The content of a key; of the type ``none`` where there is no such key."""
+    """The content of a key; the type is ``none`` for a missing key."""
 
     type: bytes
     content: Any
@@ -38,7 +38,7 @@ _READ: dict[bytes, Callable[[Any, bytes], Any]] = {
 
 
 class RawStore:
-    """The store of some settings. Raises the client library's errors."""
+    """Accesses the store of the settings. Raises the client library's errors."""
 
     def __init__(self, settings: Settings) -> None:
         self.client: Any = connect(settings)
@@ -47,11 +47,11 @@ class RawStore:
         self._write_hashes = load_script(self.client, "write_hashes.lua", "maintenance")
 
     def size(self) -> int:
-        """The number of keys, those of other prefixes included."""
+        """The number of keys, with those of other prefixes."""
         return sum(int(node.dbsize()) for node in self._nodes())
 
     def walk(self) -> Iterator[list[KeyName]]:
-        """All keys under the prefix, some at a time."""
+        """All keys with the prefix, some at a time."""
         for node in self._nodes():
             cursor = None
             while cursor != 0:
@@ -62,7 +62,7 @@ class RawStore:
                 yield [parse(key, self.keys.prefix) for key in found]
 
     def values(self, names: Sequence[KeyName]) -> list[Value]:
-        """The values of whole or global keys."""
+        """The values of WHOLE or global keys."""
         found = self._small_users(names)
         others = [name for name in names if name not in found]
         keys = [name.in_store(self.keys) for name in others]
@@ -79,8 +79,9 @@ class RawStore:
         return [found[name] for name in names]
 
     def _small_users(self, names: Sequence[KeyName]) -> dict[KeyName, Value]:
-        """The values of those users who have few traits, as nearly all have: by one call for each
-        partition, which takes a third of the time of a pipeline.
+        """The values of users with few traits, with one script call for each partition.
+
+        That takes a third of the time of a pipeline, and nearly all users have few.
         """
         parts: dict[str, list[KeyName]] = {}
         for name in names:
@@ -99,7 +100,7 @@ class RawStore:
         return found
 
     def write(self, values: Mapping[KeyName, Value]) -> None:
-        """Write whole or global keys, in place of what is there."""
+        """Replace WHOLE or global keys."""
         small: dict[str, list[Any]] = {}
         with self.client.pipeline(transaction=False) as pipeline:
             for name, value in values.items():
@@ -116,7 +117,7 @@ class RawStore:
         call_partitions(self._write_hashes, [Call(stream, args) for stream, args in small.items()])
 
     def pages(self, name: KeyName) -> Iterator[list[tuple[bytes, float]]]:
-        """The elements of a set or sorted set, some at a time, with their scores; 1 in a set."""
+        """The elements of a set or sorted set, some at a time, with their scores (1 in a set)."""
         cursor = None
         while cursor != 0:
             if name.is_set:
@@ -127,7 +128,7 @@ class RawStore:
                 yield found
 
     def elements(self, name: KeyName) -> int:
-        """How many elements a set or sorted set has in all partitions."""
+        """The number of elements of a set or sorted set, over all partitions."""
         with self.client.pipeline(transaction=False) as pipeline:
             for partition in range(self.keys.partitions):
                 key = name.in_partition(self.keys, partition)
@@ -138,7 +139,7 @@ class RawStore:
             return sum(pipeline.execute())
 
     def _nodes(self) -> list[redis.Redis]:
-        """A client of each node that takes writes."""
+        """A client of each primary."""
         if isinstance(self.client, ClusterClient):
             return self.client.primaries()
         return [self.client]

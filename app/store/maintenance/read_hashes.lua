@@ -1,11 +1,11 @@
 #!lua flags=no-writes
 -- Read some hashes of one partition.
 --
--- KEYS[1]   the partition's change stream; its name gives the other keys
--- ARGV[1]   fields that a hash may have; larger ones are read by other means
--- ARGV[2..] names of the hashes, after the hash tag
+-- KEYS[1]   the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]   maximum number of fields; larger hashes are skipped
+-- ARGV[2..] names of the hashes without the prefix and hash tag
 --
--- Returns for each a flat list of fields and values, or nil where it is larger or no hash.
+-- Returns for each a flat list of fields and values, or nil if it was skipped or is not a hash.
 
 local base, most = string.sub(KEYS[1], 1, -#'changes' - 1), tonumber(ARGV[1])
 local rows = {}

@@ -1,9 +1,9 @@
 #!lua
--- Write some hashes of one partition, in place of what is there.
+-- Replace some hashes of one partition.
 --
--- KEYS[1]  the partition's change stream; its name gives the other keys
--- ARGV     for each hash: its name after the hash tag, number of values that follow, fields and
---          values
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
+-- ARGV     for each hash: its name without the prefix and hash tag, the number of arguments that
+--          follow, fields and values
 
 local base, position = string.sub(KEYS[1], 1, -#'changes' - 1), 1
 while position <= #ARGV do

@@ -72,7 +72,7 @@ WRITES: dict[str, Callable[[Store], Any]] = {
     "register": lambda store: store.registered_users.add(APP, ["new"]),
     "unregister": lambda store: store.registered_users.remove(APP, [USER]),
     "cadence": lambda store: store.freshness.set_cadence(APP, COHORT, 3_600_000),
-    "size": lambda store: store.size_history.note(APP, [COHORT]),
+    "size": lambda store: store.size_history.record(APP, [COHORT]),
     "history": lambda store: store.sync_history.trim(APP),
     "audit": lambda store: store.audit_trail.add({"action": "erase_user"}),
 }

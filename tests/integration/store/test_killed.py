@@ -51,7 +51,7 @@ WORK: dict[str, Callable[[Store], Any]] = {
     "erase": lambda store: store.erasure.erase(APP, "u1", suppress=True),
     "delete": delete,
     "rename": rename,
-    "note sizes": lambda store: store.size_history.note(APP, ["1", "2"]),
+    "note sizes": lambda store: store.size_history.record(APP, ["1", "2"]),
 }
 
 

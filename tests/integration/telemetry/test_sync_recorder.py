@@ -537,7 +537,7 @@ class TestSizes:
         clock.stands_at = 1_700_000_000.0
         for n in range(1000):
             http.post(COHORT_PATH, json=identify(f"u{n}", ONE, True))
-            store.size_history.note(APP, ["1"])
+            store.size_history.record(APP, ["1"])
             clock.forward(3600)
         (found,) = store.size_history.of(APP, ["1"])
         assert 180 <= len(found) <= 240
@@ -552,7 +552,7 @@ class TestSizes:
         flush(app)
         assert store.size_history.of(APP, ["1"]) != [[]]
         list(store.jobs.delete_cohort(APP, "1"))
-        store.size_history.note(APP, ["1"])
+        store.size_history.record(APP, ["1"])
         assert store.size_history.of(APP, ["1"]) == [[]]
 
 

@@ -93,7 +93,7 @@ def source(
     store.registered_users.add(APP, ["é", "registered", *ids[:30]])
     store.erasure.erase(APP, ids[77], suppress=True)
     store.freshness.set_cadence(APP, "1", 3_600_000)
-    store.size_history.note(APP, ["1"])
+    store.size_history.record(APP, ["1"])
     change = MembershipChange(Cohort.from_trait(OTHER), True, ids[:3], None)
     store.memberships.apply("another-app", [change], source="test", message_id="m-1")
     return settings_of(store_url, request.param)
