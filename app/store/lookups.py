@@ -14,8 +14,8 @@ from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import store_errors
 from app.store.keys import Keys
 
-# A script call reads up to this many users, and no more after this many traits. It takes about 2 ms
-# of the store's time.
+# A script call reads up to this many users, and none after this many traits: about 2 ms of the
+# store's time.
 USERS_PER_CALL = 500
 TRAITS_PER_CALL = 2000
 # Traits in one call for a user with very many: about 1 ms of the store's time.
@@ -132,10 +132,10 @@ class Lookups:
 
         Args:
             after: the position after the previous page.
-            since_ms: only who entered at this time or later, in ms since the epoch.
+            since_ms: only those who entered at this time or later, in ms since the epoch.
 
         Returns:
-            the members; and the place to go on from, or None at the end.
+            The members, and the position after them; None at the end.
         """
         found: list[tuple[str, float]] = []
         for partition in range(after.partition if after else 0, self._keys.partitions):
@@ -237,7 +237,7 @@ class Lookups:
     def _resolve(
         self, app_id: str, unresolved: dict[tuple[int, str], list[tuple[User, Cohort]]]
     ) -> None:
-        """Read and add memberships, by partition and cohort id."""
+        """Add memberships that the script could not resolve; given by partition and cohort id."""
         for (partition, cohort_id), pairs in unresolved.items():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
             scores: Any = self._client.zmscore(key, [user.id for user, _ in pairs])

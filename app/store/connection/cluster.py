@@ -30,8 +30,8 @@ _ATTEMPTS = 2
 
 # Prepended to every script. While a slot migrates, some of a script's keys are on one node and some
 # on the other, and it would take the latter for missing. Asking for two keys that never exist fails
-# on either node during a migration, before anything is written. A key without a hash tag
-# is its own tag.
+# on either node during a migration, before anything is written. The tag of a key without one is the
+# whole key.
 _GUARD = (
     "do local tag = string.find(KEYS[1], '{', 1, true) and KEYS[1] or '{' .. KEYS[1] .. '}' "
     "redis.call('EXISTS', tag .. ':none', tag .. ':neither') end "
@@ -244,7 +244,7 @@ def _call_each(
             strategy.command_queue, raise_on_error=False, allow_redirections=False
         )
     except exceptions.ConnectionError as error:
-        # One of the nodes is unreachable, so nothing was sent to any.
+        # There is no connection to one of the nodes, so nothing was sent to any.
         return [error] * len(calls), True
     waits = replies[len(calls) :]
     for reply in waits:
