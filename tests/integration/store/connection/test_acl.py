@@ -21,13 +21,26 @@ from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.store.maintenance.test_copy import rights
 from tests.integration.web.dashboard.test_views import Browser
-from tests.integration.web.test_apps import BODY, COHORT, PARTS, USER, path, rules
+from tests.integration.web.test_apps import COHORT, PARTS, USER, path, rules
 from tests.support.clusters import Cluster, running_cluster
 from tests.support.stores import socket_url, start_store, store_folder
 
 ACL = Path(__file__).resolve().parents[4] / "docs" / "acl"
 SERVICE, READER = "cohort-receiver", "cohort-reader"
 PASSWORD = "a-password-of-the-store"
+# Has what every call requires.
+BODY: dict[str, Any] = {
+    "type": "identify",
+    "userId": USER,
+    "userIds": [USER],
+    "traits": {f"n: {COHORT}": True},
+    "name": f"n: {COHORT}",
+    "cohort_name": "n",
+    "cohort_id": COHORT,
+    "in_cohort": True,
+    "users": [{"user_id": USER}],
+    "seconds": 3600,
+}
 KEY = "an-admin-key"
 
 
