@@ -1,5 +1,5 @@
-"""The proof under faults: `make chaos` runs it whole, tests/system/test_chaos.py in short.
+"""The chaos test: `make chaos` runs it in full, tests/system/test_chaos.py briefly.
 
-The simulator syncs several cohorts back and forth, misbehaving itself, while processes are killed,
-paused and restarted, memory is filled and connections are broken. At the end nothing may be lost.
+A misbehaving simulator syncs several cohorts back and forth, while processes are killed, paused and
+restarted, memory is filled and connections are broken. Nothing may be lost.
 """

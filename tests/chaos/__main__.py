@@ -1,6 +1,6 @@
-"""``python -m tests.chaos``: run, print the figures, write them to docs/reliability.md.
+"""``python -m tests.chaos``: run, print the figures and write them to docs/reliability.md.
 
-Exit code 0 when nothing was lost, 1 otherwise.
+Exit code 0 if nothing was lost, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ MARK = "<!-- figures: written by `make chaos` -->\n"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
-    parser.add_argument("--seconds", type=float, default=100, help="of faults, for each run")
+    parser.add_argument(
+        "--seconds", type=float, default=100, help="duration of the faults in each run"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--partitions", type=int, nargs="*", default=[1, 3], help="a run for each")
-    parser.add_argument("--no-report", action="store_true", help="leave docs/ alone")
+    parser.add_argument(
+        "--partitions", type=int, nargs="*", default=[1, 3], help="one run per number"
+    )
+    parser.add_argument("--no-report", action="store_true", help="do not write docs/reliability.md")
     options = parser.parse_args()
     outcomes = []
     for partitions in options.partitions:

@@ -1,4 +1,4 @@
-"""What is done to the service and its store while the simulator syncs."""
+"""Faults injected into the service and its store while the simulator syncs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.chaos.proxy import Proxy
 
 
 class Faults:
-    """Makes one fault after another, drawn from a seed, until told to stop. All are undone."""
+    """Injects one random fault after another, determined by a seed, and undoes each."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Faults:
         self.kinds = {name: all_kinds[name] for name in kinds or all_kinds}
 
     def run(self, seconds: float) -> None:
-        """Go on for about so long; each kind at least once."""
+        """Inject faults for about so long; each kind at least once."""
         timer = threading.Timer(seconds, self._stop.set)
         timer.start()
         names = list(self.kinds)
@@ -58,7 +58,7 @@ class Faults:
             timer.cancel()
 
     def _rest(self, least: float, most: float) -> None:
-        # Waiting is what this does: the load goes on meanwhile.
+        # Not polling for anything: the load continues during this time.
         threading.Event().wait(self._drawn.uniform(least, most))
 
     def _kill_worker(self) -> None:
@@ -71,7 +71,7 @@ class Faults:
 
     def _deploy(self) -> None:
         code = self._service.stop()
-        assert code == 0, f"the service ended with {code} when told to stop"
+        assert code == 0, f"the service exited with {code} after SIGTERM"
         self._service.start()
 
     def _kill_store(self) -> None:

@@ -1,4 +1,4 @@
-"""The store and the service under test: real processes that can be killed and started again."""
+"""The store and the service under test, as processes that can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.stores import store_program
 
 
 class StoreProcess:
-    """A store whose append-only file is written before each answer."""
+    """A store that writes its append-only file before each reply."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ class StoreProcess:
 
 
 class ServiceProcess:
-    """gunicorn, as the Procfile starts it."""
+    """gunicorn, started as in the Procfile."""
 
     def __init__(self, env: dict[str, str], log: Path, port: int) -> None:
         self.port = port
@@ -98,7 +98,7 @@ class ServiceProcess:
         return [int(pid) for pid in listed.stdout.split()]
 
     def kill_master(self) -> None:
-        """Kill it; its workers notice and end by themselves."""
+        """Kill it, and wait until its workers have noticed and exited."""
         assert self._process is not None
         workers = self.workers()
         self._process.kill()
@@ -106,7 +106,7 @@ class ServiceProcess:
         wait_until(lambda: not any(_alive(pid) for pid in workers))
 
     def stop(self) -> int:
-        """Stop it as a deployment does. Returns the exit code."""
+        """Stop it as a deployment does, and return the exit code."""
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(30)

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback, between the service and its store, that can break connections."""
+"""A TCP proxy between the service and its store that can break connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 
 
 class Proxy:
-    """Passes bytes both ways, until told to break or refuse. One thread; stops with `close`."""
+    """Forwards bytes both ways, in one thread, until `close`."""
 
     def __init__(self, backend: tuple[str, int]) -> None:
         self._backend = backend
@@ -26,11 +26,11 @@ class Proxy:
         self._thread.start()
 
     def break_all(self) -> None:
-        """Reset every open connection, also those with a command under way."""
+        """Reset every open connection, including those with a command in progress."""
         self._break.set()
 
     def refuse(self, refuse: bool) -> None:
-        """Take no new connections, or take them again; those that are open are broken."""
+        """Start refusing new connections and reset the open ones, or stop refusing."""
         if refuse:
             self._refuse.set()
             self._break.set()
@@ -51,7 +51,7 @@ class Proxy:
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj in self._pairs:
-                    self._pass_on(key.fileobj)  # type: ignore[arg-type]
+                    self._forward(key.fileobj)  # type: ignore[arg-type]
         for end in list(self._pairs):
             self._drop(end)
         self._selector.close()
@@ -72,7 +72,7 @@ class Proxy:
             self._pairs[one] = other
             self._selector.register(one, selectors.EVENT_READ)
 
-    def _pass_on(self, source: socket.socket) -> None:
+    def _forward(self, source: socket.socket) -> None:
         try:
             data = source.recv(1 << 18)
             if data:
@@ -93,7 +93,7 @@ class Proxy:
 
 
 def _reset(end: socket.socket) -> None:
-    """Close with a reset, as a connection that breaks does."""
+    """Close with a reset, like a broken connection."""
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     end.close()

@@ -1,4 +1,4 @@
-"""One run: cohorts are synced while faults happen, and compared after every sync and at the end."""
+"""One run: sync cohorts during faults, and compare them after every sync and at the end."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ MISBEHAVIOUR = FaultRates(
 )
 STORE_TIMEOUT = 2.0
 AFTER_ALL = 2**62
-# Nothing that is sent is wrong in itself, and Amplitude doesn't send again what is refused.
-STATUSES = {200, 503}
+# All requests are valid, and Amplitude does not retry after a 4xx.
+ALLOWED_STATUSES = {200, 503}
 
-# Name, source, users, users a request. Small requests make many chances for something to go wrong.
+# Name, mode, users, users per request. Small requests give more opportunities for a failure.
 COHORTS: tuple[tuple[str, Mode, int, int], ...] = (
     ("property", "property", 20_000, 200),
     ("large batches", "property", 30_000, 5000),
@@ -52,12 +52,12 @@ COHORTS: tuple[tuple[str, Mode, int, int], ...] = (
     ("webhook", "webhook", 20_000, 200),
 )
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass
 class Outcome:
-    """What happened, and what was found at the end. `wrong` says why the run has failed."""
+    """What happened and what was found; `wrong` lists the reasons why the run failed."""
 
     seconds: float = 0.0
     partitions: int = 1
@@ -109,7 +109,8 @@ def run(
             over = threading.Event()
             with ThreadPoolExecutor(len(syncs)) as pool:
                 checked = [
-                    pool.submit(_go_on, sync, over, reader, stream, outcome) for sync in syncs
+                    pool.submit(_sync_repeatedly, sync, over, reader, stream, outcome)
+                    for sync in syncs
                 ]
                 try:
                     faults.run(seconds)
@@ -133,10 +134,10 @@ def run(
             _compare_stream(store, stream, syncs, outcome)
         _check_store(store, partitions, outcome)
         log = (folder / "service.log").read_text()
-        for status in sorted(outcome.statuses.keys() - STATUSES):
-            outcome.wrong.append(f"{outcome.statuses[status]} answers were a {status}")
+        for status in sorted(outcome.statuses.keys() - ALLOWED_STATUSES):
+            outcome.wrong.append(f"{outcome.statuses[status]} responses were a {status}")
         if '"unexpected error"' in log:
-            outcome.wrong.append("the service tells of an unexpected error")
+            outcome.wrong.append("the service logged an unexpected error")
         outcome.seconds = time.monotonic() - started
         if outcome.wrong:
             kept = Path(tempfile.mkdtemp(prefix="chaos-log-")) / "service.log"
@@ -175,14 +176,14 @@ def _sync(url: str, number: int, seed: int, share: float, outcome: Outcome) -> C
     name, mode, users, batch_size = COHORTS[number]
     lock = threading.Lock()
 
-    def note(attempt: Attempt) -> None:
+    def count(attempt: Attempt) -> None:
         with lock:
             if attempt.reply.status is None:
                 outcome.unanswered += 1
             else:
                 outcome.statuses[attempt.reply.status] += 1
 
-    # All cohorts are of the same users, so that their hashes are shared.
+    # All cohorts have the same users, so that they share hashes.
     cohort = Cohort.synthetic(name, f"c{number}", int(users * share), churn=0.2, seed=seed)
     return CohortSync(
         Target(url, KEY, timeout=10.0),
@@ -193,14 +194,14 @@ def _sync(url: str, number: int, seed: int, share: float, outcome: Outcome) -> C
         seed=seed + number,
         faults=MISBEHAVIOUR,
         settle=STORE_TIMEOUT + 1,
-        on_attempt=note,
+        on_attempt=count,
     )
 
 
-def _go_on(
+def _sync_repeatedly(
     sync: CohortSync, over: threading.Event, reader: RedisReader, stream: Stream, outcome: Outcome
 ) -> list[int]:
-    """Sync and compare until it is over. Returns how many users were certain after each sync."""
+    """Sync and compare until `over` is set. Returns the number of certain users after each sync."""
     certain = []
     while not over.is_set():
         sync.sync()
@@ -212,27 +213,28 @@ def _go_on(
 def _compare(
     sync: CohortSync, reader: RedisReader, stream: Stream, outcome: Outcome, when: str
 ) -> Comparison:
-    """Compare what the store holds and what the stream has told with the truth, user by user.
+    """Compare the store and the stream with the expected state, user by user.
 
-    Nothing about this cohort is under way. A later sync says other things of the same users: what
-    is lost now would be overwritten by the end.
+    No request for this cohort may be in progress. Comparing at the end only would not suffice: the
+    next sync overwrites what is lost now.
     """
-    truth, cohort = sync.expected, sync.cohort
-    compared = _once_up(lambda: compare(truth, reader))
-    entered = _once_up(lambda: stream.entered(cohort.cohort_id))
+    expected, cohort = sync.expected, sync.cohort
+    compared = _when_available(lambda: compare(expected, reader))
+    entered = _when_available(lambda: stream.entered(cohort.cohort_id))
     if compared.wrong:
         found = ", ".join(map(str, compared.examples[:3]))
         outcome.wrong.append(f"{cohort.name}, {when}: {compared.wrong} users are wrong: {found}")
-    told = [
-        (truth.possible_values(number), user in entered) for number, user in enumerate(truth.ids)
-    ]
-    if wrong := sum(is_in not in {value is True for value in may_be} for may_be, is_in in told):
+    wrong = sum(
+        (user in entered) not in {value is True for value in expected.possible_values(number)}
+        for number, user in enumerate(expected.ids)
+    )
+    if wrong:
         outcome.wrong.append(f"{cohort.name}, {when}: the stream is wrong about {wrong} users")
     return compared
 
 
-def _once_up(read: Callable[[], Found]) -> Found:
-    """Read from the store, again and again while it is down."""
+def _when_available(read: Callable[[], Result]) -> Result:
+    """Read from the store, retrying while it is unavailable."""
     deadline = time.monotonic() + DEADLINE
     while True:
         try:
@@ -244,33 +246,35 @@ def _once_up(read: Callable[[], Found]) -> Found:
 
 
 def _calm_down(syncs: list[CohortSync], outcome: Outcome) -> None:
-    """Without faults, deliver what could not be delivered: two more syncs, of all."""
+    """Without faults, sync each cohort twice more, so that everything is delivered."""
     for sync in syncs:
         for _ in range(2):
             for _ in range(20):
                 if sync.sync().succeeded:
                     break
             else:
-                outcome.wrong.append(f"{sync.cohort.name}: no sync succeeds after the faults")
+                outcome.wrong.append(f"{sync.cohort.name}: no sync succeeded after the faults")
         sync.drain()
-        _say_again(sync)
+        _resend_uncertain(sync)
 
 
-def _say_again(sync: CohortSync) -> None:
-    """Say of users in a request that was given up what shall hold of them.
+def _resend_uncertain(sync: CohortSync) -> None:
+    """Send the users of requests that were given up once more.
 
-    Whether the receiver applied that request nobody knows, and a difference that comes later need
-    not name them.
+    Whether the receiver applied those requests is unknown, and later syncs send only differences,
+    which need not include these users.
     """
-    truth, http = sync.expected, urllib3.PoolManager(retries=False, timeout=10)
-    unsure = [user for user in range(len(truth.ids)) if len(truth.possible_values(user)) > 1]
-    for start in range(0, len(unsure), 1000):
-        part = unsure[start : start + 1000]
-        body = payloads.batch([truth.ids[user] for user in part], sync.cohort.trait, True)
+    expected, http = sync.expected, urllib3.PoolManager(retries=False, timeout=10)
+    uncertain = [
+        user for user in range(len(expected.ids)) if len(expected.possible_values(user)) > 1
+    ]
+    for start in range(0, len(uncertain), 1000):
+        part = uncertain[start : start + 1000]
+        body = payloads.batch([expected.ids[user] for user in part], sync.cohort.trait, True)
         url = f"{sync.target.url}{payloads.COHORT_PATH}"
         reply = http.request("POST", url, json=body, headers={"api_key": KEY})
         assert reply.status == 200, reply.data
-        truth.acknowledge(part, True, AFTER_ALL)
+        expected.acknowledge(part, True, AFTER_ALL)
     http.clear()
 
 
@@ -282,15 +286,13 @@ def _compare_at_the_end(
     outcome.users_wrong += compared.wrong
     outcome.users_uncertain += compared.uncertain
     if compared.uncertain:
-        outcome.wrong.append(
-            f"{sync.cohort.name}: of {compared.uncertain} users nobody can tell what is right"
-        )
+        outcome.wrong.append(f"{sync.cohort.name}: {compared.uncertain} users are uncertain")
 
 
 def _compare_stream(
     store: StoreProcess, stream: Stream, syncs: list[CohortSync], outcome: Outcome
 ) -> None:
-    """Each user must enter and leave in turns, and have entered last exactly if it is a member."""
+    """Each user's transitions must alternate, and the last must agree with the members."""
     cohorts = [sync.cohort.cohort_id for sync in syncs]
     entered = {(cohort, user) for cohort in cohorts for user in stream.entered(cohort)}
     with redis.Redis.from_url(store.url, decode_responses=True) as client:
@@ -302,13 +304,13 @@ def _compare_stream(
     outcome.transitions = stream.transitions
     outcome.repeated_transitions = stream.repeated
     if stream.repeated:
-        outcome.wrong.append(f"{stream.repeated} transitions are told twice")
+        outcome.wrong.append(f"{stream.repeated} transitions are duplicates")
     if entered != members:
         outcome.wrong.append(f"stream and members differ about {len(entered ^ members)} users")
 
 
 def _check_store(store: StoreProcess, partitions: int, outcome: Outcome) -> None:
-    """Let the project's own checker look at the store."""
+    """Run the project's own check of the store."""
     env = {
         "PATH": os.environ.get("PATH", ""),
         "REDIS_URL": store.url,
@@ -318,4 +320,4 @@ def _check_store(store: StoreProcess, partitions: int, outcome: Outcome) -> None
     command = [str(Path(sys.executable).with_name("flask")), "--app", "wsgi", "store", "check"]
     checked = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if checked.returncode:
-        outcome.wrong.append(f"the checker has found: {checked.stdout} {checked.stderr}")
+        outcome.wrong.append(f"store check failed: {checked.stdout} {checked.stderr}")

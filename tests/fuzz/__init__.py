@@ -1,5 +1,5 @@
-"""Coverage-guided fuzzing: what no one has thought of, in the body parser and in trait names.
+"""Coverage-guided fuzzing of the body parser and of trait names.
 
-`make fuzz` runs it. What it has found to be different from each other is kept in ``corpus/``, from
-where the next run goes on; the ordinary tests look at all of it once.
+`make fuzz` runs it. Inputs that reach new code are kept in ``corpus/``, where the next run starts;
+the ordinary test suite runs each of them once.
 """

@@ -1,8 +1,8 @@
-"""``python -m tests.fuzz``: run the fuzzer on each target, all at once, for some time.
+"""``python -m tests.fuzz``: fuzz all targets in parallel for some time.
 
-Ends with 1 where a target failed: the input is then kept in ``var/fuzz-failures/``. Where there is
-no fuzzer, it ends with 1 in CI alone. At the end, what the
-run has found is merged into the corpus: of inputs that reach the same, the smallest is kept.
+Exit code 1 if a target failed; the input is then in ``var/fuzz-failures/``. If the fuzzer is not
+installed, it exits with 1 in CI only. ``--keep`` merges new inputs into the corpus; of inputs that
+reach the same code, it keeps the smallest.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ FAILURES = FOLDER.parents[1] / "var" / "fuzz-failures"
 TARGETS = ("body", "trait")
 _MOST_BYTES = 4096
 _MERGE_SECONDS = 60
-# An input is short: one that takes longer than this is a failure.
+# Inputs are short: one that takes longer is a failure.
 _INPUT_SECONDS = 5
 
 
 def main(arguments: list[str]) -> int:
-    """Run it. Returns the exit code."""
+    """Run the fuzzer. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=3600, help="how long; default an hour")
-    parser.add_argument("--target", choices=TARGETS, action="append", help="only this one")
-    parser.add_argument("--keep", action="store_true", help="add what was found to the corpus")
+    parser.add_argument("--seconds", type=int, default=3600, help="duration; by default an hour")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="only this target")
+    parser.add_argument("--keep", action="store_true", help="add new inputs to the corpus")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("atheris") is None:
-        print("Not fuzzed: the fuzzer, atheris, can't be installed for this Python.")
+        print("Not fuzzed: atheris, the fuzzer, is not available for this Python.")
         return int(os.environ.get("CI") == "true")
     with tempfile.TemporaryDirectory() as folder:
         return _run_all(Path(folder), options.target or TARGETS, options.seconds, options.keep)
@@ -58,12 +58,12 @@ def _run_all(folder: Path, targets: Sequence[str], seconds: int, keep: bool) -> 
     for target, (process, log) in running.items():
         code = process.wait()
         log.seek(0)
-        said = log.read()
-        done = re.findall(r"Done (\d+) runs in (\d+) second", said)
-        covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", said)
+        output = log.read()
+        done = re.findall(r"Done (\d+) runs in (\d+) second", output)
+        covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", output)
         if code or not done:
             failed += 1
-            print(f"{target}: FAILED\n{said[-3000:]}")
+            print(f"{target}: FAILED\n{output[-3000:]}")
             continue
         edges, features, inputs = covered[-1] if covered else ("?", "?", "?")
         print(
@@ -76,7 +76,7 @@ def _run_all(folder: Path, targets: Sequence[str], seconds: int, keep: bool) -> 
 
 
 def _merge(target: str, found: Path) -> None:
-    """Keep of the corpus and what was found the smallest inputs that reach the same."""
+    """Merge new inputs into the corpus, keeping the smallest of those that reach the same code."""
     with tempfile.TemporaryDirectory() as merged:
         command = _command(target, "-merge=1", merged, str(CORPUS / target), str(found))
         subprocess.run(command, check=True, capture_output=True, timeout=10 * _MERGE_SECONDS)

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz.one TARGET …``: run the fuzzer on one target, with libFuzzer's options."""
+"""``python -m tests.fuzz.one TARGET …``: fuzz one target, with libFuzzer's options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ with atheris.instrument_imports(include=["app", "marshmallow"]):
     from tests.fuzz.targets import TARGETS
 
 if __name__ == "__main__":
-    # To merge, libFuzzer starts itself again, by this command.
+    # libFuzzer restarts itself with this command to merge.
     command = shlex.join([sys.executable, "-m", "tests.fuzz.one", sys.argv[1]])
     atheris.Setup([command, *sys.argv[2:]], TARGETS[sys.argv[1]])
     atheris.Fuzz()

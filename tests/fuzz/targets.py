@@ -1,6 +1,6 @@
-"""What is fuzzed: each target takes bytes, and fails where something holds that must not.
+"""The targets: functions that take bytes and fail if an invariant is violated.
 
-Nothing here needs the fuzzer, so that the tests can look at its corpus without it.
+Nothing here needs the fuzzer, so that the test suite can run the corpus without it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TYPES = (
 
 @cache
 def service() -> Flask:
-    """The service, whose store is never asked."""
+    """The service; its store is never used."""
     settings = Settings(
         redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),), max_body_bytes=1 << 16
     )
@@ -58,9 +58,9 @@ def service() -> Flask:
 
 
 def body(data: bytes) -> None:
-    """A request's body: its first two bytes choose the headers and the schema, the rest is sent.
+    """A request body: the first two bytes choose the headers and the schema.
 
-    It is a value that the schema promises, or a problem that can be told to the sender.
+    The result must be a value that fits the schema, or a problem that can be sent as a reply.
     """
     if len(data) < 2:
         return
@@ -69,7 +69,7 @@ def body(data: bytes) -> None:
         "/",
         method="POST",
         input_stream=io.BytesIO(sent),
-        content_length=len(sent) + (headers >> 4 == 15),  # cut off, at times
+        content_length=len(sent) + (headers >> 4 == 15),  # sometimes cut off
         content_type=TYPES[headers & 3],
         headers={"Content-Encoding": ENCODINGS[headers >> 2 & 3]},
     )
@@ -80,9 +80,9 @@ def body(data: bytes) -> None:
             calls = accept_batch(text, MOST_USERS)
             value = decoded(text)
         except Problem as problem:
-            # Of a key that stands twice, only the last value is decoded there. The first may be
-            # deeper, or larger as a number, than orjson takes.
-            assert calls is None or has_a_key_twice(text)
+            # accept_batch decodes only the last value of a duplicate key. An earlier one may be
+            # nested deeper, or be a larger number, than orjson accepts.
+            assert calls is None or has_duplicate_key(text)
             check_problem(problem)
             return
         try:
@@ -96,23 +96,23 @@ def body(data: bytes) -> None:
             assert list(calls) == SCHEMAS[1].load(value)["batch"]
 
 
-def has_a_key_twice(text: bytes) -> bool:
-    """Whether any object has, in good JSON; that nested too deep for Python may have one."""
-    twice = False
+def has_duplicate_key(text: bytes) -> bool:
+    """Whether an object in valid JSON has a duplicate key, or is nested too deep for Python."""
+    duplicate = False
 
-    def look(pairs: list[tuple[str, object]]) -> None:
-        nonlocal twice
-        twice |= len(dict(pairs)) < len(pairs)
+    def check(pairs: list[tuple[str, object]]) -> None:
+        nonlocal duplicate
+        duplicate |= len(dict(pairs)) < len(pairs)
 
     try:
-        json.loads(text, object_pairs_hook=look)
+        json.loads(text, object_pairs_hook=check)
     except RecursionError:
         return True
-    return twice
+    return duplicate
 
 
 def trait(data: bytes) -> None:
-    """A trait name. Bytes that are no UTF-8 stand for lone surrogates, as JSON may hold them."""
+    """A trait name. Bytes that are not UTF-8 become lone surrogates, which JSON may contain."""
     name = data.decode("utf-8", "surrogateescape")
     if text_problem(name, MAX_TRAIT_BYTES):
         return
@@ -121,10 +121,10 @@ def trait(data: bytes) -> None:
 
 def check_problem(problem: Problem) -> None:
     assert 400 <= problem.status < 500
-    told = orjson.dumps({"detail": problem.detail, "errors": problem.errors})
+    sent = orjson.dumps({"detail": problem.detail, "errors": problem.errors})
     assert len(problem.errors or ()) <= 50
     assert problem.detail or problem.errors
-    told.decode()
+    sent.decode()
 
 
 def check_loaded(loaded: object) -> None:
@@ -154,7 +154,7 @@ def check_loaded(loaded: object) -> None:
 
 
 def check_changes(calls: list[Identify]) -> None:
-    """Each (user, cohort) is there once, and none is lost."""
+    """Each (user, cohort) must occur once, and none may be lost."""
     changes = membership_changes(calls)
     stated = [(c.cohort.id, user) for c in changes for user in c.user_ids]
     assert len(stated) == len(set(stated))
@@ -176,12 +176,12 @@ def check_trait(name: str) -> None:
     assert cohort.id == cohort.id.strip()
     assert ":" not in cohort.id
     assert name.rstrip().endswith(cohort.id) or cohort.id.startswith("name-")
-    # The id stands for the cohort in a list's path: it must lead to the same cohort again.
+    # The id identifies the cohort in a list's path, so it must map to the same cohort again.
     assert Cohort.from_trait(f"n: {cohort.id}").id == cohort.id
 
 
 def check_agreement(value: dict[str, object]) -> None:
-    """What the fast path takes is what the item schema takes."""
+    """The fast path must accept and return the same as the item schema."""
     items = value.get("batch")
     for item in items if isinstance(items, list) else [value]:
         accepted = accept(item, set())

@@ -1,4 +1,4 @@
-"""The proof under faults, in short. `make chaos` is the whole of it."""
+"""A brief chaos test; `make chaos` is the full one."""
 
 from __future__ import annotations
 

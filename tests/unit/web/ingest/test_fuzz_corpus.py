@@ -1,4 +1,4 @@
-"""What the fuzzer has found to be different from each other is looked at once, without it."""
+"""Run each input of the fuzzer's corpus once, without the fuzzer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_corpus__each_input__breaks_nothing(path: Path) -> None:
     TARGETS[path.parent.name](path.read_bytes())
 
 
-def test_corpus__of_each_target__is_there_and_small() -> None:
+def test_corpus__of_each_target__exists_and_is_small() -> None:
     assert {path.parent.name for path in INPUTS} == set(TARGETS)
     assert sum(path.stat().st_size for path in INPUTS) < 1 << 20
 
 
 @pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)], ids=["in CI", "elsewhere"])
-def test_fuzz__without_the_fuzzer__fails_in_ci_alone(
+def test_fuzz__without_the_fuzzer__fails_in_ci_only(
     monkeypatch: pytest.MonkeyPatch, ci: str, code: int
 ) -> None:
     monkeypatch.setitem(sys.modules, "atheris", None)
