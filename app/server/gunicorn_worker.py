@@ -1,6 +1,7 @@
-"""The gunicorn worker of the service: gevent's, which sends a short reply in one piece.
+"""The service's gunicorn worker: the gevent worker with two changes.
 
-Requests that break HTTP never get as far as the service. They are answered here, as it answers.
+A short reply is sent with one system call, and invalid HTTP, which never reaches the application,
+gets the same problem document and log event as other errors.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from gunicorn import util
 from gunicorn.http import errors as http
 from gunicorn.workers.ggevent import GeventWorker
 
-# What gunicorn refuses by another status than 400.
+# Errors of gunicorn's parser with a status other than 400.
 _REFUSALS: dict[type[Exception], tuple[int, str]] = {
-    http.LimitRequestLine: (414, "The request line is longer than this service takes."),
-    http.LimitRequestHeaders: (431, "There are more headers, or longer ones, than are taken here."),
-    http.ExpectationFailed: (417, "Expect may only be 100-continue."),
-    http.UnsupportedTransferCoding: (501, "Transfer-Encoding may only be chunked."),
+    http.LimitRequestLine: (414, "The request line is too long."),
+    http.LimitRequestHeaders: (431, "There are too many headers, or one is too long."),
+    http.ExpectationFailed: (417, "Expect must be 100-continue."),
+    http.UnsupportedTransferCoding: (501, "Transfer-Encoding must be chunked."),
 }
-# The service would send a header that can't be one.
-_OF_THE_SERVICE = (http.InvalidResponseHeader, http.InvalidResponseHeaderName)
+# These are errors of the application, not of the client.
+_RESPONSE_ERRORS = (http.InvalidResponseHeader, http.InvalidResponseHeaderName)
 _REPLY = """\
 HTTP/1.1 {} {}\r
 Connection: close\r
@@ -32,11 +33,10 @@ X-Request-ID: {}\r
 """
 
 
-class HeadHeld:
-    """A connection whose first piece waits for the second: a reply's head for its body's begin.
+class BufferedHead:
+    """A connection that sends the head of a reply together with the start of the body.
 
-    gunicorn sends the two apart. For a reply of a hundred bytes, sending is a good part of the
-    work, and it wakes up the client twice.
+    gunicorn sends the two separately, which costs a system call and wakes the client twice.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -49,7 +49,7 @@ class HeadHeld:
             self._head, self._is_first = data, False
         elif self._head is not None:
             data, self._head = self._head + data, None
-            # Nearly always all of it; `sendall` first asks how large the system's buffer is.
+            # Nearly always sends all of it; `sendall` would first query the size of the buffer.
             sent = self._connection.send(data)
             if sent < len(data):
                 self._connection.sendall(memoryview(data)[sent:])
@@ -57,19 +57,19 @@ class HeadHeld:
             self._connection.sendall(data)
 
     def flush(self) -> None:
-        """Send a head that no body has followed."""
+        """Send the head of a reply without a body."""
         if self._head is not None:
             head, self._head = self._head, None
             self._connection.sendall(head)
 
     def __getattr__(self, name: str) -> Any:
-        # Whatever else is done with the connection comes after the head.
+        # Any other use of the connection comes after the head.
         self.flush()
         return getattr(self._connection, name)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # without types
-    """What gunicorn.conf.py names; its ``post_request`` flushes the reply's connection."""
+    """Set as ``worker_class``; the hook ``post_request`` flushes each reply's connection."""
 
     def init_process(self) -> None:
         # gunicorn looks each setting up in two steps of Python, some thirty times a request.
@@ -78,14 +78,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # without types
         super().init_process()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
-        super().handle_request(listener_name, req, HeadHeld(sock), addr)
+        super().handle_request(listener_name, req, BufferedHead(sock), addr)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer with a problem document, and log it without what was sent.
+        """Reply with a problem document, and log the error without the request.
 
-        gunicorn's own quotes parts of the request, and with them keys and users' ids.
+        gunicorn's own method quotes parts of the request, which may contain keys and user ids.
         """
-        # Only now: gunicorn's master has this module too, and loads nothing that uses sockets.
+        # Imported late: gunicorn's master imports this module, but nothing that uses sockets.
         import orjson
         import structlog
         from werkzeug.http import HTTP_STATUS_CODES
@@ -93,19 +93,21 @@ class Worker(GeventWorker):  # type: ignore[misc]  # without types
         from app.errors import Problem
 
         error = type(exc).__name__
-        if isinstance(exc, http.ParseException) and not isinstance(exc, _OF_THE_SERVICE):
-            status, detail = _REFUSALS.get(type(exc), (400, f"This is not good HTTP: {error}."))
+        if isinstance(exc, http.ParseException) and not isinstance(exc, _RESPONSE_ERRORS):
+            status, detail = _REFUSALS.get(
+                type(exc), (400, f"The request is invalid HTTP: {error}.")
+            )
             problem = Problem.of_status(status, detail)
         else:
             self.log.exception("Error handling request")
-            problem = Problem("An error in the service. It has been logged.")
+            problem = Problem("Internal error. It has been logged.")
         request_id = f"{getrandbits(128):032x}"
         logger = structlog.get_logger()
         log = logger.error if problem.status >= 500 else logger.info
-        told = {"request_id": request_id, "status": problem.status, "reason": problem.reason}
-        log("request", **told, error=error, ip=addr[0] if addr else None)
+        event = {"request_id": request_id, "status": problem.status, "reason": problem.reason}
+        log("request", **event, error=error, ip=addr[0] if addr else None)
         body = orjson.dumps(problem.document(request_id))
         title = HTTP_STATUS_CODES[problem.status]
         head = _REPLY.format(problem.status, title, len(body), request_id)
-        with suppress(OSError):  # it has hung up
+        with suppress(OSError):  # the client has disconnected
             util.write_nonblock(client, head.encode() + body)

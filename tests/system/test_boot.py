@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import psutil
 import redis
-import urllib3
 
+from tests.support.load import Load, check_complete
 from tests.support.polling import DEADLINE, wait_until
-from tests.support.service import GUNICORN, KEY, ROOT, Service, running
+from tests.support.service import ADMIN_KEY, GUNICORN, KEY, ROOT, Service, running
 
 GOOD = {"REDIS_URL": "redis://127.0.0.1:1/0", "API_KEYS": KEY}
 
@@ -96,29 +97,66 @@ def test_start__worker_nice__puts_the_workers_behind_the_store(store_url: str) -
         wait_until(lambda: [worker.nice() for worker in arbiter.children()] == [nice, nice])
 
 
-def test_hup__after_a_deploy__runs_nothing_of_the_version_before(tmp_path: Path) -> None:
-    for name in ("app", "wsgi.py", "gunicorn.conf.py"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
-    # Both modules change: the master has read the settings, the workers the health checks.
-    settings, health = tmp_path / "app" / "settings.py", tmp_path / "app" / "web/api/health.py"
-    with running({"REDIS_URL": "unix:///nowhere"}, cwd=tmp_path) as service:
-        assert service.request("GET", "/healthz").json() == {"status": "ok"}
-        settings.write_text(settings.read_text() + "\nDEPLOYED = 'second'\n")
-        health.write_text(
-            health.read_text()
-            .replace(
-                "import annotations\n", "import annotations\nfrom app.settings import DEPLOYED\n"
-            )
-            .replace('{"status": "ok"}', '{"status": DEPLOYED}')
+def deploy(folder: Path, version: int) -> None:
+    """Deploy a version whose /healthz replies with the versions of all modules in its worker."""
+    shutil.copytree(ROOT / "app", folder / "app", dirs_exist_ok=True)
+    for name in ("wsgi.py", "gunicorn.conf.py"):
+        shutil.copy(ROOT / name, folder)
+    for path in (folder / "app").rglob("*.py"):
+        path.write_text(path.read_text() + f"\nDEPLOYED = {version}\n")
+    health = folder / "app" / "web" / "api" / "health.py"
+    health.write_text(
+        health.read_text().replace(
+            '{"status": "ok"}',
+            '{m.DEPLOYED: n for n, m in __import__("sys").modules.items() '
+            'if n.partition(".")[0] == "app"}, option=4',
         )
-        service.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: _health(service) == "second")
+    )
 
 
-def _health(service: Service) -> str | None:
-    """What the service says; None while a worker that ends closes the connection."""
-    try:
-        status: str = service.request("GET", "/healthz").json()["status"]
-    except urllib3.exceptions.HTTPError:
-        return None
-    return status
+def test_hup__deploys_under_load__mix_no_modules_and_lose_no_counts(
+    store_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    env = {
+        "REDIS_URL": store_url,
+        "API_KEYS": f"deployed:{KEY}",
+        "ADMIN_API_KEYS": f"deployed:{ADMIN_KEY}",
+        "RATE_LIMIT": "off",
+        "WEB_CONCURRENCY": "2",
+    }
+    deploy(tmp_path, 1)
+    with running(env, cwd=tmp_path) as service:
+        master = psutil.Process(service.process.pid)
+        with Load(lambda: service.url, KEY) as load:
+            for version in (2, 3):
+                before = set(master.children())
+                deploy(tmp_path, version)
+                service.process.send_signal(signal.SIGHUP)
+                wait_until(lambda old=before: not old & set(master.children()))
+                assert versions(service) == {str(version)}
+                answered = len(load.answered) + 400
+                wait_until(lambda least=answered: len(load.answered) > least)
+        users = len(load.answered)
+        wait_until(lambda: counted(service) == users)
+        wait_until(lambda: recorded(service) == users)
+    check_complete(redis_client, "deployed", load.answered)
+
+
+def versions(service: Service) -> set[str]:
+    """The versions of the modules in the worker that replies."""
+    reply = service.request("GET", "/healthz", Connection="close")
+    assert reply.status == 200, reply.data
+    return set(reply.json())
+
+
+def counted(service: Service) -> float | None:
+    """Accepted users, according to the metrics."""
+    reply = service.request("GET", "/metrics", api_key=ADMIN_KEY)
+    found = re.search(rb'users_accepted_total{source="identify"} (\S+)', reply.data)
+    return float(found[1]) if found else None
+
+
+def recorded(service: Service) -> int:
+    """Accepted users, according to the sync history."""
+    reply = service.request("GET", "/api/v1/syncs", api_key=ADMIN_KEY)
+    return sum(sync["accepted"] for sync in reply.json()["syncs"])

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.server.gunicorn_worker import HeadHeld
+from app.server.gunicorn_worker import BufferedHead
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[HeadHeld, socket.socket]]:
+def ends() -> Iterator[tuple[BufferedHead, socket.socket]]:
     # Datagrams, so that what was sent at once can be told apart.
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     theirs.setblocking(False)
     with ours, theirs:
-        yield HeadHeld(ours), theirs
+        yield BufferedHead(ours), theirs
 
 
 def received(end: socket.socket) -> list[bytes]:
@@ -29,7 +29,7 @@ def received(end: socket.socket) -> list[bytes]:
 
 
 def test_head__followed_by_a_body__is_sent_with_its_begin(
-    ends: tuple[HeadHeld, socket.socket],
+    ends: tuple[BufferedHead, socket.socket],
 ) -> None:
     held, other = ends
     held.sendall(b"head ")
@@ -42,7 +42,7 @@ def test_head__followed_by_a_body__is_sent_with_its_begin(
 
 
 def test_head__without_a_body__is_sent_once_when_flushed(
-    ends: tuple[HeadHeld, socket.socket],
+    ends: tuple[BufferedHead, socket.socket],
 ) -> None:
     held, other = ends
     held.sendall(b"head")
@@ -52,7 +52,7 @@ def test_head__without_a_body__is_sent_once_when_flushed(
 
 
 def test_head__before_anything_else_is_done_with_the_connection__is_sent(
-    ends: tuple[HeadHeld, socket.socket],
+    ends: tuple[BufferedHead, socket.socket],
 ) -> None:
     held, other = ends
     held.sendall(b"head")
