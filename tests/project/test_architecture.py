@@ -1,4 +1,4 @@
-"""docs/architecture.md is a complete map: it names every folder, and only what exists."""
+"""docs/architecture.md is a complete map: it names every folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("architecture.md", "overview.md")
 MAP = (ROOT / "docs" / "architecture.md").read_text()
 NOT_IN_THE_REPOSITORY = {".git", ".venv", ".cache", "var", "build", "node_modules", "__pycache__"}
 MIRRORS = (ROOT / "tests" / "unit", ROOT / "tests" / "integration")
@@ -38,11 +37,3 @@ def test_map__names_every_folder() -> None:
     assert len(found) > 40
     unnamed = [name for folder, name in found.items() if name not in named]
     assert not [name for name in unnamed if not mirrors_a_folder(ROOT / name)]
-
-
-def test_paths__in_the_map_and_the_overview__exist() -> None:
-    for page in PAGES:
-        text = (ROOT / "docs" / page).read_text()
-        named = re.findall(r"`((?:app|tests|simulator|reader|docs)/[\w./-]+)`", text)
-        assert len(named) > 10
-        assert not [path for path in named if not (ROOT / path).exists()], page

@@ -1,4 +1,4 @@
-"""Links between the Markdown pages lead somewhere."""
+"""Links and paths in the Markdown pages lead somewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ PAGES = sorted(
 )
 _CODE = re.compile(r"^```.*?^```", re.M | re.S)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_PATH = re.compile(r"`((?:app|bench|docs|ops|reader|requirements|simulator|tests)/[\w./-]+)`")
 
 
 def anchors(page: Path) -> set[str]:
@@ -34,3 +35,11 @@ def test_links__of_each_page__lead_to_a_file_and_a_heading(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+def test_paths__that_pages_name__exist() -> None:
+    # CONTRIBUTING.md names files that its reader will create.
+    pages = [page for page in PAGES if page.name != "CONTRIBUTING.md"]
+    named = {(page, path) for page in pages for path in _PATH.findall(page.read_text())}
+    assert len(named) > 100
+    assert not [(page.name, path) for page, path in named if not (ROOT / path).exists()]
