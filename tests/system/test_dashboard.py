@@ -1,6 +1,6 @@
-"""The dashboard in a real Chromium: what people see, with keyboard, screen reader and phone.
+"""The dashboard in Chromium: keyboard, screen reader, phone, light and dark.
 
-``make browser`` also keeps the pictures that it takes, for docs/dashboard.md.
+``make browser`` also saves the pictures for docs/dashboard.md.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ CHROMIUM = (
 )
 READ_KEY = "TEST_READ_KEY"
 HOSTILE = "</title><script>window.broken=1</script><img src=x onerror=window.broken=2>"
-# A name that is but white space, and an id of two lines.
+# A name of white space, and an id of two lines.
 BLANK_COHORT = f"name-{sha256(b'  ').hexdigest()[:24]}"
 BLANK_USER = "two\nlines"
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 TALL = {"width": 1280, "height": 1240}
 TIMEOUT_MS = 20_000
-# An open page looks for what is new every ten seconds.
-LOOK_MS = 10_500
+# Open pages refresh every ten seconds.
+REFRESH_MS = 10_500
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 # Colours and sizes rarely spoil each other: each is looked at once, and all pairs in CI.
@@ -76,7 +76,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def filled() -> Iterator[Service]:
-    """A service with some weeks of syncs."""
+    """A service with several weeks of syncs."""
     with running_store() as url, started(url) as service:
         with redis.Redis.from_url(url, decode_responses=True) as client:
             # Pictures look better with more.
@@ -86,7 +86,7 @@ def filled() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def empty() -> Iterator[Service]:
-    """A service that nothing has arrived at."""
+    """A service that has received nothing."""
     with running_store() as url, started(url) as service:
         yield service
 
@@ -105,14 +105,14 @@ def started(store_url: str) -> Any:
 
 @pytest.fixture
 def own_store() -> Iterator[str]:
-    """A store that nobody else writes to, neither now nor of what was sent before."""
+    """A store that no other test writes to."""
     with running_store() as url:
         yield url
 
 
 @pytest.fixture
 def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """Open a browser window, logged in. At the end nothing may have gone wrong in any."""
+    """Open a page, logged in. Fails if any page logged an error."""
     contexts = []
     trouble: list[str] = []
 
@@ -124,7 +124,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
         context.set_default_timeout(TIMEOUT_MS)
         contexts.append(context)
         page = context.new_page()
-        # Also whatever the policy has refused comes as an error on the console.
+        # Violations of the Content-Security-Policy are console errors too.
         page.on("console", lambda message: trouble.extend(_errors(message)))
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("dialog", lambda dialog: trouble.append(dialog.message))
@@ -142,7 +142,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
 
 
 def _errors(message: Any) -> list[str]:
-    # That a page is a 4xx, or can't be had, is told on the console too: tests ask for that.
+    # Chromium also logs 4xx replies and failed requests, which tests provoke.
     expected = message.text.startswith("Failed to load resource: ")
     return [message.text] if message.type == "error" and not expected else []
 
@@ -155,8 +155,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def complaints(page: Any) -> list[str]:
-    """What axe finds, of all its rules."""
+def violations(page: Any) -> list[str]:
+    """The violations of any axe rule."""
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
@@ -168,7 +168,7 @@ def complaints(page: Any) -> list[str]:
 
 
 @looks
-def test_pages__light_and_dark_large_and_small__have_nothing_that_axe_finds(
+def test_pages__light_and_dark_large_and_small__have_no_axe_violations(
     filled: Service, open_page: Callable[..., Any], colours: str, size: dict[str, int]
 ) -> None:
     page = open_page(filled, ADMIN_KEY, color_scheme=colours, viewport=size, bypass_csp=True)
@@ -176,48 +176,46 @@ def test_pages__light_and_dark_large_and_small__have_nothing_that_axe_finds(
         page.goto(path)
         for line in page.locator("summary").all()[:6]:
             line.click()
-        assert complaints(page) == [], name
+        assert violations(page) == [], name
         assert _too_wide(page) <= 0, name
     page.goto("/syncs?problems=true")
     page.locator("summary").first.click()
     page.get_by_role("link", name=re.compile("^Show the")).first.click()
     page.wait_for_url(re.compile("/sync\\?"))
-    assert complaints(page) == []
+    assert violations(page) == []
     page.goto("/cohort?id=nowhere")
-    assert complaints(page) == []
+    assert violations(page) == []
 
 
 @looks
-def test_page_before_anything_has_arrived__light_and_dark_large_and_small__is_as_good(
+def test_empty_page__light_and_dark_large_and_small__has_no_axe_violations(
     empty: Service, open_page: Callable[..., Any], colours: str, size: dict[str, int]
 ) -> None:
     page = open_page(empty, color_scheme=colours, viewport=size, bypass_csp=True)
     page.get_by_role("heading", name="Ready for the first cohort").wait_for()
-    assert complaints(page) == []
+    assert violations(page) == []
     assert _too_wide(page) <= 0
 
 
 def _too_wide(page: Any) -> int:
-    """By how many px a page is wider than its window."""
+    """By how many pixels a page is wider than its window."""
     wide: int = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     return wide
 
 
-def test_login_page__has_nothing_that_axe_finds(
-    filled: Service, open_page: Callable[..., Any]
-) -> None:
+def test_login_page__has_no_axe_violations(filled: Service, open_page: Callable[..., Any]) -> None:
     for colours in ("light", "dark"):
         page = open_page(filled, None, color_scheme=colours, bypass_csp=True)
         page.goto("/login")
-        assert complaints(page) == []
+        assert violations(page) == []
     page.get_by_label("Key").fill("wrong")
     with page.expect_response(lambda reply: reply.status == 401):
         page.get_by_role("button", name="Log in").click()
     page.get_by_role("alert").wait_for()
-    assert complaints(page) == []
+    assert violations(page) == []
 
 
-def test_keyboard_alone__logs_in_opens_a_sync_and_logs_out(
+def test_keyboard_alone__logs_in_expands_a_sync_and_logs_out(
     filled: Service, open_page: Callable[..., Any]
 ) -> None:
     page = open_page(filled, None)
@@ -245,10 +243,12 @@ def _tab_to(page: Any, condition: str) -> None:
         page.keyboard.press("Tab")
         if page.evaluate(condition):
             return
-    raise AssertionError(f"no such thing is reached by the keyboard: {condition}")
+    raise AssertionError(f"not reachable by keyboard: {condition}")
 
 
-def test_without_a_script__everything_works(filled: Service, open_page: Callable[..., Any]) -> None:
+def test_without_javascript__everything_works(
+    filled: Service, open_page: Callable[..., Any]
+) -> None:
     page = open_page(filled, java_script_enabled=False)
     page.get_by_label("Name", exact=True).fill("power")
     page.get_by_role("button", name="Show").click()
@@ -265,7 +265,7 @@ def test_without_a_script__everything_works(filled: Service, open_page: Callable
     assert page.get_by_role("status").inner_text() == "You are logged out."
 
 
-def test_names_and_ids__that_are_markup__do_nothing(
+def test_names_and_ids__that_are_markup__stay_text(
     open_page: Callable[..., Any], own_store: str
 ) -> None:
     with started(own_store) as own:
@@ -289,7 +289,7 @@ def test_names_and_ids__that_are_markup__do_nothing(
         assert page.evaluate("window.broken") is None
 
 
-def test_names_and_ids__of_white_space__are_seen_and_can_be_typed(
+def test_names_and_ids__of_white_space__are_visible_and_can_be_typed(
     open_page: Callable[..., Any], own_store: str
 ) -> None:
     with started(own_store) as own:
@@ -302,7 +302,7 @@ def test_names_and_ids__of_white_space__are_seen_and_can_be_typed(
             page.goto(path)
             for line in page.locator("summary").all():
                 line.click()
-            assert complaints(page) == [], path
+            assert violations(page) == [], path
         page.get_by_label(re.compile("to confirm")).fill("two lines")
         page.get_by_role("button", name="Erase user").click()
         page.get_by_role("status").get_by_text("The user was erased.").wait_for()
@@ -319,10 +319,10 @@ def _reload_until(page: Any, condition: Callable[[], bool]) -> None:
             return
         page.wait_for_timeout(100)
         page.reload()
-    raise AssertionError("it did not happen in time")
+    raise AssertionError("not within 100 reloads")
 
 
-def test_first_cohort__arrives_while_the_page_is_open__shows_by_itself(
+def test_first_cohort__arrives_while_the_page_is_open__appears(
     open_page: Callable[..., Any], own_store: str, pictures: Path
 ) -> None:
     with started(own_store) as own:
@@ -336,7 +336,7 @@ def test_first_cohort__arrives_while_the_page_is_open__shows_by_itself(
         page.get_by_role("cell", name="3", exact=True).wait_for()
 
 
-def test_page__becomes_another_while_a_field_is_in_use__waits_until_it_is_left(
+def test_page__needs_a_reload_while_a_field_has_the_focus__waits_until_it_is_left(
     open_page: Callable[..., Any], own_store: str
 ) -> None:
     with started(own_store) as own:
@@ -347,14 +347,14 @@ def test_page__becomes_another_while_a_field_is_in_use__waits_until_it_is_left(
         name = page.get_by_label("Name", exact=True)
         name.focus()
         own.post(payloads.batch(["u1"], "[Amplitude] Late risers: l1", True))
-        page.clock.fast_forward(LOOK_MS)
+        page.clock.fast_forward(REFRESH_MS)
         page.get_by_role("definition").get_by_text("2", exact=True).wait_for()
         assert page.get_by_text("No cohorts match.").is_visible()
         name.blur()
         page.get_by_role("link", name="Late risers").wait_for()
 
 
-def test_page__that_can_not_be_kept_up_to_date__says_since_when_and_why(
+def test_page__that_cannot_be_refreshed__says_since_when_and_why(
     open_page: Callable[..., Any],
 ) -> None:
     with store_folder() as folder:
@@ -365,36 +365,36 @@ def test_page__that_can_not_be_kept_up_to_date__says_since_when_and_why(
                 page.clock.install()
                 page.reload()
 
-                def told(text: str) -> None:
-                    page.clock.fast_forward(LOOK_MS)
+                def shows(text: str) -> None:
+                    page.clock.fast_forward(REFRESH_MS)
                     page.get_by_role("status").get_by_text(re.compile(text)).wait_for()
 
                 page.context.set_offline(True)
-                told(r"^Not updated since \d\d:\d\d. The service is unreachable.$")
+                shows(r"^Not updated since \d\d:\d\d. The service is unreachable.$")
                 page.context.set_offline(False)
                 store.terminate()
                 store.wait(30)
-                told("The store could not be reached.$")
-                assert complaints(page) == []
+                shows("The store could not be reached.$")
+                assert violations(page) == []
                 page.reload()
                 page.get_by_role("link", name="/readyz").wait_for()
-                assert complaints(page) == []
+                assert violations(page) == []
                 store = start_store(folder, "--appendonly", "yes")
                 page.get_by_role("link", name="Cohorts", exact=True).click()
                 page.get_by_role("heading", name="Ready for the first cohort").wait_for()
                 page.context.set_offline(True)
-                told("The service is unreachable.$")
+                shows("The service is unreachable.$")
                 page.context.set_offline(False)
-                page.clock.fast_forward(LOOK_MS)
+                page.clock.fast_forward(REFRESH_MS)
                 page.get_by_text("Not updated").wait_for(state="detached")
                 page.context.clear_cookies()
-                told("You are logged out.")
+                shows("You are logged out.")
         finally:
             store.kill()
             store.wait(30)
 
 
-def test_delete__asks_for_the_name_and_takes_the_cohort_away(
+def test_delete__asks_for_the_name_and_removes_the_cohort(
     open_page: Callable[..., Any], own_store: str
 ) -> None:
     with started(own_store) as own:

@@ -79,11 +79,12 @@ ADVICE = {
     ),
     "unknown_user": Advice(
         "The user is not registered, and USER_POLICY=known accepts only registered users.",
-        "Register the users with `flask --app wsgi users register`, or set USER_POLICY=open.",
+        "Register the users (flask --app wsgi users register), or set USER_POLICY=open.",
     ),
     "suppressed_user": Advice(
         "The user was erased and is suppressed.",
-        "Nothing to do. To accept the user again, run `flask --app wsgi users unsuppress`.",
+        "Nothing to do. To accept the user again, end the suppression (flask --app wsgi users "
+        "unsuppress).",
     ),
     "unknown_cohort": Advice(
         "There is no list with this id.",
@@ -133,8 +134,9 @@ ADVICE = {
     ),
     "store_held": Advice(
         "Writes are on hold while the store is copied or moved.",
-        "Amplitude retries. If nobody is moving the store, run `flask --app wsgi store release`.",
-        "If nobody is moving the store, run `flask --app wsgi store release`.",
+        "Amplitude retries. If nobody is moving the store, release it (flask --app wsgi store "
+        "release).",
+        "If nobody is moving the store, release it (flask --app wsgi store release).",
     ),
     "store_full": Advice(
         "The store is full and rejects writes.",

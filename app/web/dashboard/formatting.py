@@ -7,7 +7,6 @@ import unicodedata
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _SYMBOLS = {"day": "d", "hour": "h", "minute": "min", "second": "s"}
 # Letters and symbols without ink.
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"
@@ -41,6 +40,8 @@ def every(ms: float) -> str:
 
 def span(ms: float) -> str:
     """A measured duration: ``93 ms``, ``42 s``, ``3 min``, ``2 h``, ``5 d``."""
+    if ms < 0.1:
+        return "<0.1 ms"
     if ms < 1000:
         return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
     count, unit = _in_one_unit(ms)
@@ -50,11 +51,11 @@ def span(ms: float) -> str:
 def _in_one_unit(ms: float) -> tuple[int, str]:
     """The largest unit that loses little: 61 minutes are 1 hour, but 90 minutes stay 90 minutes."""
     seconds = ms / 1000
-    for size, unit in _UNITS:
+    for size, unit in ((86400, "day"), (3600, "hour")):
         count = seconds / size
         if 0.98 <= count < 1.25 or count >= 1.95:
             return round(count), unit
-    return round(seconds), "second"
+    return (round(seconds / 60), "minute") if seconds >= 59 else (round(seconds), "second")
 
 
 def exactly(at_ms: int) -> str:

@@ -2,18 +2,18 @@
 "use strict";
 
 const REFRESH_SECONDS = 10;
-const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "always" });
 
 // Says the same as `ago` in formatting.py.
 function ago(then) {
   const seconds = (then - Date.now()) / 1000;
   if (Math.abs(seconds) < 5) return "just now";
-  for (const [unit, size] of UNITS) {
+  for (const [unit, size] of [["day", 86400], ["hour", 3600]]) {
     const count = Math.abs(seconds) / size;
     // 61 minutes are 1 hour, but 90 minutes stay 90 minutes.
     if ((count >= 0.98 && count < 1.25) || count >= 1.95) return relative.format(Math.round(seconds / size), unit);
   }
+  if (Math.abs(seconds) >= 59) return relative.format(Math.round(seconds / 60), "minute");
   return relative.format(Math.round(seconds), "second");
 }
 

@@ -121,7 +121,7 @@ class TestLogIn:
         assert "Unknown API key." in page.text
         assert "Set-Cookie" not in page.headers
 
-    def test_ingest_key__opens_nothing(self, app: Flask) -> None:
+    def test_ingest_key__cannot_log_in(self, app: Flask) -> None:
         page = Browser(app).send("/login", 403, key=KEY)
         assert "may only send cohorts" in page.text
 
@@ -137,7 +137,7 @@ class TestLogIn:
         assert int(page.headers["Retry-After"]) > 0
         assert caller(app, "wrong").get("/api/v1/cohorts").status_code == 429
 
-    def test_key_alone__opens_no_page(self, app: Flask) -> None:
+    def test_key_without_a_session__opens_no_page(self, app: Flask) -> None:
         reply = caller(app, READ_KEY).get("/")
         assert (reply.status_code, reply.headers["Location"]) == (303, "/login")
 
@@ -197,7 +197,7 @@ class TestLogIn:
             http.get("/")
         assert gets() - before < 20
 
-    def test_session__clicked_in__is_renewed_and_by_a_page_that_looks_for_news_not(
+    def test_session__is_renewed_by_a_click_but_not_by_an_automatic_refresh(
         self, make_app: Callable[..., Flask]
     ) -> None:
         app = make_app(tuning=Tuning(session_renewed_seconds=-1), **KEYS)
@@ -245,14 +245,14 @@ class TestLogIn:
             admin.send("/logout", 403, token=token)
         assert "being deleted" not in admin.get(cohort_page("abc123")).text
 
-    def test_form__that_is_none__is_refused(self, app: Flask) -> None:
+    def test_body__that_is_no_form__is_rejected(self, app: Flask) -> None:
         http = app.test_client()
         assert http.post("/login", json={"key": READ_KEY}).status_code == 415
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         assert http.post("/login", data=b"key=%ff\xff", headers=headers).status_code == 400
         assert http.post("/login", data=b"&a=1" * 30, headers=headers).status_code == 400
 
-    def test_sessions__cost_calls_of_the_api_nothing(
+    def test_sessions__add_nothing_to_api_calls(
         self, app: Flask, redis_client: redis.Redis
     ) -> None:
         reply = caller(app).post(COHORT_PATH, json=identify("u", ONE, True))
@@ -262,7 +262,7 @@ class TestLogIn:
 
 
 class TestOverview:
-    def test_empty_store__tells_the_next_steps(self, browser: Browser) -> None:
+    def test_empty_store__shows_how_to_start(self, browser: Browser) -> None:
         page = html.unescape(browser.get("/").text)
         assert "Ready for the first cohort" in page
         assert "curl -X POST http://localhost/api/v1/integration/amplitude/cohort" in page
@@ -305,10 +305,10 @@ class TestOverview:
     @pytest.mark.parametrize(
         "path", ["/?sort=x", "/?cursor=x", "/syncs?cursor=x", "/sync?id=x", "/cohort", "/?status=x"]
     )
-    def test_address__that_can_not_be__is_400(self, browser: Browser, path: str) -> None:
+    def test_address__that_is_invalid__is_400(self, browser: Browser, path: str) -> None:
         browser.get(path, 400)
 
-    def test_unknown_callers__are_told_with_what_to_do(
+    def test_unknown_callers__are_shown_with_advice(
         self, app: Flask, store: Store, browser: Browser
     ) -> None:
         caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
@@ -319,7 +319,7 @@ class TestOverview:
 
 
 class TestCohort:
-    def test_page__tells_size_syncs_members_and_names(
+    def test_page__shows_size_syncs_members_and_names(
         self, app: Flask, store: Store, browser: Browser
     ) -> None:
         http = caller(app)
@@ -338,7 +338,7 @@ class TestCohort:
         following = html.unescape(re.search(r'href="([^"]+)" rel="next"', page)[1])  # type: ignore
         assert browser.get(following.partition("#")[0]).text.count("/users?id=user-") == 50
 
-    def test_chart__of_the_syncs__tells_when_the_first_and_the_last_were(
+    def test_chart__of_the_syncs__shows_the_times_of_the_first_and_the_last(
         self, store: Store, browser: Browser
     ) -> None:
         say(store, ONE, True, ["alice"])
@@ -394,7 +394,7 @@ class TestHostileInput:
             assert "\"'&{{" not in page, path
             assert "49" not in re.findall(r"&amp;(\d+)", page), path
 
-    def test_user_id__that_none_can_be__is_told(self, browser: Browser) -> None:
+    def test_user_id__that_is_invalid__is_400_with_the_reason(self, browser: Browser) -> None:
         page = browser.get(f"/users?id={'x' * 1025}", 400)
         assert "Must be at most 1024 bytes" in page.text
 
@@ -411,7 +411,7 @@ class TestSyncs:
         services(app).sync_recorder.flush()
         return app
 
-    def test_sync__is_one_line_that_opens(self, synced: Flask) -> None:
+    def test_sync__is_one_line_that_expands(self, synced: Flask) -> None:
         browser = Browser(synced).log_in()
         page = browser.get("/syncs").text
         assert page.count("<details>") == 2
@@ -421,9 +421,9 @@ class TestSyncs:
         assert "Failed requests" in page
         assert "The body is not valid JSON." in page
         (refused,) = (line for line in page.split("<summary>") if "Failed requests" in line)
-        assert "by identify: <code>invalid_json</code>" in refused.split("</summary>")[0]
+        assert "via identify: <code>invalid_json</code>" in refused.split("</summary>")[0]
 
-    def test_sync__its_page__tells_each_request_and_whom_it_left_out(self, synced: Flask) -> None:
+    def test_sync__its_page__shows_each_request_and_the_rejected_users(self, synced: Flask) -> None:
         browser = Browser(synced).log_in()
         page = browser.get("/syncs").text
         links = [html.unescape(link) for link in re.findall(r'href="(/sync\?id=\d+)"', page)]
@@ -437,7 +437,7 @@ class TestSyncs:
         assert "60 rejected" in sync.partition("<dl")[0]
         assert user_hash("stranger-1") in found
 
-    def test_sync__with_a_call_that_can_not_be_read__tells_the_first_error(
+    def test_sync__with_an_invalid_call__shows_the_first_error(
         self, app: Flask, browser: Browser
     ) -> None:
         for user_id in ("", "alice"):
@@ -447,7 +447,7 @@ class TestSyncs:
         for path in ("/", "/syncs"):
             assert "First error: <bdi>userId: Must not be empty." in browser.get(path).text
 
-    def test_times__under_a_millisecond__are_told(self, store: Store, browser: Browser) -> None:
+    def test_times__under_a_millisecond__are_shown(self, store: Store, browser: Browser) -> None:
         _add_syncs(store, [formatting.now_ms()], took_ms=0.4)
         assert "0.4 ms, slowest 0.4 ms" in browser.get("/syncs").text
 
@@ -551,13 +551,13 @@ class TestAdmin:
 
 
 class TestHealth:
-    def test_health__tells_of_the_store(self, store: Store, browser: Browser) -> None:
+    def test_health__shows_the_store(self, store: Store, browser: Browser) -> None:
         page = browser.get("/health").text
         assert "Store memory" in page
         assert "no limit" in page
         assert "No renames or deletions in progress." in page
 
-    def test_store_that_may_drop_data__is_said_loudly(
+    def test_store_that_may_evict_keys__shows_a_warning(
         self, browser: Browser, redis_client: redis.Redis
     ) -> None:
         redis_client.config_set("maxmemory", 1 << 30)
@@ -568,7 +568,7 @@ class TestHealth:
             redis_client.config_set("maxmemory-policy", "noeviction")
             redis_client.config_set("maxmemory", 0)
 
-    def test_store_away__is_a_page_that_says_so(
+    def test_store_unreachable__is_an_error_page(
         self, make_app: Callable[..., Flask], tmp_path: Any
     ) -> None:
         app = make_app(**KEYS)
@@ -604,7 +604,7 @@ class TestHealth:
 
 
 class TestAssets:
-    def test_assets__are_served_for_good_and_nothing_else_is(self, app: Flask) -> None:
+    def test_assets__are_cached_for_a_year_and_no_other_file_is_served(self, app: Flask) -> None:
         http = app.test_client()
         page = http.get("/login").text
         for address in re.findall(r'(?:href|src)="(/assets/[^"]+)"', page):
@@ -627,7 +627,7 @@ class TestCharts:
         assert flat
         assert flat.path == "M0 50.0H1000"
 
-    def test_bars__one_far_longer_than_the_others__is_cut_off(self) -> None:
+    def test_bars__one_far_longer_than_the_others__is_clipped(self) -> None:
         def synced(*moves: tuple[int, int]) -> list[Sync]:
             return [Sync(1, "c", "", 0, 0, entered=up, left=down) for up, down in moves]
 
@@ -645,10 +645,12 @@ class TestCharts:
     @pytest.mark.parametrize(
         ("ms", "said"),
         [
+            (0.04, "<0.1 ms"),
             (0.42, "0.4 ms"),
             (93, "93 ms"),
             (1500, "2 s"),
-            (75_000, "75 s"),
+            (42_000, "42 s"),
+            (75_000, "1 min"),
             (119_000, "2 min"),
             (3_660_000, "1 h"),
             (5_400_000, "90 min"),
@@ -657,8 +659,31 @@ class TestCharts:
             (172_800_000, "2 d"),
         ],
     )
-    def test_span__is_said_in_one_unit(self, ms: float, said: str) -> None:
+    def test_span__uses_one_unit(self, ms: float, said: str) -> None:
         assert formatting.span(ms) == said
+
+    @pytest.mark.parametrize(
+        ("seconds", "said"),
+        [
+            (0, "just now"),
+            (-4, "just now"),
+            (42, "42 seconds ago"),
+            (61, "1 minute ago"),
+            (111, "2 minutes ago"),
+            (61 * 60, "1 hour ago"),
+            (90 * 60, "90 minutes ago"),
+            (22 * 3600, "22 hours ago"),
+            (-7200, "in 2 hours"),
+        ],
+    )
+    def test_ago__uses_one_unit(self, seconds: int, said: str) -> None:
+        assert formatting.ago(formatting.now_ms() - seconds * 1000) == said
+
+    @pytest.mark.parametrize(
+        ("hours", "said"), [(1, "every hour"), (21, "every 21 hours"), (24, "every day")]
+    )
+    def test_every__one_unit__leaves_out_the_number(self, hours: int, said: str) -> None:
+        assert formatting.every(hours * 3_600_000) == said
 
     @pytest.mark.parametrize(
         ("trait", "cohort_id", "said"),
@@ -674,5 +699,7 @@ class TestCharts:
             ("\u200b: \u200b", "\u200b", "%E2%80%8B"),
         ],
     )
-    def test_name__is_what_people_call_it(self, trait: str, cohort_id: str, said: str) -> None:
+    def test_cohort_name__is_the_name_in_amplitude(
+        self, trait: str, cohort_id: str, said: str
+    ) -> None:
         assert formatting.cohort_name(trait, cohort_id) == said
