@@ -17,7 +17,7 @@ from tests.support.service import COHORT_PATH
 
 SENDERS = 4
 USERS_PER_BATCH = 40
-MOST_BATCHES = 1500  # of each sender, should nobody stop it
+MAX_BATCHES = 10_000  # of each sender, if nothing stops it
 TRAIT = "[Amplitude] Under load: load-1"
 COHORT_ID = "load-1"
 
@@ -68,7 +68,7 @@ class Load:
     def _send(self, sender: int) -> None:
         # Closed at the end: a service that stops would wait for an idle connection.
         with urllib3.PoolManager(retries=False, timeout=DEADLINE) as http:
-            for number in range(MOST_BATCHES):
+            for number in range(MAX_BATCHES):
                 users = [f"user-{sender}-{number}-{i}" for i in range(USERS_PER_BATCH)]
                 if not self._send_until_answered(http, users):
                     self.refused["gave up"] += 1
