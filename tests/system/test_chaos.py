@@ -34,4 +34,4 @@ def test_chaos__one_member_and_one_trait_lost__says_so() -> None:
     wrong = "\n".join(outcome.wrong)
     assert "users are wrong" in wrong
     assert "stream and members differ about 1 users" in wrong
-    assert "the checker has found" in wrong
+    assert "store check failed" in wrong

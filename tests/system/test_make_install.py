@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,14 @@ def clone(tmp_path: Path) -> Path:
 
 
 def install(clone: Path, python: str) -> subprocess.CompletedProcess[str]:
+    # Without the variables of the `make test` that may run this test.
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     return subprocess.run(
-        ["make", f"PYTHON={python}", "install"], cwd=clone, capture_output=True, text=True
+        ["make", f"PYTHON={python}", "install"],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
