@@ -12,6 +12,8 @@ import gevent
 from gunicorn.glogging import Logger
 from gunicorn.http.errors import ParseException
 
+from app.server.gunicorn_worker import BufferedHead
+
 # A connection is kept open only if the rest of a refused body is at most so long.
 MAX_UNREAD_BYTES, CHUNK_BYTES = 16 << 20, 1 << 16
 # How long requests of one connection may follow each other before other connections get a turn.
@@ -77,6 +79,8 @@ def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
     reads to its end, and one that sends request after request.
     """
     global _turn_began
+    if resp is not None and isinstance(resp.sock, BufferedHead):
+        resp.sock.flush()
     if not _has_ended(req.body, worker.cfg.keepalive):
         req.force_close()
     if time.monotonic() - _turn_began > TURN_SECONDS:
