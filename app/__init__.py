@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from app.store import Tuning
-    from app.telemetry.request_event import Listener
 
 
 def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -> Flask:
@@ -44,7 +43,7 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
 
     web.security_headers.init_app(app)
-    listeners: list[Listener] = [web.metrics.count_request]
+    listeners = [web.metrics.count_requests(parts.meter)]
     if parts.store.sync_history.is_kept:
         listeners.append(record_requests(parts.sync_recorder))
     web.request_log.init_app(app, web.SOURCES, listeners)

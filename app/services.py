@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from app.server.background import Background
     from app.settings import Settings
     from app.store import RateLimiter, Store, Tuning
+    from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import SyncRecorder
     from app.web.api.change_stream import Feed
@@ -32,6 +33,7 @@ class Services:
     rates: RateLimiter
     keyring: KeyRing
     sessions: Sessions
+    meter: Meter
     store_gauges: StoreGauges
     sync_recorder: SyncRecorder
     fair_queue: FairQueue
@@ -59,7 +61,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     from app.auth.sessions import Sessions
     from app.server.background import Background
     from app.store import HistoryLimits, RateLimiter, Store, Tuning, connect, wait_for
-    from app.telemetry.metrics.definitions import BACKGROUND_FAILURES
+    from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import SyncRecorder
     from app.web.api.change_stream import Feed
@@ -82,14 +84,15 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         tuning=tuning,
     )
     keyring = KeyRing(settings, store.api_keys, tuning)
-    recorder = SyncRecorder(store, tuning)
-    every_second = [recorder.work, keyring.refresh, keyring.write_uses]
+    meter, recorder = Meter(), SyncRecorder(store, tuning)
+    every_second = [meter.flush, recorder.work, keyring.refresh, keyring.write_uses]
     return Services(
         settings=settings,
         store=store,
         rates=RateLimiter(client, store.keys, tuning),
         keyring=keyring,
         sessions=Sessions(store, keyring, tuning),
+        meter=meter,
         store_gauges=StoreGauges(store, keyring.first_expiry),
         sync_recorder=recorder,
         fair_queue=FairQueue(settings.store_connections, settings.app_concurrency),
@@ -98,7 +101,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
             heartbeat_seconds=settings.stream_heartbeat_seconds,
             max_followers=settings.max_followers,
         ),
-        background=Background(store, BACKGROUND_FAILURES.inc, every_second),
+        background=Background(store, meter.background_failed, every_second),
     )
 
 

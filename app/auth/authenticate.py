@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Any, TypeVar
 
-from flask import Flask, g, request
+from flask import Flask, Request, g, request
 
 from app.auth.keyring import ADMIN, INGEST, METRICS, READ, Caller, KeyRing
 from app.errors import (
@@ -64,7 +64,8 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: RateLimiter) 
 
     @app.before_request
     def authenticate() -> None:
-        endpoint = request.endpoint
+        sent: Request = request._get_current_object()  # type: ignore[attr-defined]
+        endpoint = sent.endpoint
         if endpoint is None:
             return  # no such path or method: the error reply contains no secrets
         view = app.view_functions[endpoint]
@@ -74,9 +75,10 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: RateLimiter) 
         if getattr(view, "by_session", False):
             caller = _of_session()
         else:
-            caller = _identify(ring, settings, rates)
-        g.caller = caller
-        g.event.update(app=caller.app_id, key=caller.label)
+            caller = _identify(sent, ring, settings, rates)
+        now: Any = g._get_current_object()
+        now.caller = caller
+        now.event.update(app=caller.app_id, key=caller.label)
         if scope is None or not caller.may(scope):
             raise MissingScope(f"This call needs a key with the scope {scope}.")
         if scope == METRICS:
@@ -118,10 +120,10 @@ def _of_session() -> Caller:
     return session.caller
 
 
-def _identify(ring: KeyRing, settings: Settings, rates: RateLimiter) -> Caller:
-    key = _sent_key()
+def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: RateLimiter) -> Caller:
+    key = _sent_key(sent)
     caller = ring.find(key) if key else None
-    claimed_app = request.environ.get("HTTP_APP_ID")
+    claimed_app = sent.environ.get("HTTP_APP_ID")
     if caller is not None and claimed_app in (None, caller.app_id):
         return caller
     problem = InvalidCredentials() if caller or key is None else _refusal(ring, key)
@@ -165,7 +167,7 @@ def _network(address: str) -> str:
     return str(ip.ipv4_mapped or IPv6Network((int(ip), 64), strict=False))
 
 
-def _sent_key() -> str | None:
+def _sent_key(request: Request) -> str | None:
     authorization = request.authorization
     if authorization is not None:
         if authorization.type == "basic" and authorization.username:

@@ -59,7 +59,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Flush the history and error reports of the last requests."""
+    """Flush the counts, history and error reports of the last requests."""
     app = getattr(worker, "wsgi", None)
     if app is None:  # it failed to load the application
         return
@@ -67,6 +67,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     from app.telemetry import sentry
 
     parts = services(app)
+    parts.meter.flush()
     parts.sync_recorder.finish()
     sentry.finish(1.0)
 

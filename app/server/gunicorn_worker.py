@@ -71,6 +71,12 @@ class BufferedHead:
 class Worker(GeventWorker):  # type: ignore[misc]  # without types
     """Set as ``worker_class``; the hook ``post_request`` flushes each reply's connection."""
 
+    def init_process(self) -> None:
+        # gunicorn looks each setting up in two steps of Python, some thirty times a request.
+        settings = self.cfg.settings
+        self.cfg.__dict__.update({name: setting.get() for name, setting in settings.items()})
+        super().init_process()
+
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         super().handle_request(listener_name, req, BufferedHead(sock), addr)
 

@@ -21,7 +21,7 @@ _LOCK = "lock"
 
 
 def base() -> Path:
-    """The parent of the folders: in memory if possible, since every request writes to it."""
+    """The parent of the folders: in memory if possible, since workers write every second."""
     in_memory = Path("/dev/shm")  # noqa: S108  # nosec B108
     if sys.platform == "linux" and os.access(in_memory, os.W_OK):
         return in_memory

@@ -16,11 +16,11 @@ from app.telemetry.metrics import exited_workers
 from app.telemetry.metrics.multiprocess_dir import VARIABLE
 
 COUNTS = """
-from app.telemetry.metrics import definitions
-definitions.REQUESTS.labels("GET", "/x", 200, "none").inc()
-definitions.REQUEST_SECONDS.labels("identify").observe({seconds})
-definitions.USERS_ACCEPTED.labels("identify").inc(5)
-definitions.USERS_REJECTED.labels("identify", "unknown_user").inc(2)
+from app.telemetry.metrics.meter import Meter
+meter = Meter()
+meter.request("GET", "/x", 200, "none", "identify", {seconds})
+meter.users("identify", 5, 3, {{"unknown_user": 2}})
+meter.flush()
 {then}
 """
 
