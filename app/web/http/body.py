@@ -7,7 +7,7 @@ import zlib
 from typing import Any
 
 import orjson
-from flask import request
+from flask import Request, request
 from gevent import Timeout
 from gunicorn.http.errors import ParseException
 from marshmallow import Schema, ValidationError
@@ -130,14 +130,15 @@ def read_raw(settings: Settings, limit: int) -> bytes:
     Raises:
         BodyTooLarge, BodyTimeout, InvalidEncoding: see :func:`read_text`.
     """
-    length = request.content_length
+    sent: Request = request._get_current_object()  # type: ignore[attr-defined]
+    length = sent.content_length
     if length is not None and length > limit:
         raise _too_large(limit)
     raw: bytes | None = None
     try:
         with Timeout(settings.body_timeout_seconds, False):  # type: ignore[arg-type]
             # The server ends the stream with the body, even if it is chunked.
-            raw = request.environ["wsgi.input"].read(limit + 1 if length is None else length)
+            raw = sent.environ["wsgi.input"].read(limit + 1 if length is None else length)
     except (OSError, ParseException):
         raise InvalidEncoding("The body can't be read to its end.") from None
     if raw is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flask import Flask, g, request
 from gevent.event import Event
@@ -119,7 +119,8 @@ def init_app(app: Flask, queue: FairQueue) -> None:
 
 def begin() -> None:
     """Begin the current request's turn, unless it has begun. It ends with the request."""
-    caller = g.get("caller")
-    if caller is not None and "turn" not in g:
+    now: Any = g._get_current_object()
+    caller = now.get("caller")
+    if caller is not None and "turn" not in now:
         services().fair_queue.take(caller.app_id)
-        g.turn = caller.app_id
+        now.turn = caller.app_id

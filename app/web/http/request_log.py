@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Collection
 from random import getrandbits
+from typing import Any
 
 import structlog
 from flask import Flask, Response, g, request
@@ -28,29 +29,32 @@ def init_app(app: Flask, sources: Collection[str], listeners: list[Listener]) ->
 
     @app.before_request
     def begin() -> None:
+        # Each use of one of Flask's proxies looks up the request again.
+        now: Any = g._get_current_object()
         rule, environ = request.url_rule, request.environ
         sent = environ.get("HTTP_X_REQUEST_ID", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else f"{getrandbits(128):032x}"
-        event = g.event = {
+        now.event = {
             "request_id": request_id,
             "method": environ["REQUEST_METHOD"],
             "path": (rule.rule.rstrip("/") or "/") if rule else None,
         }
-        blueprint = g.blueprint = rule.endpoint.partition(".")[0] if rule else ""
-        if blueprint in sources:
-            event["source"] = blueprint
-        g.started = time.perf_counter()
+        now.blueprint = rule.endpoint.partition(".")[0] if rule else ""
+        if now.blueprint in sources:
+            now.event["source"] = now.blueprint
+        now.started = time.perf_counter()
 
     @app.after_request
     def finish(response: Response) -> Response:
-        event, blueprint, status = g.event, g.blueprint, response.status_code
+        now: Any = g._get_current_object()
+        event, status = now.event, response.status_code
         response.headers["X-Request-ID"] = event["request_id"]
-        seconds = time.perf_counter() - g.started
-        finished = FinishedRequest(event, blueprint, g.get("outcome"), status, seconds)
+        seconds = time.perf_counter() - now.started
+        finished = FinishedRequest(event, now.blueprint, now.get("outcome"), status, seconds)
         for listener in listeners:
             listener(finished)
         log = logger.error if status >= 500 else logger.info
-        if blueprint == "health" and status == 200:
+        if now.blueprint == "health" and status == 200:
             log = logger.debug  # probed every second by some platforms
         log("request", status=status, ms=round(seconds * 1000, 2), **event)
         return response
