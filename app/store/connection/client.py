@@ -12,7 +12,7 @@ from redis.retry import Retry
 from app.settings import Settings
 from app.store.connection.calls import Wait
 from app.store.connection.cluster import ClusterClient
-from app.store.connection.pool import make_pool
+from app.store.connection.pool import Client, make_pool
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -43,7 +43,7 @@ def connect(settings: Settings) -> redis.Redis:
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         **options,
     )
-    return redis.Redis.from_pool(pool)
+    return Client.from_pool(pool)
 
 
 def wait_for(settings: Settings) -> Wait:

@@ -23,7 +23,7 @@ from redis.connection import Connection, ConnectionPool
 from redis.retry import Retry
 
 from app.store.connection.calls import Call, NotReplicated, Wait
-from app.store.connection.pool import FairLifoQueue, lean
+from app.store.connection.pool import FairQueue, without_polling
 
 # The second attempt comes after the slots have been read again.
 _ATTEMPTS = 2
@@ -55,7 +55,7 @@ class ClusterClient(CoreCommands):
         self._timeout = timeout
         # Not a bounded pool for each node: two calls that need several nodes could each hold a
         # connection that the other one waits for.
-        self._permits = FairLifoQueue(connections)
+        self._permits = FairQueue(connections)
         for _ in range(connections):
             self._permits.put_nowait(None)
         self._connecting = threading.Lock()
@@ -221,7 +221,7 @@ class _Pool(ConnectionPool):
     """The connections to one node; the permits limit their number."""
 
     def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
-        super().__init__(connection_class=lean(connection_class), **options)
+        super().__init__(connection_class=without_polling(connection_class), **options)
 
 
 def _call_each(

@@ -49,7 +49,14 @@ def call_partitions(script: Script, calls: Sequence[Call], wait: Wait = NO_WAIT)
             return client.call(script, calls, wait)
     elif wait.replicas:
         return [_and_wait(client, script, call, wait) for call in calls]
-    return [script(keys=[call.stream], args=call.args) for call in calls]
+    return [_call(client, script, call) for call in calls]
+
+
+def _call(client: Any, script: Script, call: Call) -> Any:
+    try:
+        return client.execute_command("EVALSHA", script.sha, 1, call.stream, *call.args)
+    except exceptions.NoScriptError:
+        return script(keys=[call.stream], args=call.args)
 
 
 def _and_wait(client: Any, script: Script, call: Call, wait: Wait) -> Any:
