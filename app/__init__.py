@@ -22,11 +22,11 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
     """
     # Imported here because gunicorn's master imports this package to read the settings. Whatever
     # uses sockets or locks must be imported by workers, after gevent has patched the library.
-    from flask import Flask
     from werkzeug.middleware.proxy_fix import ProxyFix
 
     from app import cli, errors, web
     from app.auth import authenticate
+    from app.server.flask_app import ServiceApp
     from app.services import EXTENSION, build
     from app.telemetry import logs, sentry
     from app.telemetry.sync_recorder import record_requests
@@ -36,7 +36,7 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
     logs.configure(settings.log_level)
     sentry.configure(settings.sentry_dsn)
 
-    app = Flask(__name__, static_folder=None)
+    app = ServiceApp(__name__, static_folder=None)
     app.url_map.strict_slashes = False
     parts = app.extensions[EXTENSION] = build(settings, tuning)
     if hops := settings.proxy_hops:

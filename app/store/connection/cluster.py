@@ -23,7 +23,7 @@ from redis.connection import Connection, ConnectionPool
 from redis.retry import Retry
 
 from app.store.connection.calls import Call, NotReplicated, Wait
-from app.store.connection.pool import FairQueue, without_polling
+from app.store.connection.pool import FairLifoQueue, without_polling
 
 # The second attempt comes after the slots have been read again.
 _ATTEMPTS = 2
@@ -55,7 +55,7 @@ class ClusterClient(CoreCommands):
         self._timeout = timeout
         # Not a bounded pool for each node: two calls that need several nodes could each hold a
         # connection that the other one waits for.
-        self._permits = FairQueue(connections)
+        self._permits = FairLifoQueue(connections)
         for _ in range(connections):
             self._permits.put_nowait(None)
         self._connecting = threading.Lock()

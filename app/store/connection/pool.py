@@ -13,7 +13,7 @@ from hiredis import pack_command
 from redis.connection import AbstractConnection
 
 
-class FairQueue:
+class FairLifoQueue:
     """Hands each item to the longest waiter. Has the methods of ``LifoQueue`` that pools use.
 
     The standard library's queues let a newcomer take the item for which a waiter was woken up.
@@ -64,7 +64,7 @@ class FairQueue:
 
 
 class _Waiter:
-    """A call of :meth:`FairQueue.get` that waits for an item."""
+    """A call of :meth:`FairLifoQueue.get` that waits for an item."""
 
     def __init__(self) -> None:
         self.item: Any = None
@@ -140,7 +140,7 @@ class Client(redis.Redis):
 def make_pool(url: str, *, max_connections: int, timeout: float, **options: Any) -> Any:
     """A pool in which calls queue for a free connection, for up to ``timeout`` seconds."""
     pool = Pool.from_url(
-        url, max_connections=max_connections, timeout=timeout, queue_class=FairQueue, **options
+        url, max_connections=max_connections, timeout=timeout, queue_class=FairLifoQueue, **options
     )
     pool.connection_class = without_polling(pool.connection_class)
     return pool
