@@ -6,11 +6,12 @@ import redis
 
 from simulator.faults import FAULT_KINDS
 from tests.chaos.run import run
-from tests.support.effort import THOROUGH
+from tests.support.effort import thorough
 
 
+@thorough
 def test_chaos__every_fault__loses_nothing() -> None:
-    outcome = run(10 if THOROUGH else 0, seed=7, partitions=3, share=0.05)
+    outcome = run(10, seed=7, partitions=3, share=0.05)
     assert outcome.wrong == []
     assert len(outcome.faults) == 8
     assert {kind.replace("-", "_") for kind in outcome.misbehaviour} == set(FAULT_KINDS)

@@ -13,6 +13,7 @@ import trustme
 
 from tests.support.cli import flask
 from tests.support.clusters import NODE_TIMEOUT_MS, Tls, running_cluster
+from tests.support.effort import thorough
 from tests.support.load import COHORT_ID, TRAIT, Load
 from tests.support.polling import wait_until
 from tests.support.service import APP, KEY, running
@@ -43,7 +44,9 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tls:
     return found
 
 
-@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "over TLS"])
+@pytest.mark.parametrize(
+    "over_tls", [pytest.param(False, id="plain"), pytest.param(True, id="over TLS", marks=thorough)]
+)
 def test_master__killed_under_load__is_503_until_the_failover_and_nothing_is_lost(
     over_tls: bool, request: pytest.FixtureRequest
 ) -> None:

@@ -289,6 +289,7 @@ def test_names_and_ids__that_are_markup__stay_text(
         assert page.evaluate("window.broken") is None
 
 
+@thorough
 def test_names_and_ids__of_white_space__are_visible_and_can_be_typed(
     open_page: Callable[..., Any], own_store: str
 ) -> None:
@@ -322,6 +323,7 @@ def _reload_until(page: Any, condition: Callable[[], bool]) -> None:
     raise AssertionError("not within 100 reloads")
 
 
+@thorough
 def test_first_cohort__arrives_while_the_page_is_open__appears(
     open_page: Callable[..., Any], own_store: str, pictures: Path
 ) -> None:
@@ -354,6 +356,7 @@ def test_page__needs_a_reload_while_a_field_has_the_focus__waits_until_it_is_lef
         page.get_by_role("link", name="Late risers").wait_for()
 
 
+@thorough
 def test_page__that_cannot_be_refreshed__says_since_when_and_why(
     open_page: Callable[..., Any],
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import urllib3
 
 from tests.support.cli import flask
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.service import APP, ROOT, running
 from tests.support.stores import reserved_ports, socket_url, start_store, store_folder
@@ -105,6 +106,7 @@ def test_prometheus__on_the_service__reads_its_metrics_and_sees_the_store_go(
             wait_until(lambda: value(ask, states) == 1)  # pending: it fires after a minute
 
 
+@thorough
 def test_dashboard__every_panel_on_the_running_service__has_something_to_draw(
     prometheus: Callable[[str], Ask],
 ) -> None:
