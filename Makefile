@@ -39,7 +39,7 @@ simulate: install ## sync 10,000 users to a running `make run`; SIMULATE adds op
 PYTEST ?= $(BIN)/pytest
 
 test: install ## run all tests
-	$(PYTEST) -n 4
+	$(PYTEST) -n 5
 
 chaos: install ## sync under injected faults for some minutes, and verify that nothing is lost
 	$(BIN)/python -m tests.chaos

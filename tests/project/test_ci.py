@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.effort import thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 # Plugins that take a second to import.
 QUICK = ("-p", "no:schemathesis", "-p", "no:hypothesispytest", "-p", "no:randomly")
@@ -63,6 +65,7 @@ def test_ci__flaky_test__is_run_again_reported_and_passes(some_tests: Path) -> N
     assert done.stdout.endswith("\nFLAKY test_some.py::test_flaky\n")
 
 
+@thorough
 def test_ci__test_that_fails_twice__fails_and_flaky_ones_are_still_reported(
     some_tests: Path,
 ) -> None:
@@ -72,12 +75,14 @@ def test_ci__test_that_fails_twice__fails_and_flaky_ones_are_still_reported(
     assert done.stdout.endswith("\nFLAKY test_some.py::test_flaky\n")
 
 
+@thorough
 def test_ci__pytest_itself_fails__fails_without_a_second_run(some_tests: Path) -> None:
     done = ci_test(some_tests, "missing")
     assert done.returncode == 4, done.stdout + done.stderr
     assert "once more" not in done.stdout
 
 
+@thorough
 def test_ci__skipped_test__fails(some_tests: Path) -> None:
     done = ci_test(some_tests, "skipped", "xfail", CI="true")
     assert done.returncode == 1, done.stdout + done.stderr

@@ -15,7 +15,7 @@ import urllib3
 
 from simulator import payloads
 from tests.support.cli import flask
-from tests.support.effort import THOROUGH
+from tests.support.effort import THOROUGH, thorough
 from tests.support.polling import DEADLINE
 from tests.support.service import APP, KEY, Service, running
 from tests.support.stores import running_store
@@ -28,7 +28,12 @@ NAME, COHORT = "Power: users", "abc123"
 TRAIT = payloads.trait_name(NAME, COHORT)
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(
+    params=[
+        pytest.param(1, id="one partition", marks=thorough),
+        pytest.param(3, id="three partitions"),
+    ]
+)
 def settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """The environment of a service with a store of its own: its layout is not the others'."""
     with running_store() as url:

@@ -11,6 +11,7 @@ import redis
 
 from simulator import payloads
 from tests.support.cli import FLASK, environment, flask, on_a_terminal
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.service import APP, ROOT, Service, running
 from tests.support.stores import running_store
@@ -111,6 +112,7 @@ def test_help__of_every_command__lists_the_exit_codes(store_url: str) -> None:
     assert "Exit codes: 0 success; 1" in flask(store_url, "store", "check", "--help").stdout
 
 
+@thorough
 def test_deletion__interrupted__resumes_when_run_again() -> None:
     delete = ("cohorts", "delete", "abc123", "--yes")
     members = f"cohorts:{{{APP}}}:cohort:abc123:members"

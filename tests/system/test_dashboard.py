@@ -44,7 +44,7 @@ looks = pytest.mark.parametrize(
     ("colours", "size"),
     [
         pytest.param("light", DESKTOP, id="light-desktop"),
-        pytest.param("dark", PHONE, id="dark-phone"),
+        pytest.param("dark", PHONE, id="dark-phone", marks=thorough),
         pytest.param("light", PHONE, id="light-phone", marks=thorough),
         pytest.param("dark", DESKTOP, id="dark-desktop", marks=thorough),
     ],
@@ -338,6 +338,7 @@ def test_first_cohort__arrives_while_the_page_is_open__appears(
         page.get_by_role("cell", name="3", exact=True).wait_for()
 
 
+@thorough
 def test_page__needs_a_reload_while_a_field_has_the_focus__waits_until_it_is_left(
     open_page: Callable[..., Any], own_store: str
 ) -> None:
@@ -397,6 +398,7 @@ def test_page__that_cannot_be_refreshed__says_since_when_and_why(
             store.wait(30)
 
 
+@thorough
 def test_delete__asks_for_the_name_and_removes_the_cohort(
     open_page: Callable[..., Any], own_store: str
 ) -> None:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.effort import THOROUGH
+from tests.support.effort import THOROUGH, thorough
 from tests.support.service import ADMIN_KEY, APP, ROOT, running
 from tests.support.stores import running_store
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 
+@thorough
 def test_description__thousands_of_requests_made_from_it__are_answered_as_it_says(
     tmp_path: Path,
 ) -> None:

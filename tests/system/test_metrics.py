@@ -11,6 +11,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.service import APP, KEY, Service, running
 from tests.support.stores import socket_url, start_store, store_folder
@@ -128,6 +129,7 @@ def test_metrics__of_workers_that_are_killed_again_and_again__stay_and_their_fil
         wait_until(lambda: len(list(folder.glob("*.db"))) <= 4)
 
 
+@thorough
 def test_metrics__after_a_start_anew__begin_at_zero_and_leave_no_folder(store_url: str) -> None:
     env = {"REDIS_URL": store_url, "METRICS_TOKEN": TOKEN}
     accepted = "cohort_receiver_users_accepted_total source=identify"

@@ -17,6 +17,7 @@ import redis
 from simulator import payloads
 from tests.support.cli import FLASK, environment, flask
 from tests.support.clusters import Node, running_cluster, running_server
+from tests.support.effort import thorough
 from tests.support.load import COHORT_ID, TRAIT
 from tests.support.polling import wait_until
 from tests.support.service import ADMIN_KEY, APP, ROOT, Service, running
@@ -85,6 +86,7 @@ def settings(url: str, **further: str) -> dict[str, str]:
     }
 
 
+@thorough
 def test_move__by_replication__loses_nothing(path: str) -> None:
     replicate, hold, detach, release = steps("The same number of partitions")
     with running_server() as old, running_server() as new:

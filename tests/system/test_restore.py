@@ -13,6 +13,7 @@ import redis
 
 from simulator import payloads
 from tests.support.cli import flask
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.service import APP, running
 from tests.support.stores import socket_url, start_store, store_folder
@@ -42,6 +43,7 @@ def back_up(folder: Path, client: redis.Redis) -> None:
     subprocess.run(command, check=True, timeout=60, capture_output=True)
 
 
+@thorough
 def test_restore__of_a_snapshot__brings_back_users_cohorts_and_keys() -> None:
     ids = payloads.user_ids(1000)
     with store_folder() as lost, store_folder() as restored:

@@ -17,6 +17,7 @@ import trustme
 
 from simulator import payloads
 from tests.support.clusters import Cluster, running_cluster
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.service import APP, running
 from tests.support.stores import running_store
@@ -178,6 +179,7 @@ def tls_cluster() -> Iterator[TlsCluster]:
 
 
 @pytest.mark.parametrize("trusted", [True, False], ids=["own authority", "not to be verified"])
+@thorough
 def test_tls__to_a_cluster__reaches_every_node_by_it(
     tls_cluster: TlsCluster, tmp_path: Path, trusted: bool
 ) -> None:
@@ -203,6 +205,7 @@ def test_tls__to_a_cluster__reaches_every_node_by_it(
         assert list(node.client.scan_iter(match="cohorts:*:user:*"))
 
 
+@thorough
 def test_tls__to_a_cluster_that_nobody_vouches_for__is_refused(tls_cluster: TlsCluster) -> None:
     for node in tls_cluster.cluster.nodes:
         node.client.flushall()

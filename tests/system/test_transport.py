@@ -7,6 +7,7 @@ import pytest
 from simulator.payloads import identify
 from tests.support.cli import flask
 from tests.support.clusters import running_cluster
+from tests.support.effort import thorough
 from tests.support.service import Service, running
 from tests.support.stores import socket_url, start_store, store_folder
 
@@ -95,6 +96,7 @@ def test_command__with_the_store_away__does_not_tell_its_password(
     assert "Traceback" not in done.stderr
 
 
+@thorough
 def test_cluster__whose_password_is_wrong__is_not_told_about_it() -> None:
     with running_cluster(3, 0) as cluster:
         url = cluster.url.replace("//", f"//somebody:{SECRET}@")

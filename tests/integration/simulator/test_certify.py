@@ -17,6 +17,7 @@ from simulator.certify.context import Context
 from simulator.certify.model import Sample
 from simulator.connection import Auth, Target
 from tests.integration.simulator.receiver import APP, FLAWS, INVALID_USER, KEY, Receiver
+from tests.support.effort import thorough
 
 NAMES = [check.name for check in CHECKS]
 
@@ -170,6 +171,7 @@ def test_certify__throttling_receiver__is_retried_and_passes() -> None:
         assert receiver.statuses[429] > 0
 
 
+@thorough
 def test_certify__receiver_that_throttles_all_the_time__passes_every_check() -> None:
     with Receiver(throttle=50) as receiver:
         found = run(receiver, skip=("sync.webhook", "*within*"), throttle=300)
