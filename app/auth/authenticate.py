@@ -108,7 +108,7 @@ def log_in(key: str) -> Caller:
         raise problem
     g.event.update(app=caller.app_id, key=caller.label)
     if not caller.may(READ):
-        raise MissingScope("This key may only send cohorts. Log in with a key with the scope read.")
+        raise MissingScope("This key may only send cohorts. Log in with one that may read.")
     return caller
 
 

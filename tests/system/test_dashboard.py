@@ -265,6 +265,7 @@ def test_without_javascript__everything_works(
     assert page.get_by_role("status").inner_text() == "You are logged out."
 
 
+@thorough
 def test_names_and_ids__that_are_markup__stay_text(
     open_page: Callable[..., Any], own_store: str
 ) -> None:

@@ -82,6 +82,7 @@ def value(ask: Ask, name: str) -> float | None:
     return float(found[0]["value"][1]) if found else None
 
 
+@thorough
 def test_prometheus__on_the_service__reads_its_metrics_and_sees_the_store_go(
     prometheus: Callable[[str], Ask],
 ) -> None:

@@ -87,7 +87,9 @@ def test_store__that_is_away__has_its_password_told_to_nobody(kind: dict[str, st
     ],
     ids=" ".join,
 )
-@pytest.mark.parametrize("kind", [ONE, MANY], ids=["single", "cluster"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(ONE, id="single"), pytest.param(MANY, id="cluster", marks=thorough)]
+)
 def test_command__with_the_store_away__does_not_tell_its_password(
     kind: dict[str, str], words: list[str]
 ) -> None:

@@ -67,6 +67,7 @@ class TestBatch(CohortContract):
 
 class TestSingleIdentify(CohortContract):
     source = "segment"
+    many = 100  # a request each
 
     def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
         changed = 0
