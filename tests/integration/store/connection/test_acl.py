@@ -25,20 +25,6 @@ from tests.integration.web.test_apps import COHORT, PARTS, USER, path, rules
 from tests.support.clusters import Cluster, running_cluster
 from tests.support.stores import socket_url, start_store, store_folder
 
-# A body of which every call takes something.
-BODY = {
-    "type": "identify",
-    "userId": USER,
-    "userIds": [USER],
-    "traits": {f"n: {COHORT}": True},
-    "name": f"n: {COHORT}",
-    "cohort_name": "n",
-    "cohort_id": COHORT,
-    "in_cohort": True,
-    "users": [{"user_id": USER}],
-    "seconds": 3600,
-}
-
 ACL = Path(__file__).resolve().parents[4] / "docs" / "acl"
 SERVICE, READER = "cohort-receiver", "cohort-reader"
 PASSWORD = "a-password-of-the-store"
