@@ -15,6 +15,7 @@ from flask import g
 from app.store import Store, StoreFull
 
 API, DASHBOARD, COMMAND = "api", "dashboard", "command"
+HOLD_STORE = "hold_store"
 
 
 class Operator(NamedTuple):
@@ -62,7 +63,8 @@ def record(
     if operator.by != COMMAND:
         log.info("admin action", **entry)
     try:
-        store.audit_trail.add(entry)
+        # `store hold` can be repeated: one that was interrupted is incomplete.
+        store.audit_trail.add(entry, despite_hold=action == HOLD_STORE)
     except StoreFull:
         # Deleting makes room, so a full store must not prevent it.
         log.warning("admin action is not in the audit trail", reason=StoreFull.reason, **entry)

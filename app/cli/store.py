@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import click
 
-from app.auth.audit_trail import record
+from app.auth.audit_trail import HOLD_STORE, record
 from app.cli.group import (
     EXIT_CODES,
     Group,
@@ -102,7 +102,9 @@ def hold() -> None:
     them for some minutes. Reading continues, background work pauses.
     """
     there = the_store()
-    record(there, operator(), "hold_store")
+    if there.hold.is_of_copy():
+        raise click.ClickException("A copy holds the store. Wait for it, or `store release` first.")
+    record(there, operator(), HOLD_STORE)
     there.hold.begin()
     click.echo("Writes are on hold until `store release`.")
 

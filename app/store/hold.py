@@ -52,6 +52,10 @@ class Hold:
             found: Any = self._client.get(self._keys.hold())
         return None if found is None else bytes(found)
 
+    def is_of_copy(self) -> bool:
+        """Whether a copy holds the store. Its hold ends with it, or soon after it was killed."""
+        return self.value() not in (None, HELD, _BEGUN)
+
     def begin(self, value: bytes = HELD, ttl_ms: int | None = None) -> list[str]:
         """Refuse writes from now on, for ``ttl_ms`` or until the release. Returns all app ids.
 

@@ -82,7 +82,7 @@ def parse(key: bytes, prefix: str) -> KeyName:
     """Parse a key name that begins with ``prefix``."""
     rest = key[len(prefix) + 1 :]
     if not rest.startswith(b"{"):
-        skipped = rest.startswith((b"rates/", b"session:"))
+        skipped = rest.startswith((b"rates:", b"session:"))
         kind = Kind.SKIPPED if skipped else _GLOBAL.get(rest, Kind.UNKNOWN)
         return KeyName(kind, key, rest=rest, what=rest.decode(errors="replace"))
     tag, closed, rest = rest[1:].partition(b"}:")

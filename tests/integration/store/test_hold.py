@@ -157,6 +157,22 @@ def test_commands__hold_and_release(store: Store, run: Run) -> None:
     assert actions == ["hold_store", "release_store", "create_key"]
 
 
+def test_command__hold_after_an_interrupted_one__completes_it(store: Store, run: Run) -> None:
+    say(store, TRAIT, True, [USER])
+    store.hold._set([store.keys.hold()], b"begun", None)  # as far as it came
+    assert run("store", "hold").exit_code == 0
+    with pytest.raises(StoreHeld):
+        say(store, TRAIT, False, [USER])
+    assert run("store", "hold").exit_code == 0
+
+
+def test_command__hold_during_a_copy__is_refused(store: Store, run: Run) -> None:
+    store.hold.begin(b"of a copy", 60_000)
+    result = run("store", "hold")
+    assert (result.exit_code, "A copy holds the store." in result.output) == (1, True)
+    assert store.hold.value() == b"of a copy"
+
+
 def test_hold__of_a_full_store__is_possible(store: Store, redis_client: redis.Redis) -> None:
     redis_client.config_set("maxmemory", 1)
     try:

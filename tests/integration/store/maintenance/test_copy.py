@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 from flask import Flask
+from limits import parse
 
 from app.cohorts import Cohort, MembershipChange
 from app.services import services
@@ -94,6 +95,7 @@ def source(
     store.erasure.erase(APP, ids[77], suppress=True)
     store.freshness.set_cadence(APP, "1", 3_600_000)
     store.size_history.record(APP, ["1"])
+    services(app).rates.hit(parse("10/hour"), "key", APP, "ingest")
     change = MembershipChange(Cohort.from_trait(OTHER), True, ids[:3], None)
     store.memberships.apply("another-app", [change], source="test", message_id="m-1")
     return settings_of(store_url, request.param)
