@@ -37,7 +37,7 @@ def test_data_model__names_many() -> None:
         (b"p:{a}:cohort:x:syncs", Kind.WHOLE, "a", b"a"),
         (b"p:{a:3}:suppressed", Kind.SPREAD, "a", b"a"),
         (b"p:keys", Kind.GLOBAL, "", b""),
-        (b"p:rates/LIMITER/x", Kind.SKIPPED, "", b""),
+        (b"p:rates:LIMITER/x", Kind.SKIPPED, "", b""),
         (b"p:{a}:news", Kind.UNKNOWN, "a", b"a"),
         (b"p:{a", Kind.UNKNOWN, "", b""),
     ],
