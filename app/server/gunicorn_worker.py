@@ -72,7 +72,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # without types
     """Set as ``worker_class``; the hook ``post_request`` flushes each reply's connection."""
 
     def init_process(self) -> None:
-        # gunicorn looks each setting up in two steps of Python, some thirty times a request.
+        # Cached: gunicorn reads settings about thirty times per request, each through a property.
         settings = self.cfg.settings
         self.cfg.__dict__.update({name: setting.get() for name, setting in settings.items()})
         super().init_process()

@@ -80,10 +80,9 @@ class _Waiter:
 
 
 class Pool(redis.BlockingConnectionPool):
-    """Whoever finds no free connection waits in turn.
+    """A pool without the library's own measurements, which took as long as the rest.
 
-    Does what the library's own pool does, but for what that measures each time: nobody here asks
-    for it, and it took as long as the rest.
+    Calls that find no free connection wait in turn.
     """
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
@@ -112,13 +111,13 @@ class Pool(redis.BlockingConnectionPool):
 
 
 class Client(redis.Redis):
-    """The library's client, without what it measures of each command.
+    """The library's client, without its measurement of each command.
 
-    It also looks at each of a command's thousand arguments once, and not twice.
+    A command's arguments are packed in one pass instead of two.
     """
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        # Some names are of two words, which go out as two.
+        # A name of two words is sent as two arguments, which the library sees to.
         packed = None if " " in args[0] else (pack_command(args),)
         parse: Any = self.parse_response
         pool: Any = self.connection_pool
@@ -155,8 +154,6 @@ def without_polling(kind: type[AbstractConnection]) -> type[AbstractConnection]:
     """
 
     class Connection(kind):  # type: ignore[misc, valid-type]
-        library_class = kind
-
         def can_read(self, timeout: float = 0) -> bool:
             return False
 
