@@ -146,7 +146,7 @@ class _Measurement:
             count, seconds = load.count(self._size), _DATA_SECONDS
         else:
             per_second = min(_MAX_REQUESTS_PER_SECOND, _MAX_ITEMS_PER_SECOND / items)
-            count = max(3 * load.clients, math.ceil(per_second * seconds))
+            count = max(8 * load.clients, math.ceil(per_second * seconds))
         with ExitStack() as stack:
             if isinstance(running.server, StoreCallers):
                 send = self._prepare_calls(running.store, running.server, count, items)
