@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import redis
@@ -130,7 +131,8 @@ class Memberships:
             changes: each (user, cohort) in one of them at most. A change is ignored if a newer
                 one about the same user and cohort was applied.
             source: the name of the source; kept with the cohort.
-            message_id: if given, the message is applied once and recognised for a day.
+            message_id: if given, the message is applied once. For a day, it is recognised by this
+                id together with the changes, in the same order.
             known_only: apply to registered users only.
             as_known: trait names may be outdated: use each cohort's current one, and skip unknown
                 cohorts.
@@ -153,12 +155,8 @@ class Memberships:
         with store_errors():
             self._layout.check_writable(app_id)
             parts = [
-                _Part(
-                    partition,
-                    [*options, f"{message_id}:{number}" if message_id else ""],
-                    groups,
-                )
-                for number, (partition, groups) in enumerate(self._split(changes))
+                _Part(partition, [*options, _message_key(message_id, groups)], groups)
+                for partition, groups in self._split(changes)
             ]
             for reply in self._apply_all(app_id, parts, as_known, applied.not_known):
                 if one_cohort:
@@ -292,6 +290,19 @@ def _as_many_as_fit(user_ids: Sequence[str], room: int) -> tuple[Sequence[str], 
             return user_ids[:number], cost
         cost += more
     return user_ids, cost
+
+
+def _message_key(message_id: str, groups: list[Any]) -> str:
+    """What identifies a part of a message in its partition; "" without a message id.
+
+    Senders reuse ids, and a template may hold a constant: an id alone would make other statements
+    look like repeats.
+    """
+    if not message_id:
+        return ""
+    # No value contains NUL.
+    content = "\0".join(map(str, (message_id, *groups)))
+    return blake2b(content.encode(), digest_size=16, person=b"message").hexdigest()
 
 
 def _received(changes: Sequence[MembershipChange], applied: Applied) -> set[str]:

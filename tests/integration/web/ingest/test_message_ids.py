@@ -1,9 +1,11 @@
-"""A message's id is recorded only where all of the message was applied."""
+"""A message is recognised by its id and content, once all of it was applied."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import redis
 from flask import Flask
 from flask.testing import FlaskClient
@@ -78,3 +80,50 @@ def test_message__that_met_a_key_of_another_type__is_503_until_it_is_gone(
     redis_client.delete(f"cohorts:{{{APP}}}:user:b")
     assert post(client)[0] == 200
     assert members(redis_client, APP) == {"1": {"a", "b"}}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"cohort_id": "2"},
+        {"cohort_name": "renamed"},
+        {"in_cohort": False},
+        {"users": [{"user_id": "c"}, {"user_id": "d"}]},
+        {"users": [{"user_id": "a"}, {"user_id": "b"}, {"user_id": "c"}]},
+        {"users": [{"user_id": "ab"}]},
+        {"computed_time": "1692206764", "in_cohort": False},
+    ],
+    ids=["cohort", "name", "direction", "users", "more users", "joined", "time"],
+)
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_message__with_the_id_of_another__is_applied(
+    make_app: Callable[..., Flask], partitions: int, other: dict[str, Any]
+) -> None:
+    http = caller(make_app(store_partitions=partitions))
+    assert http.post(payloads.WEBHOOK_PATH, json=BODY).json["changed"] == 2
+    users = len(other.get("users", BODY["users"]))
+    changed = 1 if len(other.get("users", ())) == 3 else users
+    for expected in (changed, 0):
+        reply = http.post(payloads.WEBHOOK_PATH, json={**BODY, **other})
+        assert (reply.status_code, reply.json["accepted"]) == (200, users)
+        assert reply.json["changed"] == expected
+
+
+def test_message__that_says_again_what_an_earlier_one_said__is_applied(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    """A template with a constant for an id: the times tell these messages apart."""
+    for seconds, member in enumerate((True, False, True, False)):
+        body = {**BODY, "in_cohort": member, "computed_time": str(1692206763 + seconds)}
+        assert client.post(payloads.WEBHOOK_PATH, json=body).json["changed"] == 2
+        assert members(redis_client, APP) == ({"1": {"a", "b"}} if member else {})
+
+
+def test_message_record__of_the_longest_id__is_short(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    body = {**BODY, "message_id": "m" * 256}
+    assert client.post(payloads.WEBHOOK_PATH, json=body).status_code == 200
+    (key,) = redis_client.keys(f"cohorts:{{{APP}}}:message:*")
+    assert len(key) == len(f"cohorts:{{{APP}}}:message:") + 32
+    assert 0 < redis_client.pttl(key) <= 24 * 3600 * 1000
