@@ -1,0 +1,114 @@
+"""What callers choose leaves nothing behind in the process, however many values they choose."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.settings import ApiKey
+from app.store import Tuning
+from tests.integration.conftest import caller
+
+Send = Callable[[FlaskClient, str], Any]
+
+READ_KEY = "the-read-key"
+WARM_UP, MEASURED = 100, 400
+JSON = "application/json"
+IDENTIFY = "/api/v1/integration/amplitude/cohort"
+LISTS = "/api/v1/integration/amplitude/lists"
+
+
+def _body(client: FlaskClient, **headers: str) -> Any:
+    return client.post(IDENTIFY, data=b"{}", headers={"Content-Type": JSON, **headers})
+
+
+def _get(path: str, **fixed: str) -> Send:
+    """Read a path with a value in it."""
+    return lambda client, value: client.get(
+        path.format(value), headers={"Authorization": f"Bearer {READ_KEY}", **fixed}
+    )
+
+
+def _header(name: str, form: str = "{}") -> Send:
+    """Send a body with a value in one of its headers."""
+    return lambda client, value: _body(client, **{name: form.format(value)})
+
+
+# Each input of a call by what it is, with a function that sends one value.
+INPUTS: dict[str, Send] = {
+    "charset": _header("Content-Type", "application/json; charset={}"),
+    "media type": _header("Content-Type", "application/{}+json"),
+    "media type parameter": _header("Content-Type", "application/json; {0}={0}"),
+    "content encoding": _header("Content-Encoding"),
+    "accept": _header("Accept", "text/{}"),
+    "accept charset": _header("Accept-Charset"),
+    "accept language": _header("Accept-Language"),
+    "host": _header("Host", "{}.example.com"),
+    "forwarded address": lambda client, value: _body(
+        client, **{"X-Forwarded-For": f"2001:db8:{int(value[5:]):x}::1", "api_key": value}
+    ),
+    "forwarded scheme": _header("X-Forwarded-Proto"),
+    "request id": _header("X-Request-ID"),
+    "unknown header": lambda client, value: _body(client, **{value: value}),
+    "key": _header("api_key"),
+    "basic authentication": lambda client, value: client.post(IDENTIFY, auth=(value, value)),
+    "authentication scheme": _header("Authorization", "{} x"),
+    "app id": _header("app_id"),
+    "cookie": lambda client, value: client.get("/dashboard", headers={"Cookie": f"{value}=1"}),
+    "session": lambda client, value: client.get(
+        "/dashboard", headers={"Cookie": f"cohort-receiver={value}"}
+    ),
+    "entered key": lambda client, value: client.post("/dashboard/login", data={"key": value}),
+    "path": lambda client, value: client.get(f"/{value}/{value}"),
+    "method": lambda client, value: client.open(IDENTIFY, method=value.upper().replace("-", "")),
+    "asset": lambda client, value: client.get(f"/dashboard/assets/{value}"),
+    "user id": _get("/api/v1/users/{}"),
+    "cohort id": _get("/api/v1/cohorts/{}"),
+    "exported cohort": _get("/api/v1/cohorts/{}/members.csv"),
+    "cursor": _get("/api/v1/cohorts?cursor={}"),
+    "position": _get("/api/v1/changes?after={}"),
+    "query parameter": _get("/api/v1/cohorts?{0}={0}"),
+    "filter": _get("/api/v1/cohorts?name={}"),
+    "sync": lambda client, value: _get("/api/v1/syncs/{}")(client, value[5:]),
+    "member of a body": lambda client, value: client.post(IDENTIFY, json={value: value}),
+    "trait": lambda client, value: client.post(
+        IDENTIFY, json={"batch": [{"userId": value, "traits": {f"[Amplitude] n: {value}": True}}]}
+    ),
+    "list name": lambda client, value: client.post(LISTS, json={"name": value}),
+    "sent list": lambda client, value: client.post(f"{LISTS}/{value}/add", json={"users": [value]}),
+}
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Flask]) -> Flask:
+    return make_app(
+        Tuning(rates_remembered=16),
+        read_api_keys=(ApiKey("shop", READ_KEY),),
+        proxy_hops=1,
+        history_max_requests=0,  # finished requests would wait for the background work
+    )
+
+
+@pytest.mark.parametrize("what", INPUTS)
+def test_inputs__of_many_values__leave_nothing_in_memory(app: Flask, what: str) -> None:
+    client, send = caller(app), INPUTS[what]
+    # Fills the caches that have a bound: parsed trait names, and orjson's of the members of bodies.
+    client.post(IDENTIFY, json={"traits": {f"[Amplitude] n: {n}": 1 for n in range(20_000)}})
+    for start in range(0, 5_000, 1_000):
+        names = {f"[Amplitude] n: {n}": True for n in range(start, start + 1_000)}
+        client.post(IDENTIFY, json={"userId": "u", "traits": names})
+    for number in range(WARM_UP):
+        send(client, f"warm-{number}")
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for number in range(MEASURED):
+        send(client, f"more-{number}")
+    gc.collect()
+    # A value that is kept takes a block at least, for its text.
+    assert sys.getallocatedblocks() - before < MEASURED
