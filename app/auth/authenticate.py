@@ -23,7 +23,7 @@ from app.errors import (
 )
 from app.services import services
 from app.settings import Settings
-from app.store import RateLimiter, StoreError, StoreFull
+from app.store import RateLimiter
 
 __all__ = [
     "ADMIN",
@@ -82,13 +82,10 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: RateLimiter) 
         if scope is None or not caller.may(scope):
             raise MissingScope(f"This call needs a key with the scope {scope}.")
         if scope == METRICS:
-            return  # not rate-limited, which needs the store: metrics must also work without it
-        try:
-            retry_after = rates.hit(
-                settings.rate_limit, "key", caller.app_id, caller.label
-            ) or rates.hit(settings.app_rate_limit, "app", caller.app_id)
-        except StoreFull:
-            return  # a full store cannot count; reads continue, and it refuses writes itself
+            return  # not rate-limited: metrics must not wait for a store that does not reply
+        retry_after = rates.hit(
+            settings.rate_limit, "key", caller.app_id, caller.label
+        ) or rates.hit(settings.app_rate_limit, "app", caller.app_id)
         if retry_after is not None:
             raise RateLimited(retry_after)
 
@@ -147,11 +144,8 @@ def _refusal(ring: KeyRing, key: str) -> Problem:
 
 
 def _count_failure(settings: Settings, rates: RateLimiter) -> None:
-    try:
-        network = _network(request.remote_addr or "unknown")
-        retry_after = rates.hit(settings.auth_failure_rate_limit, "address", network)
-    except StoreError:
-        return  # the credentials are invalid whether that can be counted or not
+    network = _network(request.remote_addr or "unknown")
+    retry_after = rates.hit(settings.auth_failure_rate_limit, "address", network)
     if retry_after is not None:
         raise RateLimited(retry_after)
 

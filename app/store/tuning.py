@@ -22,6 +22,7 @@ class Tuning:
             sorted by id.
         change_bytes_per_call: bytes of user ids that one page of changes holds.
         rates_remembered: names whose counts a process keeps.
+        rates_retry_seconds: a counter that was unavailable is tried again after this long.
         history_buffered: requests buffered for the sync history while the store is unavailable.
             When full, new requests are dropped: the oldest show how the outage began.
         session_renewed_seconds: a session in use is given a new cookie after this long.
@@ -35,6 +36,7 @@ class Tuning:
     cohorts_sorted: int = 100_000
     change_bytes_per_call: int = 512 * 1024
     rates_remembered: int = 10_000
+    rates_retry_seconds: float = 5.0
     history_buffered: int = 20_000
     session_renewed_seconds: float = 900.0
 

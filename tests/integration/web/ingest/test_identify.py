@@ -13,7 +13,6 @@ from flask.testing import FlaskClient
 
 from app.services import services
 from app.settings import ApiKey, Settings
-from app.store import Tuning
 from simulator.payloads import COHORT_PATH, batch, identify, user_ids
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.store_contents import traits, transitions
@@ -397,16 +396,6 @@ class TestLimits:
             http.environ_base["REMOTE_ADDR"] = address
             replies.append(http.post(COHORT_PATH, json=ONE).status_code)
         assert replies == [401, 429 if together else 401]
-
-    def test_failed_credentials__of_ever_new_addresses__are_not_remembered_for_ever(
-        self, make_app: Callable[..., Flask]
-    ) -> None:
-        app = make_app(tuning=Tuning(rates_remembered=10))
-        rates, limit = services(app).rates, self.rate("100/minute")
-        for number in range(25):
-            assert rates.hit(limit, "address", str(number)) is None
-        assert len(rates._ahead) <= 10
-        assert rates.hit(limit, "address", "24") is None
 
 
 def test_health__is_open_and_ready_tells_the_stores_time(make_app: Callable[..., Flask]) -> None:
