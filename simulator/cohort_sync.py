@@ -99,8 +99,9 @@ class CohortSync:
     - `settle`: seconds, not scaled, to wait before the next sync after an attempt without a reply,
       so that the receiver can't still be applying it; webhooks, which carry a time, don't wait;
     - `stop`: once set, nothing more is sent and all calls return early;
-    - `on_plan(sync, entered, left)` is called before each sync, and `on_attempt(Attempt)` after
-      each HTTP request, by the sending thread. An exception from either ends the sync.
+    - `on_plan(sync, entered, left)` is called before each sync, `on_result(SyncResult)` after it,
+      and `on_attempt(Attempt)` after each HTTP request, by the sending thread. An exception from
+      any of them ends the sync.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class CohortSync:
         stop: threading.Event | None = None,
         on_plan: Callable[[int, int, int], None] | None = None,
         on_attempt: Callable[[Attempt], None] | None = None,
+        on_result: Callable[[SyncResult], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if batch_size < 1 or threads < 1 or retries < 0 or time_scale < 0:
@@ -143,6 +145,7 @@ class CohortSync:
         self._settle = settle
         self._on_plan = on_plan
         self._on_attempt = on_attempt
+        self._on_result = on_result
         self._clock = clock
         self._encoder = Encoder(cohort)
         self._headers = {"User-Agent": WEBHOOK_USER_AGENT} if mode == "webhook" else None
@@ -223,6 +226,8 @@ class CohortSync:
         self._complete(result, started)
         if result.succeeded:
             self.cohort.mark_synced()
+        if self._on_result:
+            self._on_result(result)
         return result
 
     def drain(self) -> SyncResult:

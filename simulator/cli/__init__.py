@@ -1,4 +1,4 @@
-"""The command line: `python -m simulator sync|certify|mock|bench-sink`."""
+"""The command line: `python -m simulator sync|upstream|certify|mock|bench-sink`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .certify import certify
 from .exit_codes import HELP
 from .mock import mock
 from .sync import sync
+from .upstream import upstream
 
 __all__ = ["main"]
 
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (sync, certify, mock, bench_sink):
+for command in (sync, upstream, certify, mock, bench_sink):
     main.add_command(command)

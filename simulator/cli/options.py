@@ -13,6 +13,7 @@ import click
 from .. import payloads
 from ..connection import AUTHS, Connection, InvalidTarget, Target, percent_encode
 from ..reader import HttpReader, Reader, ReaderError, RedisReader
+from ..upstream import ALWAYS, FAULTS, Upstream
 from .exit_codes import ExitCode
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -106,6 +107,70 @@ reader_options = _combine(
         help="The receiver's STORE_PARTITIONS, for a reader of the store.",
     ),
 )
+
+upstream_options = _combine(
+    click.option(
+        "--upstream-keys",
+        metavar="API_KEY:SECRET_KEY",
+        envvar="SIMULATOR_UPSTREAM_KEYS",
+        default="simulated-api-key:simulated-secret-key",
+        show_default=True,
+        help="The keys that the Behavioral Cohorts API accepts. [env var: SIMULATOR_UPSTREAM_KEYS]",
+    ),
+    click.option(
+        "--anonymous",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Users without an id: they count in the cohort's size and are never synced.",
+    ),
+    click.option(
+        "--job-seconds",
+        type=click.FloatRange(0),
+        default=1.0,
+        show_default=True,
+        help="How long an export takes.",
+    ),
+    click.option(
+        "--upstream-fault",
+        "upstream_faults",
+        multiple=True,
+        metavar="NAME[=COUNT]",
+        help="A fault of the Behavioral Cohorts API, for all requests or the next COUNT: "
+        f"{', '.join(FAULTS)}.",
+    ),
+)
+
+
+def parse_upstream_keys(text: str) -> tuple[str, str]:
+    """Parse `API_KEY:SECRET_KEY`."""
+    api_key, _, secret_key = text.partition(":")
+    if not (api_key and secret_key):
+        raise click.UsageError("--upstream-keys must be API_KEY:SECRET_KEY")
+    return api_key, secret_key
+
+
+def parse_upstream_faults(texts: tuple[str, ...]) -> dict[str, int]:
+    """Parse `NAME[=COUNT]` texts."""
+    faults = {}
+    for text in texts:
+        name, equals, count = text.partition("=")
+        if name not in FAULTS or (equals and not count.isdecimal()):
+            known = ", ".join(FAULTS)
+            raise click.UsageError(f"--upstream-fault {text!r} must be NAME[=COUNT] of {known}")
+        faults[name] = int(count) if equals else ALWAYS
+    return faults
+
+
+def open_upstream(port: int, keys: str, job_seconds: float, faults: tuple[str, ...]) -> Upstream:
+    """Create the Behavioral Cohorts API on a port; 0 picks a free one."""
+    parsed = parse_upstream_faults(faults)
+    try:
+        upstream = Upstream(keys=parse_upstream_keys(keys), port=port, job_seconds=job_seconds)
+    except OSError as error:
+        raise click.UsageError(f"Cannot listen on port {port}: {error.strerror}") from None
+    upstream.faults.update(parsed)
+    return upstream
 
 
 def parse_cohort(text: str) -> tuple[str, str]:

@@ -19,20 +19,24 @@ from ..connection import Target
 from ..expected_state import Comparison, compare, format_value
 from ..faults import DEFAULT_RATE, FAULT_KINDS, parse_faults
 from ..reader import Reader, ReaderError, Value
+from ..upstream import Frequency, ServedCohort, SyncInfo
 from .exit_codes import HELP, ExitCode
 from .options import (
     DEFAULT_TIMEOUT_SECONDS,
     check_reachable,
     open_reader,
+    open_upstream,
     parse_cohort,
     parse_headers,
     percent_encoded,
     reader_options,
     target_options,
+    upstream_options,
 )
 from .progress import SyncProgress, summary
 
 CADENCES = {"now": 0.0, "hourly": 3600.0, "daily": 86400.0}
+FREQUENCIES: dict[str, Frequency] = {"now": "minute", "hourly": "hourly", "daily": "daily"}
 USERS_PER_READ = 5_000
 
 
@@ -115,6 +119,16 @@ USERS_PER_READ = 5_000
 )
 @click.option("--seed", type=int, help="Makes a run repeatable. [default: random, and printed]")
 @reader_options
+@click.option(
+    "--upstream-port",
+    type=click.IntRange(0, 65535),
+    help="Also serve Amplitude's Behavioral Cohorts API on this port of 127.0.0.1, 0 for a free "
+    "one, until the last sync is done.",
+)
+@click.option(
+    "--upstream-stays", is_flag=True, help="Serve the API until Ctrl-C, also after the last sync."
+)
+@upstream_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def sync(
     url: str,
@@ -142,6 +156,12 @@ def sync(
     key_prefix: str,
     app: str,
     partitions: int,
+    upstream_port: int | None,
+    upstream_stays: bool,
+    upstream_keys: str,
+    anonymous: int,
+    job_seconds: float,
+    upstream_faults: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Sync a cohort to the receiver at URL: first in full, then only the changes."""
@@ -166,7 +186,25 @@ def sync(
     target = Target(url, key, app_id, auth, timeout, parse_headers(header))
     check_reachable(target)
     reader = open_reader(reader_url, reader_key, key_prefix, app, partitions)
+    upstream = None
+    if upstream_port is not None:
+        upstream = open_upstream(upstream_port, upstream_keys, job_seconds, upstream_faults)
+        frequency = FREQUENCIES[cadence]
+        upstream.cohorts[cohort_id] = ServedCohort(
+            cohort_id, name, anonymous=anonymous, syncs=[SyncInfo(frequency=frequency)]
+        )
+        click.echo(f"Behavioral Cohorts API: {upstream.url}", err=True)
     progress = SyncProgress(Console(stderr=True))
+
+    def on_plan(number: int, entered: int, left: int) -> None:
+        if upstream:
+            upstream.computed(cohort_id, [simulated.ids[user] for user in simulated.members])
+        progress.start_sync(number, entered + left, cohort_sync.stats.users_done)
+
+    def on_result(result: SyncResult) -> None:
+        if upstream:
+            upstream.synced(cohort_id, succeeded=result.succeeded)
+
     cohort_sync = CohortSync(
         target,
         simulated,
@@ -178,13 +216,12 @@ def sync(
         seed=seed,
         faults=faults,
         path=path,
-        on_plan=lambda number, entered, left: progress.start_sync(
-            number, entered + left, cohort_sync.stats.users_done
-        ),
+        on_plan=on_plan,
+        on_result=on_result,
     )
     results: list[SyncResult] = []
     comparison, example, reader_error = None, "", ""
-    with cohort_sync:
+    with cohort_sync, upstream or contextlib.nullcontext():
         # A failing reader must not suppress the report of what was sent.
         try:
             if reader is not None:
@@ -197,13 +234,17 @@ def sync(
             reader_error = str(error)
         except KeyboardInterrupt:
             cohort_sync.stop.set()
-    exit_code = _exit_code(results, cohort_sync, comparison, reader_error)
-    if as_json:
-        report = _report(cohort_sync, results, comparison, reader_error, seed, exit_code)
-        click.echo(json.dumps(report, indent=2))
-    else:
-        Console().print(summary(cohort_sync, results, comparison, reader_error))
-        click.echo(f"Repeat with --seed {seed}" + (f". {example}" if example else ""))
+        exit_code = _exit_code(results, cohort_sync, comparison, reader_error)
+        if as_json:
+            report = _report(cohort_sync, results, comparison, reader_error, seed, exit_code)
+            click.echo(json.dumps(report, indent=2))
+        else:
+            Console().print(summary(cohort_sync, results, comparison, reader_error))
+            click.echo(f"Repeat with --seed {seed}" + (f". {example}" if example else ""))
+        if upstream and upstream_stays and not cohort_sync.stop.is_set():
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
     sys.exit(exit_code)
 
 
