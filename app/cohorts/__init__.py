@@ -1,6 +1,14 @@
-"""Cohorts, changes of membership, freshness and syncs. Pure Python: no Flask, no Redis."""
+"""Cohorts, membership, freshness, completeness and syncs. Pure Python: no Flask, no Redis."""
 
 from app.cohorts.cohort import Cohort
+from app.cohorts.completeness import (
+    Completeness,
+    CompletenessState,
+    IncompleteReason,
+    OpenReason,
+    Upstream,
+    VerifiedBy,
+)
 from app.cohorts.freshness import Freshness, FreshnessState
 from app.cohorts.membership import (
     MAX_COHORTS_PER_REQUEST,
@@ -18,11 +26,15 @@ __all__ = [
     "Cohort",
     "CohortRecord",
     "CohortSummary",
+    "Completeness",
+    "CompletenessState",
     "Freshness",
     "FreshnessState",
     "Identify",
+    "IncompleteReason",
     "MembershipChange",
     "Moves",
+    "OpenReason",
     "Outcome",
     "Rejection",
     "RequestRecord",
@@ -30,6 +42,8 @@ __all__ = [
     "Sync",
     "TooManyCohortsInRequest",
     "UniformIdentifies",
+    "Upstream",
+    "VerifiedBy",
     "membership_changes",
     "user_hash",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from app.cohorts.completeness import Completeness
 from app.cohorts.freshness import Freshness
 
 
@@ -49,3 +50,4 @@ class CohortSummary(NamedTuple):
     status: Status
     members: int
     freshness: Freshness
+    completeness: Completeness

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import redis
 
-from app.cohorts import CohortSummary, FreshnessState, Status
+from app.cohorts import CohortSummary, CompletenessState, FreshnessState, Status
+from app.store.completeness import completeness_of
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import store_errors
@@ -47,6 +48,7 @@ class CohortFilter(NamedTuple):
     name: str | None = None
     status: Status | None = None
     freshness: FreshnessState | None = None
+    completeness: CompletenessState | None = None
 
     def matches(self, cohort: CohortSummary, now_ms: int) -> bool:
         """Whether to list a cohort. A name matches any part of the trait name."""
@@ -54,6 +56,7 @@ class CohortFilter(NamedTuple):
             (self.name is None or self.name.casefold() in cohort.trait.casefold())
             and (self.status is None or self.status == cohort.status)
             and (self.freshness is None or self.freshness == cohort.freshness.state(now_ms))
+            and (self.completeness is None or self.completeness == cohort.completeness.state)
         )
 
 
@@ -216,7 +219,7 @@ class CohortList:
                 yield _summary(cohort_id, known, rows[self._keys.partition(cohort_id)][5:])
 
 
-def _summary(cohort_id: str, rows: list[list[Any]], freshness: list[Any]) -> CohortSummary:
+def _summary(cohort_id: str, rows: list[list[Any]], home: list[Any]) -> CohortSummary:
     newest = max(rows, key=lambda row: int(row[1])) if len(rows) > 1 else rows[0]
     status = Status.ACTIVE
     for trait, _, deleting, moving, _, *_ in rows:
@@ -230,5 +233,6 @@ def _summary(cohort_id: str, rows: list[list[Any]], freshness: list[Any]) -> Coh
         newest[0].decode(),
         status,
         sum(row[4] for row in rows),
-        freshness_of(freshness),
+        freshness_of(home[:4]),
+        completeness_of(home[4:]),
     )

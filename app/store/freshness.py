@@ -52,16 +52,17 @@ class FreshnessStore:
         if len(self._recorded) + len(new) > _MAX_REMEMBERED:
             self._recorded.clear()
         with suppress(StoreError):
-            self._call(app_id, "received", new)
+            self.call(app_id, "received", new)
             self._recorded.update({(app_id, cohort_id): now for cohort_id in new})
 
     def record_known(self, app_id: str, cohort_id: str) -> None:
         """Count a cohort as never received, unless it was."""
-        self._call(app_id, "known", [cohort_id])
+        self.call(app_id, "known", [cohort_id])
 
     def set_cadence(self, app_id: str, cohort_id: str, cadence_ms: int | None) -> None:
         """Set how often a cohort is expected; None to learn it from the last syncs."""
-        self._call(app_id, "set" if cadence_ms else "learn", [cohort_id], cadence_ms or "")
+        action = "set" if cadence_ms else "learn"
+        self.call(app_id, action, [cohort_id], number=cadence_ms or "")
 
     def of(self, app_id: str, cohort_ids: Collection[str]) -> list[Freshness]:
         """The freshness of cohorts, in the same order."""
@@ -95,14 +96,20 @@ class FreshnessStore:
             found = pipeline.execute()
         return max((now_ms - due_ms for rows in found for _, due_ms in rows), default=0)
 
-    def _call(
-        self, app_id: str, action: str, cohort_ids: Collection[str], cadence: int | str = ""
+    def call(
+        self,
+        app_id: str,
+        action: str,
+        cohort_ids: Collection[str],
+        value: str = "",
+        number: int | str = "",
     ) -> None:
+        """Run one of the actions of freshness.lua."""
         homes = self._keys.by_partition(list(cohort_ids))
         calls = [
             Call(
                 self._keys.changes(app_id, home),
-                [action, cadence, *ids[start : start + _COHORTS_PER_CALL]],
+                [action, value, number, *ids[start : start + _COHORTS_PER_CALL]],
             )
             for home, ids in homes.items()
             for start in range(0, len(ids), _COHORTS_PER_CALL)

@@ -125,7 +125,8 @@ class Jobs:
         # Partitions finish together, so that none accepts the cohort again before the others.
         if all(self._is_drained(place) for place in (first, *others)):
             for place in (first, *others):
-                self._call_delete("finish", place)
+                is_home = place.partition == self._keys.partition(job.cohort_id)
+                self._call_delete("finish", place, "home" if is_home else "")
         return None
 
     def begin_deletion(self, app_id: str, cohort_id: str) -> bool:

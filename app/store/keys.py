@@ -69,6 +69,21 @@ class Keys:
         """Sorted set of a home partition's cohorts, by the time they become late. Private."""
         return f"{self.base(app_id, partition)}due"
 
+    def completeness(self, app_id: str, partition: int, what: str) -> str:
+        """Sorted set of a home partition's cohorts in a state of completeness. Private.
+
+        Or with an open reason. The score is since when, in ms since the epoch.
+        """
+        return f"{self.base(app_id, partition)}completeness:{what}"
+
+    def transitions(self, app_id: str, partition: int) -> str:
+        """Stream: each change of a cohort's completeness, once. Private."""
+        return f"{self.base(app_id, partition)}transitions"
+
+    def deleted(self, app_id: str, partition: int) -> str:
+        """Sorted set of a home partition's deleted cohorts, by the time. Private."""
+        return f"{self.base(app_id, partition)}deleted"
+
     def cohorts(self, app_id: str, partition: int) -> str:
         """Sorted set of the ids of all cohorts. Private."""
         return f"{self.base(app_id, partition)}cohorts"

@@ -7,11 +7,12 @@ from typing import Any
 
 import redis
 
-from app.cohorts import FreshnessState
+from app.cohorts import CompletenessState, FreshnessState, IncompleteReason
 from app.store.api_keys import ApiKeys
 from app.store.audit_trail import AuditTrail
 from app.store.change_stream import ChangeStream
 from app.store.cohort_list import CohortList
+from app.store.completeness import CompletenessStore
 from app.store.connection.calls import Wait
 from app.store.connection.scripts import NO_WAIT
 from app.store.erasure import Erasure
@@ -59,6 +60,7 @@ class Store:
         self.layout = Layout(client, keys, self.hold, tuning)
         self.registry = Registry(client, keys)
         self.freshness = FreshnessStore(client, keys, tuning)
+        self.completeness = CompletenessStore(client, keys, self.freshness)
         self.memberships = Memberships(
             client,
             keys,
@@ -91,6 +93,12 @@ class Store:
     def freshness_counts(self) -> dict[FreshnessState, int]:
         """The number of fresh, late and never received cohorts, of the first hundred apps."""
         return self.freshness.counts(self.apps()[:_APPS_COUNTED])
+
+    def completeness_counts(
+        self,
+    ) -> tuple[dict[CompletenessState, int], dict[IncompleteReason, int]]:
+        """The number of cohorts by state and by open reason, of the first hundred apps."""
+        return self.completeness.counts(self.apps()[:_APPS_COUNTED])
 
     def longest_late_ms(self) -> float:
         """How long the most overdue cohort of the first hundred apps has been late."""

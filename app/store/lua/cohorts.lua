@@ -6,7 +6,7 @@
 --
 -- Returns for each: trait name, time of the last statement under that name, deletion in progress,
 -- rename in progress, number of members, and the documented fields of its freshness hash, which
--- only the cohort's home partition has.
+-- only the cohort's home partition has: four of freshness, six of completeness.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local call = redis.call
@@ -16,8 +16,9 @@ for i = 1, #ARGV do
   local row = call('HMGET', prefix .. ':state', 'trait', 'named', 'deleting', 'moving')
   row[5] = call('ZCARD', prefix .. ':members')
   local fresh =
-    call('HMGET', prefix .. ':freshness', 'last_received', 'cadence', 'cadence_source', 'late_after')
-  for k = 1, 4 do row[5 + k] = fresh[k] end
+    call('HMGET', prefix .. ':freshness', 'last_received', 'cadence', 'cadence_source', 'late_after',
+      'completeness', 'reasons', 'verified_at', 'verified_by', 'left_out', 'upstream')
+  for k = 1, 10 do row[5 + k] = fresh[k] end
   rows[i] = row
 end
 return rows

@@ -6,7 +6,8 @@
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  'begin', 'mark', 'unmark', 'step' or 'finish'
 -- ARGV[2]  cohort id
--- ARGV[3]  begin, mark, unmark: random id of the deletion; step: maximum number of users
+-- ARGV[3]  begin, mark, unmark: random id of the deletion; step: maximum number of users; finish:
+--          'home' in the cohort's home partition
 -- ARGV[4]  step: change stream: entries to keep
 --
 -- begin   Refuses requests for the cohort from now on, even if this partition has no users of it,
@@ -16,7 +17,8 @@
 -- step    Removes traits and memberships of some users; members among them leave. Returns the
 --         number of users, 0 if none is left.
 -- finish  Removes the cohort's records. To be called when no partition has users left; the next
---         request then creates the cohort anew.
+--         request then creates the cohort anew. The home partition remembers for a while that it
+--         was deleted: whoever sends differences from then on leaves it incomplete.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
@@ -30,6 +32,21 @@ if action == 'begin' or action == 'mark' then
   call(action == 'begin' and 'HSETNX' or 'HSET', state, 'deleting', ARGV[3])
   call('SADD', base .. 'jobs', cohort)
   return call('HGET', state, 'deleting')
+end
+
+-- Remember that the cohort was deleted, until it arrives again; see freshness.lua.
+local function remember_deletion()
+  local KEPT, KEPT_FOR, AT_ONCE = 10000, 366 * 24 * 3600 * 1000, 100
+  local deleted, clock = base .. 'deleted', call('TIME')
+  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+  call('ZADD', deleted, string.format('%d', now), cohort)
+  local old = call('ZRANGE', deleted, '-inf', string.format('%d', now - KEPT_FOR), 'BYSCORE',
+    'LIMIT', 0, AT_ONCE)
+  if #old > 0 then call('ZREM', deleted, unpack(old)) end
+  if call('ZCARD', deleted) > KEPT then
+    call('ZREM', deleted, unpack(call('ZRANGE', deleted, 0, 0)))
+  end
+  call('PEXPIRE', deleted, KEPT_FOR)
 end
 
 local deletion, drained = unpack(call('HMGET', state, 'deleting', 'drained'))
@@ -47,6 +64,11 @@ if action == 'finish' then
   if not drained then return 0 end
   call('UNLINK', members, left, seen, state, prefix .. ':freshness', prefix .. ':sizes')
   call('ZREM', base .. 'due', cohort)
+  for _, name in ipairs({'verified', 'incomplete', 'store_lost', 'store_set_back', 'sync_failed',
+    'deleted_here', 'count_differs'}) do
+    call('ZREM', base .. 'completeness:' .. name, cohort)
+  end
+  if ARGV[3] == 'home' then remember_deletion() end
   call('ZREM', base .. 'cohorts', cohort)
   call('SREM', base .. 'jobs', cohort)
   return 0

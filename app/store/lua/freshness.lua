@@ -1,20 +1,144 @@
 #!lua
--- Record that cohorts arrived, or set how often they are expected.
+-- Record what is known about cohorts as a whole: when they arrived, and whether they are complete.
 --
 -- KEYS[1]   the change stream of the cohorts' home partition; the names of all other keys
 --           derive from it
--- ARGV[1]   'received': users of the cohorts arrived; 'known': the cohorts exist; 'set': use
---           ARGV[2] as cadence; 'learn': compute the cadence from the last syncs again
--- ARGV[2]   cadence in ms, or ''
--- ARGV[3..] cohort ids
+-- ARGV[1]   what to do, see below
+-- ARGV[2]   what the action needs, or ''
+-- ARGV[3]   a number that it needs, or ''
+-- ARGV[4..] cohort ids
+--
+-- Freshness:
+--   received  users of the cohorts arrived
+--   known     the cohorts exist
+--   set       use ARGV[3] as cadence, in ms
+--   learn     compute the cadence from the last syncs again
+-- Completeness, of cohorts that have arrived or are known; others are skipped:
+--   verify    confirmed by ARGV[2]: clear all reasons, and the number of users left out
+--   raise     incomplete for the reason ARGV[2], which ARGV[3] events gave
+--   clear     the reason ARGV[2] no longer applies
+--   leave out ARGV[3] users were skipped for the reason ARGV[2]
+--   upstream  store Amplitude's record ARGV[2], a JSON object; '' to remove it
+--
+-- Returns the id, the earlier and the new state of each cohort whose completeness changed state.
 --
 -- docs/data-model.md describes each cohort's freshness hash. Its field 'starts', the times at which
--- the last syncs started, is private. So is the sorted set 'due': all cohorts by the time from
--- which they are late; 0 if the cohort never arrived, +inf if its cadence is unknown.
+-- the last syncs started, is private. So are these keys:
+--   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
+--                     never arrived, +inf if its cadence is unknown
+--   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, since
+--                     when; those of state unverified are in none
+--   transitions       stream: each change of a cohort's state or reasons, once
+--   deleted           sorted set: deleted cohorts, by the time; see delete.lua
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
-local action, given = ARGV[1], ARGV[2]
+local action, given, number = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local call = redis.call
+
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function integer(value) return string.format('%d', value) end
+
+local function hash_of(cohort) return base .. 'cohort:' .. cohort .. ':freshness' end
+
+local due = base .. 'due'
+
+-- Completeness ------------------------------------------------------------------------------------
+
+local replies = {}
+
+-- A cohort's state and reasons, to be changed and passed to `save`.
+local function completeness_of(cohort)
+  local state, reasons = unpack(call('HMGET', hash_of(cohort), 'completeness', 'reasons'))
+  return {
+    cohort = cohort,
+    state = state or 'unverified',
+    reasons = reasons and cjson.decode(reasons) or {},
+  }
+end
+
+-- Write a state and reasons, and record the transition from the former state.
+local function save(current, state, raised, cleared)
+  local TRANSITIONS_KEPT, KEPT_FOR = 1000, 7 * 24 * 3600 * 1000
+  local cohort, key, former = current.cohort, hash_of(current.cohort), current.state
+  call('HSET', key, 'completeness', state)
+  if #current.reasons > 0 then
+    call('HSET', key, 'reasons', cjson.encode(current.reasons))
+  else
+    call('HDEL', key, 'reasons')
+  end
+  if raised ~= '' then call('ZADD', base .. 'completeness:' .. raised, 'NX', now, cohort) end
+  for _, reason in ipairs(cleared) do call('ZREM', base .. 'completeness:' .. reason, cohort) end
+  if state ~= former then
+    if former ~= 'unverified' then call('ZREM', base .. 'completeness:' .. former, cohort) end
+    if state ~= 'unverified' then call('ZADD', base .. 'completeness:' .. state, now, cohort) end
+    for _, item in ipairs({cohort, former, state}) do replies[#replies + 1] = item end
+  end
+  call('XADD', base .. 'transitions', 'MAXLEN', '~', TRANSITIONS_KEPT, '*', 'cohort', cohort,
+    'from', former, 'to', state, 'raised', raised, 'cleared', table.concat(cleared, ','))
+  call('PEXPIRE', base .. 'transitions', KEPT_FOR)
+end
+
+-- Make a cohort incomplete for a reason, which some more events gave.
+local function raise(cohort, reason, events)
+  local current = completeness_of(cohort)
+  for _, open in ipairs(current.reasons) do
+    if open.reason == reason then
+      open.count = open.count + events
+      call('HSET', hash_of(cohort), 'reasons', cjson.encode(current.reasons))
+      return
+    end
+  end
+  current.reasons[#current.reasons + 1] = {reason = reason, since = now, count = events}
+  save(current, 'incomplete', reason, {})
+end
+
+local function clear(cohort, reason)
+  local current = completeness_of(cohort)
+  for i, open in ipairs(current.reasons) do
+    if open.reason == reason then
+      table.remove(current.reasons, i)
+      save(current, #current.reasons > 0 and 'incomplete' or 'unverified', '', {reason})
+      return
+    end
+  end
+end
+
+local function verify(cohort, by)
+  local current, key = completeness_of(cohort), hash_of(cohort)
+  local cleared = {}
+  for i, open in ipairs(current.reasons) do cleared[i] = open.reason end
+  current.reasons = {}
+  call('HSET', key, 'verified_at', integer(now), 'verified_by', by)
+  call('HDEL', key, 'left_out')
+  if current.state ~= 'verified' then save(current, 'verified', '', cleared) end
+end
+
+local function leave_out(cohort, reason, users)
+  local key = hash_of(cohort)
+  local left_out = cjson.decode(call('HGET', key, 'left_out') or '{}')
+  left_out[reason] = (left_out[reason] or 0) + users
+  call('HSET', key, 'left_out', cjson.encode(left_out))
+end
+
+local function note_upstream(cohort, record)
+  if record == '' then
+    call('HDEL', hash_of(cohort), 'upstream')
+  else
+    call('HSET', hash_of(cohort), 'upstream', record)
+  end
+end
+
+local COMPLETENESS = {
+  verify = function(cohort) verify(cohort, given) end,
+  raise = function(cohort) raise(cohort, given, number) end,
+  clear = function(cohort) clear(cohort, given) end,
+  ['leave out'] = function(cohort) leave_out(cohort, given, number) end,
+  upstream = function(cohort) note_upstream(cohort, given) end,
+}
+
+-- Freshness ---------------------------------------------------------------------------------------
 
 -- A sync ends after a pause of this many ms. Amplitude waits a little over two minutes at most
 -- before it retries.
@@ -23,11 +147,6 @@ local STARTS_KEPT = 9
 -- A cohort is late one cadence plus a grace period after it last arrived: half a cadence, and at
 -- least this many ms.
 local GRACE = 5 * 60 * 1000
-
-local clock = call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-
-local function integer(value) return string.format('%d', value) end
 
 -- The median interval between the last syncs, which one sync that was split or skipped does not
 -- affect; nil for fewer than two intervals.
@@ -39,44 +158,59 @@ local function learned(starts)
   return intervals[math.ceil(#intervals / 2)]
 end
 
-for i = 3, #ARGV do
-  local cohort = ARGV[i]
-  local key, due = base .. 'cohort:' .. cohort .. ':freshness', base .. 'due'
-  if action == 'known' then
-    call('ZADD', due, 'NX', 0, cohort)
-  else
-    local last, cadence, source, starts =
-      unpack(call('HMGET', key, 'last_received', 'cadence', 'cadence_source', 'starts'))
-    local before = cadence
-    last, cadence, starts = tonumber(last), tonumber(cadence), starts and cjson.decode(starts) or {}
-    if action == 'received' then
-      if not last or now - last > PAUSE then
-        starts[#starts + 1] = now
-        if #starts > STARTS_KEPT then table.remove(starts, 1) end
-        call('HSET', key, 'starts', cjson.encode(starts))
-        if source ~= 'set' then cadence, source = learned(starts), 'learned' end
-      end
-      last = now
-      call('HSET', key, 'last_received', integer(now))
-    elseif action == 'set' then
-      cadence, source = tonumber(given), 'set'
-    else
-      cadence, source = learned(starts), 'learned'
-    end
-    if cadence then
-      if integer(cadence) ~= before or action ~= 'received' then
-        call('HSET', key, 'cadence', integer(cadence), 'cadence_source', source)
-      end
-    elseif before then
-      call('HDEL', key, 'cadence', 'cadence_source', 'late_after')
-    end
-    if last and cadence then
-      local late = integer(last + cadence + math.max(cadence / 2, GRACE))
-      call('HSET', key, 'late_after', late)
-      call('ZADD', due, late, cohort)
-    else
-      call('ZADD', due, last and '+inf' or 0, cohort)
-    end
+-- What the first arrival of a cohort reveals.
+local function note_first_arrival(cohort)
+  if call('ZSCORE', base .. 'deleted', cohort) then
+    call('ZREM', base .. 'deleted', cohort)
+    raise(cohort, 'deleted_here', 1)
   end
 end
-return 1
+
+local function note_freshness(cohort)
+  local key = hash_of(cohort)
+  local last, cadence, source, starts =
+    unpack(call('HMGET', key, 'last_received', 'cadence', 'cadence_source', 'starts'))
+  local before = cadence
+  last, cadence, starts = tonumber(last), tonumber(cadence), starts and cjson.decode(starts) or {}
+  if action == 'received' then
+    if not last then note_first_arrival(cohort) end
+    if not last or now - last > PAUSE then
+      starts[#starts + 1] = now
+      if #starts > STARTS_KEPT then table.remove(starts, 1) end
+      call('HSET', key, 'starts', cjson.encode(starts))
+      if source ~= 'set' then cadence, source = learned(starts), 'learned' end
+    end
+    last = now
+    call('HSET', key, 'last_received', integer(now))
+  elseif action == 'set' then
+    cadence, source = number, 'set'
+  else
+    cadence, source = learned(starts), 'learned'
+  end
+  if cadence then
+    if integer(cadence) ~= before or action ~= 'received' then
+      call('HSET', key, 'cadence', integer(cadence), 'cadence_source', source)
+    end
+  elseif before then
+    call('HDEL', key, 'cadence', 'cadence_source', 'late_after')
+  end
+  if last and cadence then
+    local late = integer(last + cadence + math.max(cadence / 2, GRACE))
+    call('HSET', key, 'late_after', late)
+    call('ZADD', due, late, cohort)
+  else
+    call('ZADD', due, last and '+inf' or 0, cohort)
+  end
+end
+
+for i = 4, #ARGV do
+  local cohort = ARGV[i]
+  if action == 'known' then
+    call('ZADD', due, 'NX', 0, cohort)
+  elseif not COMPLETENESS[action] then
+    note_freshness(cohort)
+  elseif call('ZSCORE', due, cohort) then
+    COMPLETENESS[action](cohort)
+  end
+end
+return replies

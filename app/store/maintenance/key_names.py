@@ -20,9 +20,16 @@ class Kind(Enum):
     UNKNOWN = "unknown"
 
 
-_USERS = {b"registered": Kind.SPREAD, b"suppressed": Kind.SPREAD, b"due": Kind.SPREAD}
+_USERS = {
+    b"registered": Kind.SPREAD,
+    b"suppressed": Kind.SPREAD,
+    b"due": Kind.SPREAD,
+    b"deleted": Kind.SPREAD,
+}
 _HISTORY = dict.fromkeys((b"syncs", b"failures", b"problems", b"history", b"open"), Kind.WHOLE)
-_REBUILT = dict.fromkeys((b"cohorts", b"jobs", b"changes", b"erased", b"hold"), Kind.SKIPPED)
+_REBUILT = dict.fromkeys(
+    (b"cohorts", b"jobs", b"changes", b"erased", b"hold", b"transitions"), Kind.SKIPPED
+)
 _OF_PARTITION = {**_USERS, **_HISTORY, **_REBUILT}
 _OF_COHORT = {
     **dict.fromkeys((b"members", b"left", b"seen"), Kind.SPREAD),
@@ -30,7 +37,11 @@ _OF_COHORT = {
     b"state": Kind.STATE,
     b"lease": Kind.SKIPPED,
 }
-_BY_HEAD = {b"sync": Kind.WHOLE, **dict.fromkeys((b"message", b"added", b"changes"), Kind.SKIPPED)}
+_BY_HEAD = {
+    b"sync": Kind.WHOLE,
+    b"completeness": Kind.SPREAD,
+    **dict.fromkeys((b"message", b"added", b"changes"), Kind.SKIPPED),
+}
 _GLOBAL = {
     **dict.fromkeys((b"keys", b"audit"), Kind.GLOBAL),
     b"keys:used": Kind.LIVE,

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, g
 from app.auth.admin_actions import set_cadence
 from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
-from app.cohorts import CohortRecord, CohortSummary, Freshness
+from app.cohorts import CohortRecord, CohortSummary, Completeness, Freshness
 from app.errors import InvalidParameter, TooManyCohortsToSort, UnknownCohort
 from app.store import CohortFilter
 from app.web.api.lookup import known_cohort, store
@@ -44,14 +44,19 @@ def get_cohorts() -> Response:
     asked = parameters(_COHORTS_QUERY)
     listing = store().cohort_list.page(
         g.caller.app_id,
-        CohortFilter(asked.get("name"), asked.get("status"), asked.get("freshness")),
+        CohortFilter(
+            asked.get("name"),
+            asked.get("status"),
+            asked.get("freshness"),
+            asked.get("completeness"),
+        ),
         sort=asked["sort"].lstrip("-"),
         descending=asked["sort"].startswith("-"),
         after=asked["cursor"][1:] if "cursor" in asked else None,
         limit=asked["limit"],
     )
     cursor = list_cursor(asked["sort"], listing.after)
-    found = [_shown(cohort, cohort.freshness) for cohort in listing.cohorts]
+    found = [_shown(cohort, cohort.freshness, cohort.completeness) for cohort in listing.cohorts]
     return send({"cohorts": found, "next": cursor}, tagged=True, next_cursor=cursor)
 
 
@@ -64,7 +69,8 @@ def get_cohort(cohort_id: str) -> Response:
     if record is None:
         raise UnknownCohort()
     (freshness,) = store().freshness.of(g.caller.app_id, [cohort_id])
-    return send(_shown(record, freshness) | _history(record), tagged=True)
+    (completeness,) = store().completeness.of(g.caller.app_id, [cohort_id])
+    return send(_shown(record, freshness, completeness) | _history(record), tagged=True)
 
 
 @blueprint.put("/cohorts/<segment:cohort_id>/cadence")
@@ -91,13 +97,16 @@ def _set_cadence(cohort_id: str, cadence_ms: int | None) -> Response:
     return send(_shown_freshness(store().freshness.of(app_id, [cohort_id])[0]))
 
 
-def _shown(cohort: CohortSummary | CohortRecord, freshness: Freshness) -> dict[str, Any]:
+def _shown(
+    cohort: CohortSummary | CohortRecord, freshness: Freshness, completeness: Completeness
+) -> dict[str, Any]:
     return {
         "id": cohort.id,
         "trait": cohort.trait,
         "status": cohort.status,
         "members": cohort.members,
         "freshness": _shown_freshness(freshness),
+        "completeness": _shown_completeness(completeness),
     }
 
 
@@ -121,4 +130,27 @@ def _shown_freshness(freshness: Freshness) -> dict[str, Any]:
         "cadence": freshness.cadence_ms,
         "cadenceSource": source if freshness.cadence_ms else None,
         "lateAfter": freshness.late_after_ms,
+    }
+
+
+def _shown_completeness(completeness: Completeness) -> dict[str, Any]:
+    upstream = completeness.upstream
+    return {
+        "state": completeness.state,
+        "reasons": [
+            {"reason": open.reason, "since": open.since_ms, "count": open.count}
+            for open in completeness.reasons
+        ],
+        "verifiedAt": completeness.verified_at_ms,
+        "verifiedBy": completeness.verified_by,
+        "leftOut": completeness.left_out,
+        "upstream": upstream
+        and {
+            "size": upstream.size,
+            "computedAt": upstream.computed_at_ms,
+            "anonymous": upstream.anonymous,
+            "frequency": upstream.frequency,
+            "lastSuccess": upstream.last_success_ms,
+            "lastFailure": upstream.last_failure_ms,
+        },
     }

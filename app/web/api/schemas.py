@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate, validates_schema
 
-from app.cohorts import FreshnessState, Status
+from app.cohorts import CompletenessState, FreshnessState, IncompleteReason, Status, VerifiedBy
 from app.cohorts.cohort import MAX_TRAIT_BYTES
 from app.cohorts.freshness import MAX_CADENCE_SECONDS, MIN_CADENCE_SECONDS
 from app.web.http.cursors import (
@@ -139,6 +139,11 @@ class CohortsQuery(Query):
         by_value=fields.String,
         metadata={"description": "Only cohorts with this freshness."},
     )
+    completeness = fields.Enum(
+        CompletenessState,
+        by_value=fields.String,
+        metadata={"description": "Only cohorts in this state of completeness."},
+    )
     sort = fields.String(
         load_default="id",
         validate=validate.OneOf(LIST_SORTS),
@@ -183,6 +188,70 @@ class FreshnessReply(Reply):
     lateAfter = ms("When it becomes late; null if unknown", allow_none=True)
 
 
+class ReasonReply(Reply):
+    """Why a cohort is incomplete."""
+
+    reason = text(
+        "The reason.", example="store_lost", validate=validate.OneOf(list(IncompleteReason))
+    )
+    since = ms("Since when")
+    count = count("How many events gave this reason, such as failed requests.", example=1)
+
+
+class UpstreamReply(Reply):
+    """Amplitude's own record of a cohort."""
+
+    size = count("Users, including anonymous ones; null if unknown.", allow_none=True, example=6512)
+    computedAt = ms("When it was counted; null if unknown", allow_none=True)
+    anonymous = count(
+        "Anonymous users, who are never synced; null if unknown.", allow_none=True, example=12
+    )
+    frequency = text(
+        "How often it is synced: `minute`, `hourly` or `daily`; null if unknown.",
+        allow_none=True,
+        example="hourly",
+    )
+    lastSuccess = ms("Its last successful sync; null if unknown", allow_none=True)
+    lastFailure = ms("Its last failed sync; null if unknown", allow_none=True)
+
+
+class CompletenessReply(Reply):
+    """Whether everybody who should be in a cohort is known to be."""
+
+    state = text(
+        "`verified`, `unverified` or `incomplete`.",
+        example="verified",
+        validate=validate.OneOf(list(CompletenessState)),
+    )
+    reasons = fields.List(
+        fields.Nested(ReasonReply),
+        required=True,
+        metadata={"description": "Why it is incomplete; empty if it is not."},
+    )
+    verifiedAt = ms("When it was last verified; null for never", allow_none=True)
+    verifiedBy = text(
+        "What verified it then; null for never.",
+        allow_none=True,
+        example="resync",
+        validate=validate.OneOf(list(VerifiedBy)),
+    )
+    leftOut = fields.Dict(
+        keys=fields.String(),
+        values=fields.Integer(strict=True),
+        required=True,
+        metadata={
+            "description": "Users skipped since the last verification, by reason.",
+            "example": {"invalid_user_id": 3},
+        },
+    )
+    upstream = fields.Nested(
+        UpstreamReply,
+        required=True,
+        allow_none=True,
+        metadata={"description": "Amplitude's own record; null if it was not asked."},
+    )
+
+
 class CohortReply(Reply):
     """A cohort in a list."""
 
@@ -195,6 +264,7 @@ class CohortReply(Reply):
     )
     members = count("Current number of members.", example=41234)
     freshness = fields.Nested(FreshnessReply, required=True)
+    completeness = fields.Nested(CompletenessReply, required=True)
 
 
 class CohortsReply(Reply):

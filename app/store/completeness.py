@@ -1,0 +1,150 @@
+"""Whether each cohort is complete: known gaps, proofs, and users who were left out.
+
+They are fields of the cohort's freshness hash, in its home partition, so that a single command
+reads both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import orjson
+import redis
+
+from app.cohorts import (
+    Completeness,
+    CompletenessState,
+    IncompleteReason,
+    OpenReason,
+    Upstream,
+    VerifiedBy,
+)
+from app.store.errors import store_errors
+from app.store.freshness import FreshnessStore
+from app.store.keys import Keys
+
+FIELDS = ("completeness", "reasons", "verified_at", "verified_by", "left_out", "upstream")
+_REASONS = frozenset(IncompleteReason)
+# The members of the stored JSON object, by attribute.
+_UPSTREAM = {
+    "size": "size",
+    "computed_at_ms": "computedAt",
+    "anonymous": "anonymous",
+    "frequency": "frequency",
+    "last_success_ms": "lastSuccess",
+    "last_failure_ms": "lastFailure",
+}
+
+
+class CompletenessStore:
+    """Changes and reads the completeness of cohorts. Raises StoreError.
+
+    Each change is one atomic step. Unknown cohorts are skipped, so that whoever invents cohort ids
+    cannot fill the store.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys, freshness: FreshnessStore) -> None:
+        self._client = client
+        self._keys = keys
+        self._freshness = freshness
+
+    def verify(self, app_id: str, cohort_id: str, by: VerifiedBy) -> None:
+        """Record that the members were confirmed: clears all reasons, and who was left out."""
+        self._call(app_id, "verify", cohort_id, by)
+
+    def raise_reason(
+        self, app_id: str, cohort_id: str, reason: IncompleteReason, count: int = 1
+    ) -> None:
+        """Record that a cohort is incomplete; ``count`` events say so."""
+        self._call(app_id, "raise", cohort_id, reason, count)
+
+    def clear_reason(self, app_id: str, cohort_id: str, reason: IncompleteReason) -> None:
+        """Record that a reason no longer applies. Without any, the cohort is unverified."""
+        self._call(app_id, "clear", cohort_id, reason)
+
+    def leave_out(self, app_id: str, cohort_id: str, counts: Mapping[str, int]) -> None:
+        """Count users who were skipped, by reason."""
+        for reason, users in counts.items():
+            self._call(app_id, "leave out", cohort_id, reason, users)
+
+    def set_upstream(self, app_id: str, cohort_id: str, upstream: Upstream | None) -> None:
+        """Store Amplitude's record of a cohort; None removes it."""
+        text = ""
+        if upstream:
+            values = upstream._asdict()
+            text = orjson.dumps({name: values[key] for key, name in _UPSTREAM.items()}).decode()
+        self._call(app_id, "upstream", cohort_id, text)
+
+    def of(self, app_id: str, cohort_ids: Collection[str]) -> list[Completeness]:
+        """The completeness of cohorts, in the same order."""
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for cohort_id in cohort_ids:
+                pipeline.hmget(self._keys.freshness(app_id, cohort_id), *FIELDS)
+            return [completeness_of(fields) for fields in pipeline.execute()]
+
+    def counts(
+        self, app_ids: Collection[str]
+    ) -> tuple[dict[CompletenessState, int], dict[IncompleteReason, int]]:
+        """The number of cohorts of some apps in each state, and with each open reason."""
+        names: list[CompletenessState | IncompleteReason] = [
+            CompletenessState.VERIFIED,
+            CompletenessState.INCOMPLETE,
+            *IncompleteReason,
+        ]
+        totals = [0] * (len(names) + 1)
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for app_id in app_ids:
+                for partition in range(self._keys.partitions):
+                    pipeline.zcard(self._keys.due(app_id, partition))
+                    for name in names:
+                        pipeline.zcard(self._keys.completeness(app_id, partition, name))
+            for n, count in enumerate(pipeline.execute()):
+                totals[n % len(totals)] += count
+        cohorts, verified, incomplete, *reasons = totals
+        states = {
+            CompletenessState.VERIFIED: verified,
+            CompletenessState.UNVERIFIED: cohorts - verified - incomplete,
+            CompletenessState.INCOMPLETE: incomplete,
+        }
+        return states, dict(zip(IncompleteReason, reasons, strict=True))
+
+    def with_reason(
+        self, app_id: str, reason: IncompleteReason, limit: int = 100
+    ) -> list[tuple[str, int]]:
+        """The ids of cohorts with an open reason, and since when; the latest first."""
+        found: list[tuple[bytes, float]] = []
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for partition in range(self._keys.partitions):
+                key = self._keys.completeness(app_id, partition, reason)
+                pipeline.zrange(key, 0, limit - 1, desc=True, withscores=True)
+            for rows in pipeline.execute():
+                found += rows
+        found.sort(key=lambda row: -row[1])
+        return [(cohort_id.decode(), int(since)) for cohort_id, since in found[:limit]]
+
+    def _call(
+        self, app_id: str, action: str, cohort_id: str, value: str, number: int | str = ""
+    ) -> None:
+        self._freshness.call(app_id, action, [cohort_id], value, number)
+
+
+def completeness_of(fields: list[Any]) -> Completeness:
+    """Completeness from the documented fields of the hash, in their order."""
+    state, reasons, verified_at, verified_by, left_out, upstream = fields
+    return Completeness(
+        CompletenessState(state.decode()) if state else CompletenessState.UNVERIFIED,
+        tuple(
+            OpenReason(IncompleteReason(open["reason"]), int(open["since"]), int(open["count"]))
+            for open in orjson.loads(reasons or b"[]")
+            if open["reason"] in _REASONS  # during a release, a newer version may add others
+        ),
+        verified_at and int(verified_at),
+        VerifiedBy(verified_by.decode()) if verified_by else None,
+        {reason: int(users) for reason, users in orjson.loads(left_out or b"{}").items()},
+        _upstream(orjson.loads(upstream)) if upstream else None,
+    )
+
+
+def _upstream(document: dict[str, Any]) -> Upstream:
+    return Upstream(**{key: document.get(name) for key, name in _UPSTREAM.items()})
