@@ -81,6 +81,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
             settings.history_max_age_hours,
         ),
         wait=wait_for(settings),
+        known_only=settings.user_policy == "known",
         tuning=tuning,
     )
     keyring = KeyRing(settings, store.api_keys, tuning)

@@ -19,6 +19,13 @@ from app.cohorts.membership import (
     membership_changes,
 )
 from app.cohorts.record import CohortRecord, CohortSummary, Status
+from app.cohorts.resync import (
+    Resync,
+    ResyncKind,
+    ResyncRefusal,
+    ResyncState,
+    resync_refusal,
+)
 from app.cohorts.sync import Moves, Outcome, Rejection, RequestRecord, Sync, user_hash
 
 __all__ = [
@@ -38,6 +45,10 @@ __all__ = [
     "Outcome",
     "Rejection",
     "RequestRecord",
+    "Resync",
+    "ResyncKind",
+    "ResyncRefusal",
+    "ResyncState",
     "Status",
     "Sync",
     "TooManyCohortsInRequest",
@@ -45,5 +56,6 @@ __all__ = [
     "Upstream",
     "VerifiedBy",
     "membership_changes",
+    "resync_refusal",
     "user_hash",
 ]

@@ -12,6 +12,7 @@ from app.store.maintenance.copy import Copy, CopyRefused, CopyReport
 from app.store.maintenance.findings import MEANINGS, CheckReport
 from app.store.memberships import Applied
 from app.store.rate_limiter import RateLimiter
+from app.store.resyncs import FileCounts, ResyncPlace
 from app.store.size_history import Size
 from app.store.store import Store
 from app.store.sync_batches import SyncBatch, SyncGroup, split_batches
@@ -33,12 +34,14 @@ __all__ = [
     "EntryId",
     "Erased",
     "FeedPosition",
+    "FileCounts",
     "HistoryLimits",
     "Job",
     "Member",
     "MemberPosition",
     "PositionLost",
     "RateLimiter",
+    "ResyncPlace",
     "Size",
     "Store",
     "StoreError",

@@ -57,7 +57,8 @@ class Keys:
         ``members`` is documented. Private: ``left``, a sorted set of the users whose trait is
         false, by the time of the statement; ``seen``, a sorted set of members about whom the same
         statement was repeated, by its time; ``state``, a hash with names, counts, times and work
-        in progress.
+        in progress; ``confirmed``, the set of users whom an open resync keeps; ``resync``, in the
+        home partition, the record of a resync (hash), and ``resync-lease``.
         """
         return f"{self.base(app_id, partition)}cohort:{cohort_id}:{part}"
 
@@ -91,6 +92,11 @@ class Keys:
     def jobs(self, app_id: str, partition: int) -> str:
         """Set of the ids of cohorts with unfinished background work. Private."""
         return f"{self.base(app_id, partition)}jobs"
+
+    def resyncs(self, app_id: str, partition: int) -> str:
+        """Sorted set of a home partition's cohorts with an unfinished resync, by the time at which
+        the background work looks at it. Private."""
+        return f"{self.base(app_id, partition)}resyncs"
 
     def registered(self, app_id: str, partition: int) -> str:
         """Set of the users that ``USER_POLICY=known`` accepts. Private."""

@@ -140,6 +140,59 @@ class Memberships:
         Raises:
             StoreError: some of the changes may have been applied; a repeat completes them.
         """
+        applied = self._apply(
+            app_id,
+            changes,
+            source=source,
+            message_id=message_id,
+            known_only=known_only,
+            as_known=as_known,
+        )
+        self._freshness.record_received(app_id, _received(changes, applied))
+        return applied
+
+    def enter(
+        self, app_id: str, cohort_id: str, user_ids: Sequence[str], at_ms: int, *, known_only: bool
+    ) -> Applied:
+        """Let users enter a known cohort, without a request, as of ``at_ms``; may be repeated."""
+        change = MembershipChange(Cohort(cohort_id, ""), True, [*user_ids], at_ms)
+        return self._apply(app_id, [change], known_only=known_only, as_known=True)
+
+    def remove_unconfirmed(
+        self,
+        app_id: str,
+        cohort_id: str,
+        partition: int,
+        resync_id: str,
+        user_ids: Sequence[str | bytes],
+    ) -> int:
+        """Let members leave whom a resync has not confirmed; may be repeated.
+
+        Args:
+            user_ids: of this partition, :data:`USERS_PER_CALL` at most.
+
+        Returns:
+            How many left.
+        """
+        options = ["open", "count", *self._stream_limits, "", ""]
+        groups = [cohort_id, "", "false", "", len(user_ids), *user_ids]
+        with store_errors():
+            part = _Part(partition, options, groups)
+            (reply,) = self._call(app_id, [part], f"resync {resync_id}")
+        moves: dict[str, Moves] = {}
+        _add_moves(moves, reply.lists.get(b"moves", []))
+        return moves[cohort_id].left if moves else 0
+
+    def _apply(
+        self,
+        app_id: str,
+        changes: Sequence[MembershipChange],
+        *,
+        source: str = "",
+        message_id: str = "",
+        known_only: bool = False,
+        as_known: bool = False,
+    ) -> Applied:
         applied = Applied()
         # Only with several cohorts can several calls or groups change the same user.
         one_cohort = len({change.cohort.id for change in changes}) <= 1
@@ -175,7 +228,6 @@ class Memberships:
             )
         applied.changed += len(changed_users)
         applied.repeated = bool(repeats) and all(repeats)
-        self._freshness.record_received(app_id, _received(changes, applied))
         return applied
 
     def register_cohort(self, app_id: str, cohort: Cohort, *, source: str) -> bool:

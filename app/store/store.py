@@ -27,6 +27,7 @@ from app.store.maintenance.check import Checker
 from app.store.memberships import Memberships
 from app.store.registered_users import RegisteredUsers
 from app.store.registry import Registry
+from app.store.resyncs import Resyncs
 from app.store.server_info import ServerInfo
 from app.store.sessions import SessionStore
 from app.store.size_history import SizeHistory
@@ -52,6 +53,7 @@ class Store:
         changes_max_age_hours: int = 168,
         history: HistoryLimits = HistoryLimits(),  # noqa: B008
         wait: Wait = NO_WAIT,
+        known_only: bool = False,
         tuning: Tuning = DEFAULT,
     ) -> None:
         self._client = client
@@ -78,6 +80,16 @@ class Store:
         self.size_history = SizeHistory(client, keys, tuning)
         self.jobs = Jobs(client, keys, changes_max_entries, self.memberships.spread_name)
         self.erasure = Erasure(client, keys, self.size_history)
+        self.resyncs = Resyncs(
+            client,
+            keys,
+            self.layout,
+            self.registry,
+            self.memberships,
+            self.freshness,
+            self.size_history,
+            known_only=known_only,
+        )
         self.checker = Checker(client, keys, self.memberships.spread_name)
         self.api_keys = ApiKeys(client, keys)
         self.sessions = SessionStore(client, keys)

@@ -13,7 +13,8 @@
 -- ARGV[5]    source of the request, or '' for a call that no request caused
 -- ARGV[6]    message id, or ''; a message is applied once
 -- ARGV[7]    'named': an unknown cohort is created, another trait name renames a known one;
---            'met': skip unknown cohorts; 'as known': skip cohorts whose trait name is another
+--            'met': skip unknown cohorts; 'as known': skip cohorts whose trait name is another;
+--            'resync <id>': remove members whom this resync has not confirmed
 -- ARGV[8..]  groups, each: cohort id, trait name, 'true' or 'false', time of the statement in ms
 --            since the epoch or '' for the time of arrival, number of users, user ids.
 --            A (user, cohort) pair is in one group at most. A group without users registers the
@@ -125,6 +126,46 @@ local function scored(score, users)
   return unpack(arguments)
 end
 
+-- Resyncs -----------------------------------------------------------------------------------------
+
+-- Whether this call removes members whom a resync has not confirmed.
+local removing = string.sub(mode, 1, #'resync ') == 'resync '
+
+-- The members among some users whom a resync has not confirmed; none if it is no longer open.
+local function unconfirmed(prefix, resync, users)
+  if mode ~= 'resync ' .. (resync or '') then return {} end
+  local found = call('SMISMEMBER', prefix .. ':confirmed', unpack(users))
+  local since = call('ZMSCORE', prefix .. ':members', unpack(users))
+  local rest = {}
+  for i = 1, #users do
+    if found[i] == 0 and since[i] then rest[#rest + 1] = users[i] end
+  end
+  return rest
+end
+
+-- Note that members were stated to be in a cohort while its resync is open, or that users left.
+local function note_confirmed(prefix, entering, users, since, moved)
+  local stated = moved
+  if entering then
+    stated = {unpack(moved)}
+    for i = 1, #users do
+      if since[i] then stated[#stated + 1] = users[i] end
+    end
+  end
+  if #stated > 0 then call(entering and 'SADD' or 'SREM', prefix .. ':confirmed', unpack(stated)) end
+end
+
+-- The arguments with which ZADD gives members the time of the last statement about them as score.
+local function last_statements(users, members, seen)
+  local since, stated = call('ZMSCORE', members, unpack(users)), call('ZMSCORE', seen, unpack(users))
+  local arguments = {}
+  for i = 1, #users do
+    arguments[2 * i - 1] = integer(math.floor(math.max(since[i], stated[i] or 0)))
+    arguments[2 * i] = users[i]
+  end
+  return unpack(arguments)
+end
+
 -- A cohort's name ---------------------------------------------------------------------------------
 
 -- Rename a cohort that arrives under another trait name, unless that is an earlier name in a late
@@ -198,14 +239,19 @@ local function apply(cohort, trait, value, stated_at, users)
   local members, left, seen, state =
     prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':state'
 
-  local current, moving, deleting, named, last, total =
-    unpack(call('HMGET', state, 'trait', 'moving', 'deleting', 'named', 'last', change))
+  local current, moving, deleting, named, last, total, resync =
+    unpack(call('HMGET', state, 'trait', 'moving', 'deleting', 'named', 'last', change, 'resync'))
   if mode == 'as known' and current ~= trait
     or mode == 'met' and not current and not deleting
   then
     return report('unmet', {cohort})
   end
   if deleting then return report('deleting', {cohort}) end
+  if removing then
+    users = unconfirmed(prefix, resync, users)
+    if #users == 0 then return end
+    trait = current
+  end
 
   if not current then
     call('HSET', state, 'trait', trait, 'named', at_text, 'first', now_text)
@@ -274,6 +320,12 @@ local function apply(cohort, trait, value, stated_at, users)
     if entering then
       call('ZADD', members, scored(score, moved))
       if call('EXISTS', left) == 1 then call('ZREM', left, unpack(moved)) end
+    elseif removing then
+      -- As if they had left just after the last statement about them, so that a call of the resync
+      -- that arrives late still counts.
+      call('ZADD', left, last_statements(moved, members, seen))
+      call('ZREM', members, unpack(moved))
+      call('ZREM', seen, unpack(moved))
     else
       call('ZREM', members, unpack(moved))
       call('ZREM', seen, unpack(moved))
@@ -285,6 +337,7 @@ local function apply(cohort, trait, value, stated_at, users)
     fields[#fields + 1] = change
     fields[#fields + 1] = integer((total or 0) + #moved)
   end
+  if resync and not removing then note_confirmed(prefix, entering, users, since, moved) end
   if #confirmed > 0 then
     call('ZADD', entering and seen or left, 'GT', scored(at_text, confirmed))
   end

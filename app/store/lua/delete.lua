@@ -62,7 +62,9 @@ end
 
 if action == 'finish' then
   if not drained then return 0 end
-  call('UNLINK', members, left, seen, state, prefix .. ':freshness', prefix .. ':sizes')
+  call('UNLINK', members, left, seen, state, prefix .. ':freshness', prefix .. ':sizes',
+    prefix .. ':resync', prefix .. ':confirmed')
+  call('ZREM', base .. 'resyncs', cohort)
   call('ZREM', base .. 'due', cohort)
   for _, name in ipairs({'verified', 'incomplete', 'store_lost', 'store_set_back', 'sync_failed',
     'deleted_here', 'count_differs'}) do

@@ -29,6 +29,7 @@ local found = {}
 for i = 2, #ARGV do
   local prefix = base .. 'cohort:' .. ARGV[i]
   local members, left, seen = prefix .. ':members', prefix .. ':left', prefix .. ':seen'
+  call('SREM', prefix .. ':confirmed', user)
   local member = call('ZSCORE', members, user)
   local known = member or call('ZSCORE', left, user) or call('ZSCORE', seen, user)
   if known and not has_trait(prefix .. ':state') then

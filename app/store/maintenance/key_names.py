@@ -28,14 +28,15 @@ _USERS = {
 }
 _HISTORY = dict.fromkeys((b"syncs", b"failures", b"problems", b"history", b"open"), Kind.WHOLE)
 _REBUILT = dict.fromkeys(
-    (b"cohorts", b"jobs", b"changes", b"erased", b"hold", b"transitions"), Kind.SKIPPED
+    (b"cohorts", b"jobs", b"resyncs", b"changes", b"erased", b"hold", b"transitions"), Kind.SKIPPED
 )
 _OF_PARTITION = {**_USERS, **_HISTORY, **_REBUILT}
 _OF_COHORT = {
     **dict.fromkeys((b"members", b"left", b"seen"), Kind.SPREAD),
     **dict.fromkeys((b"freshness", b"sizes", b"syncs"), Kind.WHOLE),
     b"state": Kind.STATE,
-    b"lease": Kind.SKIPPED,
+    # A copy ends the resyncs that are open.
+    **dict.fromkeys((b"lease", b"resync", b"resync-lease", b"confirmed"), Kind.SKIPPED),
 }
 _BY_HEAD = {
     b"sync": Kind.WHOLE,

@@ -1,0 +1,79 @@
+"""Resyncs: a full sync, or a file, that replaces the membership of a cohort."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class ResyncKind(StrEnum):
+    """Where the users who stay come from."""
+
+    RESYNC = "resync"  # syncs that arrive while it is open
+    IMPORT = "import"  # a file
+
+
+class ResyncState(StrEnum):
+    """How far a resync is. docs/completeness.md has the order."""
+
+    OPENING = "opening"
+    OPEN = "open"  # everybody reported as a member is confirmed
+    APPLYING = "applying"  # of an import: users of the file enter
+    FINISHING = "finishing"  # members who are not confirmed leave
+    FINISHED = "finished"
+    ABORTING = "aborting"
+
+
+class ResyncRefusal(StrEnum):
+    """Why a resync is not finished unless that is forced."""
+
+    EMPTY = "resync_empty"
+    SHRINKS = "resync_shrinks"
+
+
+class Resync(NamedTuple):
+    """A cohort's resync, or its last one.
+
+    Attributes:
+        started_ms: when it was opened, in ms since the epoch.
+        quiet_ms: finish by itself after this long without a request for the cohort.
+        confirmed: members, or users of a file, who will stay; 0 once it has finished.
+        unconfirmed: members who will leave; 0 once it has finished.
+        added: users of a file who have entered.
+        removed: members who have left.
+        unknown: users of a file who were skipped because they are not registered.
+        members: how many there were when it finished.
+        refused: why it was not finished by itself.
+    """
+
+    id: str
+    kind: ResyncKind
+    state: ResyncState
+    started_ms: int
+    quiet_ms: int | None = None
+    confirmed: int = 0
+    unconfirmed: int = 0
+    added: int = 0
+    removed: int = 0
+    unknown: int = 0
+    members: int | None = None
+    refused: ResyncRefusal | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state is ResyncState.FINISHED
+
+
+def resync_refusal(confirmed: int, leaving: int, members: int) -> ResyncRefusal | None:
+    """Why a resync should not be finished, if so: nobody would stay, or most would leave.
+
+    Args:
+        confirmed: users who stay or enter.
+        leaving: members who leave.
+        members: all members, those included.
+    """
+    if not confirmed:
+        return ResyncRefusal.EMPTY
+    if leaving * 2 > members:
+        return ResyncRefusal.SHRINKS
+    return None

@@ -1,0 +1,91 @@
+#!lua
+-- Begin, advance and end a cohort's resync: its record in the home partition, and what each
+-- partition keeps for it. app/store/resyncs.py describes the steps.
+--
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]  action
+-- ARGV[2]  cohort id
+-- ARGV[3]  id of the resync
+--
+-- In the home partition:
+-- open     ARGV[4]: kind; ARGV[5]: quiet ms, or ''. Begins a resync in state 'opening', unless
+--          another one is unfinished. Returns 1, or 0.
+-- change   ARGV[4]: states, separated by spaces; ARGV[5]: new state; ARGV[6..]: further fields and
+--          values. Only if the resync is in one of these states. Returns 1, or 0.
+-- count    ARGV[4]: 'added', 'unknown' or 'removed'; ARGV[5]: number of users to add to it.
+--          Returns 1.
+-- look     ARGV[4]: ms until the background work looks at the resync again. Returns 1.
+-- finish   ARGV[4]: members; ARGV[5]: ms to keep the record. Returns 1.
+-- drop     Removes the record. Returns 1.
+--
+-- In each partition:
+-- mark     ARGV[4]: ms to keep what is confirmed. From now on, the step confirms members, if the
+--          partition knows the cohort. Returns 1, or 0 if it does not.
+-- keep     ARGV[4]: the same, from now on. Returns 1.
+-- stage    ARGV[4]: ms to keep them; ARGV[5..]: users who count as confirmed. Returns how many are
+--          new.
+-- clear    Ends it: members are no longer confirmed. Returns 1.
+
+local base = string.sub(KEYS[1], 1, -#'changes' - 1)
+local action, cohort, id = ARGV[1], ARGV[2], ARGV[3]
+local prefix = base .. 'cohort:' .. cohort
+local record, confirmed, state = prefix .. ':resync', prefix .. ':confirmed', prefix .. ':state'
+local resyncs = base .. 'resyncs'
+local call = redis.call
+
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function integer(value) return string.format('%d', value) end
+
+if action == 'open' then
+  local current = call('HGET', record, 'state')
+  if current and current ~= 'finished' then return 0 end
+  call('DEL', record)
+  call('HSET', record, 'id', id, 'kind', ARGV[4], 'state', 'opening', 'quiet', ARGV[5],
+    'started', integer(now))
+  call('ZADD', resyncs, integer(now), cohort)
+  return 1
+end
+
+if action == 'mark' then
+  call('UNLINK', confirmed)
+  if call('HEXISTS', state, 'trait') == 0 then return 0 end
+  call('HSET', state, 'resync', id)
+  return 1
+elseif action == 'keep' then
+  call('PEXPIRE', confirmed, ARGV[4])
+  return 1
+elseif action == 'stage' then
+  local added = call('SADD', confirmed, unpack(ARGV, 5))
+  call('PEXPIRE', confirmed, ARGV[4])
+  return added
+elseif action == 'clear' then
+  local open = call('HGET', state, 'resync')
+  if not open or open == id then
+    call('HDEL', state, 'resync')
+    call('UNLINK', confirmed)
+  end
+  return 1
+end
+
+if call('HGET', record, 'id') ~= id then return 0 end
+
+if action == 'change' then
+  local current = call('HGET', record, 'state')
+  if not string.find(' ' .. ARGV[4] .. ' ', ' ' .. current .. ' ', 1, true) then return 0 end
+  call('HSET', record, 'state', ARGV[5], unpack(ARGV, 6))
+  call('ZADD', resyncs, integer(now), cohort)
+elseif action == 'count' then
+  call('HINCRBY', record, ARGV[4], ARGV[5])
+elseif action == 'look' then
+  call('ZADD', resyncs, integer(now + ARGV[4]), cohort)
+elseif action == 'finish' then
+  call('HSET', record, 'state', 'finished', 'members', ARGV[4], 'finished', integer(now))
+  call('PEXPIRE', record, ARGV[5])
+  call('ZREM', resyncs, cohort)
+elseif action == 'drop' then
+  call('UNLINK', record)
+  call('ZREM', resyncs, cohort)
+end
+return 1

@@ -1,0 +1,402 @@
+"""Resyncs and imports: replace the membership of a cohort.
+
+A resync has a record in the cohort's home partition. Every partition that knows the cohort is
+marked; from then on the atomic step keeps the members about whom it is called (a set, "confirmed").
+To finish, the members who are not in it leave. An import puts the users of a file into the same
+set, lets those enter who are not members yet, and finishes in the same way.
+
+Each step is one script call and may be repeated. The record says how far the resync is, so another
+process can take over at any time. docs/decisions/resync.md has the reasons.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import redis
+
+from app.cohorts import Resync, ResyncKind, ResyncRefusal, ResyncState, resync_refusal
+from app.store.connection.scripts import load_script
+from app.store.errors import store_errors
+from app.store.freshness import FreshnessStore
+from app.store.keys import Keys
+from app.store.layout import Layout
+from app.store.memberships import Memberships
+from app.store.registry import Registry
+from app.store.size_history import SizeHistory
+
+# About 1 ms of the store's time for a step that looks, and 3 ms for one that removes.
+USERS_PER_STEP = 500
+# How long a process keeps a resync after its last step.
+LEASE_MS = 5000
+# A resync that nobody finishes is aborted after this long.
+MAX_OPEN_MS = 7 * 24 * 3600 * 1000
+# What is confirmed is kept for this long after the background work last looked at the resync.
+KEEP_MS = MAX_OPEN_MS
+# An upload that stops for longer than this is aborted.
+UPLOAD_PAUSE_MS = 5 * 60 * 1000
+# How long the result can be read.
+RESULT_KEPT_MS = 24 * 3600 * 1000
+# How often the background work looks at a resync that is open.
+LOOK_MS = 10_000
+_DUE_AT_ONCE = 100
+
+
+class ResyncPlace(NamedTuple):
+    """The cohort that a resync is of."""
+
+    app_id: str
+    cohort_id: str
+
+
+class FileCounts(NamedTuple):
+    """What an import does, or would do, to the members."""
+
+    added: int
+    removed: int
+    unchanged: int
+    members: int
+
+    @property
+    def staged(self) -> int:
+        """The users in the file."""
+        return self.added + self.unchanged
+
+
+class Resyncs:
+    """Begins, advances and ends resyncs. Raises StoreError."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        layout: Layout,
+        registry: Registry,
+        memberships: Memberships,
+        freshness: FreshnessStore,
+        size_history: SizeHistory,
+        *,
+        known_only: bool,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._layout = layout
+        self._registry = registry
+        self._memberships = memberships
+        self._freshness = freshness
+        self._size_history = size_history
+        self._known_only = known_only
+        self._script = load_script(client, "resync.lua")
+        self._unconfirmed = load_script(client, "unconfirmed.lua")
+        self._due = load_script(client, "resyncs_due.lua")
+        self._lease = load_script(client, "lease.lua")
+        self._token = secrets.token_hex(8)
+
+    def open(
+        self, place: ResyncPlace, kind: ResyncKind, *, quiet_ms: int | None = None
+    ) -> Resync | None:
+        """Begin a resync. Returns None if another one of the cohort is not finished."""
+        with store_errors():
+            self._layout.check_writable(place.app_id)
+            resync_id = secrets.token_hex(8)
+            quiet = "" if quiet_ms is None else quiet_ms
+            if not self._at_home("open", place, resync_id, kind, quiet):
+                return None
+            opening = self._read(place)
+            if opening is None or opening.id != resync_id:
+                return None
+            return self._complete_opening(place, opening)
+
+    def find(self, place: ResyncPlace) -> Resync | None:
+        """The cohort's resync, or the last one for a day after it finished."""
+        with store_errors():
+            resync = self._read(place)
+            if resync is None or resync.is_finished:
+                return resync
+            confirmed, unconfirmed = self._counts(place, resync)
+            return resync._replace(confirmed=confirmed, unconfirmed=unconfirmed)
+
+    def last_received_ms(self, place: ResyncPlace, resync: Resync) -> int | None:
+        """When the cohort was last received since the resync began; None if it was not."""
+        (freshness,) = self._freshness.of(place.app_id, [place.cohort_id])
+        last = freshness.last_received_ms
+        return last if last is not None and last >= resync.started_ms else None
+
+    def request_finish(
+        self, place: ResyncPlace, resync: Resync, *, force: bool
+    ) -> ResyncRefusal | None:
+        """Let an open resync finish; :meth:`steps` does it. Repeated calls change nothing.
+
+        Args:
+            resync: as from :meth:`find`.
+            force: even if it would be refused.
+
+        Returns:
+            Why it is refused.
+        """
+        if resync.state is not ResyncState.OPEN:
+            return None
+        members = resync.confirmed + resync.unconfirmed
+        refused = resync_refusal(resync.confirmed, resync.unconfirmed, members)
+        if refused and not force:
+            return refused
+        self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.FINISHING)
+        return None
+
+    def request_abort(self, place: ResyncPlace, resync: Resync) -> bool:
+        """Let a resync end without any effect; :meth:`steps` does it.
+
+        Returns:
+            False if it is finishing, or has finished.
+        """
+        before = (ResyncState.OPENING, ResyncState.OPEN, ResyncState.ABORTING)
+        return self._change(place, resync.id, before, ResyncState.ABORTING)
+
+    # Files
+
+    def stage(self, place: ResyncPlace, resync: Resync, user_ids: Sequence[str]) -> int:
+        """Add users of a file to an open import. Returns how many were not in it yet."""
+        new = 0
+        with store_errors():
+            for partition, users in self._keys.by_partition(user_ids).items():
+                for start in range(0, len(users), USERS_PER_STEP):
+                    part = users[start : start + USERS_PER_STEP]
+                    new += self._in_partition(
+                        "stage", place, partition, resync.id, UPLOAD_PAUSE_MS, *part
+                    )
+            self._at_home("look", place, resync.id, UPLOAD_PAUSE_MS)
+        return new
+
+    def count_file(self, place: ResyncPlace, resync: Resync, staged: int) -> Iterator[FileCounts]:
+        """Compare what was staged with the members; yields after each step, the last is complete.
+
+        Args:
+            staged: the number of users in the file.
+        """
+        members = unconfirmed = 0
+        for partition in self._partitions():
+            for looked_at, users in self._scan(place, partition, resync.id, marked=False):
+                members += looked_at
+                unconfirmed += len(users)
+                unchanged = members - unconfirmed
+                yield FileCounts(staged - unchanged, unconfirmed, unchanged, members)
+        unchanged = members - unconfirmed
+        yield FileCounts(staged - unchanged, unconfirmed, unchanged, members)
+
+    def request_apply(self, place: ResyncPlace, resync: Resync) -> bool:
+        """Let a staged import be applied; :meth:`steps` does it. False if it has ended."""
+        return self._change(
+            place, resync.id, (ResyncState.OPEN, ResyncState.APPLYING), ResyncState.APPLYING
+        )
+
+    # Advancing
+
+    def lease(self, place: ResyncPlace) -> bool:
+        """Acquire or renew the lease of a resync. False while another process has it."""
+        home = self._keys.partition(place.cohort_id)
+        key = self._keys.cohort(place.app_id, home, place.cohort_id, "resync-lease")
+        with store_errors():
+            return bool(self._lease(keys=[key], args=[self._token, LEASE_MS]))
+
+    def due(self, app_id: str) -> list[ResyncPlace]:
+        """Unfinished resyncs of an app that the background work should look at now."""
+        with store_errors():
+            return [
+                ResyncPlace(app_id, cohort_id.decode())
+                for partition in self._partitions()
+                for cohort_id in self._ask_due(app_id, partition)[1]
+            ]
+
+    def steps(self, place: ResyncPlace) -> Iterator[None]:
+        """Do what a resync needs now, yielding after each step. Ends if it has to wait."""
+        with store_errors():
+            resync = self._read(place)
+            if resync is None or resync.is_finished:
+                return
+            if resync.state is ResyncState.OPENING:
+                self._complete_opening(place, resync)
+            elif resync.state is ResyncState.OPEN:
+                self._look_at(place)
+            elif resync.state is ResyncState.ABORTING:
+                self._abort(place, resync)
+            else:
+                if resync.state is ResyncState.APPLYING:
+                    yield from self._apply_file(place, resync)
+                    before = (ResyncState.APPLYING,)
+                    self._change(place, resync.id, before, ResyncState.FINISHING)
+                yield from self._remove_unconfirmed(place, resync)
+                self._finish(place, resync)
+
+    def _complete_opening(self, place: ResyncPlace, resync: Resync) -> Resync:
+        for partition in self._partitions():
+            self._in_partition("mark", place, partition, resync.id, KEEP_MS)
+        self._change(place, resync.id, (ResyncState.OPENING,), ResyncState.OPEN)
+        pause = UPLOAD_PAUSE_MS if resync.kind is ResyncKind.IMPORT else LOOK_MS
+        self._at_home("look", place, resync.id, pause)
+        return resync._replace(state=ResyncState.OPEN)
+
+    def _look_at(self, place: ResyncPlace) -> None:
+        """Finish or abort a resync that is open, if it is time."""
+        resync = self.find(place)
+        if resync is None or resync.state is not ResyncState.OPEN:
+            return
+        now_ms, _ = self._ask_due(place.app_id, self._keys.partition(place.cohort_id))
+        if resync.kind is ResyncKind.IMPORT or now_ms - resync.started_ms > MAX_OPEN_MS:
+            self.request_abort(place, resync)
+            return
+        if resync.quiet_ms is not None:
+            last = self.last_received_ms(place, resync)
+            if last is not None and now_ms - last >= resync.quiet_ms:
+                refused = self.request_finish(place, resync, force=False)
+                if refused is None:
+                    return
+                fields = ("refused", refused)
+                self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, *fields)
+        for partition in self._partitions():
+            self._in_partition("keep", place, partition, resync.id, KEEP_MS)
+        self._at_home("look", place, resync.id, LOOK_MS)
+
+    def _abort(self, place: ResyncPlace, resync: Resync) -> None:
+        for partition in self._partitions():
+            self._in_partition("clear", place, partition, resync.id)
+        self._at_home("drop", place, resync.id)
+
+    def _apply_file(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
+        """Let the users of a file enter, as of when the import began: who left since stays out."""
+        for partition in self._partitions():
+            key = self._keys.cohort(place.app_id, partition, place.cohort_id, "confirmed")
+            cursor = None
+            while cursor != 0:
+                found: Any = self._client.sscan(key, cursor or 0, count=USERS_PER_STEP)
+                cursor, users = found
+                if users:
+                    applied = self._memberships.enter(
+                        *place,
+                        [user.decode() for user in users],
+                        resync.started_ms,
+                        known_only=self._known_only,
+                    )
+                    entered = applied.moves[place.cohort_id].entered if applied.moves else 0
+                    self._count(place, resync.id, "added", entered)
+                    self._count(place, resync.id, "unknown", len(applied.unknown))
+                    self._client.pexpire(key, KEEP_MS)
+                yield
+
+    def _remove_unconfirmed(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
+        for partition in self._partitions():
+            for _, users in self._scan(place, partition, resync.id):
+                if users:
+                    removed = self._memberships.remove_unconfirmed(
+                        *place, partition, resync.id, users
+                    )
+                    self._count(place, resync.id, "removed", removed)
+                yield
+
+    def _finish(self, place: ResyncPlace, resync: Resync) -> None:
+        for partition in self._partitions():
+            self._in_partition("clear", place, partition, resync.id)
+        record = self._registry.find(*place)
+        members = record.members if record else 0
+        self._at_home("finish", place, resync.id, members, RESULT_KEPT_MS)
+        self._size_history.record(place.app_id, [place.cohort_id])
+
+    def _scan(
+        self, place: ResyncPlace, partition: int, resync_id: str, *, marked: bool = True
+    ) -> Iterator[tuple[int, list[bytes]]]:
+        """The members of a partition, some at a time: how many, and those not confirmed.
+
+        Args:
+            marked: only if the partition is marked, so that everybody who entered is confirmed.
+        """
+        cursor: bytes | str = "0"
+        run: bytes | str = ""
+        stream = self._keys.changes(place.app_id, partition)
+        while True:
+            marker = resync_id if marked else ""
+            cursor, run, looked_at, users = self._unconfirmed(
+                keys=[stream], args=[place.cohort_id, marker, cursor, run, USERS_PER_STEP]
+            )
+            if cursor == b"ended":
+                return
+            if cursor == b"restart":
+                cursor, run = "0", ""
+                continue
+            yield looked_at, users
+            if cursor == b"0":
+                return
+
+    # The record
+
+    def _read(self, place: ResyncPlace) -> Resync | None:
+        home = self._keys.partition(place.cohort_id)
+        key = self._keys.cohort(place.app_id, home, place.cohort_id, "resync")
+        found: Any = self._client.hgetall(key)
+        if b"state" not in found:
+            return None
+        fields = {name.decode(): value.decode() for name, value in found.items()}
+        return Resync(
+            id=fields["id"],
+            kind=ResyncKind(fields["kind"]),
+            state=ResyncState(fields["state"]),
+            started_ms=int(fields["started"]),
+            quiet_ms=int(fields["quiet"]) if fields.get("quiet") else None,
+            added=int(fields.get("added", 0)),
+            removed=int(fields.get("removed", 0)),
+            unknown=int(fields.get("unknown", 0)),
+            members=int(fields["members"]) if "members" in fields else None,
+            refused=ResyncRefusal(fields["refused"]) if fields.get("refused") else None,
+        )
+
+    def _counts(self, place: ResyncPlace, resync: Resync) -> tuple[int, int]:
+        """Members who are confirmed, and who are not."""
+        with self._client.pipeline(transaction=False) as pipeline:
+            for partition in self._partitions():
+                state, members, confirmed = (
+                    self._keys.cohort(place.app_id, partition, place.cohort_id, part)
+                    for part in ("state", "members", "confirmed")
+                )
+                pipeline.hget(state, "resync")
+                pipeline.zcard(members)
+                pipeline.scard(confirmed)
+            replies = iter(pipeline.execute())
+        confirmed_total = total = 0
+        for _ in self._partitions():
+            mark, members_here, confirmed_here = next(replies), next(replies), next(replies)
+            # In a partition that didn't know the cohort, all have entered since.
+            is_marked = mark == resync.id.encode()
+            confirmed_total += confirmed_here if is_marked else members_here
+            total += members_here
+        return confirmed_total, max(0, total - confirmed_total)
+
+    def _change(
+        self,
+        place: ResyncPlace,
+        resync_id: str,
+        before: Sequence[ResyncState],
+        after: ResyncState,
+        *fields: str,
+    ) -> bool:
+        with store_errors():
+            states = " ".join(before)
+            return bool(self._at_home("change", place, resync_id, states, after, *fields))
+
+    def _count(self, place: ResyncPlace, resync_id: str, field: str, users: int) -> None:
+        if users:
+            self._at_home("count", place, resync_id, field, users)
+
+    def _at_home(self, action: str, place: ResyncPlace, *args: Any) -> int:
+        return self._in_partition(action, place, self._keys.partition(place.cohort_id), *args)
+
+    def _in_partition(self, action: str, place: ResyncPlace, partition: int, *args: Any) -> int:
+        stream = self._keys.changes(place.app_id, partition)
+        return int(self._script(keys=[stream], args=[action, place.cohort_id, *args]))
+
+    def _partitions(self) -> range:
+        return range(self._keys.partitions)
+
+    def _ask_due(self, app_id: str, partition: int) -> tuple[int, list[bytes]]:
+        """The time in a partition, in ms since the epoch, and the cohorts whose time it is."""
+        now_ms, due = self._due(keys=[self._keys.changes(app_id, partition)], args=[_DUE_AT_ONCE])
+        return int(now_ms), due

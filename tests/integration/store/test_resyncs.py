@@ -1,0 +1,350 @@
+"""A full sync, or a file, that replaces the membership of a cohort."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import redis
+
+from app.cohorts import Cohort, MembershipChange, Resync, ResyncKind, ResyncRefusal, ResyncState
+from app.settings import Settings
+from app.store import Applied, FileCounts, ResyncPlace, Store, connect
+from tests.integration.killed_process import KilledError, killed_at
+from tests.integration.store_contents import Transition, members, traits, transitions
+
+APP = "shop"
+TRAIT, OTHER = "[Amplitude] one: 1", "[Amplitude] two: 2"
+PLACE = ResyncPlace(APP, "1")
+USERS = [f"u{n}" for n in range(20)]
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
+    return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
+
+
+def say(
+    store: Store, member: bool, *users: str, trait: str = TRAIT, at_ms: int | None = None
+) -> Applied:
+    change = MembershipChange(Cohort.from_trait(trait), member, list(users), at_ms)
+    return store.memberships.apply(APP, [change], source="test")
+
+
+def opened(store: Store, kind: ResyncKind = ResyncKind.RESYNC, quiet_ms: int | None = None) -> None:
+    assert store.resyncs.open(PLACE, kind, quiet_ms=quiet_ms) is not None
+
+
+def found(store: Store) -> Resync:
+    resync = store.resyncs.find(PLACE)
+    assert resync is not None
+    return resync
+
+
+def finish(store: Store, *, force: bool = False) -> ResyncRefusal | None:
+    refused = store.resyncs.request_finish(PLACE, found(store), force=force)
+    run(store)
+    return refused
+
+
+def run(store: Store) -> None:
+    for _ in store.resyncs.steps(PLACE):
+        pass
+
+
+def leftovers(client: redis.Redis) -> list[str]:
+    """What a resync keeps while it is open."""
+    marks = [key for key in client.scan_iter(match="*:state") if client.hexists(key, "resync")]
+    return marks + list(client.scan_iter(match="*:confirmed")) + list(client.scan_iter("*:resyncs"))
+
+
+def test_finish__removes_who_was_not_confirmed__as_real_transitions(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, True, *USERS)
+    say(store, True, *USERS, trait=OTHER)
+    opened(store)
+    say(store, True, *USERS[:15])
+    say(store, False, "u0")
+    say(store, True, "new")
+    before = Counter(transitions(redis_client, APP))
+    assert (found(store).confirmed, found(store).unconfirmed) == (15, 5)
+    assert finish(store) is None
+    stay = {*USERS[1:15], "new"}
+    assert members(redis_client, APP) == {"1": stay, "2": set(USERS)}
+    assert Counter(transitions(redis_client, APP)) - before == Counter(
+        Transition("1", "left", user) for user in USERS[15:]
+    )
+    assert {u for u, t in traits(redis_client, APP).items() if t.get(TRAIT) == "true"} == stay
+    assert traits(redis_client, APP)["u19"] == {TRAIT: "false", OTHER: "true"}
+    record = store.registry.find(APP, "1")
+    assert record is not None
+    assert (record.entered, record.left) == (21, 6)
+    done = found(store)
+    assert (done.state, done.removed, done.members) == (ResyncState.FINISHED, 5, 15)
+    assert leftovers(redis_client) == []
+
+
+def test_finish__of_a_finished_one__changes_nothing(store: Store) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    say(store, True, *USERS[:15])
+    for _ in range(3):
+        assert finish(store) is None
+        assert (found(store).removed, found(store).members) == (5, 15)
+        say(store, True, "later")  # a member is not removed by a repeat
+        say(store, False, "later")
+
+
+def test_open__while_one_is_open__is_refused(store: Store) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    for kind in ResyncKind:
+        assert store.resyncs.open(PLACE, kind) is None
+    assert store.resyncs.open(ResyncPlace(APP, "2"), ResyncKind.RESYNC) is not None
+    say(store, True, *USERS)
+    finish(store)
+    opened(store)
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "refused"),
+    [(0, ResyncRefusal.EMPTY), (9, ResyncRefusal.SHRINKS), (10, None)],
+)
+def test_finish__if_most_would_leave__is_refused_unless_forced(
+    store: Store, redis_client: redis.Redis, confirmed: int, refused: ResyncRefusal | None
+) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    if confirmed:
+        say(store, True, *USERS[:confirmed])
+    assert finish(store) == refused
+    if refused:
+        assert members(redis_client, APP) == {"1": set(USERS)}
+        assert found(store).state == ResyncState.OPEN
+        assert finish(store, force=True) is None
+    assert members(redis_client, APP).get("1", set()) == set(USERS[:confirmed])
+
+
+def test_abort__is_as_if_it_had_never_been_opened(store: Store, redis_client: redis.Redis) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    say(store, True, *USERS[:3])
+    assert store.resyncs.request_abort(PLACE, found(store))
+    run(store)
+    assert store.resyncs.find(PLACE) is None
+    assert leftovers(redis_client) == []
+    assert members(redis_client, APP) == {"1": set(USERS)}
+    opened(store)
+    assert found(store).confirmed == 0
+
+
+def test_call__late_after_the_end__still_counts(store: Store, redis_client: redis.Redis) -> None:
+    say(store, True, "a", "b", at_ms=1_000)
+    say(store, True, *USERS, at_ms=1_000)
+    opened(store)
+    say(store, True, *USERS, at_ms=2_000)
+    finish(store)
+    assert members(redis_client, APP) == {"1": set(USERS)}
+    say(store, True, "a", at_ms=2_000)  # computed before the resync was finished
+    say(store, True, "b", at_ms=500)  # older than the last statement about the user
+    assert members(redis_client, APP) == {"1": {*USERS, "a"}}
+
+
+def test_user__who_enters_while_it_finishes__stays(store: Store, redis_client: redis.Redis) -> None:
+    say(store, True, *(f"n{n}" for n in range(2000)))
+    opened(store)
+    say(store, True, *(f"n{n}" for n in range(1500)))
+    store.resyncs.request_finish(PLACE, found(store), force=False)
+    steps = store.resyncs.steps(PLACE)
+    next(steps)
+    still = sorted(members(redis_client, APP)["1"])
+    late = [user for user in still if int(user[1:]) >= 1500][-3:]
+    say(store, True, *late, "new")
+    for _ in steps:
+        pass
+    assert members(redis_client, APP)["1"] == {*(f"n{n}" for n in range(1500)), *late, "new"}
+
+
+def test_finish__killed_at_any_command__is_completed_by_another_process(
+    store: Store, store_url: str, redis_client: redis.Redis
+) -> None:
+    for command in range(0, 60, 3):
+        redis_client.flushall()
+        say(store, True, *USERS)
+        opened(store)
+        say(store, True, *USERS[:12])
+        client = connect(Settings(redis_url=store_url))
+        killed = Store(client, partitions=store.keys.partitions)
+        killed_at(client, command)
+        try:
+            finish(killed)
+        except KilledError:
+            finish(store)
+        else:
+            break
+        assert members(redis_client, APP) == {"1": set(USERS[:12])}
+        assert leftovers(redis_client) == []
+        assert (found(store).state, found(store).members) == (ResyncState.FINISHED, 12)
+    assert command > 3
+
+
+def test_cohort__renamed_meanwhile__loses_all_names(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    say(store, True, *USERS[:12], trait="[Amplitude] uno: 1")
+    finish(store)
+    found_traits = traits(redis_client, APP)
+    assert [found_traits[u] for u in USERS[12:]] == [{"[Amplitude] uno: 1": "false"}] * 8
+
+
+def test_cohort__deleted_meanwhile__leaves_nothing(store: Store, redis_client: redis.Redis) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    say(store, True, *USERS[:12])
+    for _ in store.jobs.delete_cohort(APP, "1"):
+        pass
+    assert store.resyncs.find(PLACE) is None
+    assert leftovers(redis_client) == []
+    run(store)
+
+
+def test_user__erased_meanwhile__is_not_kept(store: Store, redis_client: redis.Redis) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    say(store, True, *USERS)
+    store.erasure.erase(APP, "u3")
+    kept = [redis_client.smembers(key) for key in redis_client.scan_iter(match="*:confirmed")]
+    assert set().union(*kept) == set(USERS) - {"u3"}
+
+
+class TestDue:
+    """What the background work does."""
+
+    def make_due(self, store: Store, client: redis.Redis) -> None:
+        for key in client.scan_iter(match="*:resyncs"):
+            client.zadd(key, {"1": 0})
+        assert store.resyncs.due(APP) == [PLACE]
+        run(store)
+
+    def test_open__is_looked_at_later(self, store: Store, redis_client: redis.Redis) -> None:
+        say(store, True, *USERS)
+        opened(store)
+        assert store.resyncs.due(APP) == []
+        self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.OPEN
+        assert store.resyncs.due(APP) == []
+
+    def test_quiet__after_a_sync__finishes(self, store: Store, redis_client: redis.Redis) -> None:
+        say(store, True, *USERS)
+        opened(store, quiet_ms=0)
+        say(store, True, *USERS[:12])
+        self.make_due(store, redis_client)
+        run(store)
+        assert found(store).state == ResyncState.FINISHED
+        assert members(redis_client, APP) == {"1": set(USERS[:12])}
+
+    def test_quiet__without_a_sync__waits(self, store: Store, redis_client: redis.Redis) -> None:
+        say(store, True, *USERS)
+        redis_client.eval(  # the cohort was received an hour ago
+            "for _, key in ipairs(redis.call('KEYS', '*:freshness')) do "
+            "redis.call('HINCRBY', key, 'last_received', -3600000) end",
+            0,
+        )
+        opened(store, quiet_ms=0)
+        self.make_due(store, redis_client)
+        assert (found(store).state, found(store).refused) == (ResyncState.OPEN, None)
+
+    def test_quiet__if_most_would_leave__waits_and_says_why(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, True, *USERS)
+        opened(store, quiet_ms=0)
+        say(store, True, "u0")
+        self.make_due(store, redis_client)
+        assert (found(store).state, found(store).refused) == (
+            ResyncState.OPEN,
+            ResyncRefusal.SHRINKS,
+        )
+
+    def test_open__forgotten_for_a_week__is_aborted(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, True, *USERS)
+        opened(store)
+        (record,) = redis_client.scan_iter(match="*:resync")
+        redis_client.hset(record, "started", 0)
+        self.make_due(store, redis_client)
+        run(store)
+        assert store.resyncs.find(PLACE) is None
+        assert leftovers(redis_client) == []
+
+    def test_import__that_stopped_midway__is_aborted(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, True, *USERS)
+        opened(store, ResyncKind.IMPORT)
+        store.resyncs.stage(PLACE, found(store), ["x", "y"])
+        self.make_due(store, redis_client)
+        run(store)
+        assert store.resyncs.find(PLACE) is None
+        assert leftovers(redis_client) == []
+        assert members(redis_client, APP) == {"1": set(USERS)}
+
+
+class TestFile:
+    def stage(self, store: Store, *users: str) -> FileCounts:
+        opened(store, ResyncKind.IMPORT)
+        staged = store.resyncs.stage(PLACE, found(store), users)
+        *_, counts = store.resyncs.count_file(PLACE, found(store), staged)
+        return counts
+
+    def apply(self, store: Store) -> Resync:
+        assert store.resyncs.request_apply(PLACE, found(store))
+        run(store)
+        return found(store)
+
+    def test_file__replaces_the_members(self, store: Store, redis_client: redis.Redis) -> None:
+        say(store, True, *USERS)
+        counts = self.stage(store, *USERS[:12], "u1", "new", "newer")
+        assert counts == FileCounts(added=2, removed=8, unchanged=12, members=20)
+        assert members(redis_client, APP) == {"1": set(USERS)}
+        done = self.apply(store)
+        assert (done.added, done.removed, done.members) == (2, 8, 14)
+        assert members(redis_client, APP) == {"1": {*USERS[:12], "new", "newer"}}
+        assert traits(redis_client, APP)["new"] == {TRAIT: "true"}
+        assert leftovers(redis_client) == []
+
+    def test_users__who_change_during_the_import__are_not_undone(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, True, *USERS)
+        self.stage(store, *USERS[:12])
+        say(store, False, "u3")
+        say(store, True, "came")
+        self.apply(store)
+        assert members(redis_client, APP) == {"1": {*USERS[:12], "came"} - {"u3"}}
+
+    def test_apply__killed_at_any_command__is_completed_by_another_process(
+        self, store: Store, store_url: str, redis_client: redis.Redis
+    ) -> None:
+        for command in range(0, 60, 3):
+            redis_client.flushall()
+            say(store, True, *USERS)
+            self.stage(store, *USERS[5:], "new")
+            client = connect(Settings(redis_url=store_url))
+            killed = Store(client, partitions=store.keys.partitions)
+            killed_at(client, command)
+            try:
+                self.apply(killed)
+            except KilledError:
+                if found(store).state == ResyncState.OPEN:
+                    continue  # nothing had been applied yet
+                run(store)
+            else:
+                break
+            assert members(redis_client, APP) == {"1": {*USERS[5:], "new"}}
+            assert leftovers(redis_client) == []
+        assert command > 3
