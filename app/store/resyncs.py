@@ -248,6 +248,8 @@ class Resyncs:
             return
         if resync.quiet_ms is not None:
             last = self.last_received_ms(place, resync)
+            if last is None and resync.confirmed:
+                last = resync.started_ms  # arrivals in quick succession are noted once
             if last is not None and now_ms - last >= resync.quiet_ms:
                 refused = self.request_finish(place, resync, force=False)
                 if refused is None:
