@@ -11,6 +11,7 @@ class ResyncKind(StrEnum):
 
     RESYNC = "resync"  # syncs that arrive while it is open
     IMPORT = "import"  # a file
+    RECONCILE = "reconcile"  # an export of Amplitude's own record
 
 
 class ResyncState(StrEnum):

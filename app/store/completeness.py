@@ -49,9 +49,16 @@ class CompletenessStore:
         self._keys = keys
         self._freshness = freshness
 
-    def verify(self, app_id: str, cohort_id: str, by: VerifiedBy) -> None:
-        """Record that the members were confirmed: clears all reasons, and who was left out."""
-        self._call(app_id, "verify", cohort_id, by)
+    def verify(
+        self, app_id: str, cohort_id: str, by: VerifiedBy, since_ms: int | None = None
+    ) -> None:
+        """Record that the members were confirmed: clears the reasons, and who was left out.
+
+        Args:
+            since_ms: when the resync or import that confirmed them began. What went wrong since
+                stays.
+        """
+        self._call(app_id, "verify", cohort_id, by, "" if since_ms is None else since_ms)
 
     def raise_reason(
         self, app_id: str, cohort_id: str, reason: IncompleteReason, count: int = 1

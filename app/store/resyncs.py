@@ -17,7 +17,15 @@ from typing import Any, NamedTuple
 
 import redis
 
-from app.cohorts import Resync, ResyncKind, ResyncRefusal, ResyncState, resync_refusal
+from app.cohorts import (
+    Resync,
+    ResyncKind,
+    ResyncRefusal,
+    ResyncState,
+    VerifiedBy,
+    resync_refusal,
+)
+from app.store.completeness import CompletenessStore
 from app.store.connection.scripts import load_script
 from app.store.errors import store_errors
 from app.store.freshness import FreshnessStore
@@ -79,6 +87,7 @@ class Resyncs:
         size_history: SizeHistory,
         *,
         known_only: bool,
+        completeness: CompletenessStore,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -88,6 +97,7 @@ class Resyncs:
         self._freshness = freshness
         self._size_history = size_history
         self._known_only = known_only
+        self._completeness = completeness
         self._script = load_script(client, "resync.lua")
         self._unconfirmed = load_script(client, "unconfirmed.lua")
         self._due = load_script(client, "resyncs_due.lua")
@@ -233,7 +243,7 @@ class Resyncs:
         for partition in self._partitions():
             self._in_partition("mark", place, partition, resync.id, KEEP_MS)
         self._change(place, resync.id, (ResyncState.OPENING,), ResyncState.OPEN)
-        pause = UPLOAD_PAUSE_MS if resync.kind is ResyncKind.IMPORT else LOOK_MS
+        pause = UPLOAD_PAUSE_MS if resync.kind is not ResyncKind.RESYNC else LOOK_MS
         self._at_home("look", place, resync.id, pause)
         return resync._replace(state=ResyncState.OPEN)
 
@@ -243,7 +253,7 @@ class Resyncs:
         if resync is None or resync.state is not ResyncState.OPEN:
             return
         now_ms, _ = self._ask_due(place.app_id, self._keys.partition(place.cohort_id))
-        if resync.kind is ResyncKind.IMPORT or now_ms - resync.started_ms > MAX_OPEN_MS:
+        if resync.kind is not ResyncKind.RESYNC or now_ms - resync.started_ms > MAX_OPEN_MS:
             self.request_abort(place, resync)
             return
         if resync.quiet_ms is not None:
@@ -301,6 +311,8 @@ class Resyncs:
             self._in_partition("clear", place, partition, resync.id)
         record = self._registry.find(*place)
         members = record.members if record else 0
+        by = VerifiedBy(resync.kind)
+        self._completeness.verify(*place, by, resync.started_ms)
         self._at_home("finish", place, resync.id, members, RESULT_KEPT_MS)
         self._size_history.record(place.app_id, [place.cohort_id])
 

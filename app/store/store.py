@@ -89,6 +89,7 @@ class Store:
             self.freshness,
             self.size_history,
             known_only=known_only,
+            completeness=self.completeness,
         )
         self.checker = Checker(client, keys, self.memberships.spread_name)
         self.api_keys = ApiKeys(client, keys)

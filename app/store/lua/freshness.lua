@@ -14,7 +14,8 @@
 --   set       use ARGV[3] as cadence, in ms
 --   learn     compute the cadence from the last syncs again
 -- Completeness, of cohorts that have arrived or are known; others are skipped:
---   verify    confirmed by ARGV[2]: clear all reasons, and the number of users left out
+--   verify    confirmed by ARGV[2], by what arrived from the time ARGV[3] on, in ms: clear the
+--             reasons and the users left out that are older
 --   raise     incomplete for the reason ARGV[2], which ARGV[3] events gave
 --   clear     the reason ARGV[2] no longer applies
 --   leave out ARGV[3] users were skipped for the reason ARGV[2]
@@ -85,12 +86,12 @@ local function raise(cohort, reason, events)
   local current = completeness_of(cohort)
   for _, open in ipairs(current.reasons) do
     if open.reason == reason then
-      open.count = open.count + events
+      open.count, open.last = open.count + events, now
       call('HSET', hash_of(cohort), 'reasons', cjson.encode(current.reasons))
       return
     end
   end
-  current.reasons[#current.reasons + 1] = {reason = reason, since = now, count = events}
+  current.reasons[#current.reasons + 1] = {reason = reason, since = now, last = now, count = events}
   save(current, 'incomplete', reason, {})
 end
 
@@ -105,14 +106,38 @@ local function clear(cohort, reason)
   end
 end
 
-local function verify(cohort, by)
+-- Forget the users who were left out, or only those before a resync or import began.
+local function forget_left_out(cohort, only_before)
+  local key = hash_of(cohort)
+  local before = only_before and call('HGET', base .. 'cohort:' .. cohort .. ':resync', 'left_out')
+  local left_out = cjson.decode(before and call('HGET', key, 'left_out') or '{}')
+  for reason, users in pairs(cjson.decode(before or '{}')) do
+    local rest = (left_out[reason] or 0) - users
+    left_out[reason] = rest > 0 and rest or nil
+  end
+  if next(left_out) then
+    call('HSET', key, 'left_out', cjson.encode(left_out))
+  else
+    call('HDEL', key, 'left_out')
+  end
+end
+
+local function verify(cohort, by, since)
   local current, key = completeness_of(cohort), hash_of(cohort)
-  local cleared = {}
-  for i, open in ipairs(current.reasons) do cleared[i] = open.reason end
-  current.reasons = {}
+  local cleared, rest = {}, {}
+  for _, open in ipairs(current.reasons) do
+    if since and (open.last or open.since) >= since then
+      rest[#rest + 1] = open
+    else
+      cleared[#cleared + 1] = open.reason
+    end
+  end
+  current.reasons = rest
+  forget_left_out(cohort, since)
   call('HSET', key, 'verified_at', integer(now), 'verified_by', by)
-  call('HDEL', key, 'left_out')
-  if current.state ~= 'verified' then save(current, 'verified', '', cleared) end
+  if #cleared > 0 or (#rest == 0 and current.state ~= 'verified') then
+    save(current, #rest > 0 and 'incomplete' or 'verified', '', cleared)
+  end
 end
 
 local function leave_out(cohort, reason, users)
@@ -131,7 +156,7 @@ local function note_upstream(cohort, record)
 end
 
 local COMPLETENESS = {
-  verify = function(cohort) verify(cohort, given) end,
+  verify = function(cohort) verify(cohort, given, number) end,
   raise = function(cohort) raise(cohort, given, number) end,
   clear = function(cohort) clear(cohort, given) end,
   ['leave out'] = function(cohort) leave_out(cohort, given, number) end,

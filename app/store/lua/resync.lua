@@ -44,6 +44,9 @@ if action == 'open' then
   call('DEL', record)
   call('HSET', record, 'id', id, 'kind', ARGV[4], 'state', 'opening', 'quiet', ARGV[5],
     'started', integer(now))
+  -- Who was left out before; see freshness.lua.
+  local left_out = call('HGET', prefix .. ':freshness', 'left_out')
+  call('HSET', record, 'left_out', left_out or '{}')
   call('ZADD', resyncs, integer(now), cohort)
   return 1
 end

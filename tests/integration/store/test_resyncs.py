@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
 import redis
 
-from app.cohorts import Cohort, MembershipChange, Resync, ResyncKind, ResyncRefusal, ResyncState
+from app.cohorts import (
+    Cohort,
+    CompletenessState,
+    IncompleteReason,
+    MembershipChange,
+    Resync,
+    ResyncKind,
+    ResyncRefusal,
+    ResyncState,
+    VerifiedBy,
+)
 from app.settings import Settings
 from app.store import Applied, FileCounts, ResyncPlace, Store, connect
 from tests.integration.killed_process import KilledError, killed_at
@@ -83,6 +94,26 @@ def test_finish__removes_who_was_not_confirmed__as_real_transitions(
     done = found(store)
     assert (done.state, done.removed, done.members) == (ResyncState.FINISHED, 5, 15)
     assert leftovers(redis_client) == []
+
+
+def test_finish__verifies_the_cohort__but_for_what_went_wrong_since(store: Store) -> None:
+    say(store, True, *USERS)
+    for reason in (IncompleteReason.STORE_LOST, IncompleteReason.SYNC_FAILED):
+        store.completeness.raise_reason(APP, "1", reason)
+    store.completeness.leave_out(APP, "1", {"invalid_user_id": 2, "unknown_user": 1})
+    for failed in (IncompleteReason.SYNC_FAILED, None):
+        time.sleep(0.002)  # times are in ms
+        opened(store)
+        say(store, True, *USERS)
+        if failed:
+            store.completeness.raise_reason(APP, "1", failed)
+            store.completeness.leave_out(APP, "1", {"unknown_user": 3})
+        finish(store)
+        (completeness,) = store.completeness.of(APP, ["1"])
+        assert completeness.verified_by == VerifiedBy.RESYNC
+        assert [open.reason for open in completeness.reasons] == ([failed] if failed else [])
+        assert completeness.left_out == ({"unknown_user": 3} if failed else {})
+    assert completeness.state == CompletenessState.VERIFIED
 
 
 def test_finish__of_a_finished_one__changes_nothing(store: Store) -> None:
