@@ -55,10 +55,11 @@ class Keys:
         """One part of a partition's share of a cohort.
 
         ``members`` is documented. Private: ``left``, a sorted set of the users whose trait is
-        false, by the time of the statement; ``seen``, a sorted set of members about whom the same
-        statement was repeated, by its time; ``state``, a hash with names, counts, times and work
-        in progress; ``confirmed``, the set of users whom an open resync keeps; ``resync``, in the
-        home partition, the record of a resync (hash), and ``resync-lease``.
+        false, by the time of the statement; ``seen`` and ``seen-before``, sorted sets of members
+        about whom the same statement was repeated, by its time; ``state``, a hash with names,
+        counts, times and work in progress; ``confirmed``, the set of users whom an open resync
+        keeps; ``resync``, in the home partition, the record of a resync (hash), and
+        ``resync-lease``.
         """
         return f"{self.base(app_id, partition)}cohort:{cohort_id}:{part}"
 

@@ -20,6 +20,8 @@
 --            A (user, cohort) pair is in one group at most. A group without users registers the
 --            cohort.
 --
+-- There is no rollback: whatever can fail must fail before the first write about a cohort.
+--
 -- Returns {1 if the message was applied before, else 0; changed users}, followed by the name and
 -- the content of each of these lists that is not empty:
 --   moves       for each group that changed memberships: cohort id, 'true' or 'false', how many
@@ -36,6 +38,9 @@ local max_entries, max_age, source, message, mode = unpack(ARGV, 3, 7)
 
 -- How long a message id, and the time of a statement about a member, is remembered, in ms.
 local HORIZON = 24 * 3600 * 1000
+-- The clocks of two servers, before and after a failover, may differ by this many ms. A stored time
+-- that is further ahead is from a clock that was wrong: it says nothing about order.
+local SKEW = 2 * 60 * 1000
 
 local call = redis.call
 
@@ -46,16 +51,26 @@ local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local now_text = integer(now)
 
+-- A stored time, at most the present one; nil if there is none, or if it is from a wrong clock.
+-- Members' scores may have a fraction, see entry_score.
+local function past(stored)
+  local time = stored and math.floor(tonumber(stored))
+  return time and time <= now + SKEW and math.min(time, now) or nil
+end
+
 -- Calls about many users always remove what is too old. For calls about few, that would be a tenth
 -- of the work, so only the first in a second does it.
 local many = #ARGV >= 100
 local this_second = now - now % 1000
 local function is_due(last_call)
-  return many or not last_call or tonumber(last_call) < this_second
+  if many then return true end
+  local last = tonumber(last_call or 0)
+  return last < this_second or last > now -- the clock was ahead
 end
 
--- There is no rollback, so a stream key of another type must fail here, before the first write.
+-- Keys of another type fail here.
 call('XLEN', stream)
+local last_entry = call('GET', stream .. ':last') or '0-0'
 
 local message_key = base .. 'message:' .. message
 -- Users whom the message's first delivery left out: they may be registered by now.
@@ -108,12 +123,12 @@ end
 -- Each entry names the one before it, so that a reader can tell whether it missed trimmed entries.
 local trim_stream = false
 local function emit(cohort, change, at, users)
-  local previous = call('GET', stream .. ':last') or '0-0'
-  trim_stream = trim_stream or is_due(string.match(previous, '%d+'))
+  trim_stream = trim_stream or is_due(string.match(last_entry, '%d+'))
   local id = call('XADD', stream, 'MAXLEN', '~', max_entries, '*',
     'cohort', cohort, 'change', change, 'at', at, 'users', cjson.encode(users),
-    'previous', previous)
+    'previous', last_entry)
   call('SET', stream .. ':last', id)
+  last_entry = id
 end
 
 -- The arguments with which ZADD gives all users the same score.
@@ -155,12 +170,20 @@ local function note_confirmed(prefix, entering, users, since, moved)
   if #stated > 0 then call(entering and 'SADD' or 'SREM', prefix .. ':confirmed', unpack(stated)) end
 end
 
--- The arguments with which ZADD gives members the time of the last statement about them as score.
-local function last_statements(users, members, seen)
-  local since, stated = call('ZMSCORE', members, unpack(users)), call('ZMSCORE', seen, unpack(users))
+-- The arguments with which ZADD gives users the time of the last statement about them as score: the
+-- latest of those in some sets.
+local function last_statements(users, sets)
+  local latest = {}
+  for _, set in ipairs(sets) do
+    local times = call('ZMSCORE', set, unpack(users))
+    for i = 1, #users do
+      local time = past(times[i])
+      if time and time > (latest[i] or -math.huge) then latest[i] = time end
+    end
+  end
   local arguments = {}
   for i = 1, #users do
-    arguments[2 * i - 1] = integer(math.floor(math.max(since[i], stated[i] or 0)))
+    arguments[2 * i - 1] = integer(latest[i] or 0)
     arguments[2 * i] = users[i]
   end
   return unpack(arguments)
@@ -175,12 +198,12 @@ local function rename(cohort, state, current, trait, at, stated_at, named, movin
   local LATE_NAME = 10 * 60 * 1000
   local NAMES_KEPT = 50
 
-  local late = stated_at and at < tonumber(named)
+  local late = stated_at and named and at < named
   local kept = {}
   for _, earlier in ipairs(cjson.decode(call('HGET', state, 'names') or '[]')) do
     if earlier.trait ~= trait then
       kept[#kept + 1] = earlier
-    elseif not stated_at and now - earlier['until'] < LATE_NAME then
+    elseif not stated_at and math.abs(now - earlier['until']) < LATE_NAME then
       late = true
     end
   end
@@ -189,9 +212,9 @@ local function rename(cohort, state, current, trait, at, stated_at, named, movin
   kept[#kept + 1] = {trait = current, ['until'] = now}
   -- Users who are still to be moved may have any of the names.
   while not moving and #kept > NAMES_KEPT do table.remove(kept, 1) end
+  call('SADD', base .. 'jobs', cohort)
   call('HSET', state, 'trait', trait, 'named', integer(at), 'names', cjson.encode(kept),
     'moving', '')
-  call('SADD', base .. 'jobs', cohort)
   return trait, ''
 end
 
@@ -203,15 +226,19 @@ local function newest(set)
   return last[2] and tonumber(last[2]) or -math.huge
 end
 
--- Which users, by position, a newer statement was applied about. The scores of members and of the
--- other sets are the times of the last statements; members' may have a fraction, see entry_score.
-local function find_stale(at, users, since, left, seen)
+-- Which users, by position, a newer statement was applied about. The scores in each set are the
+-- times of the last statements.
+local function find_stale(at, users, since, others)
   local stale = {}
-  for _, scores in ipairs({since, call('ZMSCORE', left, unpack(users)),
-    call('ZMSCORE', seen, unpack(users))}) do
+  local function compare(scores)
     for i = 1, #users do
-      if scores[i] and at < math.floor(scores[i]) then stale[i] = true end
+      local last = past(scores[i])
+      if last and at < last then stale[i] = true end
     end
+  end
+  compare(since)
+  for _, set in ipairs(others) do
+    if at < newest(set) then compare(call('ZMSCORE', set, unpack(users))) end
   end
   return stale
 end
@@ -228,6 +255,25 @@ local function entry_score(at, newest_score)
   return integer(at)
 end
 
+-- Repeats -----------------------------------------------------------------------------------------
+
+-- When members were last reported as members again: a sorted set for the last day or less, and one
+-- for the day before, which expire as a whole. They must not be trimmed by their scores: a statement
+-- may be old when it arrives.
+
+local function remember_repeats(seen, before, at_text, users)
+  local left = call('PTTL', seen)
+  if left >= 0 and left <= HORIZON then -- its first record is a day old
+    call('RENAME', seen, before)
+    left = -2
+  elseif call('EXISTS', before) == 1 then
+    call('ZREM', before, unpack(users))
+  end
+  call('ZADD', seen, scored(at_text, users))
+  -- Also if the clock was set back.
+  if left < 0 or left > 2 * HORIZON then call('PEXPIRE', seen, 2 * HORIZON) end
+end
+
 -- A group -----------------------------------------------------------------------------------------
 
 local function apply(cohort, trait, value, stated_at, users)
@@ -236,11 +282,12 @@ local function apply(cohort, trait, value, stated_at, users)
   local entering = value == 'true'
   local change = entering and 'entered' or 'left'
   local prefix = base .. 'cohort:' .. cohort
-  local members, left, seen, state =
-    prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':state'
+  local members, left, state = prefix .. ':members', prefix .. ':left', prefix .. ':state'
+  local seen, before = prefix .. ':seen', prefix .. ':seen-before'
 
-  local current, moving, deleting, named, last, total, resync =
-    unpack(call('HMGET', state, 'trait', 'moving', 'deleting', 'named', 'last', change, 'resync'))
+  local current, moving, deleting, named, last, total, timed, repeated, resync =
+    unpack(call('HMGET', state, 'trait', 'moving', 'deleting', 'named', 'last', change, 'timed',
+      'repeated', 'resync'))
   if mode == 'as known' and current ~= trait
     or mode == 'met' and not current and not deleting
   then
@@ -253,22 +300,61 @@ local function apply(cohort, trait, value, stated_at, users)
     trait = current
   end
 
-  if not current then
-    call('HSET', state, 'trait', trait, 'named', at_text, 'first', now_text)
-    call('ZADD', base .. 'cohorts', 0, cohort)
-  elseif current ~= trait then
-    trait, moving = rename(cohort, state, current, trait, at, stated_at, named, moving)
-  elseif stated_at and at > tonumber(named) then
-    call('HSET', state, 'named', at_text) -- any other name up to this time is late
+  -- Keys of another type fail here.
+  local some_left, some_users = call('ZCARD', left) > 0, #users > 0
+  if resync then call('SISMEMBER', prefix .. ':confirmed', '') end
+  local since = some_users and call('ZMSCORE', members, unpack(users))
+  named, total = past(named), tonumber(total) or 0
+  local newest_unrecorded = past(repeated)
+  local score, stale = at_text, {}
+  local newest_repeat -- only if a statement about this cohort may be older than another
+  if some_users and (stated_at or timed) then
+    newest_repeat = math.max(newest(seen), newest(before))
   end
+  if some_users and stated_at then
+    local newest_member = newest(members)
+    score = entry_score(at, newest_member)
+    -- Requests arrive nearly in order: for most, nothing about the cohort is newer.
+    if at < math.floor(newest_member) or at < newest_repeat or at < newest(left) then
+      stale = find_stale(at, users, since, {left, seen, before})
+    end
+    -- Some members were reported again later than this, but it is unknown which.
+    if newest_unrecorded and at < newest_unrecorded and now - newest_unrecorded < HORIZON then
+      for i = 1, #users do
+        if since[i] then stale[i] = true end
+      end
+    end
+  end
+  -- After a clock that was ahead, members' times are corrected as they are reported.
+  local ahead = some_users and is_due(last) and newest(members) > now + SKEW
 
   -- The fields of the cohort's state that this group changes, written in one command.
   local fields = {}
-  if source ~= '' then fields = {'last', now_text, 'way:' .. source, now_text} end
-  if #users == 0 then
+  local function set(field, text)
+    fields[#fields + 1] = field
+    fields[#fields + 1] = text
+  end
+
+  if not current then
+    call('ZADD', base .. 'cohorts', 0, cohort)
+    call('HSET', state, 'trait', trait, 'named', at_text, 'first', now_text)
+  elseif current ~= trait then
+    trait, moving = rename(cohort, state, current, trait, at, stated_at, named, moving)
+  elseif not named or at > named then
+    set('named', at_text) -- any other name up to this time is late
+  end
+
+  if source ~= '' then
+    set('last', now_text)
+    set('way:' .. source, now_text)
+  end
+  if not some_users then
     if #fields > 0 then call('HSET', state, unpack(fields)) end
     return
   end
+
+  if stated_at and not timed then set('timed', '1') end
+  if repeated and not newest_unrecorded then set('repeated', '0') end
 
   local earlier -- trait names to remove from these users
   if moving then
@@ -277,25 +363,15 @@ local function apply(cohort, trait, value, stated_at, users)
     for i, name in ipairs(names) do earlier[i] = name.trait end
   end
 
-  local since = call('ZMSCORE', members, unpack(users))
-  local score, stale = at_text, {}
-  if stated_at then
-    local newest_member = newest(members)
-    score = entry_score(at, newest_member)
-    -- Requests arrive nearly in order: for most, nothing about the cohort is newer.
-    if at < math.floor(newest_member) or at < newest(left) or at < newest(seen) then
-      stale = find_stale(at, users, since, left, seen)
-    end
-  end
-
   -- Users who entered or left, and users whose membership is as stated already.
-  local moved, confirmed = {}, {}
+  local moved, confirmed, corrected = {}, {}, {}
   for i = 1, #users do
     local user, member = users[i], since[i]
     if stale[i] then
       -- a newer statement about this user has been applied
     elseif entering and member then
       confirmed[#confirmed + 1] = user
+      if ahead and not past(member) then corrected[#corrected + 1] = user end
       if earlier and (on_hash('HDEL', user, unpack(earlier)) or 0) > 0 then
         on_hash('HSET', user, trait, 'true')
         note_changed({user})
@@ -319,35 +395,40 @@ local function apply(cohort, trait, value, stated_at, users)
   if #moved > 0 then
     if entering then
       call('ZADD', members, scored(score, moved))
-      if call('EXISTS', left) == 1 then call('ZREM', left, unpack(moved)) end
+      if some_left then call('ZREM', left, unpack(moved)) end
     elseif removing then
       -- As if they had left just after the last statement about them, so that a call of the resync
       -- that arrives late still counts.
-      call('ZADD', left, last_statements(moved, members, seen))
+      call('ZADD', left, last_statements(moved, {members, seen, before}))
       call('ZREM', members, unpack(moved))
       call('ZREM', seen, unpack(moved))
+      call('ZREM', before, unpack(moved))
     else
       call('ZREM', members, unpack(moved))
-      call('ZREM', seen, unpack(moved))
-      call('ZADD', left, 'GT', scored(at_text, moved))
+      if newest_repeat and newest_repeat > -math.huge then
+        call('ZREM', seen, unpack(moved))
+        call('ZREM', before, unpack(moved))
+      end
+      call('ZADD', left, scored(at_text, moved))
     end
     emit(cohort, change, at_text, moved)
     note_changed(moved)
     report('moves', {cohort, value, #moved})
-    fields[#fields + 1] = change
-    fields[#fields + 1] = integer((total or 0) + #moved)
+    set(change, integer(total + #moved))
   end
+  if #corrected > 0 then call('ZADD', members, scored(at_text, corrected)) end
   if resync and not removing then note_confirmed(prefix, entering, users, since, moved) end
   if #confirmed > 0 then
-    call('ZADD', entering and seen or left, 'GT', scored(at_text, confirmed))
+    if not entering then
+      call('ZADD', left, scored(at_text, confirmed))
+    elseif newest_repeat then
+      remember_repeats(seen, before, at_text, confirmed)
+    else
+      -- No statement about this cohort had a time yet: a time for each user would be for nothing.
+      set('repeated', now_text)
+    end
   end
   if #fields > 0 then call('HSET', state, unpack(fields)) end
-
-  if is_due(last) then
-    local AT_ONCE = 500
-    local old = call('ZRANGE', seen, '-inf', now - HORIZON, 'BYSCORE', 'LIMIT', 0, AT_ONCE)
-    if #old > 0 then call('ZREM', seen, unpack(old)) end
-  end
 end
 
 -- The request -------------------------------------------------------------------------------------

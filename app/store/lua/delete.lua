@@ -24,8 +24,7 @@ local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
 local action, cohort = ARGV[1], ARGV[2]
 local prefix = base .. 'cohort:' .. cohort
-local members, left, seen, state =
-  prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':state'
+local members, left, state = prefix .. ':members', prefix .. ':left', prefix .. ':state'
 local call, attempt = redis.call, redis.pcall
 
 if action == 'begin' or action == 'mark' then
@@ -62,8 +61,8 @@ end
 
 if action == 'finish' then
   if not drained then return 0 end
-  call('UNLINK', members, left, seen, state, prefix .. ':freshness', prefix .. ':sizes',
-    prefix .. ':resync', prefix .. ':confirmed')
+  call('UNLINK', members, left, state, prefix .. ':seen', prefix .. ':seen-before',
+    prefix .. ':freshness', prefix .. ':sizes', prefix .. ':resync', prefix .. ':confirmed')
   call('ZREM', base .. 'resyncs', cohort)
   call('ZREM', base .. 'due', cohort)
   for _, name in ipairs({'verified', 'incomplete', 'store_lost', 'store_set_back', 'sync_failed',

@@ -46,6 +46,7 @@ for i = 5, #ARGV, 2 do
   end
   call('ZREM', prefix .. ':left', user)
   call('ZREM', prefix .. ':seen', user)
+  call('ZREM', prefix .. ':seen-before', user)
   call('SREM', prefix .. ':confirmed', user)
   call('HDEL', hash, ARGV[i - 1])
 end

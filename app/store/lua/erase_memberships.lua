@@ -28,13 +28,15 @@ end
 local found = {}
 for i = 2, #ARGV do
   local prefix = base .. 'cohort:' .. ARGV[i]
-  local members, left, seen = prefix .. ':members', prefix .. ':left', prefix .. ':seen'
+  local members, left = prefix .. ':members', prefix .. ':left'
+  local seen, before = prefix .. ':seen', prefix .. ':seen-before'
   call('SREM', prefix .. ':confirmed', user)
   local member = call('ZSCORE', members, user)
-  local known = member or call('ZSCORE', left, user) or call('ZSCORE', seen, user)
+  local known = member or call('ZSCORE', left, user)
+    or call('ZSCORE', seen, user) or call('ZSCORE', before, user)
   if known and not has_trait(prefix .. ':state') then
     if member then call('HINCRBY', prefix .. ':state', 'left', 1) end
-    for _, key in ipairs({members, left, seen}) do call('ZREM', key, user) end
+    for _, key in ipairs({members, left, seen, before}) do call('ZREM', key, user) end
     found[#found + 1] = ARGV[i]
   end
 end

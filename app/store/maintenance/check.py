@@ -120,7 +120,7 @@ class Checker:
             found[place] = {cohort_id for cohort_id, _ in listed}
             with_jobs: Any = self._client.smembers(self._keys.jobs(*place))
             found[place].update(with_jobs)
-        key_name = re.compile(rb"(.+):(?:members|left|seen|state)", re.DOTALL)
+        key_name = re.compile(rb"(.+):(?:members|left|seen|seen-before|state)", re.DOTALL)
         for place, rest in self._scan(app_id, "cohort:"):
             if match := key_name.fullmatch(rest):
                 found[place].add(match[1])

@@ -15,7 +15,7 @@ local call = redis.call
 local trait, entered, left, moving, deleting =
   unpack(call('HMGET', state, 'trait', 'entered', 'left', 'moving', 'deleting'))
 local members = call('ZCARD', prefix .. ':members')
-local others = call('EXISTS', state, prefix .. ':left', prefix .. ':seen')
+local others = call('EXISTS', state, prefix .. ':left', prefix .. ':seen', prefix .. ':seen-before')
 local listed = call('ZSCORE', base .. 'cohorts', cohort)
 local job = call('SISMEMBER', base .. 'jobs', cohort) == 1
 

@@ -32,7 +32,7 @@ _REBUILT = dict.fromkeys(
 )
 _OF_PARTITION = {**_USERS, **_HISTORY, **_REBUILT}
 _OF_COHORT = {
-    **dict.fromkeys((b"members", b"left", b"seen"), Kind.SPREAD),
+    **dict.fromkeys((b"members", b"left", b"seen", b"seen-before"), Kind.SPREAD),
     **dict.fromkeys((b"freshness", b"sizes", b"syncs"), Kind.WHOLE),
     b"state": Kind.STATE,
     # A copy ends the resyncs that are open.

@@ -8,15 +8,14 @@
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local cohort = ARGV[1]
 local prefix = base .. 'cohort:' .. cohort
-local members, left, seen, state =
-  prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':state'
+local members, left, state = prefix .. ':members', prefix .. ':left', prefix .. ':state'
 local call = redis.call
 
 local trait, deleting = unpack(call('HMGET', state, 'trait', 'deleting'))
 local count = call('ZCARD', members)
 
 if not trait and count == 0 and call('EXISTS', left) == 0 and not deleting then
-  call('UNLINK', state, seen)
+  call('UNLINK', state, prefix .. ':seen', prefix .. ':seen-before')
   call('ZREM', base .. 'cohorts', cohort)
   call('SREM', base .. 'jobs', cohort)
   return

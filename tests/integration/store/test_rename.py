@@ -202,6 +202,16 @@ def test_new_name__first_told_to_a_partition_that_meets_the_cohort__reaches_the_
     assert traits(redis_client, APP) == {u: {NEW: "true"} for u in ["u0", *others]}
 
 
+def test_name__without_a_time__is_newer_than_an_older_one_with_a_time(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    now = time.time_ns() // 1_000_000
+    say(store, NEW, True, "u0", at_ms=now - 5000)
+    say(store, NEW, True, "u0")
+    say(store, OLD, True, "u0", at_ms=now - 2000)
+    assert store.registry.trait(APP, "1") == NEW
+
+
 @pytest.mark.parametrize("order", sorted(permutations([0, 1, 2])))
 def test_names_with_times__in_any_order__end_at_that_of_the_newest(
     store: Store, redis_client: redis.Redis, order: tuple[int, ...]
