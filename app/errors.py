@@ -157,6 +157,18 @@ class HttpsRequired(Problem):
     detail = "Plain HTTP is not accepted here. Replace the API key: it was sent unencrypted."
 
 
+class InvalidUserId(Problem):
+    status, reason = 404, "invalid_user_id"
+    detail = (
+        "Invalid User ID: it must be a string of 1 to 1,024 bytes of UTF-8, not blank and without "
+        "NUL, or a whole number up to 2^53."
+    )
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        return [cls(errors=[{"place": "batch.17.userId", "message": cls.detail}])]
+
+
 class UnknownUser(Problem):
     status, reason = 404, "unknown_user"
     detail = "The user is not registered."

@@ -16,7 +16,9 @@ from app.cohorts.membership import (
     MembershipChange,
     TooManyCohortsInRequest,
     UniformIdentifies,
+    all_have_users,
     membership_changes,
+    usable_user_id,
 )
 from app.cohorts.record import CohortRecord, CohortSummary, Status
 from app.cohorts.resync import (
@@ -55,7 +57,9 @@ __all__ = [
     "UniformIdentifies",
     "Upstream",
     "VerifiedBy",
+    "all_have_users",
     "membership_changes",
     "resync_refusal",
+    "usable_user_id",
     "user_hash",
 ]

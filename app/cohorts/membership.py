@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple, overload
 
-from app.cohorts.cohort import Cohort
+from app.cohorts.cohort import MAX_USER_ID_BYTES, Cohort, text_problem
 
 # Each cohort costs the store about 50 µs.
 MAX_COHORTS_PER_REQUEST = 10_000
+# Up to this, senders whose numbers are floats can tell all whole numbers apart.
+MAX_WHOLE_ID = 2**53
+
+_user_id = itemgetter(0)
 
 
 class TooManyCohortsInRequest(ValueError):
@@ -18,7 +23,8 @@ class TooManyCohortsInRequest(ValueError):
 class Identify(NamedTuple):
     """An identify call: for each trait name, whether the user has the trait.
 
-    ``at_ms`` is the time of the statement in ms since the epoch; None for the time of arrival.
+    ``user_id`` is "" if the call has no usable one. ``at_ms`` is the time of the statement in ms
+    since the epoch; None for the time of arrival.
     """
 
     user_id: str
@@ -53,6 +59,30 @@ class UniformIdentifies(Sequence[Identify]):
         return Identify(self.user_ids[place], self.traits, self.at_ms)
 
 
+def usable_user_id(value: object) -> str:
+    """The user id in a decoded JSON value; "" if the value is not usable as one.
+
+    Usable are strings of 1 to 1,024 bytes of UTF-8 that are not blank and contain no NUL, and whole
+    numbers up to 2^53 on either side of zero, which become their digits.
+    """
+    if type(value) is str:
+        if not value or value.isspace() or "\0" in value:
+            return ""
+        if value.isascii() and len(value) <= MAX_USER_ID_BYTES:
+            return value
+        return "" if text_problem(value, MAX_USER_ID_BYTES) else value
+    if type(value) is int and abs(value) <= MAX_WHOLE_ID:
+        return str(value)
+    return ""
+
+
+def all_have_users(identifies: Sequence[Identify]) -> bool:
+    """Whether each call has a usable user id."""
+    if isinstance(identifies, UniformIdentifies):
+        return "" not in identifies.user_ids
+    return all(map(_user_id, identifies))
+
+
 class MembershipChange(NamedTuple):
     """Users who are in a cohort (``member``) or not, as of one point in time."""
 
@@ -66,7 +96,8 @@ def membership_changes(identifies: Sequence[Identify]) -> list[MembershipChange]
     """The changes that identify calls ask for, with each (user, cohort) once.
 
     The last call about a (user, cohort) wins, or the newest if they carry times; likewise the
-    last or newest name of a cohort.
+    last or newest name of a cohort. A cohort that is only in calls without a usable user id has a
+    change without users.
 
     Raises:
         TooManyCohortsInRequest
@@ -77,8 +108,9 @@ def membership_changes(identifies: Sequence[Identify]) -> list[MembershipChange]
     uniform = identifies if isinstance(identifies, UniformIdentifies) else _uniform(identifies)
     if uniform and len(uniform.traits) == 1:
         ((trait, member),) = uniform.traits.items()
-        user_ids = list(dict.fromkeys(uniform.user_ids))
-        return [MembershipChange(Cohort.from_trait(trait), member, user_ids, uniform.at_ms)]
+        user_ids = dict.fromkeys(uniform.user_ids)
+        user_ids.pop("", None)
+        return [MembershipChange(Cohort.from_trait(trait), member, list(user_ids), uniform.at_ms)]
     return _mixed(identifies)
 
 
@@ -103,14 +135,20 @@ def _mixed(identifies: Sequence[Identify]) -> list[MembershipChange]:
                     raise TooManyCohortsInRequest
                 cohort = cohorts[trait] = Cohort.from_trait(trait)
                 last.setdefault(cohort.id, {})
+            if not call.user_id:
+                continue
             users = last[cohort.id]
             if call.user_id not in users or not _is_older(at_ms, users[call.user_id][1]):
                 users[call.user_id] = member, at_ms
             if cohort.id not in named or not _is_older(at_ms, named[cohort.id][1]):
                 named[cohort.id] = cohort, at_ms
 
+    for cohort in cohorts.values():
+        named.setdefault(cohort.id, (cohort, None))
     changes: dict[tuple[str, bool, int | None], list[str]] = {}
     for cohort_id, users in last.items():
+        if not users:
+            changes[cohort_id, False, None] = []
         for user_id, (member, at_ms) in users.items():
             key = cohort_id, member, at_ms
             if key in changes:

@@ -17,7 +17,10 @@ class Moves(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """A rejected user, by :func:`user_hash`, and the reason."""
+    """A rejected user, by :func:`user_hash`, and the reason.
+
+    ``user`` is "" for all users of a request that have no usable id.
+    """
 
     user: str
     reason: str

@@ -134,6 +134,9 @@ def split_batches(batches: Iterable[SyncBatch]) -> Iterator[list[SyncBatch]]:
         yield portion
 
 
+# Stands for users without a usable id in place of a hash.
+_NO_USER = bytes(HASH_BYTES)
+
 # Default values at the end of a record are not stored.
 _DEFAULTS = list(RequestRecord._field_defaults.values())
 _REQUIRED = len(RequestRecord._fields) - len(_DEFAULTS)
@@ -158,9 +161,10 @@ def decode(row: bytes) -> RequestRecord:
     users = {reason: b64decode(text) for reason, text in dict(record.rejections).items()}
     return record._replace(
         rejections=tuple(
-            Rejection(hashes[start : start + HASH_BYTES].hex(), reason)
+            Rejection("" if hash_ == _NO_USER else hash_.hex(), reason)
             for reason, hashes in users.items()
             for start in range(0, len(hashes), HASH_BYTES)
+            for hash_ in [hashes[start : start + HASH_BYTES]]
         )
     )
 
@@ -169,5 +173,5 @@ def _by_reason(rejections: Iterable[Rejection]) -> dict[str, str]:
     """The users' concatenated hashes by reason, which take a third of the space of pairs."""
     users: dict[str, bytes] = {}
     for user, reason in rejections:
-        users[reason] = users.get(reason, b"") + bytes.fromhex(user)
+        users[reason] = users.get(reason, b"") + (bytes.fromhex(user) or _NO_USER)
     return {reason: b64encode(hashes).decode() for reason, hashes in users.items()}

@@ -142,9 +142,9 @@ def check_loaded(loaded: object) -> None:
             check_user(user_id)
     elif isinstance(loaded, tuple):
         for user_id in loaded[1]:
-            check_user(user_id)
+            check_user(user_id or "none")
     for user_id, traits, at_ms in calls:
-        check_user(user_id)
+        check_user(user_id or "none")
         assert traits
         for name, member in traits.items():
             assert member is True or member is False
@@ -159,13 +159,17 @@ def check_changes(calls: list[Identify]) -> None:
     stated = [(c.cohort.id, user) for c in changes for user in c.user_ids]
     assert len(stated) == len(set(stated))
     assert set(stated) == {
-        (Cohort.from_trait(name).id, call.user_id) for call in calls for name in call.traits
+        (Cohort.from_trait(name).id, call.user_id)
+        for call in calls
+        for name in call.traits
+        if call.user_id
     }
 
 
 def check_user(user_id: str) -> None:
     assert 0 < len(user_id.encode()) <= MAX_USER_ID_BYTES
     assert "\0" not in user_id
+    assert not user_id.isspace()
 
 
 def check_trait(name: str) -> None:

@@ -12,9 +12,16 @@ from app.errors import InvalidParameter, UnknownCohort
 from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import cohort_in_path, describes, parameters, user_in_path
-from app.web.http.fields import Query, YesOrNo, limited
+from app.web.http.fields import Query, YesOrNo, limited, user_ids_field
 from app.web.http.replies import Reply, count, text, yes_or_no
 from app.web.ingest.list_schema import ListUsersSchema
+
+
+class RegisterUsersSchema(ListUsersSchema):
+    """``{"userIds": […]}``, or ``user_ids``. All must be usable ids."""
+
+    user_ids = user_ids_field("userIds")
+    user_ids_too = user_ids_field("user_ids")
 
 
 class EraseQuery(Query):
@@ -105,11 +112,11 @@ def unsuppress_user(user_id: str) -> Response:
 
 @blueprint.post("/users")
 @requires(ADMIN)
-@describes(body=(ListUsersSchema(),), reply=RegisteredReply())
+@describes(body=(RegisterUsersSchema(),), reply=RegisteredReply())
 def register_users() -> Response:
     """Register users, for ``USER_POLICY=known``."""
     parts = services()
-    schema = limited(ListUsersSchema, parts.settings.max_batch_users)
+    schema = limited(RegisterUsersSchema, parts.settings.max_batch_users)
     _, user_ids = load(schema, read_json())
     registered = parts.deletable_store().registered_users.add(g.caller.app_id, user_ids)
     return _reply({"registered": registered})

@@ -109,7 +109,10 @@ class RejectionReply(Reply):
     """A rejected user."""
 
     user = text(
-        "A short hash of the user's id: BLAKE2b, see the data model.", example="9f86d081884c"
+        "A short hash of the user's id: BLAKE2b, see the data model. Null for all users of the "
+        "request that have no usable id.",
+        allow_none=True,
+        example="9f86d081884c",
     )
     reason = text("Why, as in the reply to the request.", example="unknown_user")
 

@@ -117,5 +117,7 @@ def _shown_request(record: RequestRecord) -> dict[str, Any]:
         "repeated": record.repeated,
         "reason": record.reason or None,
         "detail": record.detail or None,
-        "rejections": [{"user": user, "reason": reason} for user, reason in record.rejections],
+        "rejections": [
+            {"user": user or None, "reason": reason} for user, reason in record.rejections
+        ],
     }

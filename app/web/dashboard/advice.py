@@ -77,6 +77,12 @@ ADVICE = {
         "The path exists but does not accept this method.",
         "Send cohorts with POST.",
     ),
+    "invalid_user_id": Advice(
+        "The user id is missing, empty, blank, too long or not an id. Other users of the request "
+        "were applied.",
+        "Check which user property the Amplitude destination sends as the user id. Users without "
+        "it can't be stored.",
+    ),
     "unknown_user": Advice(
         "The user is not registered, and USER_POLICY=known accepts only registered users.",
         "Register the users (flask --app wsgi users register), or set USER_POLICY=open.",

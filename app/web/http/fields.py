@@ -14,14 +14,15 @@ from typing import Any, TypeVar, cast
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 from marshmallow.exceptions import SCHEMA
 
+from app.cohorts import usable_user_id
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
+from app.cohorts.membership import MAX_WHOLE_ID
 
 # Validation of a list stops after this many errors.
 MAX_ITEM_ERRORS = 50
-# A string of this length always fits: UTF-8 takes at most 4 bytes per character.
-SAFE_USER_ID_CHARACTERS = MAX_USER_ID_BYTES // 4
 Item = TypeVar("Item")
 _WITHOUT_NUL = "^[^\\u0000]*$"
+_NOT_BLANK = "^[^\\u0000]*[^\\u0000\\s][^\\u0000]*$"
 _DIGITS = re.compile(r"[0-9]{1,16}")
 _MAX_WHOLE = 10**16 - 1
 
@@ -58,6 +59,47 @@ class UserId(Text):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(MAX_USER_ID_BYTES, **kwargs)
+
+
+class Id(Text):
+    """An id, as a string or a whole number. Only if it may be empty, it may also be blank."""
+
+    def json_schema(self) -> dict[str, Any]:
+        text = super().json_schema()
+        if not self._empty:
+            text["pattern"] = _NOT_BLANK
+        whole = {"type": "integer", "minimum": -MAX_WHOLE_ID, "maximum": MAX_WHOLE_ID}
+        return {"anyOf": [text, whole], "example": "abc123"}
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        if type(value) is int and abs(value) <= MAX_WHOLE_ID:
+            return str(value)
+        if not isinstance(value, str):
+            raise ValidationError("Must be a string or a whole number up to 2^53.")
+        if value.isspace() and not self._empty:
+            raise ValidationError("Must not be blank.")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class SentUserId(fields.Field[str]):
+    """The user id of one item of many. Never an error: loads to "" if it is not usable.
+
+    So a bad id costs the others nothing. :func:`~app.web.ingest.apply.apply` reports the item.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_none=True, **kwargs)
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "description": "A string of 1 to 1,024 bytes of UTF-8, not blank and without NUL, or a "
+            f"whole number up to {MAX_WHOLE_ID}, which counts as its digits. Anything else, "
+            "or nothing, is skipped with reason `invalid_user_id`.",
+            "example": "user1@example.com",
+        }
+
+    def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> str:
+        return usable_user_id(value)
 
 
 class JsonObject(fields.Field[dict[str, Any]]):
@@ -167,25 +209,25 @@ class Items(fields.Field[list[Item]]):
         return items
 
 
-def accept_user_id(value: Any, seen: set[str]) -> str | None:
-    """``value`` if it is clearly a valid user id, or None to leave it to :class:`UserId`."""
-    try:
-        if "\0" in value or not 0 < len(value) <= SAFE_USER_ID_CHARACTERS:
-            return None
-        if not value.isascii():
-            value.encode()
-    except (TypeError, AttributeError, UnicodeEncodeError):
-        return None
-    return cast(str, value)
-
-
 def user_ids_field(data_key: str, **kwargs: Any) -> Items[str]:
-    """A field for a list of user ids."""
-    user_id = UserId()
+    """A field for a list of user ids, all of which must be usable."""
+    user_id = Id(MAX_USER_ID_BYTES)
     return Items(
-        accept_user_id,
+        lambda value, _: usable_user_id(value) or None,
         user_id.deserialize,
         item=user_id,
+        data_key=data_key,
+        metadata={"example": ["user1@example.com", "user2@example.com"]},
+        **kwargs,
+    )
+
+
+def sent_user_ids_field(data_key: str, **kwargs: Any) -> Items[str]:
+    """A field for a list of user ids, loaded as :class:`SentUserId` does."""
+    return Items(
+        lambda value, _: usable_user_id(value),
+        usable_user_id,
+        item=SentUserId(),
         data_key=data_key,
         metadata={"example": ["user1@example.com", "user2@example.com"]},
         **kwargs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from flask import g
@@ -16,6 +16,7 @@ from app.cohorts import (
     Outcome,
     Rejection,
     TooManyCohortsInRequest,
+    all_have_users,
     membership_changes,
     user_hash,
 )
@@ -23,15 +24,17 @@ from app.errors import (
     BodyTooLarge,
     CohortBeingDeleted,
     InvalidPayload,
+    InvalidUserId,
     Problem,
     SuppressedUser,
     UnknownUser,
 )
 from app.services import services
 from app.store import Applied
+from app.web.http.body import MAX_ERRORS
 
 # Why a request may be refused as a whole, for the API description of each source.
-PROBLEMS = (UnknownUser, CohortBeingDeleted)
+PROBLEMS = (InvalidUserId, UnknownUser, CohortBeingDeleted)
 # Rejected users that the sync history keeps of a request.
 MAX_REJECTIONS = 20
 
@@ -41,16 +44,14 @@ class UnknownTrait(Exception):
 
 
 class Skipped(NamedTuple):
-    """An identify call, or one trait of it, that was not applied.
+    """An item of the body, or one trait of it, that was not applied.
 
     Attributes:
-        call: the call's number in the request.
-        trait: None for the whole call.
+        place: the place of its user, or of the trait, in the body.
     """
 
-    call: int
+    place: str
     problem: type[Problem]
-    trait: str | None = None
 
 
 class Result(NamedTuple):
@@ -60,7 +61,7 @@ class Result(NamedTuple):
         accepted: identify calls that were applied, at least in part.
         changed: users whose traits or memberships changed.
         rejected: identify calls that were not applied, and items rejected by the source.
-        skipped: which calls and traits were not applied, and why.
+        skipped: what was not applied, and why; at most 50.
     """
 
     accepted: int
@@ -69,27 +70,39 @@ class Result(NamedTuple):
     skipped: list[Skipped]
 
 
+class _Skip(NamedTuple):
+    """A call by its number, or one trait of it, that was not applied. ``trait`` is None for all."""
+
+    call: int
+    problem: type[Problem]
+    trait: str | None = None
+
+
 def apply(
     calls: Sequence[Identify],
     *,
     source: str,
+    user_place: Callable[[int], str],
     message_id: str = "",
-    rejected: Sequence[type[Problem]] = (),
+    rejected: Sequence[Skipped] = (),
     as_known: bool = False,
 ) -> Result:
     """Apply identify calls. Returns once the store has acknowledged all of them.
 
     Args:
+        calls: those without a usable user id are skipped, and nothing else of them counts.
         source: the name of the source.
+        user_place: the place of a call's user in the body, by the call's number.
         message_id: the sender's id of the message, to recognise repeats.
-        rejected: the reasons for items that the source itself rejected, one for each.
+        rejected: items that the source itself rejected.
         as_known: the trait names may be out of date.
 
     Raises:
         UnknownTrait: with ``as_known``.
         InvalidPayload: too many users.
         BodyTooLarge: too many cohorts.
-        UnknownUser, CohortBeingDeleted: nothing could be applied, for this reason.
+        InvalidUserId, UnknownUser, CohortBeingDeleted: nothing could be applied; the first reason,
+            and up to 50 places.
         StoreError
     """
     parts, event = services(), g.event
@@ -104,6 +117,10 @@ def apply(
         raise BodyTooLarge(f"The body may name at most {most} cohorts.") from None
     outcome = g.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
     event.update(source=source, cohorts=list(outcome.traits)[:10])
+    some_without_user = not all_have_users(calls)
+    if some_without_user:
+        # Nothing arrived for a cohort that no usable call names.
+        changes = [change for change in changes if change.user_ids]
     started = time.perf_counter()
     applied = parts.store.memberships.apply(
         g.caller.app_id,
@@ -118,10 +135,17 @@ def apply(
         raise UnknownTrait
     event["store_ms"] = round((time.perf_counter() - started) * 1000, 2)
     outcome.moves = applied.moves
-    skipped = list(_skipped(calls, applied))
-    refused = [skip for skip in skipped if skip.trait is None]
-    reasons = [*rejected, *(skip.problem for skip in refused)]
-    result = Result(len(calls) - len(refused), applied.changed, len(reasons), skipped)
+    skips = list(_skipped(calls, applied, some_without_user))
+    refused = [skip for skip in skips if skip.trait is None]
+    traits = [skip for skip in skips if skip.trait is not None]
+    reasons = [item.problem for item in rejected] + [skip.problem for skip in refused]
+    places = [_placed(skip, user_place) for skip in (refused + traits)[:MAX_ERRORS]]
+    result = Result(
+        accepted=len(calls) - len(refused),
+        changed=applied.changed,
+        rejected=len(reasons),
+        skipped=[*rejected, *places][:MAX_ERRORS],
+    )
     event.update(
         accepted=result.accepted,
         changed=result.changed,
@@ -130,26 +154,46 @@ def apply(
     )
     if reasons:
         event["rejected_by"] = Counter(problem.reason for problem in reasons)
-        outcome.rejections = [
-            Rejection(user_hash(calls[skip.call].user_id), skip.problem.reason)
-            for skip in refused[:MAX_REJECTIONS]
-        ]
+        outcome.rejections = _rejections(calls, refused)
     # Suppressed users are meant to be skipped: a request with no other users is not an error.
-    errors = [skip.problem for skip in refused if skip.problem is not SuppressedUser]
-    if errors and not result.accepted:
-        raise errors[0]
+    failed = [skip for skip in refused if skip.problem is not SuppressedUser]
+    if failed and not result.accepted:
+        errors = [_placed(skip, user_place) for skip in failed[:MAX_ERRORS]]
+        raise failed[0].problem(errors=[{"place": p, "message": why.detail} for p, why in errors])
     return result
 
 
-def _skipped(calls: Sequence[Identify], applied: Applied) -> Iterator[Skipped]:
-    if not (applied.unknown or applied.suppressed or applied.refused):
+def _placed(skip: _Skip, user_place: Callable[[int], str]) -> Skipped:
+    place = user_place(skip.call)
+    if skip.trait is not None:
+        place = place.removesuffix("userId") + f"traits.{skip.trait}"
+    return Skipped(place, skip.problem)
+
+
+def _skipped(
+    calls: Sequence[Identify], applied: Applied, some_without_user: bool
+) -> Iterator[_Skip]:
+    if not (some_without_user or applied.unknown or applied.suppressed or applied.refused):
         return
     for n, call in enumerate(calls):
-        if call.user_id in applied.unknown:
-            yield Skipped(n, UnknownUser)
+        if not call.user_id:
+            yield _Skip(n, InvalidUserId)
+        elif call.user_id in applied.unknown:
+            yield _Skip(n, UnknownUser)
         elif call.user_id in applied.suppressed:
-            yield Skipped(n, SuppressedUser)
+            yield _Skip(n, SuppressedUser)
         elif applied.refused:
             traits = [t for t in call.traits if Cohort.from_trait(t).id in applied.refused]
             for trait in traits if len(traits) < len(call.traits) else [None]:
-                yield Skipped(n, CohortBeingDeleted, trait)
+                yield _Skip(n, CohortBeingDeleted, trait)
+
+
+def _rejections(calls: Sequence[Identify], refused: Sequence[_Skip]) -> list[Rejection]:
+    """Some of the rejected users. All that have no usable id are one of them."""
+    rejections: dict[Rejection, None] = {}
+    for skip in refused:
+        user_id = calls[skip.call].user_id
+        rejections[Rejection(user_id and user_hash(user_id), skip.problem.reason)] = None
+        if len(rejections) == MAX_REJECTIONS:
+            break
+    return list(rejections)

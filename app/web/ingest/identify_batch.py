@@ -15,11 +15,14 @@ from typing import Literal
 import msgspec
 
 from app.cohorts import Identify, UniformIdentifies
-from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
-from app.web.http.fields import SAFE_USER_ID_CHARACTERS
+from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 
 # Other bodies are left to the schema at once.
 _BEGIN = b'{"batch"'
+# A string of this length always fits: UTF-8 takes at most 4 bytes per character.
+_SAFE_USER_ID_CHARACTERS = MAX_USER_ID_BYTES // 4
+# Sorts after the empty string, and after any that begins with a blank in ASCII.
+_FIRST_PRINTABLE = "!"
 
 
 # msgspec would skip unknown fields without checking that they are valid JSON.
@@ -63,17 +66,22 @@ def accept_batch(raw: bytes, max_users: int) -> Sequence[Identify] | None:
     if not raw.startswith(_BEGIN):
         return None
     try:
-        if not raw.isascii():
+        plain = raw.isascii()
+        if not plain:
             raw.decode()  # not all of it is decoded below
         calls = _decode(raw).batch
         if not 0 < len(calls) <= max_users:
             return None
         user_ids = [call.user_id for call in calls]
-        sizes = list(map(len, user_ids))
-        if min(sizes) == 0 or max(sizes) > SAFE_USER_ID_CHARACTERS:
+        if max(map(len, user_ids)) > _SAFE_USER_ID_CHARACTERS:
+            return None
+        if min(user_ids) < _FIRST_PRINTABLE:
             return None
         # NUL only occurs as an escape. Searching for a single byte first is fifty times faster.
-        if b"\\" in raw and b"\\u0000" in raw:
+        escaped = b"\\" in raw
+        if escaped and b"\\u0000" in raw:
+            return None
+        if (escaped or not plain) and any(map(str.isspace, user_ids)):
             return None
         for context in _distinct(call.context for call in calls):
             _decode_context(context)

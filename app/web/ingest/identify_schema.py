@@ -10,15 +10,14 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, post_load, validate
 
-from app.cohorts import Identify
+from app.cohorts import Identify, usable_user_id
 from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
 from app.web.http.fields import (
     MAX_ITEM_ERRORS,
-    SAFE_USER_ID_CHARACTERS,
     Base,
     Items,
     JsonObject,
-    UserId,
+    SentUserId,
     text_schema,
 )
 
@@ -61,14 +60,7 @@ class IdentifySchema(Base):
         validate=validate.Equal("identify", error="Must be identify."),
         metadata={"example": "identify"},
     )
-    user_id = UserId(
-        data_key="userId",
-        required=True,
-        metadata={
-            "description": "1 to 1,024 bytes of UTF-8, without NUL.",
-            "example": "user1@example.com",
-        },
-    )
+    user_id = SentUserId(data_key="userId")
     traits = Traits(required=True)
     context = JsonObject()
 
@@ -89,13 +81,11 @@ def accept(item: Any, good_names: set[str], at_ms: int | None = None) -> Identif
         at_ms: the time of the call, where the source has one.
     """
     try:
-        user_id, traits = item["userId"], item["traits"]
+        traits, user_id = item["traits"], item.get("userId")
         if item["type"] != "identify" or type(item.get("context", traits)) is not dict:
             return None
-        if "\0" in user_id or not 0 < len(user_id) <= SAFE_USER_ID_CHARACTERS or not traits:
+        if not traits:
             return None
-        if not user_id.isascii():
-            user_id.encode()
         for name, member in traits.items():
             if member is not True and member is not False:
                 return None
@@ -103,9 +93,9 @@ def accept(item: Any, good_names: set[str], at_ms: int | None = None) -> Identif
                 if text_problem(name, MAX_TRAIT_BYTES):
                     return None
                 good_names.add(name)
-    except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
+    except (KeyError, TypeError, AttributeError):
         return None
-    return Identify(user_id, traits, at_ms)
+    return Identify(usable_user_id(user_id), traits, at_ms)
 
 
 class BatchSchema(Base):

@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, post_load
 
 from app.cohorts.cohort import MAX_TRAIT_BYTES
-from app.web.http.fields import Base, JsonObject, Text, user_ids_field
+from app.web.http.fields import Base, JsonObject, Text, sent_user_ids_field
 
 
 class ListSchema(Base):
@@ -32,8 +32,8 @@ class ListUsersSchema(Base):
         "example": {"userIds": ["user1@example.com", "user2@example.com"]},
     }
 
-    user_ids = user_ids_field("userIds")
-    user_ids_too = user_ids_field("user_ids")
+    user_ids = sent_user_ids_field("userIds")
+    user_ids_too = sent_user_ids_field("user_ids")
     context = JsonObject()
 
     @post_load

@@ -97,8 +97,8 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
 
     def enter_or_leave(trait: str, as_known: bool) -> Response:
         calls = UniformIdentifies(user_ids, {trait: member})
-        result = apply(calls, source=blueprint.name, as_known=as_known)
-        return applied(result, f"{key}.{{}}".format)
+        place = f"{key}.{{}}".format
+        return applied(apply(calls, source=blueprint.name, user_place=place, as_known=as_known))
 
     # The last trait name seen is usually current; looking it up costs as much as the rest.
     if user_ids and (trait := registry.last_trait(app_id, list_id)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flask import Response
@@ -10,7 +10,6 @@ from marshmallow import Schema, fields
 from orjson import dumps
 
 from app.errors import Problem, render
-from app.web.http.body import MAX_ERRORS
 from app.web.http.replies import ProblemReply, Reply, count, text
 from app.web.ingest.apply import Result
 
@@ -58,34 +57,19 @@ class ErrorForm(NamedTuple):
 PROBLEM_DOCUMENT = ErrorForm(ProblemReply(), lambda _: {})
 
 
-def applied(
-    result: Result,
-    user_place: Callable[[int], str],
-    others: Iterable[tuple[str, type[Problem]]] = (),
-) -> Response:
-    """The reply about an applied request, as :class:`AppliedReply` describes it.
+def applied(result: Result) -> Response:
+    """The reply about an applied request, as :class:`AppliedReply` describes it."""
+    return Response(dumps(document_of(result)), mimetype="application/json")
 
-    Args:
-        user_place: the place of a call's user in the body, by the call's number.
-        others: places of items that the source itself rejected, with the reason.
-    """
-    rejected, traits = [*others], []
-    for skipped in result.skipped:
-        place = user_place(skipped.call)
-        if skipped.trait is None:
-            rejected.append((place, skipped.problem))
-        else:
-            traits.append(
-                (place.removesuffix("userId") + f"traits.{skipped.trait}", skipped.problem)
-            )
-    errors = [
-        {"place": place, "reason": problem.reason, "message": problem.detail}
-        for place, problem in [*rejected, *traits][:MAX_ERRORS]
-    ]
-    document = {
+
+def document_of(result: Result) -> dict[str, Any]:
+    """The members of :class:`AppliedReply`."""
+    return {
         "accepted": result.accepted,
         "changed": result.changed,
         "rejected": result.rejected,
-        "errors": errors,
+        "errors": [
+            {"place": place, "reason": problem.reason, "message": problem.detail}
+            for place, problem in result.skipped
+        ],
     }
-    return Response(dumps(document), mimetype="application/json")

@@ -11,13 +11,13 @@ from flask import Blueprint, Response
 from marshmallow import fields
 
 from app.auth.authenticate import INGEST, requires
-from app.errors import Problem, UnsupportedType
+from app.errors import UnsupportedType
 from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes
 from app.web.http.fields import limited
 from app.web.http.replies import ProblemReply
-from app.web.ingest.apply import PROBLEMS, apply
+from app.web.ingest.apply import PROBLEMS, Skipped, apply
 from app.web.ingest.replies import AppliedReply, ErrorForm, applied
 from app.web.ingest.segment_schema import (
     SegmentBatch,
@@ -57,7 +57,7 @@ def receive_identify() -> Response:
     """Apply one identify call."""
     body = {"type": "identify", **read_json()}
     call = load(identify_schema(body), body)
-    return applied(apply([call], source=blueprint.name), lambda _: "userId")
+    return applied(apply([call], source=blueprint.name, user_place=lambda _: "userId"))
 
 
 @blueprint.post("/v1/batch")
@@ -71,9 +71,11 @@ def receive_batch() -> Response:
     """
     schema = limited(SegmentBatchSchema, services().settings.max_batch_users)
     batch: SegmentBatch = load(schema, read_json())
-    rejected = [UnsupportedType for _ in batch.others]
-    result = apply(list(batch.identifies.values()), source=blueprint.name, rejected=rejected)
     numbers = list(batch.identifies)
-    others: list[tuple[str, type[Problem]]]
-    others = [(f"batch.{n}.type", UnsupportedType) for n in batch.others]
-    return applied(result, lambda call: f"batch.{numbers[call]}.userId", others)
+    result = apply(
+        list(batch.identifies.values()),
+        source=blueprint.name,
+        user_place=lambda call: f"batch.{numbers[call]}.userId",
+        rejected=[Skipped(f"batch.{n}.type", UnsupportedType) for n in batch.others],
+    )
+    return applied(result)

@@ -23,5 +23,10 @@ def receive_webhook() -> Response:
     """Apply one message."""
     schema = limited(WebhookSchema, services().settings.max_batch_users)
     webhook: Webhook = load(schema, read_json())
-    result = apply(webhook.identifies, source=blueprint.name, message_id=webhook.message_id)
-    return applied(result, "users.{}.user_id".format)
+    result = apply(
+        webhook.identifies,
+        source=blueprint.name,
+        user_place="users.{}.user_id".format,
+        message_id=webhook.message_id,
+    )
+    return applied(result)

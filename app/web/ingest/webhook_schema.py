@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 from marshmallow import ValidationError, fields, post_load
 
-from app.cohorts import UniformIdentifies
-from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
-from app.web.http.fields import Base, Items, Text, accept_user_id
+from app.cohorts import UniformIdentifies, usable_user_id
+from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
+from app.web.http.fields import Base, Id, Items, SentUserId, Text
 
 MAX_MESSAGE_ID_BYTES = 256
 _TRAIT = "[Amplitude] {}: {}"
-# Above this, floats cannot tell all whole numbers apart, so two ids would become one.
-_EXACT = 2**53
+_COHORT_ID = "^[^\\u0000:]*[^\\u0000:\\s][^\\u0000:]*$"
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 # In seconds the year 5138, in milliseconds 1973.
 _LEAST_MS = 10**11
@@ -33,22 +32,22 @@ class Webhook(NamedTuple):
     message_id: str
 
 
-class Id(Text):
-    """An id, as a string or a whole number."""
+class CohortId(Id):
+    """A cohort's id. With a colon, the trait name would be that of another cohort."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(MAX_TRAIT_BYTES, **kwargs)
 
     def json_schema(self) -> dict[str, Any]:
-        # Larger numbers arrive rounded, so the id would be ambiguous.
-        whole = {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 64) - 1}
-        return {"anyOf": [super().json_schema(), whole], "example": "abc123"}
+        described = super().json_schema()
+        described["anyOf"][0]["pattern"] = _COHORT_ID
+        return described
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
-        if type(value) is int or (
-            type(value) is float and value.is_integer() and abs(value) < _EXACT
-        ):
-            return str(int(value))
-        if not isinstance(value, str):
-            raise ValidationError("Must be a string or a whole number.")
-        return super()._deserialize(value, attr, data, **kwargs)
+        cohort_id = super()._deserialize(value, attr, data, **kwargs)
+        if ":" in cohort_id:
+            raise ValidationError("Must not contain a colon.")
+        return cohort_id
 
 
 class InCohort(fields.Field[bool]):
@@ -92,7 +91,7 @@ class EpochTime(fields.Field[int | None]):
 class UserSchema(Base):
     """``{"user_id", …}``. Loads to the user id."""
 
-    user_id = Id(MAX_USER_ID_BYTES, required=True, metadata={"example": "user1@example.com"})
+    user_id = SentUserId()
 
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> str:
@@ -100,12 +99,8 @@ class UserSchema(Base):
 
 
 def accept_user(item: Any, seen: set[str]) -> str | None:
-    """The user id in ``item``, or None to leave it to the item schema."""
-    try:
-        user_id = item["user_id"]
-    except (KeyError, TypeError):
-        return None
-    return str(user_id) if type(user_id) is int else accept_user_id(user_id, seen)
+    """The user id in ``item``, "" if it is not usable; None to leave it to the item schema."""
+    return usable_user_id(item.get("user_id")) if type(item) is dict else None
 
 
 _USER = UserSchema()
@@ -123,7 +118,7 @@ class WebhookSchema(Base):
             "example": "Power users",
         },
     )
-    cohort_id = Id(MAX_TRAIT_BYTES, required=True)
+    cohort_id = CohortId(required=True)
     in_cohort = InCohort(required=True)
     computed_time = EpochTime(allow_none=True)
     message_id = Id(

@@ -30,9 +30,6 @@ def invalid_shape(c: Context) -> None:
         "a string": "identify",
         "null": None,
         "an empty object": {},
-        "no userId": {name: value for name, value in good.items() if name != "userId"},
-        "an empty userId": good | {"userId": ""},
-        "a list as userId": good | {"userId": ["x"]},
         "no traits": {name: value for name, value in good.items() if name != "traits"},
         "a list as traits": good | {"traits": [trait]},
         "a batch that is no list": {"batch": good},
@@ -40,6 +37,13 @@ def invalid_shape(c: Context) -> None:
     }
     for label, body in bodies.items():
         expect(c.identify(body), 400, label=label)
+    without_id: dict[str, Any] = {
+        "no userId": {name: value for name, value in good.items() if name != "userId"},
+        "an empty userId": good | {"userId": ""},
+        "a list as userId": good | {"userId": ["x"]},
+    }
+    for label, body in without_id.items():
+        expect(c.identify(body), 400, 404, label=label)
     c.expect_trait(trait, {user: None})
 
 

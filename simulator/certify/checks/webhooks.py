@@ -142,5 +142,5 @@ def webhook_invalid(c: Context) -> None:
     for missing in ("cohort_id", "in_cohort", "users"):
         body = {name: value for name, value in good.items() if name != missing}
         expect(c.webhook(body), 400, label=f"no {missing}")
-    expect(c.webhook(good | {"users": [{}]}), 400, label="a user without user_id")
+    expect(c.webhook(good | {"users": [{}]}), 400, 404, label="a user without user_id")
     c.expect_trait(payloads.trait_name(*cohort), dict.fromkeys(users))

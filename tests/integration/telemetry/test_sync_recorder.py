@@ -255,10 +255,10 @@ class TestProblems:
         [
             (b"{", {}, "invalid_json", ""),
             (
-                b'{"type": "identify", "traits": {"a": true}}',
+                b'{"type": "identify", "userId": "a"}',
                 {},
                 "invalid_payload",
-                "userId: Missing data for required field.",
+                "traits: Missing data for required field.",
             ),
             (b"x" * 2000, {}, "body_too_large", ""),
             (b"{}", {"Content-Type": "text/plain"}, "unsupported_media_type", ""),

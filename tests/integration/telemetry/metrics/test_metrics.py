@@ -102,7 +102,7 @@ def test_requests__of_every_outcome__are_counted_by_reason(metered: Metered) -> 
     told = {labels: n for labels, n in told.items() if "/metrics" not in labels}
     assert told == {
         f"POST none {COHORT} 200": 1,
-        f"POST invalid_payload {COHORT} 400": 1,
+        f"POST invalid_user_id {COHORT} 404": 1,
         f"POST invalid_json {COHORT} 400": 1,
         f"POST invalid_credentials {COHORT} 401": 1,
         "GET not_found none 404": 1,

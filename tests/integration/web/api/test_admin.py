@@ -196,6 +196,9 @@ class TestRegisterUsers:
         )
         assert reply(boss.post(path, json={"user_ids": ["a"]})) == (200, {"registered": 0})
         assert reply(boss.post(path, json={"userIds": []})) == (200, {"registered": 0})
+        assert reply(boss.post(path, json={"userIds": [7]})) == (200, {"registered": 1})
+        assert say(boss, TRAIT, True, "7") == 200
+        assert say(boss, TRAIT, False, "7") == 200
         assert say(boss, TRAIT, True, "a", "b/c") == 200
         assert members(redis_client, APP) == {"abc123": {"a", "b/c"}}
         assert say(caller(service, OTHER), TRAIT, True, "a") == 404
@@ -206,7 +209,10 @@ class TestRegisterUsers:
             ({}, "userIds"),
             ({"userIds": "a"}, "userIds"),
             ({"userIds": ["a", ""]}, "userIds.1"),
-            ({"userIds": ["a", 1]}, "userIds.1"),
+            ({"userIds": ["a", " "]}, "userIds.1"),
+            ({"userIds": ["a", 1.0]}, "userIds.1"),
+            ({"userIds": ["a", True]}, "userIds.1"),
+            ({"userIds": ["a", None]}, "userIds.1"),
         ],
     )
     def test_register__of_what_are_no_ids__is_400_and_registers_nobody(

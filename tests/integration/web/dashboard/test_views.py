@@ -445,7 +445,15 @@ class TestSyncs:
             caller(app).post(COHORT_PATH, json=call)
         services(app).sync_recorder.flush()
         for path in ("/", "/syncs"):
-            assert "First error: <bdi>userId: Must not be empty." in browser.get(path).text
+            assert "First error: <bdi>userId: Invalid User ID: it must be" in browser.get(path).text
+
+    def test_sync__with_users_without_an_id__shows_them(self, app: Flask, browser: Browser) -> None:
+        caller(app).post(COHORT_PATH, json=batch(["a", "", " "], ONE, True))
+        services(app).sync_recorder.flush()
+        (sync,) = services(app).store.sync_history.syncs(APP).syncs
+        page = " ".join(browser.get(f"/sync?id={sync.id}").text.split())
+        assert "Rejected, invalid_user_id: no usable id" in page
+        assert "and 1 more" in page
 
     def test_times__under_a_millisecond__are_shown(self, store: Store, browser: Browser) -> None:
         _add_syncs(store, [formatting.now_ms()], took_ms=0.4)

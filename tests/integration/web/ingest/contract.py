@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import redis
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
+from app.cohorts import Rejection, user_hash
 from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
@@ -21,6 +24,18 @@ from tests.integration.store_contents import Transition, contents, members, trai
 
 NAME, COHORT = "Power: users", "abc123"
 TRAIT = payloads.trait_name(NAME, COHORT)
+MISSING = "(no such member)"
+BAD_IDS = [
+    *(MISSING, None, "", " ", "\t\r\n", "\u00a0\u3000", "a\0b", "x" * 1025, "é" * 513),
+    *(1.0, 1.5, -0.0, 1e22, 2**53 + 1, -(2**53) - 1, True, False, [], ["a"], {}, {"userId": "a"}),
+]
+
+
+def without_missing(body: Any) -> Any:
+    """JSON without the members that are :data:`MISSING`."""
+    if isinstance(body, dict):
+        return {name: without_missing(v) for name, v in body.items() if v != MISSING}
+    return [without_missing(v) for v in body] if isinstance(body, list) else body
 
 
 class CohortContract:
@@ -28,9 +43,13 @@ class CohortContract:
 
     Attributes:
         source: the name of the source.
+        place: the place of a user in the body, by the number of the user.
+        bad_ids: ids that are not usable.
     """
 
     source: str
+    place: str
+    bad_ids: Sequence[Any] = BAD_IDS
 
     many = 2500  # users, more than one call to the store takes
 
@@ -41,16 +60,28 @@ class CohortContract:
         make_app: Callable[..., Flask],
         redis_client: redis.Redis,
     ) -> None:
-        self.app = make_app(store_partitions=request.param)
+        self.make_app = lambda **settings: make_app(store_partitions=request.param, **settings)
+        self.app = self.make_app()
         self.http = caller(self.app)
         self.redis = redis_client
 
     @abstractmethod
-    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
-        """Say it, see that it is answered with 200, and return how many users changed."""
+    def request(self, http: FlaskClient, user_ids: Sequence[Any], member: bool) -> TestResponse:
+        """Say it in one request. Ids may be any JSON, or :data:`MISSING`."""
+
+    def portions(self, user_ids: Sequence[Any]) -> list[Sequence[Any]]:
+        """The users of each request."""
+        return [[user_id] for user_id in user_ids]
 
     def say(self, user_ids: Sequence[str], member: bool) -> int:
-        return self.send(self.http, user_ids, member)
+        """Say it, check that the reply is 200, and return how many users changed."""
+        changed = 0
+        for users in self.portions(user_ids):
+            reply = self.request(self.http, users, member)
+            assert (reply.status_code, reply.json["accepted"]) == (200, len(users))
+            assert (reply.json["rejected"], reply.json["errors"]) == (0, [])
+            changed += reply.json["changed"]
+        return changed
 
     def test_true__of_new_users__writes_hash_set_and_stream(self) -> None:
         assert self.say(["a", "b"], True) == 2
@@ -131,3 +162,89 @@ class CohortContract:
         assert self.say(ids, True) == self.many
         assert members(self.redis, APP) == {COHORT: set(ids)}
         assert len(transitions(self.redis, APP)) == self.many
+
+    def test_bad_ids__and_no_others__are_404_and_write_nothing(self) -> None:
+        self.say(["a"], True)
+        before = self.stored()
+        for bad in self.portions(self.bad_ids):
+            reply = self.request(self.http, bad, False)
+            assert (reply.status_code, reply.json["reason"]) == (404, "invalid_user_id"), bad
+            assert "Invalid User ID" in reply.json["detail"]
+            places = [self.place.format(n) for n in range(len(bad))]
+            assert [e["place"] for e in reply.json["errors"]] == places
+        assert self.stored() == before
+
+    def stored(self) -> dict[str, Any]:
+        """Everything but when cohorts and lists arrived."""
+        keys = [key for key in self.redis.keys("cohorts:{shop*") if not key.endswith(":state")]
+        return {key: self.redis.dump(key) for key in keys}
+
+    def test_whole_numbers__are_ids__as_their_digits(self) -> None:
+        self.say([0, 7, 2**53, -5], True)  # type: ignore[list-item]
+        expected = {"0", "7", "9007199254740992", "-5"}
+        assert members(self.redis, APP) == {COHORT: expected}
+        assert {t.user for t in transitions(self.redis, APP)} == expected
+        assert self.say(["7"], True) == 0
+        assert self.say(["7"], False) == 1
+        assert traits(self.redis, APP)["7"] == {TRAIT: "false"}
+
+
+class BatchContract(CohortContract):
+    """What every source guarantees whose requests can name several users."""
+
+    def portions(self, user_ids: Sequence[Any]) -> list[Sequence[Any]]:
+        return [user_ids]
+
+    def test_bad_ids__among_others__cost_only_their_users(self) -> None:
+        sent: list[Any] = ["first"]
+        for number, bad in enumerate(self.bad_ids):
+            sent += [bad, f"user{number}"]
+        bad_places = [self.place.format(2 * n + 1) for n in range(len(self.bad_ids))]
+        good = {"first", *(f"user{n}" for n in range(len(self.bad_ids)))}
+        for member in (True, False):
+            for changed in (len(good), 0):
+                reply = self.request(self.http, sent, member)
+                assert reply.status_code == 200, reply.json
+                assert (reply.json["accepted"], reply.json["changed"]) == (len(good), changed)
+                assert reply.json["rejected"] == len(self.bad_ids)
+                assert [e["place"] for e in reply.json["errors"]] == bad_places
+                assert {e["reason"] for e in reply.json["errors"]} == {"invalid_user_id"}
+            assert traits(self.redis, APP) == {user: {TRAIT: str(member).lower()} for user in good}
+            assert members(self.redis, APP) == ({COHORT: good} if member else {})
+
+    def test_bad_ids__are_in_the_sync_history(self) -> None:
+        self.request(self.http, [*self.bad_ids, "a"], True)
+        parts = services(self.app)
+        parts.sync_recorder.flush()
+        (sync,) = parts.store.sync_history.syncs(APP, cohort_id=COHORT).syncs
+        assert (sync.accepted, sync.rejected) == (1, len(self.bad_ids))
+        assert sync.reasons == {"invalid_user_id": len(self.bad_ids)}
+        (record,) = parts.store.sync_history.requests(APP, sync.id, problems=True)
+        assert record.rejections == (Rejection("", "invalid_user_id"),)
+
+    def test_bad_ids__among_unknown_and_suppressed_users__have_a_reason_of_their_own(self) -> None:
+        app = self.make_app(user_policy="known")
+        store = services(app).store
+        store.registered_users.add(APP, ["a", "erased"])
+        store.erasure.erase(APP, "erased", suppress=True)
+        reply = self.request(caller(app), ["stranger", None, "a", "erased", " "], True)
+        assert reply.status_code == 200
+        assert [(e["place"], e["reason"]) for e in reply.json["errors"]] == [
+            (self.place.format(0), "unknown_user"),
+            (self.place.format(1), "invalid_user_id"),
+            (self.place.format(3), "suppressed_user"),
+            (self.place.format(4), "invalid_user_id"),
+        ]
+        assert members(self.redis, APP) == {COHORT: {"a"}}
+        nobody = self.request(caller(app), ["erased", None, "stranger"], True)
+        assert (nobody.status_code, nobody.json["reason"]) == (404, "invalid_user_id")
+        services(app).sync_recorder.flush()
+        (sync,) = store.sync_history.syncs(APP, cohort_id=COHORT).syncs
+        assert sync.reasons == {"invalid_user_id": 3, "unknown_user": 2, "suppressed_user": 2}
+        accepted, refused = store.sync_history.requests(APP, sync.id, problems=True)
+        assert set(accepted.rejections) == {
+            Rejection(user_hash("stranger"), "unknown_user"),
+            Rejection(user_hash("erased"), "suppressed_user"),
+            Rejection("", "invalid_user_id"),
+        }
+        assert refused.detail.startswith(self.place.format(1) + ": Invalid User ID")

@@ -79,7 +79,12 @@ def test_body__however_bent__is_taken_or_refused_with_places(
         path, data=body.encode(), headers={"Content-Type": "application/json; charset=utf-8"}
     )
     if reply.status_code == 200:
-        assert reply.json.get("rejected", 0) == 0
+        errors = reply.json.get("errors", [])
+        assert reply.json.get("rejected", 0) == len(errors)
+        assert {error["reason"] for error in errors} <= {"invalid_user_id"}
+    elif reply.status_code == 404:
+        assert reply.json["reason"] == "invalid_user_id"
+        assert reply.json["errors"]
     else:
         assert (reply.status_code, reply.mimetype) == (400, "application/problem+json")
         assert reply.json["reason"] in ("invalid_json", "invalid_payload")

@@ -12,12 +12,19 @@ import pytest
 import redis
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import Transition, contents, members, traits, transitions
-from tests.integration.web.ingest.contract import COHORT, NAME, TRAIT, CohortContract
+from tests.integration.web.ingest.contract import (
+    COHORT,
+    NAME,
+    TRAIT,
+    BatchContract,
+    without_missing,
+)
 
 NOW = int(time.time())
 
@@ -38,26 +45,23 @@ def post(http: FlaskClient, body: Any) -> dict[str, Any]:
     return reply.json
 
 
-class TestContract(CohortContract):
-    source = "webhook"
+class TestContract(BatchContract):
+    source, place = "webhook", "users.{}.user_id"
 
-    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
-        sent = post(http, message(user_ids, member, at=int(time.time())))
-        assert sent["accepted"] == len(user_ids)
-        return sent["changed"]
+    def request(self, http: FlaskClient, user_ids: Sequence[Any], member: bool) -> TestResponse:
+        body = message(user_ids, member, at=int(time.time()))
+        return http.post(payloads.WEBHOOK_PATH, json=without_missing(body))
 
 
-class TestWithoutTimeOrId(CohortContract):
+class TestWithoutTimeOrId(BatchContract):
     """A template of the customer's own may leave both out; then arrival orders."""
 
-    source = "webhook"
+    source, place = "webhook", "users.{}.user_id"
 
-    def send(self, http: FlaskClient, user_ids: Sequence[str], member: bool) -> int:
+    def request(self, http: FlaskClient, user_ids: Sequence[Any], member: bool) -> TestResponse:
         body = message(user_ids, member)
         del body["computed_time"], body["message_id"]
-        sent = post(http, body)
-        assert sent["accepted"] == len(user_ids)
-        return sent["changed"]
+        return http.post(payloads.WEBHOOK_PATH, json=without_missing(body))
 
 
 def test_reply__of_a_message__counts_what_happened(client: FlaskClient) -> None:
@@ -209,12 +213,25 @@ def test_body__bad_in_many_ways__is_400_and_writes_nothing(
     client: FlaskClient, redis_client: redis.Redis
 ) -> None:
     body = message(["a"] * 17, True) | {"in_cohort": "yes", "computed_time": "soon"}
-    body["users"].append({"user_id": 1.5})
+    body["users"].append("u")
     reply = client.post(payloads.WEBHOOK_PATH, json=body)
     assert (reply.status_code, reply.json["reason"]) == (400, "invalid_payload")
     assert {e["place"] for e in reply.json["errors"]} == {
         "in_cohort",
         "computed_time",
-        "users.17.user_id",
+        "users.17",
     }
     assert redis_client.keys("cohorts:{*") == []
+
+
+@pytest.mark.parametrize("cohort_id", ["us:7", "7:", ":7", " ", "", 7.0, True, None, [7]])
+def test_cohort_id__that_could_be_read_as_another__is_400_and_writes_nothing(
+    client: FlaskClient, redis_client: redis.Redis, cohort_id: object
+) -> None:
+    post(client, {**message(["u"], True), "cohort_id": "7"})
+    before = contents(redis_client)
+    body = {**message(["u"], False), "cohort_id": cohort_id}
+    reply = client.post(payloads.WEBHOOK_PATH, json=body)
+    assert (reply.status_code, reply.json["reason"]) == (400, "invalid_payload")
+    assert [e["place"] for e in reply.json["errors"]] == ["cohort_id"]
+    assert contents(redis_client) == before

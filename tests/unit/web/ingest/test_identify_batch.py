@@ -77,7 +77,7 @@ def plain(text: str) -> bool:
 @given(
     st.lists(
         st.tuples(
-            st.text(min_size=1, max_size=256).filter(plain),
+            st.text(min_size=1, max_size=256).filter(lambda user: plain(user) and user[0] != " "),
             st.dictionaries(
                 st.text(min_size=1, max_size=20).filter(plain),
                 st.booleans(),
@@ -122,6 +122,12 @@ def test_batch__as_amplitude_sends_it__needs_no_second_look(
         b'{"batch":[' + GOOD.replace(b'{"n: 1":true}', b"{}") + b"]}",
         b'{"batch":[' + GOOD.replace(b"identify", b"track") + b"]}",
         b'{"batch":[' + GOOD.replace(b'"u"', b'"' + b"x" * 257 + b'"') + b"]}",
+        b'{"batch":[' + GOOD.replace(b'"u"', b'""') + b"]}",
+        b'{"batch":[' + GOOD.replace(b'"u"', b'"  "') + b"]}",
+        b'{"batch":[' + GOOD.replace(b'"u"', b'"\\t"') + b"]}",
+        b'{"batch":[' + GOOD.replace(b'"u"', b'"\\u00a0"') + b"]}",
+        b'{"batch":[' + GOOD.replace(b'"u"', '"\u3000"'.encode()) + b"]}",
+        b'{"batch":[' + GOOD + b"," + GOOD.replace(b'"u"', b"7") + b"]}",
         b'{"batch":[' + GOOD + b"]",
         b'{"batch":[' + GOOD + b"]} x",
         b'{"batch":[' + GOOD + b"," + GOOD.replace(b"true", b"null") + b"]}",

@@ -90,8 +90,16 @@ def test_batch__of_any_items__is_judged_as_the_item_schema_judges_each(batch: li
 )
 def test_fast_pass__ordinary_items__need_no_second_look(user: str, said: dict[str, bool]) -> None:
     assert accept({"type": "identify", "userId": user, "traits": said}, set()) == Identify(
-        user, said
+        "" if user.isspace() else user, said
     )
+
+
+@pytest.mark.parametrize("bad", [None, "", " ", "x" * 1025, 1.0, True, [], {}])
+def test_fast_pass__bad_user_ids__need_no_second_look(bad: object) -> None:
+    """Thousands of them in one body would otherwise hold up the worker."""
+    assert accept({**GOOD, "userId": bad}, set()) == Identify("", GOOD["traits"])
+    without = {name: value for name, value in GOOD.items() if name != "userId"}
+    assert accept(without, set()) == SCHEMA.load(without) == Identify("", GOOD["traits"])
 
 
 @pytest.mark.parametrize(
@@ -102,12 +110,8 @@ def test_fast_pass__ordinary_items__need_no_second_look(user: str, said: dict[st
         ({**GOOD, "traits": {"n: 1": None}}, "batch.2.traits.n: 1"),
         ({**GOOD, "traits": {"_schema": 1}}, "batch.2.traits._schema"),
         ({**GOOD, "traits": {}}, "batch.2.traits"),
-        ({**GOOD, "userId": ""}, "batch.2.userId"),
-        ({**GOOD, "userId": 7}, "batch.2.userId"),
-        ({**GOOD, "userId": "é" * 513}, "batch.2.userId"),
         ({**GOOD, "context": "c"}, "batch.2.context"),
         ({**GOOD, "type": "track"}, "batch.2.type"),
-        ({"type": "identify", "traits": {"n: 1": True}}, "batch.2.userId"),
         ([], "batch.2"),
     ],
 )
@@ -119,7 +123,7 @@ def test_batch__one_bad_item__is_named_by_its_place(item: Any, place: str) -> No
 
 def test_batch__every_item_bad__stops_looking_at_fifty() -> None:
     with pytest.raises(ValidationError) as caught:
-        limited(BatchSchema, 1000).load({"batch": [{**GOOD, "userId": ""}] * 1000})
+        limited(BatchSchema, 1000).load({"batch": [{**GOOD, "type": ""}] * 1000})
     assert len(places(caught.value.messages)) == 50
 
 

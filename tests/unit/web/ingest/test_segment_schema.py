@@ -119,7 +119,6 @@ def test_timestamp__in_iso_8601__is_ms_since_the_epoch(text: str, at_ms: int) ->
         ({**GOOD, "timestamp": ""}, "batch.1.timestamp"),
         ({**GOOD, "type": ""}, "batch.1.type"),
         ({**GOOD, "type": None}, "batch.1.type"),
-        ({**GOOD, "userId": None}, "batch.1.userId"),
         ({**GOOD, "traits": {"email": "a@b.c"}}, "batch.1.traits.email"),
         ({**GOOD, "context": "c"}, "batch.1.context"),
         ({**IN_CONTEXT, "context": {"traits": {"n: 1": 1}}}, "batch.1.context.traits.n: 1"),
