@@ -19,7 +19,7 @@ import redis
 from simulator import payloads
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, Service, running
-from tests.support.stores import running_store
+from tests.support.stores import running_store, socket_url, start_store, store_folder
 
 READ_KEY = "TEST_READ_KEY"
 TRAIT = "[Amplitude] one: 1"
@@ -28,6 +28,12 @@ TRAIT = "[Amplitude] one: 1"
 class Event(NamedTuple):
     id: str
     data: Any
+
+
+def fields_of(message: bytes) -> dict[str, str]:
+    """The fields of a message; none of a comment."""
+    lines = message.decode().split("\n")
+    return dict(line.split(": ", 1) for line in lines if not line.startswith(":"))
 
 
 class Stream:
@@ -64,15 +70,17 @@ class Stream:
                 yield message
 
     def begin(self) -> str:
-        """The id that the stream begins with, before any event."""
-        first = next(self.messages()).decode()
-        assert first.startswith("retry: 1000\nid: ")
-        return first.partition("id: ")[2]
+        """The position that the stream begins with, before any change."""
+        fields = fields_of(next(self.messages()))
+        assert (fields["retry"], fields["event"]) == ("1000", "position")
+        assert json.loads(fields["data"]) == {"next": fields["id"]}
+        return fields["id"]
 
     def events(self) -> Iterator[Event]:
+        """The changes."""
         for message in self.messages():
-            fields = dict(line.split(": ", 1) for line in message.decode().split("\n"))
-            if "data" in fields:
+            fields = fields_of(message)
+            if fields.get("event") == "change":
                 yield Event(fields["id"], json.loads(fields["data"]))
 
     def next(self) -> Event:
@@ -128,10 +136,9 @@ def test_stream__says_what_it_is_and_tells_changes_as_they_happen(service: Servi
 
 
 def test_stream__with_nothing_to_tell__beats(service: Service) -> None:
-    messages = Stream(service).messages()
-    beats = [message for message, _ in zip(messages, range(3), strict=False)]
-    assert beats[0].startswith(b"retry: 1000\nid: ")
-    assert beats[1:] == [b": nothing new"] * 2
+    stream = Stream(service)
+    assert stream.begin()
+    assert [*islice(stream.messages(), 2)] == [b": nothing new"] * 2
 
 
 @pytest.fixture(scope="module", params=["1", "3"], ids=["one partition", "three partitions"])
@@ -195,8 +202,8 @@ def test_followers__that_reconnect_under_load__skip_and_repeat_nothing(
         sent.wait(DEADLINE)
         stream = Stream(partitioned, "", last)
         # a heartbeat tells that all is told
-        rest = [next(stream.messages()) for _ in range(2)]
-        if rest != [f"retry: 1000\nid: {last}".encode(), b": nothing new"]:
+        rest = stream.begin(), next(stream.messages())
+        if rest != (last, b": nothing new"):
             failures.append(rest)
 
     followed: list[list[tuple[str, str]]] = [[] for _ in range(3)]
@@ -268,3 +275,33 @@ def test_store__away_for_a_while__the_stream_goes_on_when_it_is_back(
         redis_client.client_kill_filter(_type="normal", skipme=True)
     assert service.post(payloads.identify("a", TRAIT, True)).status == 200
     assert stream.next().data["userIds"] == ["a"]
+
+
+def test_store__restored_from_a_backup__the_stream_says_so_and_ends() -> None:
+    """The follower has changes that the restored store does not have."""
+    with store_folder() as folder:
+        server = start_store(folder)
+        try:
+            with serving(socket_url(folder), WEB_CONCURRENCY="1") as service:
+                service.post(payloads.identify("kept", TRAIT, True))
+                with redis.Redis.from_url(socket_url(folder)) as client:
+                    client.save()
+                backup = (folder / "dump.rdb").read_bytes()
+                stream = Stream(service, "?cursor=earliest")
+                assert stream.next().data["userIds"] == ["kept"]
+                service.post(payloads.identify("lost", TRAIT, True))
+                last = stream.next()
+                assert last.data["userIds"] == ["lost"]
+                server.kill()
+                server.wait(DEADLINE)
+                (folder / "dump.rdb").write_bytes(backup)
+                server = start_store(folder)
+                said = islice(stream.messages(), 200)
+                *_, end = (message for message in said if not message.startswith(b":"))
+                fields = fields_of(end)
+                assert (fields["event"], "id" in fields) == ("cursor_expired", False)
+                assert json.loads(fields["data"])["reason"] == "cursor_expired"
+                assert Stream(service, "", last.id).status == 410
+        finally:
+            server.kill()
+            server.wait(DEADLINE)

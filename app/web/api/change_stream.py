@@ -21,7 +21,7 @@ from gevent.event import Event
 from gevent.socket import wait_read
 from orjson import Fragment, dumps
 
-from app.errors import TooManyFollowers
+from app.errors import CursorExpired, TooManyFollowers
 from app.store import ChangeEntry, EntryId, FeedPosition, PositionLost, StoreError
 from app.store.change_stream import ChangePage, ChangeStream
 from app.web.http.cursors import stream_cursor
@@ -40,10 +40,14 @@ MAX_STREAM_SECONDS = 15 * 60.0
 # Of all apps together; the worker's other connections are left for requests.
 MAX_FOLLOWERS = 900
 
-# Includes the position at which the stream begins, so that a client that reconnects before the
-# first event resumes there.
-_BEGINNING = b"retry: 1000\nid: %b\n\n"
+# The position at which the stream begins, so that a client that reconnects before the first change
+# resumes there. Clients ignore an id without data.
+_BEGINNING = b"retry: 1000\nid: %b\nevent: position\ndata: %b\n\n"
 _HEARTBEAT = b": nothing new\n\n"
+# Has no id: the client reconnects with that of its last event, and gets the same error as a 410.
+_EXPIRED = b"event: cursor_expired\ndata: %b\n\n" % dumps(
+    {"reason": CursorExpired.reason, "detail": CursorExpired.detail}
+)
 
 
 def shown(change: ChangeEntry) -> dict[str, Any]:
@@ -67,6 +71,11 @@ def events(position: FeedPosition, changes: list[ChangeEntry]) -> bytes:
     return b"".join(parts)
 
 
+def _beginning(position: FeedPosition) -> bytes:
+    cursor = stream_cursor(position)
+    return _BEGINNING % (cursor.encode(), dumps({"next": cursor}))
+
+
 class _Block(NamedTuple):
     """The result of one poll, with the positions around it. ``events`` continue from ``before``."""
 
@@ -77,11 +86,19 @@ class _Block(NamedTuple):
 
 
 class _Reader:
-    """The only reader of an app's change stream in this process."""
+    """The only reader of an app's change stream in this process.
+
+    Attributes:
+        news: set and replaced once followers have something to do.
+        beginnings: how often it began to read at the end of the stream. If it did so because the
+            store was emptied or restored, the store may no longer have the positions of followers:
+            each must be compared with the stream once more.
+    """
 
     def __init__(self, changes: ChangeStream, app_id: str) -> None:
         self.followers = 0
         self.news = Event()
+        self.beginnings = 0
         self._changes = changes
         self._app_id = app_id
         self._position: FeedPosition | None = None
@@ -105,6 +122,10 @@ class _Reader:
                 self._restart()
             gevent.sleep(pause)
 
+    def is_at(self, position: FeedPosition) -> bool:
+        """Whether the latest poll ended at this position."""
+        return position == self._position
+
     def next_after(self, position: FeedPosition) -> tuple[bytes, FeedPosition] | None:
         """The next events after a position, empty at the end; None if they are not kept."""
         first = self._blocks[0].before if self._blocks else self._position
@@ -127,10 +148,13 @@ class _Reader:
     def _poll(self) -> float:
         if self._position is None:
             self._position = self._changes.newest(self._app_id)
+            self.beginnings += 1
+            self._wake_followers()
         try:
             page = self._changes.read(self._app_id, self._position, limit=CHANGES_PER_READ)
         except PositionLost:
-            # The stream was trimmed faster than it was read. Followers notice on their own.
+            # Trimmed faster than it was read, or the store was emptied or restored. Each follower
+            # finds out whether its own position is lost.
             self._restart()
             return 0
         if page.changes:
@@ -144,6 +168,9 @@ class _Reader:
         self._bytes += len(block.events)
         while self._bytes > KEPT_BYTES and len(self._blocks) > 1:
             self._bytes -= len(self._blocks.popleft().events)
+        self._wake_followers()
+
+    def _wake_followers(self) -> None:
         self.news.set()
         self.news = Event()
 
@@ -207,15 +234,18 @@ class Feed:
     ) -> Iterator[bytes]:
         ends = time.monotonic() + MAX_STREAM_SECONDS
         with self._reader(app_id) as reader, _hangup(connection) as hung_up:
-            beginning = _BEGINNING % stream_cursor(first.before).encode()
-            yield beginning + events(first.before, first.changes)
+            yield _beginning(first.before) + events(first.before, first.changes)
             position, said = first.after, time.monotonic()
+            compared = None  # the reader's beginning after which the position was last compared
             while self.is_open() and not hung_up.is_set() and time.monotonic() < ends:
-                news, before = reader.news, position
+                news, before, beginnings = reader.news, position, reader.beginnings
                 try:
-                    data, position = reader.next_after(position) or self._catch_up(app_id, position)
+                    kept = reader.next_after(position) if compared == beginnings else None
+                    data, position = kept or self._catch_up(app_id, position)
+                    compared = beginnings
                 except PositionLost:
-                    return  # the client reconnects and gets the error
+                    yield _EXPIRED
+                    break
                 except StoreError:
                     data = b""
                 if data:
@@ -224,8 +254,11 @@ class Feed:
                 elif time.monotonic() - said >= self._heartbeat_seconds:
                     yield _HEARTBEAT
                     said = time.monotonic()
-                elif position == before:
-                    gevent.wait([news, hung_up], CHECK_SECONDS, count=1)
+                elif position == before and not gevent.wait(
+                    [news, hung_up], CHECK_SECONDS, count=1
+                ):
+                    # A reader that polls and stays behind reads a store that was set back.
+                    compared = compared if reader.is_at(position) else None
         if connection is not None and not self.is_open():
             # Otherwise the server would wait for the client's next request before it exits.
             with suppress(OSError):

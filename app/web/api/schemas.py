@@ -362,14 +362,28 @@ class JsonText(fields.String):
 
 
 class EventReply(Reply):
-    """An event: users who entered or left a cohort together."""
+    """An event. `position` comes first, then a `change` for each entry of the stream.
 
-    id = text("The cursor of the next event.", example=close_cursor(["c", "1767225600000-0"]))
-    event = text("Always `change`.", example="change", validate=validate.Equal("change"))
+    `cursor_expired` ends a stream whose changes are no longer available.
+    """
+
+    id = fields.String(
+        metadata={
+            "description": "The cursor of the next event. `cursor_expired` has none.",
+            "example": close_cursor(["c", "1767225600000-0"]),
+        }
+    )
+    event = text(
+        "The kind of event.",
+        example="change",
+        validate=validate.OneOf(["position", "change", "cursor_expired"]),
+    )
     data = JsonText(
         required=True,
         metadata={
-            "description": "A change in JSON, as in pages of changes.",
+            "description": "JSON. Of a `change`: the change, as in pages of changes. Of "
+            "`position`: `next`, the cursor of the next event. Of `cursor_expired`: `reason` and "
+            "`detail`, as in error replies.",
             "example": '{"cohortId":"abc123","change":"entered","at":1767225600000,'
             '"userIds":["user1@example.com"]}',
         },
