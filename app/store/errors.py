@@ -45,6 +45,11 @@ class StoreFull(StoreError):
     detail = "The store is out of memory and accepts no writes."
 
 
+class StoreReadOnly(StoreError):
+    reason = "store_read_only"
+    detail = "The store accepts no writes: it cannot save to disk, or lacks replicas."
+
+
 class StoreLoading(StoreError):
     reason = "store_loading"
     detail = "The store is loading its data after a start, or a failover is in progress."
@@ -103,6 +108,11 @@ _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
     ("do not hash to the same slot", StoreLoading),
     ("cluster is down", StoreLoading),
     ("TRYAGAIN", StoreLoading),
+    # A failover ended the wait for replicas.
+    ("UNBLOCKED", StoreLoading),
+    ("cannot be used with replica instances", StoreLoading),
+    ("MISCONF", StoreReadOnly),
+    ("NOREPLICAS", StoreReadOnly),
     ("Cluster mode is not enabled", StoreMisconfigured),
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 
 from app.store.connection.calls import Call
-from app.store.connection.scripts import call_partitions
+from app.store.connection.scripts import call_partitions, register
 from app.store.errors import StoreError, StoreHeld, store_errors
 from app.store.keys import Keys
 
@@ -37,7 +37,7 @@ class Hold:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._keys = keys
-        self._script = client.register_script(_SET)
+        self._script = register(client, _SET)
 
     def check(self) -> None:
         """Raise StoreHeld during a hold; to be called before writes that are not scripts."""

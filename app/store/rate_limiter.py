@@ -11,7 +11,7 @@ from limits import RateLimitItem
 from redis import Redis
 
 from app.store.connection.calls import Call
-from app.store.connection.scripts import call_partitions
+from app.store.connection.scripts import call_partitions, register
 from app.store.errors import StoreError, store_errors
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
@@ -96,7 +96,7 @@ class RateLimiter:
         self._max_remembered = tuning.rates_remembered
         self._retry_seconds = tuning.rates_retry_seconds
         self._prefix = keys.rates()
-        self._count = client.register_script(_COUNT)
+        self._count = register(client, _COUNT)
         self._counters: dict[tuple[RateLimitItem, tuple[str, ...]], _Counter] = {}
         self._logged = -math.inf
 

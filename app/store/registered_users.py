@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import redis
-from redis.commands.core import Script
 
 from app.store.connection.calls import Call
+from app.store.connection.script import StoreScript
 from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import store_errors
 from app.store.keys import Keys
@@ -33,7 +33,9 @@ class RegisteredUsers:
         """Unregister users; their traits stay. Returns how many were registered."""
         return self._call(app_id, user_ids, self._remove, "registered")
 
-    def _call(self, app_id: str, user_ids: Iterable[str], script: Script, *options: str) -> int:
+    def _call(
+        self, app_id: str, user_ids: Iterable[str], script: StoreScript, *options: str
+    ) -> int:
         self._layout.check_writable(app_id)
         calls = [
             Call(

@@ -37,6 +37,10 @@ class Proxy:
         else:
             self._refuse.clear()
 
+    def switch(self, backend: tuple[str, int]) -> None:
+        """Connect new connections to another server; open ones stay where they are."""
+        self._backend = backend
+
     def close(self) -> None:
         self._stop.set()
         self._thread.join()

@@ -12,7 +12,9 @@ from redis.retry import Retry
 from app.settings import Settings
 from app.store.connection.calls import Wait
 from app.store.connection.cluster import ClusterClient
-from app.store.connection.pool import Client, make_pool
+from app.store.connection.pool import DEMOTED, Client, make_pool
+
+CLIENT_NAME = "cohort-receiver"  # in CLIENT LIST
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -24,6 +26,7 @@ def connect(settings: Settings) -> redis.Redis:
     options: dict[str, Any] = {}
     if settings.redis_url.startswith("rediss://") and not settings.redis_tls_verify:
         options = {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
+    options["client_name"] = CLIENT_NAME
     options["socket_timeout"] = settings.store_timeout_seconds
     options["socket_connect_timeout"] = settings.store_timeout_seconds
     if settings.store_cluster:
@@ -38,9 +41,10 @@ def connect(settings: Settings) -> redis.Redis:
         settings.redis_url,
         max_connections=settings.store_connections,
         timeout=settings.store_timeout_seconds,
-        # One immediate retry, as a pooled connection may have died since its last use. All commands
-        # may be repeated. Timeouts are not retried: the caller has waited long enough.
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        # One immediate retry on a new connection: since its last use, the pooled one may have died,
+        # or its server may have been demoted. All commands may be repeated. Timeouts are not
+        # retried: the caller has waited long enough.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError, *DEMOTED)),
         **options,
     )
     return Client.from_pool(pool)

@@ -18,12 +18,13 @@ from redis import exceptions
 from redis._parsers.encoders import Encoder
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
-from redis.commands.core import CoreCommands, Script
+from redis.commands.core import CoreCommands
 from redis.connection import Connection, ConnectionPool
 from redis.retry import Retry
 
 from app.store.connection.calls import Call, NotReplicated, Wait
-from app.store.connection.pool import FairLifoQueue, without_polling
+from app.store.connection.pool import FairLifoQueue, pooled
+from app.store.connection.script import StoreScript
 
 # The second attempt comes after the slots have been read again.
 _ATTEMPTS = 2
@@ -60,7 +61,7 @@ class ClusterClient(CoreCommands):
             self._permits.put_nowait(None)
         self._connecting = threading.Lock()
         self._cluster: Any = None
-        self._scripts: dict[str, Script] = {}
+        self._scripts: dict[str, StoreScript] = {}
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         with self._permit() as cluster:
@@ -70,16 +71,16 @@ class ClusterClient(CoreCommands):
         """Commands that are sent together. In a transaction, all keys must be in one slot."""
         return Pipeline(self, transaction=transaction)
 
-    def register_script(self, script: str | bytes) -> Script:  # type: ignore[override]
+    def register_script(self, script: str | bytes) -> StoreScript:  # type: ignore[override]
         """Register a script; the service's own ones refuse to run in a slot that migrates."""
         if isinstance(script, str) and script.startswith(_SHEBANG):
             first, rest = script.split("\n", 1)
             script = f"{first}\n{_GUARD}{rest}"
-        registered = Script(self, script)  # type: ignore[arg-type]
+        registered = StoreScript(self, script)  # type: ignore[arg-type]
         self._scripts[registered.sha] = registered
         return registered
 
-    def call(self, script: Script, calls: Sequence[Call], wait: Wait) -> list[Any]:
+    def call(self, script: StoreScript, calls: Sequence[Call], wait: Wait) -> list[Any]:
         """Call a script for several partitions, on all nodes at once.
 
         Raises:
@@ -89,7 +90,10 @@ class ClusterClient(CoreCommands):
         with self._permit() as cluster:
             waiting = list(range(len(calls)))
             for attempt in range(1, _ATTEMPTS + 1):
-                found, acknowledged = _call_each(cluster, script, [calls[n] for n in waiting], wait)
+                # The second time as text: the node may be another one, which lacks the script.
+                command = ("EVALSHA", script.sha) if attempt == 1 else ("EVAL", script.script)
+                some = [calls[n] for n in waiting]
+                found, acknowledged = _call_each(cluster, command, some, wait)
                 failed = []
                 for n, reply in zip(waiting, found, strict=True):
                     replies[n] = reply
@@ -101,7 +105,7 @@ class ClusterClient(CoreCommands):
                     raise NotReplicated
                 if not failed:
                     return replies
-                self._prepare_retry(cluster, script, [replies[n] for n in failed])
+                _learn_slots(cluster, [replies[n] for n in failed])
                 waiting = failed
         raise AssertionError("the last attempt returns or raises")
 
@@ -114,6 +118,10 @@ class ClusterClient(CoreCommands):
         """A plain client of each primary."""
         with self._permit() as cluster:
             return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
+
+    def script_text(self, sha: str) -> Any:
+        """The text of a registered script."""
+        return self._scripts[sha].script
 
     def get_encoder(self) -> Encoder:
         return Encoder("utf-8", "strict", False)  # type: ignore[no-untyped-call]
@@ -141,6 +149,9 @@ class ClusterClient(CoreCommands):
                     if self._cluster is None:
                         self._cluster = self._connect()
             yield self._cluster
+        except exceptions.MovedError as error:
+            # Not a mistake in the settings: the slot moves, or its node was just replaced.
+            raise exceptions.TryAgainError(str(error)) from error
         finally:
             self._permits.put_nowait(None)
 
@@ -156,16 +167,6 @@ class ClusterClient(CoreCommands):
             require_full_coverage=False,
             **self._options,
         )
-
-    def load(self, cluster: Any, sha: str) -> None:
-        """Load a script into all nodes: those that have restarted lack it."""
-        cluster.script_load(self._scripts[sha].script)
-
-    def _prepare_retry(self, cluster: Any, script: Script, errors: Sequence[Exception]) -> None:
-        if any(isinstance(error, exceptions.NoScriptError) for error in errors):
-            self.load(cluster, script.sha)
-        if not all(isinstance(error, exceptions.NoScriptError) for error in errors):
-            cluster.nodes_manager.initialize()
 
 
 class Pipeline(CoreCommands):
@@ -193,13 +194,13 @@ class Pipeline(CoreCommands):
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             for n, reply in enumerate(replies):
                 if isinstance(reply, exceptions.NoScriptError):
-                    args, options = commands[n]
-                    self._client.load(cluster, args[1])
-                    replies[n] = cluster.execute_command(*args, **options)
-        if raise_on_error:
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
+                    (_, sha, *rest), options = commands[n]
+                    text = self._client.script_text(sha)
+                    replies[n] = cluster.execute_command("EVAL", text, *rest, **options)
+            if raise_on_error:
+                for reply in replies:
+                    if isinstance(reply, Exception):
+                        raise reply
         return replies
 
     def __enter__(self) -> Pipeline:
@@ -221,19 +222,20 @@ class _Pool(ConnectionPool):
     """The connections to one node; the permits limit their number."""
 
     def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
-        super().__init__(connection_class=without_polling(connection_class), **options)
+        super().__init__(connection_class=pooled(connection_class), **options)
 
 
 def _call_each(
-    cluster: Any, script: Script, calls: Sequence[Call], wait: Wait
+    cluster: Any, command: tuple[Any, Any], calls: Sequence[Call], wait: Wait
 ) -> tuple[list[Any], bool]:
-    """One attempt. Returns replies or errors, and whether enough replicas acknowledged."""
+    """One attempt, with EVALSHA or EVAL.
+
+    Returns replies or errors, and whether enough replicas acknowledged.
+    """
     nodes = [cluster.nodes_manager.get_node_from_slot(cluster.keyslot(c.stream)) for c in calls]
     pipeline = _library_pipeline(cluster, retries=0)
     for node, call in zip(nodes, calls, strict=True):
-        pipeline.execute_command(
-            "EVALSHA", script.sha, 1, call.stream, *call.args, target_nodes=node
-        )
+        pipeline.execute_command(*command, 1, call.stream, *call.args, target_nodes=node)
     if wait.replicas:
         # WAIT covers the writes of its own connection only.
         for node in dict.fromkeys(nodes):
@@ -246,13 +248,30 @@ def _call_each(
     except exceptions.ConnectionError as error:
         # There is no connection to one of the nodes, so nothing was sent to any.
         return [error] * len(calls), True
-    waits = replies[len(calls) :]
-    for reply in waits:
+    replies, waits = replies[: len(calls)], replies[len(calls) :]
+    succeeded = {
+        node.name
+        for node, reply in zip(nodes, replies, strict=True)
+        if not isinstance(reply, Exception)
+    }
+    acknowledged = True
+    for node, reply in zip(dict.fromkeys(nodes), waits, strict=bool(waits)):
+        if node.name not in succeeded:
+            continue  # it wrote nothing: it may be a replica by now, which refuses to wait
         if isinstance(reply, exceptions.ResponseError):
             raise reply
-    return replies[: len(calls)], all(
-        isinstance(reply, Exception) or wait.satisfied(reply) for reply in waits
-    )
+        acknowledged &= not isinstance(reply, Exception) and wait.satisfied(reply)
+    return replies, acknowledged
+
+
+def _learn_slots(cluster: Any, errors: Sequence[Exception]) -> None:
+    """Find out which nodes have the slots of calls that failed."""
+    for error in errors:
+        if isinstance(error, exceptions.MovedError):
+            # Right after a failover, only the node that replied may know its successor.
+            cluster.nodes_manager.move_slot(error)
+    if any(isinstance(error, exceptions.ConnectionError) for error in errors):
+        cluster.nodes_manager.initialize()
 
 
 def _is_retryable(error: Exception) -> bool:

@@ -10,7 +10,14 @@ from typing import Any
 
 import redis
 from hiredis import pack_command
+from redis import exceptions
+from redis.commands.core import Script
 from redis.connection import AbstractConnection
+
+from app.store.connection.script import StoreScript
+
+# Errors of a server that is not, or no longer, the primary. It has done nothing.
+DEMOTED = (redis.ReadOnlyError, exceptions.MasterDownError)
 
 
 class FairLifoQueue:
@@ -103,6 +110,8 @@ class Pool(redis.BlockingConnectionPool):
     def release(self, connection: Any) -> None:
         self._checkpid()
         if self.owns_connection(connection):
+            if connection.should_reconnect():
+                connection.disconnect()
             with suppress(queue.Full):
                 self.pool.put_nowait(connection)
         else:  # created by the process from which this one was forked
@@ -115,6 +124,9 @@ class Client(redis.Redis):
 
     A command's arguments are packed in one pass instead of two.
     """
+
+    def register_script(self, script: Any) -> Script:
+        return StoreScript(self, script)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         # A name of two words is sent as two arguments, which the library sees to.
@@ -141,24 +153,45 @@ def make_pool(url: str, *, max_connections: int, timeout: float, **options: Any)
     pool = Pool.from_url(
         url, max_connections=max_connections, timeout=timeout, queue_class=FairLifoQueue, **options
     )
-    pool.connection_class = without_polling(pool.connection_class)
+    pool.connection_class = pooled(pool.connection_class)
     return pool
 
 
-def without_polling(kind: type[AbstractConnection]) -> type[AbstractConnection]:
-    """The connection class without the poll, before each use, for a connection that was closed.
+def pooled(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+    """The connection class for one pool: reconnects after a failover, and is not polled.
 
-    The poll costs a turn of the event loop for every command. A dead connection is noticed by the
-    command, which is then retried on a new one. The library closes a connection whose reply was
-    not read to its end, so it never returns to the pool.
+    A server that was demoted may keep its connections open, and what it is asked by them would fail
+    until a restart, or be out of date. So once one connection of the pool notices, all of them are
+    made anew before their next use.
+
+    The library polls a connection before each use, in case it was closed. That costs a turn of the
+    event loop for every command. A dead connection is noticed by the command, which is then retried
+    on a new one. The library closes a connection whose reply was not read to its end, so it never
+    returns to the pool.
     """
+    demotions = 0
 
     class Connection(kind):  # type: ignore[misc, valid-type]
+        demotions_before = 0
+
         def can_read(self, timeout: float = 0) -> bool:
             return False
 
         def connect(self) -> None:
+            if self._sock and self.demotions_before != demotions:
+                self.disconnect()
             if not self._sock:
+                self.demotions_before = demotions
                 super().connect()
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*args, **options)
+            except DEMOTED:
+                nonlocal demotions
+                if self.demotions_before == demotions:
+                    demotions += 1
+                self.mark_for_reconnect()  # later: a pipeline reads all of its replies first
+                raise
 
     return Connection

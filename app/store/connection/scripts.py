@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis, exceptions
-from redis.commands.core import Script
 
 from app.store.connection.calls import Call, NotReplicated, Wait
 from app.store.connection.cluster import ClusterClient
+from app.store.connection.script import StoreScript
 
 NO_WAIT = Wait()
 
@@ -23,16 +23,21 @@ _HOLD_CHECK = (
 )
 
 
-def load_script(client: Redis, name: str, folder: str = "lua") -> Script:
+def load_script(client: Redis, name: str, folder: str = "lua") -> StoreScript:
     """Register the script in ``app/store/<folder>/<name>``; if it writes, it respects a hold."""
     source = (files("app.store") / folder / name).read_text()
     first, rest = source.split("\n", 1)
     if "no-writes" not in first:
         source = f"{first}\n{_HOLD_CHECK}{rest}"
-    return client.register_script(source)
+    return register(client, source)
 
 
-def call_partitions(script: Script, calls: Sequence[Call], wait: Wait = NO_WAIT) -> list[Any]:
+def register(client: Redis, source: str) -> StoreScript:
+    """Register a script as it is."""
+    return cast(StoreScript, client.register_script(source))
+
+
+def call_partitions(script: StoreScript, calls: Sequence[Call], wait: Wait = NO_WAIT) -> list[Any]:
     """Call a script for several partitions; on a cluster, on all nodes at once.
 
     A single store runs one script at a time, so it gets the calls one after the other.
@@ -49,25 +54,18 @@ def call_partitions(script: Script, calls: Sequence[Call], wait: Wait = NO_WAIT)
             return client.call(script, calls, wait)
     elif wait.replicas:
         return [_and_wait(client, script, call, wait) for call in calls]
-    return [_call(client, script, call) for call in calls]
+    return [script.run(1, call.stream, *call.args) for call in calls]
 
 
-def _call(client: Any, script: Script, call: Call) -> Any:
-    try:
-        return client.execute_command("EVALSHA", script.sha, 1, call.stream, *call.args)
-    except exceptions.NoScriptError:
-        return script(keys=[call.stream], args=call.args)
-
-
-def _and_wait(client: Any, script: Script, call: Call, wait: Wait) -> Any:
+def _and_wait(client: Any, script: StoreScript, call: Call, wait: Wait) -> Any:
     # A pipeline, as WAIT covers the writes of its own connection only.
     with client.pipeline(transaction=False) as pipeline:
-        pipeline.execute_command("EVALSHA", script.sha, 1, call.stream, *call.args)
-        pipeline.execute_command(*wait.command())
-        reply, acknowledged = pipeline.execute(raise_on_error=False)
-        if isinstance(reply, exceptions.NoScriptError):
-            client.script_load(script.script)
-            return _and_wait(client, script, call, wait)
+        for command in (("EVALSHA", script.sha), ("EVAL", script.script)):
+            pipeline.execute_command(*command, 1, call.stream, *call.args)
+            pipeline.execute_command(*wait.command())
+            reply, acknowledged = pipeline.execute(raise_on_error=False)
+            if not isinstance(reply, exceptions.NoScriptError):
+                break
     for one in (reply, acknowledged):
         if isinstance(one, Exception):
             raise one

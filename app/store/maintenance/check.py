@@ -15,9 +15,9 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import redis
-from redis.commands.core import Script
 
 from app.cohorts import Cohort
+from app.store.connection.script import StoreScript
 from app.store.connection.scripts import load_script
 from app.store.errors import store_errors
 from app.store.keys import Keys
@@ -69,7 +69,7 @@ class Checker:
         self._repair_cohort = self._script("repair_cohort.lua")
         self._repair_user = self._script("repair_user.lua")
 
-    def _script(self, name: str) -> Script:
+    def _script(self, name: str) -> StoreScript:
         return load_script(self._client, name, "maintenance")
 
     def size(self, app_ids: Iterable[str]) -> int:

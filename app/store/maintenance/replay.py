@@ -8,9 +8,9 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
-from redis.commands.core import Script
 
 from app.store.change_stream import EntryId
+from app.store.connection.script import StoreScript
 from app.store.maintenance.findings import Problem, StreamProof
 
 # An entry has up to a thousand users.
@@ -40,7 +40,9 @@ class Replay:
     Holds the last change of every (cohort, user) in the stream: about 200 bytes each.
     """
 
-    def __init__(self, script: Script, stream: str, proof: StreamProof, notify: Notify) -> None:
+    def __init__(
+        self, script: StoreScript, stream: str, proof: StreamProof, notify: Notify
+    ) -> None:
         self._script = script
         self._stream = stream
         self._proof = proof

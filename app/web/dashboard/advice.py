@@ -149,6 +149,11 @@ ADVICE = {
         "Add memory, or delete cohorts that are no longer needed. See Health.",
         "Add memory, or delete cohorts that are no longer needed.",
     ),
+    "store_read_only": Advice(
+        "The store accepts no writes: it cannot save to disk, or lacks replicas.",
+        "Amplitude retries. The store's log names the cause: MISCONF or NOREPLICAS.",
+        "The store's log names the cause: MISCONF or NOREPLICAS.",
+    ),
     "store_misconfigured": Advice(
         "The store is misconfigured.",
         "The log names the cause: permissions, number of partitions, or cluster mode.",

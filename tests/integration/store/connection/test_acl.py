@@ -62,6 +62,7 @@ def store_socket() -> Iterator[Path]:
 def everything(store_socket: Path) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(socket_url(store_socket.parent), decode_responses=True) as client:
         client.flushall()
+        client.script_flush()
         client.acl_log_reset()
         client.config_resetstat()
         yield client

@@ -12,7 +12,7 @@ import pytest
 import redis
 from redis.connection import Connection
 
-from app.store.connection.pool import Client, FairLifoQueue, Pool, without_polling
+from app.store.connection.pool import Client, FairLifoQueue, Pool, pooled
 from tests.support.polling import wait_until
 
 
@@ -47,7 +47,7 @@ def taken_from_a_pool(kind: Any) -> Any:
 
 def test_connection__taken_from_a_pool__is_polled_by_the_library_but_not_by_ours() -> None:
     assert taken_from_a_pool(Silent).polls == 1
-    assert taken_from_a_pool(without_polling(Silent)).polls == 0
+    assert taken_from_a_pool(pooled(Silent)).polls == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""A registered script: called by its digest, and sent as text to a server that lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from redis import exceptions
+from redis.commands.core import Script
+
+
+class StoreScript(Script):
+    """A script that needs at most two commands.
+
+    The library loads a missing script and then calls it by its digest again. During a failover,
+    these two may reach different servers, and the call fails as if the script were unknown.
+    """
+
+    def __call__(
+        self,
+        keys: Iterable[Any] | None = None,
+        args: Iterable[Any] | None = None,
+        client: Any = None,
+    ) -> Any:
+        named = list(keys or ())
+        if client is not None:  # a pipeline
+            return super().__call__(named, args, client)
+        return self.run(len(named), *named, *(args or ()))
+
+    def run(self, *call: Any) -> Any:
+        """Call the script with the number of its keys, the keys and the arguments."""
+        execute: Any = self.registered_client.execute_command
+        try:
+            return execute("EVALSHA", self.sha, *call)
+        except exceptions.NoScriptError:
+            return execute("EVAL", self.script, *call)
