@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from app.auth.keyring import KeyRing
     from app.auth.sessions import Sessions
     from app.server.background import Background
+    from app.server.store_watch import StoreWatch
     from app.settings import Settings
     from app.store import RateLimiter, Store, Tuning
     from app.telemetry.metrics.meter import Meter
@@ -36,6 +37,7 @@ class Services:
     meter: Meter
     store_gauges: StoreGauges
     sync_recorder: SyncRecorder
+    store_watch: StoreWatch
     fair_queue: FairQueue
     change_feed: Feed
     background: Background
@@ -60,6 +62,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     from app.auth.keyring import KeyRing
     from app.auth.sessions import Sessions
     from app.server.background import Background
+    from app.server.store_watch import MarksFile, StoreWatch
     from app.store import HistoryLimits, RateLimiter, Store, Tuning, connect, wait_for
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
@@ -86,7 +89,8 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     )
     keyring = KeyRing(settings, store.api_keys, tuning)
     meter, recorder = Meter(), SyncRecorder(store, tuning)
-    every_second = [meter.flush, recorder.work, keyring.refresh, keyring.write_uses]
+    watch = StoreWatch(store, tuning, MarksFile.from_settings(settings))
+    every_second = [meter.flush, recorder.work, watch.work, keyring.refresh, keyring.write_uses]
     return Services(
         settings=settings,
         store=store,
@@ -96,6 +100,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         meter=meter,
         store_gauges=StoreGauges(store, keyring.first_expiry),
         sync_recorder=recorder,
+        store_watch=watch,
         fair_queue=FairQueue(settings.store_connections, settings.app_concurrency),
         change_feed=Feed(
             store.change_stream,

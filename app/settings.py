@@ -163,6 +163,12 @@ class Settings:
         default=5.0,
         help="Timeout for connecting to the store and for each of its replies.",
     )
+    store_marks_file: str | None = _setting(
+        kinds.String(validate=validate.Length(1)),
+        default=None,
+        help="File in which the service remembers the state of the store across its restarts, to "
+        "notice a loss of data. `make run` has one in its data folder.",
+    )
     api_keys: tuple[ApiKey, ...] = _setting(
         _Keys(),
         default=(),

@@ -26,6 +26,7 @@ class DataDir:
         store: the folder of the store's own files.
         store_log: the store's log.
         socket: where the store listens, or a link to it.
+        store_marks: what the service remembers of the store.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,6 +34,7 @@ class DataDir:
         self.store = self.path / "store"
         self.store_log = self.path / "store.log"
         self.socket = self.path / "store.sock"
+        self.store_marks = self.path / "store-marks.json"
 
     def create(self) -> None:
         """Create the folder, for its owner alone."""

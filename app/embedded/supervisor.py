@@ -67,7 +67,11 @@ def run(environ: Mapping[str, str], data: DataDir) -> None:
         locks = [] if settings.redis_url else [data.lock(wait, shut_down)]
         listener = stack.enter_context(listen(settings.port))
         keys = {s: data.key(s) for s, name in GENERATED_KEYS.items() if not environ.get(name)}
-        env = {**environ, **{GENERATED_KEYS[scope]: key for scope, key in keys.items()}}
+        env = {
+            "STORE_MARKS_FILE": str(data.store_marks),
+            **environ,
+            **{GENERATED_KEYS[scope]: key for scope, key in keys.items()},
+        }
         store = None
         if settings.redis_url:
             say("REDIS_URL is set: using that store, not starting one.")

@@ -53,6 +53,9 @@ def post_worker_init(worker: Any) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     parts = services(worker.wsgi)
+    if folder and parts.store_watch.memory.path is None:
+        # So that a worker knows what the one it replaces did.
+        parts.store_watch.memory.path = Path(folder) / "store-marks.json"
     parts.background.start()
     # Change streams have no end of their own: close them when the worker shuts down.
     parts.change_feed.is_open = lambda: worker.alive

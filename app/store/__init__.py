@@ -8,6 +8,7 @@ from app.store.erasure import Erased
 from app.store.errors import StoreError, StoreFull, StoreRefused
 from app.store.jobs import Job
 from app.store.lookups import Member, MemberPosition, User, UserRecord
+from app.store.losses import Loss, LossKind, Mark, Partition
 from app.store.maintenance.copy import Copy, CopyRefused, CopyReport
 from app.store.maintenance.findings import MEANINGS, CheckReport
 from app.store.memberships import Applied
@@ -37,8 +38,12 @@ __all__ = [
     "FileCounts",
     "HistoryLimits",
     "Job",
+    "Loss",
+    "LossKind",
+    "Mark",
     "Member",
     "MemberPosition",
+    "Partition",
     "PositionLost",
     "RateLimiter",
     "ResyncPlace",

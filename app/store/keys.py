@@ -82,6 +82,14 @@ class Keys:
         """Stream: each change of a cohort's completeness, once. Private."""
         return f"{self.base(app_id, partition)}transitions"
 
+    def mark(self, app_id: str, partition: int) -> str:
+        """Hash: by which a partition is recognised as itself (app/store/losses.py). Private."""
+        return f"{self.base(app_id, partition)}mark"
+
+    def loss(self, app_id: str, partition: int) -> str:
+        """Hash: the last loss of the app's data. Private."""
+        return f"{self.base(app_id, partition)}loss"
+
     def deleted(self, app_id: str, partition: int) -> str:
         """Sorted set of a home partition's deleted cohorts, by the time. Private."""
         return f"{self.base(app_id, partition)}deleted"

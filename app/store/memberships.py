@@ -114,6 +114,9 @@ class Memberships:
         self._stream_limits = stream_limits  # entries, and age in ms
         self._wait = wait
         self._script = load_script(client, "apply.lua")
+        # By app and partition, the newest entry of the change stream that was acknowledged to this
+        # process: time and number. app/server/store_watch.py takes them out.
+        self.acknowledged: dict[tuple[str, int], tuple[int, int]] = {}
 
     def apply(
         self,
@@ -282,12 +285,25 @@ class Memberships:
             self._introduce(app_id, cohort_id, partitions)
         yield from self._call(app_id, again, "named")
 
-    def _call(self, app_id: str, parts: Iterable[_Part], mode: str) -> list[_Reply]:
+    def _call(self, app_id: str, parts: Sequence[_Part], mode: str) -> list[_Reply]:
         calls = [
             Call(self._keys.changes(app_id, part.partition), [*part.options, mode, *part.groups])
             for part in parts
         ]
-        return [_Reply.parse(reply) for reply in call_partitions(self._script, calls, self._wait)]
+        replies = [
+            _Reply.parse(reply) for reply in call_partitions(self._script, calls, self._wait)
+        ]
+        for part, reply in zip(parts, replies, strict=True):
+            if moves := reply.lists.get(b"moves"):
+                self._note_acknowledged((app_id, part.partition), moves[-1])
+        return replies
+
+    def _note_acknowledged(self, partition: tuple[str, int], entry: bytes) -> None:
+        """Requests of a worker overlap, so the newest entry may be noted first."""
+        ms, _, number = entry.partition(b"-")
+        position = int(ms), int(number)
+        if position > self.acknowledged.get(partition, (0, 0)):
+            self.acknowledged[partition] = position
 
     def _introduce(self, app_id: str, cohort_id: str, partitions: Iterable[int]) -> None:
         """Register a cohort in partitions that lack it, with the names that others know."""
@@ -368,8 +384,8 @@ def _received(changes: Sequence[MembershipChange], applied: Applied) -> set[str]
 
 
 def _add_moves(moves: dict[str, Moves], reply: list[Any]) -> None:
-    """Add the moves of one call, a flat list: cohort id, direction, number of users."""
-    for start in range(0, len(reply), 3):
+    """Add the moves of one call, a flat list: cohort id, direction, number of users, entry id."""
+    for start in range(0, len(reply), 4):
         cohort, value, users = reply[start : start + 3]
         cohort_id = cohort.decode()
         entered, left = moves.get(cohort_id, (0, 0))

@@ -23,6 +23,7 @@ from app.store.jobs import Jobs
 from app.store.keys import Keys
 from app.store.layout import Layout
 from app.store.lookups import Lookups
+from app.store.losses import Losses
 from app.store.maintenance.check import Checker
 from app.store.memberships import Memberships
 from app.store.registered_users import RegisteredUsers
@@ -63,6 +64,7 @@ class Store:
         self.registry = Registry(client, keys)
         self.freshness = FreshnessStore(client, keys, tuning)
         self.completeness = CompletenessStore(client, keys, self.freshness)
+        self.losses = Losses(client, keys, self.freshness)
         self.memberships = Memberships(
             client,
             keys,

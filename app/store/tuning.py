@@ -25,6 +25,7 @@ class Tuning:
         rates_retry_seconds: a counter that was unavailable is tried again after this long.
         history_buffered: requests buffered for the sync history while the store is unavailable.
             When full, new requests are dropped: the oldest show how the outage began.
+        marks_per_round: partitions that a process compares every second with what it remembers.
         session_renewed_seconds: a session in use is given a new cookie after this long.
     """
 
@@ -38,6 +39,7 @@ class Tuning:
     rates_remembered: int = 10_000
     rates_retry_seconds: float = 5.0
     history_buffered: int = 20_000
+    marks_per_round: int = 64
     session_renewed_seconds: float = 900.0
 
 

@@ -24,7 +24,8 @@
 --
 -- Returns {1 if the message was applied before, else 0; changed users}, followed by the name and
 -- the content of each of these lists that is not empty:
---   moves       for each group that changed memberships: cohort id, 'true' or 'false', how many
+--   moves       for each group that changed memberships: cohort id, 'true' or 'false', how many,
+--               id of the entry in the change stream
 --   unknown     users skipped because they are not registered
 --   suppressed  users skipped because they were erased permanently
 --   conflicts   users skipped because their key is not a hash
@@ -413,7 +414,7 @@ local function apply(cohort, trait, value, stated_at, users)
     end
     emit(cohort, change, at_text, moved)
     note_changed(moved)
-    report('moves', {cohort, value, #moved})
+    report('moves', {cohort, value, #moved, last_entry})
     set(change, integer(total + #moved))
   end
   if #corrected > 0 then call('ZADD', members, scored(at_text, corrected)) end

@@ -18,6 +18,8 @@
 --             reasons and the users left out that are older
 --   raise     incomplete for the reason ARGV[2], which ARGV[3] events gave
 --   clear     the reason ARGV[2] no longer applies
+--   loss      mark what the store's last loss made incomplete
+--   forgive   clear what losses of the store have marked
 --   leave out ARGV[3] users were skipped for the reason ARGV[2]
 --   upstream  store Amplitude's record ARGV[2], a JSON object; '' to remove it
 --
@@ -30,6 +32,7 @@
 --   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, since
 --                     when; those of state unverified are in none
 --   transitions       stream: each change of a cohort's state or reasons, once
+--   loss              hash: the last loss of the store; see mark.lua
 --   deleted           sorted set: deleted cohorts, by the time; see delete.lua
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
@@ -122,6 +125,30 @@ local function forget_left_out(cohort, only_before)
   end
 end
 
+-- Make a cohort incomplete because of the store's last loss, once, unless it was verified since.
+local function raise_loss(cohort, loss_at, kind)
+  local SAME_LOSS = 60 * 1000 -- as in mark.lua
+  local current, reason = completeness_of(cohort), 'store_' .. kind
+  if loss_at <= tonumber(call('HGET', hash_of(cohort), 'verified_at') or 0) then return end
+  for _, open in ipairs(current.reasons) do
+    if open.reason == reason then
+      if loss_at - (open.last or 0) > SAME_LOSS then
+        open.count, open.last = open.count + 1, loss_at
+        call('HSET', hash_of(cohort), 'reasons', cjson.encode(current.reasons))
+      end
+      return
+    end
+  end
+  current.reasons[#current.reasons + 1] = {reason = reason, since = now, count = 1, last = loss_at}
+  save(current, 'incomplete', reason, {})
+end
+
+-- The store's last loss: time and kind; nil if there was none.
+local function last_loss()
+  local at, kind = unpack(call('HMGET', base .. 'loss', 'at', 'kind'))
+  return at and tonumber(at), kind
+end
+
 local function verify(cohort, by, since)
   local current, key = completeness_of(cohort), hash_of(cohort)
   local cleared, rest = {}, {}
@@ -159,6 +186,14 @@ local COMPLETENESS = {
   verify = function(cohort) verify(cohort, given, number) end,
   raise = function(cohort) raise(cohort, given, number) end,
   clear = function(cohort) clear(cohort, given) end,
+  loss = function(cohort)
+    local loss_at, kind = last_loss()
+    if loss_at then raise_loss(cohort, loss_at, kind) end
+  end,
+  forgive = function(cohort)
+    clear(cohort, 'store_lost')
+    clear(cohort, 'store_set_back')
+  end,
   ['leave out'] = function(cohort) leave_out(cohort, given, number) end,
   upstream = function(cohort) note_upstream(cohort, given) end,
 }
@@ -183,12 +218,15 @@ local function learned(starts)
   return intervals[math.ceil(#intervals / 2)]
 end
 
--- What the first arrival of a cohort reveals.
-local function note_first_arrival(cohort)
-  if call('ZSCORE', base .. 'deleted', cohort) then
+-- Whatever arrives is the difference from what was sent before. Mark a cohort for which that is
+-- no longer here.
+local function note_gaps(cohort, last)
+  if not last and call('ZSCORE', base .. 'deleted', cohort) then
     call('ZREM', base .. 'deleted', cohort)
     raise(cohort, 'deleted_here', 1)
   end
+  local loss_at, kind = last_loss()
+  if loss_at and (not last or last < loss_at) then raise_loss(cohort, loss_at, kind) end
 end
 
 local function note_freshness(cohort)
@@ -198,7 +236,7 @@ local function note_freshness(cohort)
   local before = cadence
   last, cadence, starts = tonumber(last), tonumber(cadence), starts and cjson.decode(starts) or {}
   if action == 'received' then
-    if not last then note_first_arrival(cohort) end
+    note_gaps(cohort, last)
     if not last or now - last > PAUSE then
       starts[#starts + 1] = now
       if #starts > STARTS_KEPT then table.remove(starts, 1) end

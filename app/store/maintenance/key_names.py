@@ -26,9 +26,12 @@ _USERS = {
     b"due": Kind.SPREAD,
     b"deleted": Kind.SPREAD,
 }
-_HISTORY = dict.fromkeys((b"syncs", b"failures", b"problems", b"history", b"open"), Kind.WHOLE)
+_HISTORY = dict.fromkeys(
+    (b"syncs", b"failures", b"problems", b"history", b"open", b"loss"), Kind.WHOLE
+)
 _REBUILT = dict.fromkeys(
-    (b"cohorts", b"jobs", b"resyncs", b"changes", b"erased", b"hold", b"transitions"), Kind.SKIPPED
+    (b"cohorts", b"jobs", b"resyncs", b"changes", b"erased", b"hold", b"transitions", b"mark"),
+    Kind.SKIPPED,
 )
 _OF_PARTITION = {**_USERS, **_HISTORY, **_REBUILT}
 _OF_COHORT = {
@@ -41,7 +44,7 @@ _OF_COHORT = {
 _BY_HEAD = {
     b"sync": Kind.WHOLE,
     b"completeness": Kind.SPREAD,
-    **dict.fromkeys((b"message", b"added", b"changes"), Kind.SKIPPED),
+    **dict.fromkeys((b"message", b"added", b"changes", b"loss"), Kind.SKIPPED),
 }
 _GLOBAL = {
     **dict.fromkeys((b"keys", b"audit"), Kind.GLOBAL),

@@ -1,0 +1,40 @@
+#!lua flags=allow-oom
+-- Spread, examine or acknowledge the record of a loss in one partition.
+--
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]  'spread', 'examined', 'acknowledge' or 'forget'
+-- ARGV[2]  spread, examined: time of the loss, ms since the epoch
+-- ARGV[3]  spread: kind of loss; examined: id of the last cohort that was marked, '' for all
+--
+-- The record is a hash: 'kind', 'lost' or 'set_back'; 'at', when it was found; 'acknowledged', when
+-- an administrator did; 'examined', the cohort up to which those of the partition have been
+-- marked, and 'done' when all have. mark.lua writes it.
+--
+-- Returns 1 if the record changed, else 0.
+
+local base = string.sub(KEYS[1], 1, -#'changes' - 1)
+local action, at, value = ARGV[1], ARGV[2], ARGV[3]
+local loss = base .. 'loss'
+local call = redis.call
+
+local LOSS_KEPT = 90 * 24 * 3600 * 1000
+
+local clock = call('TIME')
+local now = string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000))
+local recorded = call('HGET', loss, 'at')
+
+if action == 'spread' then
+  if recorded and tonumber(recorded) >= tonumber(at) then return 0 end
+  call('UNLINK', loss)
+  call('HSET', loss, 'kind', value, 'at', at)
+  call('PEXPIRE', loss, LOSS_KEPT)
+elseif not recorded or (action == 'examined' and recorded ~= at) then
+  return 0
+elseif action == 'examined' then
+  if value == '' then call('HSET', loss, 'done', 1) else call('HSET', loss, 'examined', value) end
+elseif action == 'acknowledge' then
+  call('HSET', loss, 'acknowledged', now)
+else
+  call('UNLINK', loss)
+end
+return 1
