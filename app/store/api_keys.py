@@ -11,10 +11,15 @@ from typing import Any
 import orjson
 import redis
 
-from app.store.connection.scripts import load_script
+from app.store.connection.scripts import load_script, register_fenced
 from app.store.errors import store_errors
 from app.store.keys import Keys
 
+# A call that arrives late must not extend a key that was shortened since.
+_SET_EXPIRY = """#!lua flags=allow-oom
+if ARGV[2] == '' then return redis.call('HDEL', KEYS[1], ARGV[1]) end
+return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
 # How long an expired or revoked key is kept, so that its users get the reason.
 REMEMBERED_MS = 90 * 24 * 3600 * 1000
 
@@ -66,6 +71,7 @@ class ApiKeys:
         self._client = client
         self._name, self._used_name = keys.api_keys(), keys.api_keys_used()
         self._revoke = load_script(client, "revoke.lua")
+        self._set_expiry = register_fenced(client, _SET_EXPIRY)
 
     def all(self) -> list[StoredKey]:
         """All keys in the order of creation, with expired and revoked ones."""
@@ -96,10 +102,8 @@ class ApiKeys:
     def expire(self, key_id: str, at_ms: int | None) -> None:
         """Set when a key expires; None for never."""
         with store_errors():
-            if at_ms is None:
-                self._client.hdel(self._name, f"{key_id}:expires")
-            else:
-                self._client.hset(self._name, f"{key_id}:expires", at_ms)
+            args = [f"{key_id}:expires", "" if at_ms is None else at_ms]
+            self._set_expiry(keys=[self._name], args=args)
 
     def revoke(self, key_id: str) -> None:
         """Revoke a key permanently."""

@@ -103,6 +103,7 @@ _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreE
 # Errors that differ in their text only.
 _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
     ("HELD ", StoreHeld),  # see app/store/hold.py
+    ("LATE ", StoreTimeout),  # see app/store/connection/fence.py
     # The slot of a script's keys is migrating, or its node has lost contact with the others.
     ("access a non local key", StoreLoading),
     ("do not hash to the same slot", StoreLoading),

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 
 from app.store.connection.calls import Call
-from app.store.connection.scripts import call_partitions, register
+from app.store.connection.scripts import call_partitions, register_fenced
 from app.store.errors import StoreError, StoreHeld, store_errors
 from app.store.keys import Keys
 
@@ -20,6 +20,7 @@ from app.store.keys import Keys
 HELD = b"held"
 # Allowed when memory is full, as the store may have to be moved to a larger one.
 _SET = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], unpack(ARGV))"
+_UNSET = "#!lua flags=allow-oom\nreturn redis.call('UNLINK', KEYS[1])"
 # The value of the global flag until the flags of all partitions are set.
 _BEGUN = b"begun"
 
@@ -37,7 +38,8 @@ class Hold:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._keys = keys
-        self._script = register(client, _SET)
+        self._set_flag = register_fenced(client, _SET)
+        self._unset_flag = register_fenced(client, _UNSET)
 
     def check(self) -> None:
         """Raise StoreHeld during a hold; to be called before writes that are not scripts."""
@@ -91,15 +93,13 @@ class Hold:
         """Accept writes again."""
         with store_errors():
             apps: Any = self._client.smembers(self._keys.apps())
-            with self._client.pipeline(transaction=False) as pipeline:
-                for flag in self._flags(app_id.decode() for app_id in apps):
-                    pipeline.unlink(flag)
-                pipeline.unlink(self._keys.hold())
-                pipeline.execute()
+            flags = self._flags(app_id.decode() for app_id in apps)
+            call_partitions(self._unset_flag, [Call(flag, []) for flag in flags])
+            call_partitions(self._unset_flag, [Call(self._keys.hold(), [])])
 
     def _set(self, flags: list[str], value: bytes, ttl_ms: int | None) -> None:
         options = [] if ttl_ms is None else ["PX", ttl_ms]
-        call_partitions(self._script, [Call(flag, [value, *options]) for flag in flags])
+        call_partitions(self._set_flag, [Call(flag, [value, *options]) for flag in flags])
 
     def _flags(self, app_ids: Any) -> list[str]:
         partitions = range(self._keys.partitions)

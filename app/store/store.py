@@ -13,8 +13,7 @@ from app.store.audit_trail import AuditTrail
 from app.store.change_stream import ChangeStream
 from app.store.cohort_list import CohortList
 from app.store.completeness import CompletenessStore
-from app.store.connection.calls import Wait
-from app.store.connection.scripts import NO_WAIT
+from app.store.connection.calls import NO_WAIT, Wait
 from app.store.erasure import Erasure
 from app.store.errors import StoreFull, store_errors
 from app.store.freshness import FreshnessStore

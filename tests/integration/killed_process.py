@@ -12,18 +12,14 @@ class KilledError(Exception):
 def killed_at(client: Any, command: int) -> None:
     """Let a client's process be no more when it is about to send this command, from 0."""
     left = iter(range(command))
-    send, pipeline = client.execute_command, client.pipeline
 
-    def one_less() -> None:
-        if next(left, None) is None:
-            raise KilledError
+    def counted(method: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise KilledError
+            return method(*args, **options)
 
-    def execute_command(*args: Any, **options: Any) -> Any:
-        one_less()
-        return send(*args, **options)
+        return call
 
-    def make_pipeline(*args: Any, **options: Any) -> Any:
-        one_less()
-        return pipeline(*args, **options)
-
-    client.execute_command, client.pipeline = execute_command, make_pipeline
+    for name in ("execute_command", "write", "pipeline"):
+        setattr(client, name, counted(getattr(client, name)))

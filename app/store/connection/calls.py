@@ -44,5 +44,8 @@ class Wait(NamedTuple):
         return bool(reply >= self.replicas)
 
 
+NO_WAIT = Wait()
+
+
 class NotReplicated(exceptions.RedisError):
     """Too few replicas acknowledged a write in time. It may be lost if its node fails."""

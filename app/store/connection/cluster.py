@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,8 @@ from redis.commands.core import CoreCommands
 from redis.connection import Connection, ConnectionPool
 from redis.retry import Retry
 
-from app.store.connection.calls import Call, NotReplicated, Wait
+from app.store.connection.calls import NO_WAIT, Call, NotReplicated, Wait
+from app.store.connection.fence import ServerClock, is_late
 from app.store.connection.pool import FairLifoQueue, pooled
 from app.store.connection.script import StoreScript
 
@@ -89,17 +91,24 @@ class ClusterClient(CoreCommands):
         replies: list[Any] = [None] * len(calls)
         with self._permit() as cluster:
             waiting = list(range(len(calls)))
+            began = time.monotonic()
             for attempt in range(1, _ATTEMPTS + 1):
                 # The second time as text: the node may be another one, which lacks the script.
                 command = ("EVALSHA", script.sha) if attempt == 1 else ("EVAL", script.script)
                 some = [calls[n] for n in waiting]
-                found, acknowledged = _call_each(cluster, command, some, wait)
+                timeout = self._timeout if script.fenced else None
+                found, acknowledged = _call_each(cluster, command, some, wait, timeout)
                 failed = []
                 for n, reply in zip(waiting, found, strict=True):
                     replies[n] = reply
                     if isinstance(reply, Exception):
                         if attempt == _ATTEMPTS or not _is_retryable(reply):
                             raise reply
+                        if is_late(reply):
+                            if time.monotonic() - began > self._timeout:
+                                raise reply
+                            # The clock of its node was set.
+                            _server_clock(cluster, _node(cluster, calls[n].stream), read=True)
                         failed.append(n)
                 if not acknowledged:
                     raise NotReplicated
@@ -108,6 +117,10 @@ class ClusterClient(CoreCommands):
                 _learn_slots(cluster, [replies[n] for n in failed])
                 waiting = failed
         raise AssertionError("the last attempt returns or raises")
+
+    def write(self, script: StoreScript, call: Call, wait: Wait = NO_WAIT) -> Any:
+        """Call a script that writes for one partition; see :meth:`call`."""
+        return self.call(script, [call], wait)[0]
 
     def scan_iter(self, **options: Any) -> Iterator[Any]:  # type: ignore[override]
         """The keys of all nodes, one node after the other."""
@@ -223,19 +236,41 @@ class _Pool(ConnectionPool):
 
     def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
         super().__init__(connection_class=pooled(connection_class), **options)
+        self.server_clock = ServerClock()
+
+    def make_connection(self) -> Any:
+        connection: Any = super().make_connection()
+        connection.server_clock = self.server_clock
+        return connection
 
 
 def _call_each(
-    cluster: Any, command: tuple[Any, Any], calls: Sequence[Call], wait: Wait
+    cluster: Any,
+    command: tuple[Any, Any],
+    calls: Sequence[Call],
+    wait: Wait,
+    timeout: float | None,
 ) -> tuple[list[Any], bool]:
     """One attempt, with EVALSHA or EVAL.
 
-    Returns replies or errors, and whether enough replicas acknowledged.
+    Args:
+        timeout: seconds until the deadline that the script expects; None if it expects none.
+
+    Returns:
+        Replies or errors, and whether enough replicas acknowledged.
     """
-    nodes = [cluster.nodes_manager.get_node_from_slot(cluster.keyslot(c.stream)) for c in calls]
+    nodes = [_node(cluster, call.stream) for call in calls]
     pipeline = _library_pipeline(cluster, retries=0)
+    try:
+        deadlines = {
+            node.name: [] if timeout is None else [_server_clock(cluster, node).deadline(timeout)]
+            for node in nodes
+        }
+    except exceptions.ConnectionError as error:
+        return [error] * len(calls), True
     for node, call in zip(nodes, calls, strict=True):
-        pipeline.execute_command(*command, 1, call.stream, *call.args, target_nodes=node)
+        args = (*call.args, *deadlines[node.name])
+        pipeline.execute_command(*command, 1, call.stream, *args, target_nodes=node)
     if wait.replicas:
         # WAIT covers the writes of its own connection only.
         for node in dict.fromkeys(nodes):
@@ -274,9 +309,28 @@ def _learn_slots(cluster: Any, errors: Sequence[Exception]) -> None:
         cluster.nodes_manager.initialize()
 
 
+def _node(cluster: Any, key: str) -> Any:
+    """The primary that has a key."""
+    return cluster.nodes_manager.get_node_from_slot(cluster.keyslot(key))
+
+
+def _server_clock(cluster: Any, node: Any, *, read: bool = False) -> ServerClock:
+    """The clock of a node, which its connections read when they connect, or again."""
+    pool = cluster.get_redis_connection(node).connection_pool
+    clock: ServerClock = pool.server_clock
+    if read or not clock.known:
+        connection = pool.get_connection()
+        try:
+            if read:
+                clock.read(connection)
+        finally:
+            pool.release(connection)
+    return clock
+
+
 def _is_retryable(error: Exception) -> bool:
     """Whether a second attempt may succeed. All calls may be repeated."""
-    return isinstance(
+    return is_late(error) or isinstance(
         error, (exceptions.MovedError, exceptions.ConnectionError, exceptions.NoScriptError)
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,8 @@ from redis import exceptions
 from redis.commands.core import Script
 from redis.connection import AbstractConnection
 
+from app.store.connection.calls import NO_WAIT, Call, NotReplicated, Wait
+from app.store.connection.fence import ServerClock, is_late
 from app.store.connection.script import StoreScript
 
 # Errors of a server that is not, or no longer, the primary. It has done nothing.
@@ -147,6 +150,64 @@ class Client(redis.Redis):
         finally:
             pool.release(connection)
 
+    def write(self, script: StoreScript, call: Call, wait: Wait = NO_WAIT) -> Any:
+        """Call a script that writes, with its deadline, and wait for replicas if asked to.
+
+        Raises:
+            NotReplicated: too few replicas acknowledged the write in time.
+        """
+        # On one connection, as WAIT covers the writes of its own only.
+        then = wait.command() if wait.replicas else ()
+        try:
+            reply, *others = self._send_fenced("EVALSHA", script.sha, call, then)
+        except exceptions.NoScriptError:
+            reply, *others = self._send_fenced("EVAL", script.script, call, then)
+        for acknowledged in others:
+            if isinstance(acknowledged, Exception):
+                raise acknowledged
+            if not wait.satisfied(acknowledged):
+                raise NotReplicated
+        return reply
+
+    def _send_fenced(self, name: str, script: Any, call: Call, then: tuple[Any, ...]) -> list[Any]:
+        """The reply to a script call, and that to another command, if any."""
+        pool: Any = self.connection_pool
+        connection = pool.get_connection()
+
+        def send() -> list[Any]:
+            connection.connect()
+            clock, timeout = connection.server_clock, connection.socket_timeout
+            sent = time.monotonic()
+            replies = exchange(clock.deadline(timeout))
+            if is_late(replies[0]) and time.monotonic() - sent < timeout:
+                clock.read(connection)  # it was set
+                replies = exchange(clock.deadline(timeout))
+            if isinstance(replies[0], Exception):
+                raise replies[0]
+            return replies
+
+        def exchange(deadline: str) -> list[Any]:
+            packed = pack_command((name, script, 1, call.stream, *call.args, deadline))
+            if not then:
+                connection.send_packed_command((packed,))
+                return [self._reply(connection, name)]
+            connection.send_packed_command((packed + pack_command(then),))
+            return [self._reply(connection, name), self._reply(connection, then[0])]
+
+        try:
+            replies: list[Any] = connection.retry.call_with_retry(send, connection.disconnect)
+            return replies
+        finally:
+            pool.release(connection)
+
+    def _reply(self, connection: Any, name: str) -> Any:
+        """The next reply, or the error that the server replied with."""
+        parse: Any = self.parse_response
+        try:
+            return parse(connection, name)
+        except exceptions.ResponseError as error:
+            return error
+
 
 def make_pool(url: str, *, max_connections: int, timeout: float, **options: Any) -> Any:
     """A pool in which calls queue for a free connection, for up to ``timeout`` seconds."""
@@ -168,11 +229,21 @@ def pooled(kind: type[AbstractConnection]) -> type[AbstractConnection]:
     event loop for every command. A dead connection is noticed by the command, which is then retried
     on a new one. The library closes a connection whose reply was not read to its end, so it never
     returns to the pool.
+
+    Each connection knows its server's clock, for the deadlines of calls that write.
     """
     demotions = 0
 
     class Connection(kind):  # type: ignore[misc, valid-type]
         demotions_before = 0
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.server_clock = ServerClock()
+
+        def on_connect_check_health(self, check_health: bool = True) -> None:
+            super().on_connect_check_health(check_health=check_health)
+            self.server_clock.read(self)
 
         def can_read(self, timeout: float = 0) -> bool:
             return False

@@ -8,13 +8,20 @@ from typing import Any
 from redis import exceptions
 from redis.commands.core import Script
 
+from app.store.connection.calls import Call
+
 
 class StoreScript(Script):
     """A script that needs at most two commands.
 
     The library loads a missing script and then calls it by its digest again. During a failover,
     these two may reach different servers, and the call fails as if the script were unknown.
+
+    Attributes:
+        fenced: the script writes, and refuses to run after a deadline (fence.py).
     """
+
+    fenced = False
 
     def __call__(
         self,
@@ -29,7 +36,11 @@ class StoreScript(Script):
 
     def run(self, *call: Any) -> Any:
         """Call the script with the number of its keys, the keys and the arguments."""
-        execute: Any = self.registered_client.execute_command
+        client: Any = self.registered_client
+        if self.fenced:
+            _, key, *args = call
+            return client.write(self, Call(key, args))
+        execute: Any = client.execute_command
         try:
             return execute("EVALSHA", self.sha, *call)
         except exceptions.NoScriptError:

@@ -48,8 +48,7 @@ local call = redis.call
 -- The store writes Lua's large numbers in scientific notation.
 local function integer(value) return string.format('%d', value) end
 
-local clock = call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now = store_time[1] * 1000 + math.floor(store_time[2] / 1000) -- see connection/fence.py
 local now_text = integer(now)
 
 -- A stored time, at most the present one; nil if there is none, or if it is from a wrong clock.

@@ -14,8 +14,8 @@ import app as package
 from app.cohorts import Cohort
 from app.server.background import Background
 from app.services import services
-from app.settings import ApiKey
-from app.store import Job, Store, StoreError
+from app.settings import ApiKey, Settings
+from app.store import Job, Store, StoreError, connect
 from app.store.connection.scripts import load_script
 from app.store.errors import StoreHeld
 from simulator import payloads
@@ -103,7 +103,7 @@ def test_script__that_writes__refuses_during_a_hold(
     store_url: str, store: Store, script: Path
 ) -> None:
     store.hold.begin()
-    with redis.Redis.from_url(store_url) as client:
+    with connect(Settings(redis_url=store_url)) as client:
         loaded = load_script(client, script.name, script.parent.name)
         with pytest.raises(redis.ResponseError, match="HELD "):
             loaded(keys=[store.keys.changes(APP, 0)])

@@ -106,6 +106,20 @@ def test_partitions__of_one_app__lie_on_all_masters(cluster: Cluster, store: Sto
     assert all(node.client.dbsize() > 50 for node in cluster.masters)
 
 
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_writes__after_the_clocks_of_nodes_were_set__are_carried_out(
+    store: Store, hours: int
+) -> None:
+    users = payloads.user_ids(500)
+    enter(store, users)
+    library = store._client._cluster
+    for number, node in enumerate(library.get_primaries()):
+        pool = library.get_redis_connection(node).connection_pool
+        pool.server_clock._ahead_ms += number * hours * 3_600_000
+    assert enter(store, users, "[Amplitude] Other: def456") == 500
+    assert enter(store, ["one"]) == 1
+
+
 def test_calls__on_all_nodes__read_what_was_written(make_app: Callable[..., Flask]) -> None:
     app = make_app(store_partitions=PARTITIONS, **KEYS)
     ids = payloads.user_ids(700)
