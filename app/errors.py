@@ -104,6 +104,11 @@ class UnsupportedType(Problem):
     detail = "Only identify calls are accepted; this one says nothing about cohorts."
 
 
+class NoCohortTraits(Problem):
+    status, reason = 400, "no_cohort_traits"
+    detail = "No trait of this call is true or false; it says nothing about cohorts."
+
+
 class InvalidParameter(Problem):
     status, reason = 400, "invalid_parameter"
     detail = "The query string or the path is invalid."

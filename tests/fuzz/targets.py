@@ -25,7 +25,12 @@ from app.web.http.fields import limited
 from app.web.ingest.identify_batch import accept_batch
 from app.web.ingest.identify_schema import BatchSchema, IdentifySchema, accept
 from app.web.ingest.list_schema import ListSchema, ListUsersSchema
-from app.web.ingest.segment_schema import SegmentBatch, SegmentBatchSchema, SegmentIdentifySchema
+from app.web.ingest.segment_schema import (
+    SegmentBatch,
+    SegmentBatchSchema,
+    SegmentCall,
+    SegmentIdentifySchema,
+)
 from app.web.ingest.webhook_schema import Webhook, WebhookSchema
 
 MOST_USERS = 5
@@ -131,6 +136,8 @@ def check_loaded(loaded: object) -> None:
     calls: list[Identify] = []
     if isinstance(loaded, Identify):
         calls = [loaded]
+    elif isinstance(loaded, SegmentCall):
+        calls = [loaded.identify] if loaded.identify else []
     elif isinstance(loaded, SegmentBatch):
         calls = list(loaded.identifies.values())
     elif isinstance(loaded, Webhook):

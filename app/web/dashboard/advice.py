@@ -43,6 +43,10 @@ ADVICE = {
         "Not an identify call, so it says nothing about cohorts.",
         "Harmless. To save traffic, send only identify calls.",
     ),
+    "no_cohort_traits": Advice(
+        "An identify call without a trait that is true or false, so it says nothing about cohorts.",
+        "Harmless. To save traffic, send only traits that stand for cohorts.",
+    ),
     "missing_credentials": Advice(
         "No API key was sent.",
         "Enter the key in the Amplitude destination as the username; leave the password empty.",

@@ -57,14 +57,9 @@ class ErrorForm(NamedTuple):
 PROBLEM_DOCUMENT = ErrorForm(ProblemReply(), lambda _: {})
 
 
-def applied(result: Result) -> Response:
-    """The reply about an applied request, as :class:`AppliedReply` describes it."""
-    return Response(dumps(document_of(result)), mimetype="application/json")
-
-
-def document_of(result: Result) -> dict[str, Any]:
-    """The members of :class:`AppliedReply`."""
-    return {
+def applied(result: Result, **members: Any) -> Response:
+    """The reply about an applied request: :class:`AppliedReply`, with further members if needed."""
+    document = {
         "accepted": result.accepted,
         "changed": result.changed,
         "rejected": result.rejected,
@@ -72,4 +67,6 @@ def document_of(result: Result) -> dict[str, Any]:
             {"place": place, "reason": problem.reason, "message": problem.detail}
             for place, problem in result.skipped
         ],
+        **members,
     }
+    return Response(dumps(document), mimetype="application/json")

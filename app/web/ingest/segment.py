@@ -11,17 +11,18 @@ from flask import Blueprint, Response
 from marshmallow import fields
 
 from app.auth.authenticate import INGEST, requires
-from app.errors import UnsupportedType
+from app.errors import NoCohortTraits, Problem, UnsupportedType
 from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes
 from app.web.http.fields import limited
-from app.web.http.replies import ProblemReply
+from app.web.http.replies import ProblemReply, count
 from app.web.ingest.apply import PROBLEMS, Skipped, apply
 from app.web.ingest.replies import AppliedReply, ErrorForm, applied
 from app.web.ingest.segment_schema import (
     SegmentBatch,
     SegmentBatchSchema,
+    SegmentCall,
     SegmentIdentifySchema,
     TraitsInContextSchema,
     identify_schema,
@@ -35,6 +36,12 @@ class SegmentProblemReply(ProblemReply):
 
     code = fields.String(metadata={"description": "The reason again."})
     message = fields.String(metadata={"description": "The detail again."})
+
+
+class SegmentAppliedReply(AppliedReply):
+    """The outcome, including what says nothing about cohorts."""
+
+    ignoredTraits = count("Traits that are not booleans; they were ignored.", example=2)
 
 
 # RudderStack's libraries take a body without these members for a broken connection, and send the
@@ -51,31 +58,40 @@ _TYPE_IN_PATH: dict[str, Any] = {"partial": ("type",)}
 @describes(
     *PROBLEMS,
     body=(SegmentIdentifySchema(**_TYPE_IN_PATH), TraitsInContextSchema(**_TYPE_IN_PATH)),
-    reply=AppliedReply(),
+    reply=SegmentAppliedReply(),
 )
 def receive_identify() -> Response:
-    """Apply one identify call."""
+    """Apply one identify call. The reply is 200 even if it says nothing about cohorts."""
     body = {"type": "identify", **read_json()}
-    call = load(identify_schema(body), body)
-    return applied(apply([call], source=blueprint.name, user_place=lambda _: "userId"))
+    call: SegmentCall = load(identify_schema(body), body)
+    result = apply(
+        [call.identify] if call.identify else [],
+        source=blueprint.name,
+        user_place=lambda _: "userId",
+        rejected=[] if call.identify else [Skipped("traits", NoCohortTraits)],
+    )
+    return applied(result, ignoredTraits=call.ignored)
 
 
 @blueprint.post("/v1/batch")
 @requires(INGEST)
-@describes(*PROBLEMS, body=(SegmentBatchSchema(),), reply=AppliedReply())
+@describes(*PROBLEMS, body=(SegmentBatchSchema(),), reply=SegmentAppliedReply())
 def receive_batch() -> Response:
-    """Apply the identify calls of a batch. Other calls count as rejected.
+    """Apply the identify calls of a batch. Calls that say nothing about cohorts count as rejected.
 
-    The reply is 200 even if there is no identify call. Libraries send whatever their application
-    calls; if a batch were refused, they would send it again or drop it silently.
+    The reply is 200 even if there are no others. Libraries send whatever their application calls;
+    if a batch were refused, they would send it again or drop it silently.
     """
     schema = limited(SegmentBatchSchema, services().settings.max_batch_users)
     batch: SegmentBatch = load(schema, read_json())
     numbers = list(batch.identifies)
+    others: list[tuple[int, str, type[Problem]]]
+    others = [(n, f"batch.{n}.type", UnsupportedType) for n in batch.others]
+    others += [(n, f"batch.{n}.traits", NoCohortTraits) for n in batch.without_cohorts]
     result = apply(
         list(batch.identifies.values()),
         source=blueprint.name,
         user_place=lambda call: f"batch.{numbers[call]}.userId",
-        rejected=[Skipped(f"batch.{n}.type", UnsupportedType) for n in batch.others],
+        rejected=[Skipped(place, why) for _, place, why in sorted(others)],
     )
-    return applied(result)
+    return applied(result, ignoredTraits=batch.ignored)

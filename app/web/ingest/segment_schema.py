@@ -1,31 +1,115 @@
 """Schemas of the Segment protocol.
 
 Sources: Segment's page "HTTP API Source", and what the protocol's libraries send. RudderStack's put
-the traits of an identify call into its ``context``; both places are accepted.
+the traits of an identify call into its ``context``; both places are accepted. Applications send all
+of a user's traits in one call, so those that are not booleans say nothing about cohorts.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from marshmallow import ValidationError, fields, post_load
 
-from app.cohorts import Identify
-from app.web.http.fields import Base, Items, JsonObject
-from app.web.ingest.identify_schema import IdentifySchema, Traits, accept
+from app.cohorts import Identify, usable_user_id
+from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
+from app.web.http.fields import MAX_ITEM_ERRORS, Base, Items, JsonObject, text_schema
+from app.web.ingest.identify_schema import IdentifySchema
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 
-Call = Identify | Literal["other"]
+# How Segment's own destination names the trait of an Amplitude cohort.
+_NAME_AND_ID = re.compile(r"\[Amplitude\] (.*) \(([^():]+)\)", re.DOTALL)
+
+
+class SegmentCall(NamedTuple):
+    """An identify call.
+
+    Attributes:
+        identify: None if it has no boolean trait.
+        ignored: the number of its other traits.
+    """
+
+    identify: Identify | None
+    ignored: int
 
 
 class SegmentBatch(NamedTuple):
-    """The identify calls of a batch by number, and the numbers of the other calls."""
+    """The calls of a batch by number.
+
+    Attributes:
+        identifies: the identify calls with boolean traits.
+        without_cohorts: the other identify calls.
+        others: the calls of other types.
+        ignored: the number of traits that are not booleans.
+    """
 
     identifies: dict[int, Identify]
+    without_cohorts: list[int]
     others: list[int]
+    ignored: int
+
+
+@lru_cache(maxsize=4096)
+def trait_name(sent: str) -> str:
+    """The trait name by which the store knows a cohort.
+
+    ``[Amplitude] {name} ({id})`` becomes ``[Amplitude] {name}: {id}``, as all other sources and
+    readers have it.
+    """
+    match = _NAME_AND_ID.fullmatch(sent)
+    if match is None or match[2].isspace():
+        return sent
+    return f"[Amplitude] {match[1]}: {match[2]}"
+
+
+class CohortTraits(NamedTuple):
+    """The boolean traits of a call, by their names in the store, and the number of others."""
+
+    cohorts: dict[str, bool]
+    ignored: int
+
+
+class SegmentTraits(fields.Field[CohortTraits]):
+    """Traits of any kind. Names of boolean ones have 1 to 512 bytes of UTF-8."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_none=True, load_default=lambda: _NO_TRAITS, **kwargs)
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "propertyNames": text_schema(MAX_TRAIT_BYTES),
+            "additionalProperties": True,
+            "example": {"[Amplitude] Power users: abc123": True, "plan": "gold"},
+        }
+
+    def deserialize(self, value: Any, attr: Any = None, data: Any = None, **kwargs: Any) -> Any:
+        return super().deserialize(value, attr, data, **kwargs) or _NO_TRAITS
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> CohortTraits:
+        if not isinstance(value, dict):
+            raise ValidationError("Must be an object.")
+        booleans = {name: member for name, member in value.items() if isinstance(member, bool)}
+        errors: dict[str, list[str]] = {}
+        for name in booleans:
+            if problem := text_problem(name, MAX_TRAIT_BYTES):
+                errors[name] = [f"Trait name: {problem}"]
+                if len(errors) >= MAX_ITEM_ERRORS:
+                    break
+        if errors:
+            raise ValidationError(errors)
+        return CohortTraits(
+            {trait_name(name): member for name, member in booleans.items()},
+            len(value) - len(booleans),
+        )
+
+
+_NO_TRAITS = CohortTraits({}, 0)
 
 
 class Timestamp(fields.Field[int]):
@@ -50,13 +134,18 @@ def epoch_ms(text: str) -> int:
 
 
 class SegmentIdentifySchema(IdentifySchema):
-    """An identify call. Loads to an Identify."""
+    """An identify call. Loads to a SegmentCall."""
 
+    traits = SegmentTraits()  # type: ignore[assignment]
     at_ms = Timestamp(data_key="timestamp", allow_none=True)
+
+    @post_load
+    def make(self, data: dict[str, Any], **kwargs: Any) -> SegmentCall:
+        return _call(data["user_id"], data["traits"], data.get("at_ms"))
 
 
 class _ContextSchema(Base):
-    traits = Traits(required=True)
+    traits = SegmentTraits()
 
 
 class TraitsInContextSchema(SegmentIdentifySchema):
@@ -70,40 +159,62 @@ class TraitsInContextSchema(SegmentIdentifySchema):
     context = fields.Nested(_ContextSchema, required=True)  # type: ignore[assignment]
 
     @post_load
-    def make(self, data: dict[str, Any], **kwargs: Any) -> Identify:
-        return Identify(data["user_id"], data["context"]["traits"], data.get("at_ms"))
+    def make(self, data: dict[str, Any], **kwargs: Any) -> SegmentCall:
+        return _call(data["user_id"], data["context"]["traits"], data.get("at_ms"))
 
 
 _IDENTIFY, _TRAITS_IN_CONTEXT = SegmentIdentifySchema(), TraitsInContextSchema()
 
 
+def _call(user_id: str, traits: CohortTraits, at_ms: int | None) -> SegmentCall:
+    identify = Identify(user_id, traits.cohorts, at_ms) if traits.cohorts else None
+    return SegmentCall(identify, traits.ignored)
+
+
 def identify_schema(call: Any) -> SegmentIdentifySchema:
     """The schema for an identify call, depending on where its traits are."""
     context = call.get("context") if isinstance(call, dict) else None
-    if isinstance(context, dict) and "traits" in context and "traits" not in call:
+    if isinstance(context, dict) and "traits" in context and call.get("traits") is None:
         return _TRAITS_IN_CONTEXT
     return _IDENTIFY
 
 
-def load_call(item: Any) -> Call:
+def load_call(item: Any) -> SegmentCall | Literal["other"]:
     """Validate a call of a batch. Raises ValidationError."""
     kind = item.get("type") if isinstance(item, dict) else None
     if isinstance(kind, str) and kind not in ("", "identify"):
         return "other"
-    call: Identify = identify_schema(item).load(item)
+    call: SegmentCall = identify_schema(item).load(item)
     return call
 
 
-def accept_call(item: Any, good_names: set[str]) -> Call | None:
+def accept_call(item: Any, good_names: set[str]) -> SegmentCall | None:
     """The identify call in ``item``, or None to leave it to :func:`load_call`."""
     try:
-        if "traits" not in item:
-            item = {**item, "traits": item["context"]["traits"]}
+        if item["type"] != "identify":
+            return None
+        traits, context = item.get("traits"), item.get("context", item)
+        if type(context) is not dict:
+            return None
+        if traits is None:
+            traits = context.get("traits")
+        cohorts: dict[str, bool] = {}
+        ignored = 0
+        for name, member in traits.items():
+            if member is True or member is False:
+                if name not in good_names:
+                    if text_problem(name, MAX_TRAIT_BYTES):
+                        return None
+                    good_names.add(name)
+                cohorts[trait_name(name)] = member
+            else:
+                ignored += 1
         timestamp = item.get("timestamp")
         at_ms = None if timestamp is None else epoch_ms(timestamp)
     except (KeyError, TypeError, AttributeError, ValueError):
         return None
-    return accept(item, good_names, at_ms)
+    user_id = usable_user_id(item.get("userId"))
+    return _call(user_id, CohortTraits(cohorts, ignored), at_ms)
 
 
 class OtherCallSchema(Base):
@@ -127,6 +238,15 @@ class SegmentBatchSchema(Base):
 
     @post_load
     def make(self, data: dict[str, Any], **kwargs: Any) -> SegmentBatch:
-        calls = dict(enumerate(data["batch"]))
-        identifies = {n: call for n, call in calls.items() if isinstance(call, Identify)}
-        return SegmentBatch(identifies, [n for n in calls if n not in identifies])
+        identifies: dict[int, Identify] = {}
+        without_cohorts, others, ignored = [], [], 0
+        for n, call in enumerate(data["batch"]):
+            if call == "other":
+                others.append(n)
+                continue
+            ignored += call.ignored
+            if call.identify is None:
+                without_cohorts.append(n)
+            else:
+                identifies[n] = call.identify
+        return SegmentBatch(identifies, without_cohorts, others, ignored)

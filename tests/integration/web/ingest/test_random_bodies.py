@@ -81,7 +81,7 @@ def test_body__however_bent__is_taken_or_refused_with_places(
     if reply.status_code == 200:
         errors = reply.json.get("errors", [])
         assert reply.json.get("rejected", 0) == len(errors)
-        assert {error["reason"] for error in errors} <= {"invalid_user_id"}
+        assert {error["reason"] for error in errors} <= {"invalid_user_id", "no_cohort_traits"}
     elif reply.status_code == 404:
         assert reply.json["reason"] == "invalid_user_id"
         assert reply.json["errors"]

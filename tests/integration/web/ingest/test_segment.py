@@ -21,6 +21,9 @@ from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import contents, members, traits
 from tests.integration.web.ingest.contract import (
+    COHORT,
+    MISSING,
+    NAME,
     TRAIT,
     BatchContract,
     CohortContract,
@@ -91,6 +94,85 @@ class TestTraitsInContext(BatchContract):
             moved["context"]["traits"] = moved.pop("traits")
             calls.append(moved)
         return http.post(BATCH_PATH, json=without_missing(batch(*calls)))
+
+
+class TestAmplitudeNames(BatchContract):
+    """As Segment's own destination names Amplitude's cohorts, next to other traits."""
+
+    source, place = "segment", "batch.{}.userId"
+
+    def request(self, http: FlaskClient, user_ids: Sequence[Any], member: bool) -> TestResponse:
+        said = {"email": "a@b.c", f"[Amplitude] {NAME} ({COHORT})": member, "age": 7}
+        now = at()
+        body = batch(*(call(user, member, timestamp=now, traits=said) for user in user_ids))
+        return http.post(BATCH_PATH, json=without_missing(body))
+
+
+def test_other_traits__are_ignored_and_counted(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    others = {"email": "a@b.c", "plan": None, "address": {"city": "x"}, "age": 7, "n" * 600: 1}
+    said = call("u", True, traits={"email": "a@b.c", TRAIT: True, **others})
+    assert post(client, said, IDENTIFY_PATH) == {
+        "accepted": 1,
+        "changed": 1,
+        "rejected": 0,
+        "errors": [],
+        "ignoredTraits": 5,
+    }
+    in_context = call("v", True)
+    in_context["context"]["traits"] = {**in_context.pop("traits"), "plan": "gold"}
+    reply = post(client, batch(said, TRACK, in_context))
+    assert (reply["accepted"], reply["ignoredTraits"]) == (2, 6)
+    assert traits(redis_client, APP) == {"u": {TRAIT: "true"}, "v": {TRAIT: "true"}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"traits": {"email": "a@b.c"}},
+        {"traits": {}},
+        {"traits": None},
+        {"traits": MISSING},
+        {"traits": MISSING, "context": {"traits": {"email": "a@b.c"}}},
+        {"traits": None, "context": {"traits": None}},
+        {"traits": {"email": "a@b.c"}, "userId": None},
+    ],
+)
+def test_call__without_a_boolean_trait__is_skipped_with_a_reason(
+    client: FlaskClient, redis_client: redis.Redis, changes: dict[str, Any]
+) -> None:
+    silent = without_missing(call("a", True, **changes))
+    reply = post(client, silent, IDENTIFY_PATH)
+    assert (reply["accepted"], reply["changed"], reply["rejected"]) == (0, 0, 1)
+    assert [(e["place"], e["reason"]) for e in reply["errors"]] == [("traits", "no_cohort_traits")]
+    assert redis_client.keys("cohorts:{shop*") == []
+    reply = post(client, batch(silent, TRACK, call("b", True), silent))
+    assert (reply["accepted"], reply["changed"], reply["rejected"]) == (1, 1, 3)
+    assert [(e["place"], e["reason"]) for e in reply["errors"]] == [
+        ("batch.0.traits", "no_cohort_traits"),
+        ("batch.1.type", "unsupported_type"),
+        ("batch.3.traits", "no_cohort_traits"),
+    ]
+    assert set(traits(redis_client, APP)) == {"b"}
+
+
+def test_cohort__named_in_brackets_and_renamed__stays_one_cohort(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    for name in ("Trial: day 3", "Trial (new): day (4)"):
+        post(client, call("u", True, traits={f"[Amplitude] {name} (abc123)": True}), IDENTIFY_PATH)
+    assert members(redis_client, APP) == {"abc123": {"u"}}
+    assert traits(redis_client, APP) == {"u": {"[Amplitude] Trial (new): day (4): abc123": "true"}}
+    webhook = payloads.webhook(
+        "Trial (new): day (4)",
+        "abc123",
+        ["u"],
+        True,
+        computed_time=int(time.time()),
+        message_id="m",
+    )
+    assert post(client, webhook, payloads.WEBHOOK_PATH)["changed"] == 0
 
 
 def test_identify__without_a_type__is_taken(client: FlaskClient, redis_client: redis.Redis) -> None:

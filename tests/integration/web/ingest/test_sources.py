@@ -37,7 +37,7 @@ def send_invalid(app: Flask) -> list[str]:
         name = rule.endpoint.partition(".")[0]
         if name in SOURCES and not rule.rule.endswith("/"):
             path = rule.rule.replace("<path:list_id>", "abc123")
-            assert http.post(path, json={"batch": 1}).status_code == 400, path
+            assert http.post(path, json={"batch": 1, "traits": 1}).status_code == 400, path
             names.append(name)
     assert set(names) == set(SOURCES)
     return names
@@ -110,7 +110,7 @@ def test_replies__to_a_refused_request__have_the_form_of_the_source(app: Flask) 
         source = SOURCES.get(rule.endpoint.partition(".")[0])
         if source:
             path = rule.rule.replace("<path:list_id>", "abc123")
-            reply = http.post(path, json={"batch": 1}).json
+            reply = http.post(path, json={"batch": 1, "traits": 1}).json
             assert reply.keys() == source.errors.schema.fields.keys(), path
 
 

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from app import create_app
-from app.errors import NotFound, Problem, SuppressedUser, UnsupportedType
+from app.errors import NoCohortTraits, NotFound, Problem, SuppressedUser, UnsupportedType
 from app.settings import ApiKey, Settings
 from app.web.openapi import document
 
@@ -120,7 +120,7 @@ def test_document__every_parameter_with_an_example__fits_its_schema(
 def test_document__every_problem__is_described_somewhere(told: dict[str, Any]) -> None:
     reasons = {example["value"]["reason"] for example in told["components"]["examples"].values()}
     # These are never a whole reply's, but of something in it that was left out.
-    parts = {SuppressedUser.reason, UnsupportedType.reason}
+    parts = {SuppressedUser.reason, UnsupportedType.reason, NoCohortTraits.reason}
     raised = {problem.reason for kind in Problem.__subclasses__() for problem in kind.examples()}
     assert reasons == raised - parts
     assert NotFound.reason in reasons
