@@ -1,0 +1,148 @@
+"""Files that list the members of a cohort: CSV, or newline-delimited JSON.
+
+Amplitude writes such files when it downloads or exports a cohort. Rows without a usable user id,
+such as those of anonymous users, are counted and left out. A file is read in constant memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
+
+USERS_AT_ONCE = 5000
+MAX_ERRORS = 50
+MAX_LINE_BYTES = 1 << 16
+# The largest number that every JSON implementation keeps exact.
+_MAX_WHOLE = 2**53
+# Column names of user ids, as letters and digits only: Amplitude's files differ.
+_COLUMN = "userid"
+# An export of this service puts a quote before ids that a spreadsheet would take for a formula.
+_OWN_HEADER = ["user_id", "since"]
+
+
+class FileFormat(StrEnum):
+    """The format of a file of members."""
+
+    CSV = "csv"
+    NDJSON = "ndjson"
+
+
+class InvalidFile(ValueError):
+    """The file cannot be read. The message says why."""
+
+
+@dataclass
+class MemberFile:
+    """Reads a file of members.
+
+    Attributes:
+        column: the name of the CSV column with the user ids; by default ``user_id``, however it is
+            written.
+        rejected: rows without a usable user id so far.
+        errors: the first of them: the line, and what is wrong.
+    """
+
+    format: FileFormat
+    column: str | None = None
+    rejected: int = 0
+    errors: list[tuple[int, str]] = field(default_factory=list)
+
+    def read(self, chunks: Iterable[bytes]) -> Iterator[list[str]]:
+        """The user ids in a file that arrives in chunks of any size, some at a time.
+
+        Raises:
+            InvalidFile
+        """
+        lines = _lines(chunks)
+        rows = self._csv(lines) if self.format is FileFormat.CSV else self._ndjson(lines)
+        users: list[str] = []
+        for line, value in rows:
+            problem = text_problem(value, MAX_USER_ID_BYTES)
+            if problem is None and not value.isspace():
+                users.append(value)
+                if len(users) == USERS_AT_ONCE:
+                    yield users
+                    users = []
+            else:
+                self._reject(line, problem or "Must not be empty.")
+        if users:
+            yield users
+
+    def _reject(self, line: int, problem: str) -> None:
+        self.rejected += 1
+        if len(self.errors) < MAX_ERRORS:
+            self.errors.append((line, problem))
+
+    def _csv(self, lines: Iterator[str]) -> Iterator[tuple[int, str]]:
+        reader = csv.reader(lines, strict=True)
+        try:
+            header = next(reader, None)
+            if not header:
+                raise InvalidFile("The file is empty. A header line is needed.")
+            place = self._place(header)
+            quoted = header == _OWN_HEADER
+            for row in reader:
+                if not row:  # an empty line
+                    continue
+                value = row[place] if place < len(row) else ""
+                yield reader.line_num, value[1:] if quoted and value[:1] == "'" else value
+        except csv.Error as error:
+            raise InvalidFile(f"Line {reader.line_num} is not valid CSV: {error}.") from None
+
+    def _place(self, header: list[str]) -> int:
+        wanted = self.column
+        for place, name in enumerate(header):
+            if name == wanted or (wanted is None and _bare(name) == _COLUMN):
+                return place
+        names = ", ".join(name[:50] for name in header[:20])
+        raise InvalidFile(f"The header has no column {wanted or 'user_id'}. It has: {names}.")
+
+    def _ndjson(self, lines: Iterator[str]) -> Iterator[tuple[int, str]]:
+        for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                raise InvalidFile(f"Line {number} is not valid JSON.") from None
+            if isinstance(value, dict):
+                value = value.get("userId", value.get("user_id"))
+            if type(value) is int and 0 <= value <= _MAX_WHOLE:
+                value = str(value)
+            yield number, value if isinstance(value, str) else ""
+
+
+def _bare(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a text in UTF-8, each with its end."""
+    rest, number = b"", 0
+    chunks = iter(chunks)
+    while True:
+        chunk = next(chunks, b"")
+        parts = (rest + chunk).splitlines(keepends=True) if chunk else [rest]
+        # The last part may continue in the next chunk.
+        rest = parts.pop() if chunk and parts else b""
+        for part in parts:
+            number += 1
+            if len(part) > MAX_LINE_BYTES:
+                raise InvalidFile(f"Line {number} is longer than {MAX_LINE_BYTES} bytes.")
+            if number == 1 and part.startswith(codecs.BOM_UTF8):
+                part = part[len(codecs.BOM_UTF8) :]
+            try:
+                if part:
+                    yield part.decode()
+            except UnicodeDecodeError:
+                raise InvalidFile(f"Line {number} is not valid UTF-8.") from None
+        if len(rest) > MAX_LINE_BYTES:
+            raise InvalidFile(f"Line {number + 1} is longer than {MAX_LINE_BYTES} bytes.")
+        if not chunk:
+            return

@@ -1,0 +1,105 @@
+"""Files of members, as Amplitude and others write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from app.cohorts.member_file import MAX_LINE_BYTES, FileFormat, InvalidFile, MemberFile
+
+CSV, NDJSON = FileFormat.CSV, FileFormat.NDJSON
+
+
+def chunks(text: str | bytes, size: int) -> Iterator[bytes]:
+    raw = text.encode() if isinstance(text, str) else text
+    return (raw[start : start + size] for start in range(0, len(raw), size))
+
+
+def read(file: MemberFile, text: str | bytes, size: int = 7) -> list[str]:
+    return [user for part in file.read(chunks(text, size)) for user in part]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"amplitude_id","user_id"\n"1","alice"\n"2","bob"\n',
+        '"amplitude_id","user_id"\r\n"1","alice"\r\n"2","bob"\r\n',
+        "\ufeffUser ID,Amplitude ID\nalice,1\nbob,2",
+        "user_id\ralice\rbob\r",
+        'email,userId\n,alice\n\n\n"a\nb",bob\n',
+        "user_id,since\nalice,1\nbob,2\n",
+    ],
+)
+def test_csv__as_various_programs_write_it__gives_the_users(text: str, size: int) -> None:
+    file = MemberFile(CSV)
+    assert read(file, text, size) == ["alice", "bob"]
+    assert file.rejected == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_ndjson__of_objects_strings_and_numbers__gives_the_users(size: int) -> None:
+    text = '\ufeff{"userId": "älice"}\n"bob"\r\n\n{"user_id": 7}\n12\n{"userId":"no newline"}'
+    assert read(MemberFile(NDJSON), text, size) == ["älice", "bob", "7", "12", "no newline"]
+
+
+def test_ids__with_quotes_commas_and_line_breaks__are_kept() -> None:
+    ids = ['say "hi"', "a,b", "two\nlines", " spaced ", "'quoted", "=1+1"]
+    rows = "".join('"{}"\n'.format(user.replace('"', '""')) for user in ids)
+    assert read(MemberFile(CSV), "user_id\n" + rows) == ids
+
+
+def test_export_of_this_service__gives_the_ids_back() -> None:
+    assert read(MemberFile(CSV), '"user_id","since"\r\n"\'=1+1",5\r\n"\'\'x",5\r\n') == [
+        "=1+1",
+        "'x",
+    ]
+
+
+def test_column__if_given__is_read() -> None:
+    assert read(MemberFile(CSV, "email"), "user_id,email\n1,a@example.com\n") == ["a@example.com"]
+
+
+def test_rows_without_a_user_id__are_counted_and_the_first_reported() -> None:
+    file = MemberFile(CSV)
+    rows = ["1,", "2,  ", f"3,{'x' * 1025}", "4,a\0b", "5", *["6,"] * 100, "7,alice"]
+    assert read(file, "amplitude_id,user_id\n" + "\n".join(rows)) == ["alice"]
+    assert (file.rejected, len(file.errors)) == (105, 50)
+    assert file.errors[:5] == [
+        (2, "Must not be empty."),
+        (3, "Must not be empty."),
+        (4, "Must be at most 1024 bytes of UTF-8."),
+        (5, "Must not contain NUL."),
+        (6, "Must not be empty."),
+    ]
+    lines = MemberFile(NDJSON)
+    text = '{"userId": null}\ntrue\n1.0\n-1\n9007199254740993\n{"userId": ["x"]}\n"\\ud800"\n"ok"'
+    assert read(lines, text) == ["ok"]
+    assert lines.rejected == 7
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "message"),
+    [
+        (CSV, "", "The file is empty. A header line is needed."),
+        (CSV, "id,name\n1,x\n", "The header has no column user_id. It has: id, name."),
+        (CSV, 'user_id\n"a"b\n', "Line 2 is not valid CSV: "),
+        (CSV, 'user_id\n"never closed\n', "Line 2 is not valid CSV: "),
+        (CSV, b"user_id\nok\n\xff\xfe\n", "Line 3 is not valid UTF-8."),
+        (CSV, "user_id\n" + "x" * (MAX_LINE_BYTES + 1), "Line 2 is longer than "),
+        (CSV, 'user_id\n"' + "x\n" * MAX_LINE_BYTES, "Line "),
+        (NDJSON, '"a"\n{"userId": \n', "Line 2 is not valid JSON."),
+        (NDJSON, "[" * 60_000, "Line 1 is not valid JSON."),
+    ],
+)
+def test_file__that_cannot_be_read__says_why(
+    format: FileFormat, text: str | bytes, message: str
+) -> None:
+    with pytest.raises(InvalidFile, match=message):
+        read(MemberFile(format), text, 1000)
+
+
+def test_column__that_is_missing__is_named() -> None:
+    with pytest.raises(InvalidFile, match="no column email"):
+        read(MemberFile(CSV, "email"), "user_id\n1\n")
