@@ -199,6 +199,42 @@ class CohortBeingDeleted(Problem):
     detail = "The cohort is being deleted. To create it again, send it after the deletion."
 
 
+class NoResync(Problem):
+    status, reason = 404, "no_resync"
+    detail = "The cohort has no resync. The result of a finished one is kept for a day."
+
+
+class ResyncUnfinished(Problem):
+    status, reason = 409, "resync_unfinished"
+    detail = "Another resync or import of the cohort is not finished. Finish or abort it first."
+
+
+class ResyncEmpty(Problem):
+    status, reason = 409, "resync_empty"
+    detail = (
+        "Nobody was confirmed, so all members would leave. Nothing has changed. "
+        "If that is what you want, force it."
+    )
+
+
+class ResyncShrinks(Problem):
+    status, reason = 409, "resync_shrinks"
+    detail = (
+        "More than half of the members would leave. Nothing has changed. "
+        "If that is what you want, force it."
+    )
+
+
+class ResyncFinishing(Problem):
+    status, reason = 409, "resync_finishing"
+    detail = "The resync is finishing or has finished; it can no longer be aborted."
+
+
+class InvalidFile(Problem):
+    status, reason = 400, "invalid_file"
+    detail = "The file cannot be read. Nothing was written."
+
+
 class CursorExpired(Problem):
     status, reason = 410, "cursor_expired"
     detail = (

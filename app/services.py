@@ -62,6 +62,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     from app.auth.keyring import KeyRing
     from app.auth.sessions import Sessions
     from app.server.background import Background
+    from app.server.resync_worker import ResyncWorker
     from app.server.store_watch import MarksFile, StoreWatch
     from app.store import HistoryLimits, RateLimiter, Store, Tuning, connect, wait_for
     from app.telemetry.metrics.meter import Meter
@@ -90,7 +91,11 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     keyring = KeyRing(settings, store.api_keys, tuning)
     meter, recorder = Meter(), SyncRecorder(store, tuning)
     watch = StoreWatch(store, tuning, MarksFile.from_settings(settings))
-    every_second = [meter.flush, recorder.work, watch.work, keyring.refresh, keyring.write_uses]
+    resyncs = ResyncWorker(store)
+    every_second = [
+        *(meter.flush, recorder.work, watch.work, resyncs.work),
+        *(keyring.refresh, keyring.write_uses),
+    ]
     return Services(
         settings=settings,
         store=store,

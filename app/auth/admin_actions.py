@@ -8,8 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from app.auth.audit_trail import Operator, record
-from app.cohorts import user_hash
-from app.store import Erased, Store
+from app.cohorts import Resync, ResyncKind, ResyncRefusal, user_hash
+from app.store import Erased, ResyncPlace, Store
+
+
+class ResyncRefused(Exception):
+    """A resync or import is not done unless it is forced."""
+
+    def __init__(self, reason: ResyncRefusal) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class OtherResync(Exception):
+    """Another resync or import of the cohort is not finished."""
 
 
 def begin_cohort_deletion(store: Store, operator: Operator, app_id: str, cohort_id: str) -> bool:
@@ -54,3 +66,47 @@ def set_cadence(
     seconds = (cadence_ms or 0) // 1000
     record(store, operator, "set_cadence", app_id, cohort=cohort_id, seconds=seconds)
     store.freshness.set_cadence(app_id, cohort_id, cadence_ms)
+
+
+def open_resync(
+    store: Store, operator: Operator, place: ResyncPlace, quiet_ms: int | None = None
+) -> Resync:
+    """Begin a resync of a known cohort.
+
+    Args:
+        quiet_ms: let it finish by itself after this long without a request for the cohort.
+
+    Raises:
+        OtherResync
+    """
+    record(store, operator, "open_resync", place.app_id, cohort=place.cohort_id)
+    resync = store.resyncs.open(place, ResyncKind.RESYNC, quiet_ms=quiet_ms)
+    if resync is None:
+        raise OtherResync
+    return resync
+
+
+def finish_resync(
+    store: Store, operator: Operator, place: ResyncPlace, resync: Resync, *, force: bool
+) -> None:
+    """Let a resync finish; its steps, or the background work, remove who was not confirmed.
+
+    Raises:
+        ResyncRefused
+    """
+    if resync.is_finished:
+        return
+    record(store, operator, "finish_resync", place.app_id, cohort=place.cohort_id, forced=force)
+    refused = store.resyncs.request_finish(place, resync, force=force)
+    if refused is not None:
+        raise ResyncRefused(refused)
+
+
+def abort_resync(store: Store, operator: Operator, place: ResyncPlace, resync: Resync) -> bool:
+    """Abort a resync or import. Returns False if it is finishing or has finished."""
+    record(store, operator, "abort_resync", place.app_id, cohort=place.cohort_id)
+    if not store.resyncs.request_abort(place, resync):
+        return False
+    for _ in store.resyncs.steps(place):
+        pass
+    return True

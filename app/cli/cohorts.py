@@ -63,7 +63,7 @@ def list_cohorts(app_id: str | None, as_json: bool) -> None:
 def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
     """Show a cohort: its names, counts and sources."""
     store = the_store()
-    cohort = _find(store, one_app(store, app_id), cohort_id)
+    cohort = find_cohort(store, one_app(store, app_id), cohort_id)
     if as_json:
         print_json(asdict(cohort))
         return
@@ -94,7 +94,7 @@ def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
     """
     store = the_store()
     app_id = one_app(store, app_id)
-    cohort = _find(store, app_id, cohort_id)
+    cohort = find_cohort(store, app_id, cohort_id)
     total = store.jobs.users_to_delete(app_id, cohort_id)
     if cohort.status == Status.DELETING:
         click.echo(f"Resuming its deletion: {total} users are left.", err=True)
@@ -146,7 +146,7 @@ def cadence_of_cohort(
     """
     store = the_store()
     app_id = one_app(store, app_id)
-    _find(store, app_id, cohort_id)
+    find_cohort(store, app_id, cohort_id)
     if cadence is not None:
         set_cadence(store, operator(), app_id, cohort_id, cadence * 1000 or None)
     (freshness,) = store.freshness.of(app_id, [cohort_id])
@@ -169,7 +169,7 @@ def _when_or_unknown(ms: int | None) -> str:
     return "unknown" if ms is None else when(ms)
 
 
-def _find(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
+def find_cohort(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
     found = store.registry.find(app_id, cohort_id)
     if found is None:
         raise click.ClickException(f"Unknown cohort: {shown(cohort_id)}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
 from app.cli import COMMANDS, GROUPS
@@ -18,9 +20,7 @@ def reference() -> str:
         for name in group.list_commands(above):
             command = group.get_command(above, name)
             assert command is not None
-            context = click.Context(command, parent=above, info_name=name, terminal_width=88)
-            text = command.get_help(context)
-            parts.append(f"### {group.name} {name}\n\n```\n{text}\n```\n")
+            parts += _described(command, above, f"{group.name} {name}")
     for command in COMMANDS:
         context = click.Context(command, parent=root, info_name=command.name, terminal_width=88)
         parts.append(f"## {command.name}\n\n```\n{command.get_help(context)}\n```\n")
@@ -29,3 +29,17 @@ def reference() -> str:
     for problem, meaning in MEANINGS.items():
         rows.append(f"| `{problem}` | {meaning.text} | {'yes' if meaning.repairable else 'no'} |")
     return "\n".join([*parts, *rows]) + "\n"
+
+
+def _described(command: click.Command, above: click.Context, words: str) -> Iterator[str]:
+    """The help of a command, or of each command in a group."""
+    context = click.Context(
+        command, parent=above, info_name=words.rpartition(" ")[2], terminal_width=88
+    )
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            nested = command.get_command(context, name)
+            assert nested is not None
+            yield from _described(nested, context, f"{words} {name}")
+    else:
+        yield f"### {words}\n\n```\n{command.get_help(context)}\n```\n"

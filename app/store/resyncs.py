@@ -12,6 +12,7 @@ process can take over at any time. docs/decisions/resync.md has the reasons.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -47,8 +48,10 @@ KEEP_MS = MAX_OPEN_MS
 UPLOAD_PAUSE_MS = 5 * 60 * 1000
 # How long the result can be read.
 RESULT_KEPT_MS = 24 * 3600 * 1000
-# How often the background work looks at a resync that is open.
+# How often the background work looks at a resync that is open, and how long after its last step it
+# takes over one that a killed process has left.
 LOOK_MS = 10_000
+_RENEW_SECONDS = 3.0
 _DUE_AT_ONCE = 100
 
 
@@ -229,15 +232,29 @@ class Resyncs:
                 self._complete_opening(place, resync)
             elif resync.state is ResyncState.OPEN:
                 self._look_at(place)
-            elif resync.state is ResyncState.ABORTING:
+                resync = self._read(place) or resync
+            if resync.state is ResyncState.ABORTING:
                 self._abort(place, resync)
-            else:
-                if resync.state is ResyncState.APPLYING:
-                    yield from self._apply_file(place, resync)
-                    before = (ResyncState.APPLYING,)
-                    self._change(place, resync.id, before, ResyncState.FINISHING)
-                yield from self._remove_unconfirmed(place, resync)
+            elif resync.state in (ResyncState.APPLYING, ResyncState.FINISHING):
+                yield from self._renewing(place, resync, self._replace_members(place, resync))
                 self._finish(place, resync)
+
+    def _replace_members(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
+        if resync.state is ResyncState.APPLYING:
+            yield from self._apply_file(place, resync)
+            self._change(place, resync.id, (ResyncState.APPLYING,), ResyncState.FINISHING)
+        yield from self._remove_unconfirmed(place, resync)
+
+    def _renewing(
+        self, place: ResyncPlace, resync: Resync, steps: Iterator[None]
+    ) -> Iterator[None]:
+        """Do the steps, and keep other processes from taking over meanwhile."""
+        renewed = time.monotonic()
+        for _ in steps:
+            if time.monotonic() - renewed > _RENEW_SECONDS:
+                renewed = time.monotonic()
+                self._at_home("look", place, resync.id, LOOK_MS)
+            yield
 
     def _complete_opening(self, place: ResyncPlace, resync: Resync) -> Resync:
         for partition in self._partitions():
@@ -394,7 +411,7 @@ class Resyncs:
     ) -> bool:
         with store_errors():
             states = " ".join(before)
-            return bool(self._at_home("change", place, resync_id, states, after, *fields))
+            return bool(self._at_home("change", place, resync_id, states, after, LOOK_MS, *fields))
 
     def _count(self, place: ResyncPlace, resync_id: str, field: str, users: int) -> None:
         if users:

@@ -10,6 +10,7 @@ from app.web.api import (
     export,
     health,
     metrics,
+    resyncs,
     syncs,
     users,
 )
@@ -28,6 +29,7 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(users.blueprint)
     app.register_blueprint(cohorts.blueprint)
     app.register_blueprint(export.blueprint)
+    app.register_blueprint(resyncs.blueprint)
     app.register_blueprint(syncs.blueprint)
     app.register_blueprint(dashboard.blueprint)
     app.register_blueprint(changes.blueprint)

@@ -10,8 +10,9 @@
 -- In the home partition:
 -- open     ARGV[4]: kind; ARGV[5]: quiet ms, or ''. Begins a resync in state 'opening', unless
 --          another one is unfinished. Returns 1, or 0.
--- change   ARGV[4]: states, separated by spaces; ARGV[5]: new state; ARGV[6..]: further fields and
---          values. Only if the resync is in one of these states. Returns 1, or 0.
+-- change   ARGV[4]: states, separated by spaces; ARGV[5]: new state; ARGV[6]: ms until the
+--          background work looks at the resync; ARGV[7..]: further fields and values. Only if the
+--          resync is in one of these states. Returns 1, or 0.
 -- count    ARGV[4]: 'added', 'unknown' or 'removed'; ARGV[5]: number of users to add to it.
 --          Returns 1.
 -- look     ARGV[4]: ms until the background work looks at the resync again. Returns 1.
@@ -77,8 +78,8 @@ if call('HGET', record, 'id') ~= id then return 0 end
 if action == 'change' then
   local current = call('HGET', record, 'state')
   if not string.find(' ' .. ARGV[4] .. ' ', ' ' .. current .. ' ', 1, true) then return 0 end
-  call('HSET', record, 'state', ARGV[5], unpack(ARGV, 6))
-  call('ZADD', resyncs, integer(now), cohort)
+  call('HSET', record, 'state', ARGV[5], unpack(ARGV, 7))
+  call('ZADD', resyncs, integer(now + ARGV[6]), cohort)
 elseif action == 'count' then
   call('HINCRBY', record, ARGV[4], ARGV[5])
 elseif action == 'look' then

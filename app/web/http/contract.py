@@ -52,6 +52,7 @@ class Contract:
         query: the schema of the query parameters.
         headers: the schema of the headers that only this call reads.
         body: the schemas of which the body must match one.
+        upload: the media types of a body that is a file.
         discriminators: members that identify the schema of a body: one with the first of them
             matches the first schema, one with the second the second, and so on.
         user_limit: the name of the setting that limits the users in the body.
@@ -67,6 +68,7 @@ class Contract:
     query: Schema | None = None
     headers: Schema | None = None
     body: tuple[Schema, ...] = ()
+    upload: tuple[str, ...] = ()
     discriminators: tuple[str, ...] = ()
     user_limit: str = "max_batch_users"
     reply: Schema | None = None

@@ -111,14 +111,21 @@ def init_app(app: Flask, queue: FairQueue) -> None:
             begin()
 
     @app.teardown_request
-    def end(error: BaseException | None) -> None:
-        app_id = g.pop("turn", None)
-        if app_id is not None:
-            queue.give_back(app_id)
+    def end_with_request(error: BaseException | None) -> None:
+        end()
+
+
+def end() -> None:
+    """End the current request's turn, if it has one: for work that takes a turn for each step."""
+    app_id = g.pop("turn", None)
+    if app_id is not None:
+        services().fair_queue.give_back(app_id)
 
 
 def begin() -> None:
-    """Begin the current request's turn, unless it has begun. It ends with the request."""
+    """Begin the current request's turn, unless it has begun. It ends with the request, or with
+    :func:`end`.
+    """
     now: Any = g._get_current_object()
     caller = now.get("caller")
     if caller is not None and "turn" not in now:

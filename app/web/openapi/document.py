@@ -63,6 +63,7 @@ _TAGS = {
     "export": ("Exports", "A whole cohort in one stream."),
     "changes": ("Changes", "Who entered and left, as it happens."),
     "syncs": ("Sync history", "The outcome of each request, and cohort sizes over time."),
+    "resyncs": ("Resyncs and imports", "Replace the members of a cohort."),
     "admin": ("Administration", "Delete cohorts, erase users, register them."),
     "health": ("Health", "Liveness and readiness."),
     "metrics": ("Metrics", "For Prometheus."),
@@ -236,6 +237,9 @@ class _Document:
             operation["security"] = [{part: [scope] for part in way} for way in _SECURITY]
         if contract.body:
             operation["requestBody"] = self._body(contract)
+        elif contract.upload:
+            content = {media_type: {"schema": {"type": "string"}} for media_type in contract.upload}
+            operation["requestBody"] = {"required": True, "content": content}
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             yield method.lower(), operation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -448,3 +449,73 @@ class TestStore:
         Background(store).work()
         Background(store).work()
         assert not store.jobs.pending()
+
+
+class TestResync:
+    def test_resync__from_start_to_finish(
+        self, run: Run, store: Store, redis_client: redis.Redis
+    ) -> None:
+        assert "has no resync" in run("cohorts", "resync", "status", "1").stderr
+        assert run("cohorts", "resync", "start", "1", "--quiet", "600").exit_code == 0
+        assert "not finished" in run("cohorts", "resync", "start", "1").stderr
+        refused = run("cohorts", "resync", "finish", "1")
+        assert (refused.exit_code, "all members would leave" in refused.stderr) == (1, True)
+        say(store, ONE, True, *USERS[5:15])
+        status = run("cohorts", "resync", "status", "1").stdout
+        assert "confirmed:      10" in status
+        assert "unconfirmed:    5" in status
+        assert json.loads(run("cohorts", "resync", "status", "1", "--json").stdout)["id"]
+        done = run("cohorts", "resync", "finish", "1")
+        assert done.stdout == "5 members left; 10 are left.\n"
+        assert members(redis_client, APP)["1"] == set(USERS[5:15])
+        assert "finished" in run("cohorts", "resync", "abort", "1").stderr
+
+    def test_abort__leaves_everything(
+        self, run: Run, store: Store, redis_client: redis.Redis
+    ) -> None:
+        run("cohorts", "resync", "start", "1")
+        assert run("cohorts", "resync", "abort", "1").stdout == "Aborted.\n"
+        assert members(redis_client, APP)["1"] == set(USERS[5:])
+
+
+class TestImport:
+    def test_import__of_a_file(
+        self, run: Run, store: Store, redis_client: redis.Redis, tmp_path: Path
+    ) -> None:
+        text = '"amplitude_id","user_id"\n' + "".join(f'"1","{u}"\n' for u in [*USERS[:15], ""])
+        plain, packed = tmp_path / "cohort.csv", tmp_path / "cohort.csv.gz"
+        plain.write_text(text)
+        packed.write_bytes(gzip.compress(text.encode()))
+        dry = run("cohorts", "import", "1", str(packed), "--dry-run")
+        expected = "5 users would have entered, 5 would have left, 10 were members already.\n"
+        assert dry.stdout == expected + "1 rows have no usable user id.\n"
+        assert members(redis_client, APP)["1"] == set(USERS[5:])
+        done = run("cohorts", "import", "1", str(plain))
+        assert done.stdout.startswith("5 users entered, 5 left, 10 were members already.\n")
+        assert members(redis_client, APP)["1"] == set(USERS[:15])
+
+    def test_import__of_standard_input__creates_a_cohort(
+        self, run: Run, store: Store, redis_client: redis.Redis
+    ) -> None:
+        words = ("cohorts", "import", "9", "-", "--format", "ndjson")
+        assert "Unknown cohort" in run(*words, input='"a"\n').stderr
+        done = json.loads(run(*words, "--name", "New", "--json", input='"a"\n"b"\n').stdout)
+        assert (done["added"], done["rejected"]) == (2, 0)
+        assert traits(redis_client, APP)["a"] == {"[Amplitude] New: 9": "true"}
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("id\n1\n", "has no column user_id"),
+            ("user_id\n", "all members would leave"),
+            ("user_id\nx\n", "More than half"),
+        ],
+    )
+    def test_import__that_is_refused__changes_nothing(
+        self, run: Run, store: Store, redis_client: redis.Redis, text: str, problem: str
+    ) -> None:
+        refused = run("cohorts", "import", "1", "-", input=text)
+        assert refused.exit_code == 1
+        assert problem in refused.stderr
+        assert members(redis_client, APP)["1"] == set(USERS[5:])
+        assert run("cohorts", "resync", "status", "1").exit_code == 1

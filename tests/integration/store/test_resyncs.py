@@ -251,12 +251,16 @@ def test_user__erased_meanwhile__is_not_kept(store: Store, redis_client: redis.R
     assert set().union(*kept) == set(USERS) - {"u3"}
 
 
+def make_due(client: redis.Redis) -> None:
+    for key in client.scan_iter(match="*:resyncs"):
+        client.zadd(key, {"1": 0})
+
+
 class TestDue:
     """What the background work does."""
 
     def make_due(self, store: Store, client: redis.Redis) -> None:
-        for key in client.scan_iter(match="*:resyncs"):
-            client.zadd(key, {"1": 0})
+        make_due(client)
         assert store.resyncs.due(APP) == [PLACE]
         run(store)
 

@@ -1,0 +1,124 @@
+"""Replace the members of a cohort by those of a file, or of another list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from app.auth.admin_actions import OtherResync, ResyncRefused
+from app.auth.audit_trail import Operator, record
+from app.cohorts import Cohort, ResyncKind, resync_refusal
+from app.store import FileCounts, ResyncPlace, Store
+
+
+class Imported(NamedTuple):
+    """What an import has done, or would do.
+
+    Attributes:
+        added: users who entered.
+        removed: members who left.
+        unchanged: users who are members already.
+        unknown: users who were skipped because they are not registered.
+    """
+
+    added: int
+    removed: int
+    unchanged: int
+    unknown: int = 0
+
+
+class MemberImport:
+    """An import, in this order: :meth:`stage` all users, :meth:`compare`, :meth:`apply`.
+
+    A context manager: if the block is left before :meth:`apply` begins, nothing is changed. After
+    that, the background work completes what this process does not. Raises StoreError.
+
+    Args:
+        kind: what the members come from.
+        new_name: creates the cohort with this trait name.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        operator: Operator,
+        place: ResyncPlace,
+        *,
+        kind: ResyncKind = ResyncKind.IMPORT,
+        new_name: str | None = None,
+    ) -> None:
+        self._store, self._resyncs = store, store.resyncs
+        self._operator = operator
+        self._place = place
+        self._kind = kind
+        self._new_name = new_name
+        self._staged = 0
+        self._counts = FileCounts(0, 0, 0, 0)
+        self._is_applying = False
+
+    def __enter__(self) -> Self:
+        """Begin.
+
+        Raises:
+            OtherResync
+        """
+        resync = self._resyncs.open(self._place, self._kind)
+        if resync is None:
+            raise OtherResync
+        self._resync = resync
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._is_applying and self._resyncs.request_abort(self._place, self._resync):
+            for _ in self._resyncs.steps(self._place):
+                pass
+
+    def stage(self, user_ids: Sequence[str]) -> None:
+        """Add some users."""
+        self._staged += self._resyncs.stage(self._place, self._resync, user_ids)
+
+    def compare(self) -> Iterator[None]:
+        """Compare the users with the members, yielding after each step."""
+        for counts in self._resyncs.count_file(self._place, self._resync, self._staged):
+            self._counts = counts
+            yield
+
+    @property
+    def preview(self) -> Imported:
+        """What :meth:`apply` would do."""
+        return Imported(self._counts.added, self._counts.removed, self._counts.unchanged)
+
+    def apply(self, *, force: bool) -> Iterator[None]:
+        """Replace the members, yielding after each step.
+
+        Args:
+            force: even if there are no users, or most of the members would leave.
+
+        Raises:
+            ResyncRefused: nothing has changed.
+            OtherResync: this import took too long, and was aborted.
+        """
+        place, cohort_id = self._place, self._place.cohort_id
+        refused = resync_refusal(self._staged, self._counts.removed, self._counts.members)
+        if refused is not None and not force:
+            raise ResyncRefused(refused)
+        details = {"cohort": cohort_id, "forced": force, **self.preview._asdict()}
+        record(self._store, self._operator, f"{self._kind}_members", place.app_id, **details)
+        if self._new_name is not None:
+            cohort = Cohort(cohort_id, self._new_name)
+            self._store.memberships.register_cohort(place.app_id, cohort, source="")
+        if not self._resyncs.request_apply(place, self._resync):
+            raise OtherResync
+        self._is_applying = True
+        yield from self._resyncs.steps(place)
+
+    def result(self) -> Imported:
+        """What :meth:`apply` has done."""
+        done = self._resyncs.find(self._place) or self._resync
+        return Imported(done.added, done.removed, self._counts.unchanged, done.unknown)

@@ -1,0 +1,341 @@
+"""Replace the members of a cohort: by a full sync, or by a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Blueprint, Response, g, request
+from marshmallow import fields, validate
+
+from app.auth import admin_actions
+from app.auth.admin_actions import OtherResync, ResyncRefused
+from app.auth.audit_trail import Operator
+from app.auth.authenticate import ADMIN, requires
+from app.auth.member_import import MemberImport
+from app.cohorts import Resync, ResyncRefusal, ResyncState, Status
+from app.cohorts.cohort import MAX_TRAIT_BYTES
+from app.cohorts.member_file import FileFormat, MemberFile
+from app.cohorts.member_file import InvalidFile as FileProblem
+from app.errors import (
+    BodyTimeout,
+    CohortBeingDeleted,
+    InvalidEncoding,
+    InvalidFile,
+    InvalidParameter,
+    NoResync,
+    Problem,
+    ResyncEmpty,
+    ResyncFinishing,
+    ResyncShrinks,
+    ResyncUnfinished,
+    UnknownCohort,
+    UnsupportedMediaType,
+)
+from app.services import services
+from app.store import ResyncPlace, Store
+from app.web.http import fair_queue
+from app.web.http.body import load, read_optional_json
+from app.web.http.contract import cohort_in_path, describes, parameters, send
+from app.web.http.fields import Base, Query, Text, YesOrNo
+from app.web.http.replies import ErrorPlace, Reply, count, ms, text
+from app.web.http.upload import read_upload
+
+# A reply must come before the time limits of common routers. What is not done by then, the
+# background work completes.
+FINISH_SECONDS = 20.0
+_REFUSALS: dict[ResyncRefusal, type[Problem]] = {
+    ResyncRefusal.EMPTY: ResyncEmpty,
+    ResyncRefusal.SHRINKS: ResyncShrinks,
+}
+_FORMATS = {
+    "text/csv": FileFormat.CSV,
+    "application/x-ndjson": FileFormat.NDJSON,
+}
+MAX_QUIET_SECONDS = 24 * 3600
+
+
+class ResyncBody(Base):
+    """Options of a resync."""
+
+    quietSeconds = fields.Integer(
+        strict=True,
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(1, MAX_QUIET_SECONDS),
+        metadata={
+            "description": "Finish by itself after this long without a request for the cohort.",
+            "example": 600,
+        },
+    )
+
+
+class FinishBody(Base):
+    """Options of the end of a resync."""
+
+    force = fields.Boolean(
+        truthy={True},
+        falsy={False},
+        load_default=False,
+        metadata={"description": "Even if nobody was confirmed, or most members would leave."},
+    )
+
+
+class ImportQuery(Query):
+    """Options of an import."""
+
+    column = Text(
+        MAX_TRAIT_BYTES,
+        load_default=None,
+        metadata={"description": "The CSV column with the user ids; by default `user_id`."},
+    )
+    name = Text(
+        MAX_TRAIT_BYTES,
+        load_default=None,
+        metadata={"description": "Create the cohort with this name if it is unknown."},
+    )
+    dry_run = YesOrNo(load_default=False, metadata={"description": "Compare only; change nothing."})
+    force = YesOrNo(
+        load_default=False,
+        metadata={"description": "Even if the file is empty, or most members would leave."},
+    )
+
+
+class ResyncReply(Reply):
+    """A cohort's resync, or its last one."""
+
+    state = text(
+        "How far it is. Members are confirmed while it is `open`.",
+        example="open",
+        validate=validate.OneOf([*ResyncState]),
+    )
+    startedAt = ms("When it began")
+    confirmed = count("Members who will stay; 0 once it has finished.", example=940_000)
+    unconfirmed = count("Members who will leave; 0 once it has finished.", example=60_000)
+    removed = count("Members who have left.", example=0)
+    members = fields.Integer(
+        required=True,
+        strict=True,
+        allow_none=True,
+        metadata={"description": "How many members there were when it finished.", "example": None},
+    )
+    lastReceived = fields.Integer(
+        required=True,
+        strict=True,
+        allow_none=True,
+        metadata={
+            "description": "When it was last received since, in ms.",
+            "example": None,
+        },
+    )
+    quietSeconds = fields.Integer(
+        required=True,
+        strict=True,
+        allow_none=True,
+        metadata={"description": "It finishes by itself after this silence.", "example": 600},
+    )
+    refused = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Why it did not finish by itself.", "example": None},
+    )
+
+
+class ImportReply(Reply):
+    """What an import has done, or would do."""
+
+    added = count("Users who entered.", example=12)
+    removed = count("Members who left.", example=3)
+    unchanged = count("Users who were members already.", example=6500)
+    rejected = count("Rows without a usable user id, and users who are not registered.", example=0)
+    errors = fields.List(
+        fields.Nested(ErrorPlace),
+        required=True,
+        metadata={"description": "The first rejected rows, at most 50, by line."},
+    )
+
+
+blueprint = Blueprint("resyncs", __name__, url_prefix="/api/v1")
+
+_RESYNC, _FINISH, _IMPORT = ResyncBody(), FinishBody(), ImportQuery()
+
+
+@blueprint.post("/cohorts/<segment:cohort_id>/resync")
+@requires(ADMIN)
+@describes(
+    *(InvalidParameter, UnknownCohort, CohortBeingDeleted, ResyncUnfinished),
+    body=(_RESYNC,),
+    reply=ResyncReply(),
+    status=202,
+)
+def open_resync(cohort_id: str) -> Response:
+    """Begin a resync: from now on, everybody reported as a member is confirmed."""
+    quiet_seconds = load(_RESYNC, read_optional_json())["quietSeconds"]
+    store = services().readable_store()
+    place = _known(store, cohort_id)
+    try:
+        resync = admin_actions.open_resync(
+            store, Operator.of_request(), place, quiet_seconds and quiet_seconds * 1000
+        )
+    except OtherResync:
+        raise ResyncUnfinished() from None
+    return _reply(store, place, store.resyncs.find(place) or resync, 202)
+
+
+@blueprint.get("/cohorts/<segment:cohort_id>/resync")
+@requires(ADMIN)
+@describes(InvalidParameter, NoResync, reply=ResyncReply())
+def get_resync(cohort_id: str) -> Response:
+    """The cohort's resync, or the last one for a day after it finished."""
+    store = services().readable_store()
+    return _reply(store, *_found(store, cohort_id))
+
+
+@blueprint.post("/cohorts/<segment:cohort_id>/resync/finish")
+@requires(ADMIN)
+@describes(
+    *(InvalidParameter, NoResync, ResyncEmpty, ResyncShrinks),
+    body=(_FINISH,),
+    reply=ResyncReply(),
+)
+def finish_resync(cohort_id: str) -> Response:
+    """Let the members leave who were not confirmed. May be repeated.
+
+    If that takes longer than a reply may, the state is still `finishing`: repeat the call, or ask
+    for the resync.
+    """
+    force = load(_FINISH, read_optional_json())["force"]
+    store = services().readable_store()
+    place, resync = _found(store, cohort_id)
+    try:
+        admin_actions.finish_resync(store, Operator.of_request(), place, resync, force=force)
+    except ResyncRefused as error:
+        raise _REFUSALS[error.reason]() from None
+    ends = time.monotonic() + FINISH_SECONDS
+    for _ in _in_turns(store.resyncs.steps(place)):
+        if time.monotonic() > ends:
+            break
+    return _reply(store, place, store.resyncs.find(place) or resync)
+
+
+@blueprint.delete("/cohorts/<segment:cohort_id>/resync")
+@requires(ADMIN)
+@describes(InvalidParameter, NoResync, ResyncFinishing, reply=ResyncReply())
+def abort_resync(cohort_id: str) -> Response:
+    """Abort a resync, as if it had never begun."""
+    store = services().readable_store()
+    place, resync = _found(store, cohort_id)
+    if not admin_actions.abort_resync(store, Operator.of_request(), place, resync):
+        raise ResyncFinishing()
+    return _reply(store, place, resync._replace(state=ResyncState.ABORTING))
+
+
+@blueprint.put("/cohorts/<segment:cohort_id>/members")
+@requires(ADMIN)
+@describes(
+    *(InvalidParameter, InvalidFile, InvalidEncoding, BodyTimeout, UnsupportedMediaType),
+    *(UnknownCohort, CohortBeingDeleted, ResyncUnfinished, ResyncEmpty, ResyncShrinks),
+    query=_IMPORT,
+    upload=tuple(_FORMATS),
+    reply=ImportReply(),
+)
+def import_members(cohort_id: str) -> Response:
+    """Replace the members by those of a file of any size, plain or gzip.
+
+    CSV has a header and a column `user_id`, among others if need be. Newline-delimited JSON has
+    `{"userId": …}` or a string on each line. The files that Amplitude writes are accepted. Until
+    the whole file has arrived, nothing is changed.
+    """
+    asked = parameters(_IMPORT)
+    file_format = _FORMATS.get(request.mimetype)
+    if file_format is None:
+        raise UnsupportedMediaType(f"Content-Type must be {' or '.join(_FORMATS)}.")
+    store = services().readable_store()
+    new_name = None
+    try:
+        place = _known(store, cohort_id)
+    except UnknownCohort:
+        if asked["name"] is None:
+            raise
+        place = ResyncPlace(g.caller.app_id, cohort_in_path(cohort_id))
+        new_name = f"[Amplitude] {asked['name']}: {cohort_id}"
+    file = MemberFile(file_format, asked["column"])
+    try:
+        with MemberImport(store, Operator.of_request(), place, new_name=new_name) as importing:
+            for users in file.read(read_upload()):
+                with services().fair_queue.turn(place.app_id):
+                    importing.stage(users)
+            _run(importing.compare())
+            result = importing.preview
+            if not asked["dry_run"]:
+                _run(importing.apply(force=asked["force"]))
+                result = importing.result()
+    except FileProblem as error:
+        raise InvalidFile(str(error)) from None
+    except OtherResync:
+        raise ResyncUnfinished() from None
+    except ResyncRefused as error:
+        raise _REFUSALS[error.reason]() from None
+    errors = [{"place": f"line.{line}", "message": message} for line, message in file.errors]
+    if result.unknown:
+        errors.append({"place": "", "message": f"{result.unknown} users are not registered."})
+    return send(
+        {
+            "added": result.added,
+            "removed": result.removed,
+            "unchanged": result.unchanged,
+            "rejected": file.rejected + result.unknown,
+            "errors": errors[-50:],
+        }
+    )
+
+
+def _known(store: Store, cohort_id: str) -> ResyncPlace:
+    """The place of a cohort. Raises UnknownCohort, CohortBeingDeleted."""
+    place = ResyncPlace(g.caller.app_id, cohort_in_path(cohort_id))
+    g.event["cohorts"] = [cohort_id]
+    found = store.registry.find(*place)
+    if found is None:
+        raise UnknownCohort()
+    if found.status is Status.DELETING:
+        raise CohortBeingDeleted()
+    return place
+
+
+def _found(store: Store, cohort_id: str) -> tuple[ResyncPlace, Resync]:
+    place = ResyncPlace(g.caller.app_id, cohort_in_path(cohort_id))
+    g.event["cohorts"] = [cohort_id]
+    resync = store.resyncs.find(place)
+    if resync is None:
+        raise NoResync()
+    return place, resync
+
+
+def _in_turns(steps: Iterator[Any]) -> Iterator[Any]:
+    """Do long work in steps, so that other requests take turns."""
+    fair_queue.end()
+    return services().fair_queue.each(g.caller.app_id, steps)
+
+
+def _run(steps: Iterator[Any]) -> None:
+    for _ in _in_turns(steps):
+        pass
+
+
+def _reply(store: Store, place: ResyncPlace, resync: Resync, status: int = 200) -> Response:
+    response = send(
+        {
+            "state": resync.state,
+            "startedAt": resync.started_ms,
+            "confirmed": resync.confirmed,
+            "unconfirmed": resync.unconfirmed,
+            "removed": resync.removed,
+            "members": resync.members,
+            "lastReceived": store.resyncs.last_received_ms(place, resync),
+            "quietSeconds": resync.quiet_ms and resync.quiet_ms // 1000,
+            "refused": resync.refused,
+        }
+    )
+    response.status_code = status
+    return response

@@ -1,0 +1,79 @@
+"""Read a body of any size, some of it at a time."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+
+from flask import request
+from gevent import Timeout
+from gunicorn.http.errors import ParseException
+
+from app.errors import BodyTimeout, InvalidEncoding
+from app.services import services
+
+_CHUNK_BYTES = 1 << 16
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_upload() -> Iterator[bytes]:
+    """The body of the current request in chunks, decompressed if it is gzip.
+
+    Raises:
+        BodyTimeout: nothing arrived for ``BODY_TIMEOUT_SECONDS``.
+        InvalidEncoding: it ended early, or is not valid gzip.
+    """
+    chunks = _raw_chunks(services().settings.body_timeout_seconds)
+    first = next(chunks, b"")
+    whole = _chain(first, chunks)
+    # Also without a Content-Encoding, as for a file that is stored as gzip.
+    return _gunzip(whole) if first.startswith(_GZIP_MAGIC) else whole
+
+
+def _chain(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _raw_chunks(pause_seconds: float) -> Iterator[bytes]:
+    stream, length = request.environ["wsgi.input"], request.content_length
+    received = 0
+    while length is None or received < length:
+        size = _CHUNK_BYTES if length is None else min(_CHUNK_BYTES, length - received)
+        chunk: bytes | None = None
+        try:
+            with Timeout(pause_seconds, False):  # type: ignore[arg-type]
+                chunk = stream.read(size)
+        except (OSError, ParseException):
+            raise InvalidEncoding("The body can't be read to its end.") from None
+        if chunk is None:
+            raise BodyTimeout(f"Nothing arrived for {pause_seconds:g} s.")
+        if not chunk:
+            break
+        received += len(chunk)
+        yield chunk
+    if length is not None and received < length:
+        raise InvalidEncoding("The body ended before its announced length.")
+
+
+def _gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Decompress a gzip file of one or more members."""
+    member = zlib.decompressobj(wbits=31)
+    for chunk in chunks:
+        rest = chunk
+        while rest:
+            if member.eof:
+                member = zlib.decompressobj(wbits=31)
+            try:
+                yield member.decompress(rest, _CHUNK_BYTES)
+            except zlib.error:
+                raise InvalidEncoding("The body is not valid gzip.") from None
+            rest = member.unconsumed_tail or member.unused_data
+    while not member.eof:
+        try:
+            more = member.decompress(b"", _CHUNK_BYTES)
+        except zlib.error:
+            raise InvalidEncoding("The body is not valid gzip.") from None
+        if not more:
+            raise InvalidEncoding("The gzip body is truncated.")
+        yield more

@@ -1,0 +1,207 @@
+"""A full sync, or a file, that replaces the members of a cohort: the calls."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.services import services
+from app.settings import ApiKey
+from simulator import payloads
+from tests.integration.conftest import APP, caller
+from tests.integration.store_contents import members, traits
+
+BOSS = "the-admin-key"
+TRAIT = "[Amplitude] Power users: abc123"
+USERS = [f"u{n}" for n in range(20)]
+PATH = "/api/v1/cohorts/abc123/resync"
+FILE = "/api/v1/cohorts/abc123/members"
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def service(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
+    return make_app(store_partitions=request.param, admin_api_keys=(ApiKey(APP, BOSS),))
+
+
+@pytest.fixture
+def boss(service: Flask) -> FlaskClient:
+    boss = caller(service, BOSS)
+    say(boss, True, *USERS)
+    return boss
+
+
+def say(http: FlaskClient, member: bool, *users: str) -> None:
+    body = payloads.batch(users, TRAIT, member)
+    assert http.post(payloads.COHORT_PATH, json=body).status_code == 200
+
+
+def outcome(response: Any) -> tuple[int, str]:
+    return response.status_code, response.json.get("reason") or response.json.get("state")
+
+
+class TestResync:
+    def test_resync__from_start_to_finish(
+        self, boss: FlaskClient, redis_client: redis.Redis
+    ) -> None:
+        assert outcome(boss.get(PATH)) == (404, "no_resync")
+        opened = boss.post(PATH)
+        assert outcome(opened) == (202, "open")
+        say(boss, True, *USERS[:15], "new")
+        now = boss.get(PATH).json
+        assert (now["confirmed"], now["unconfirmed"]) == (16, 5)
+        assert now["startedAt"] == opened.json["startedAt"]
+        for _ in range(2):  # a repeat returns the same
+            done = boss.post(f"{PATH}/finish")
+            assert outcome(done) == (200, "finished")
+            assert (done.json["removed"], done.json["members"]) == (5, 16)
+        assert outcome(boss.get(PATH)) == (200, "finished")
+        assert members(redis_client, APP) == {"abc123": {*USERS[:15], "new"}}
+        cohort = boss.get("/api/v1/cohorts/abc123").json
+        assert cohort["completeness"]["state"] == "verified"
+        assert cohort["completeness"]["verifiedBy"] == "resync"
+
+    def test_open__twice__is_refused(self, boss: FlaskClient) -> None:
+        boss.post(PATH, json={"quietSeconds": 600})
+        assert boss.get(PATH).json["quietSeconds"] == 600
+        assert outcome(boss.post(PATH)) == (409, "resync_unfinished")
+        assert outcome(boss.put(FILE, data="user_id\n", content_type="text/csv")) == (
+            409,
+            "resync_unfinished",
+        )
+
+    def test_finish__unless_forced__is_refused(
+        self, boss: FlaskClient, redis_client: redis.Redis
+    ) -> None:
+        boss.post(PATH)
+        assert outcome(boss.post(f"{PATH}/finish")) == (409, "resync_empty")
+        say(boss, True, "u0")
+        assert outcome(boss.post(f"{PATH}/finish")) == (409, "resync_shrinks")
+        assert members(redis_client, APP) == {"abc123": set(USERS)}
+        assert outcome(boss.post(f"{PATH}/finish", json={"force": True})) == (200, "finished")
+        assert members(redis_client, APP) == {"abc123": {"u0"}}
+        assert outcome(boss.delete(PATH)) == (409, "resync_finishing")
+
+    def test_abort__ends_it(self, boss: FlaskClient, redis_client: redis.Redis) -> None:
+        boss.post(PATH)
+        assert outcome(boss.delete(PATH)) == (200, "aborting")
+        assert outcome(boss.get(PATH)) == (404, "no_resync")
+        assert outcome(boss.delete(PATH)) == (404, "no_resync")
+        assert outcome(boss.post(f"{PATH}/finish")) == (404, "no_resync")
+        assert members(redis_client, APP) == {"abc123": set(USERS)}
+
+    def test_open__of_a_cohort_that_is_unknown_or_being_deleted__is_refused(
+        self, boss: FlaskClient
+    ) -> None:
+        assert outcome(boss.post("/api/v1/cohorts/nope/resync")) == (404, "unknown_cohort")
+        boss.delete("/api/v1/cohorts/abc123")
+        assert outcome(boss.post(PATH)) == (404, "cohort_being_deleted")
+
+    @pytest.mark.parametrize("body", [{"quietSeconds": 0}, {"quietSeconds": "600"}, []])
+    def test_open__with_an_invalid_body__begins_nothing(
+        self, boss: FlaskClient, body: object
+    ) -> None:
+        assert boss.post(PATH, json=body).status_code == 400
+        assert boss.get(PATH).status_code == 404
+
+    def test_audit_trail__has_each_step(self, service: Flask, boss: FlaskClient) -> None:
+        boss.post(PATH)
+        boss.delete(PATH)
+        boss.put(FILE, data="user_id\n" + "\n".join(USERS), content_type="text/csv")
+        found = [entry["action"] for entry in services(service).store.audit_trail.all()]
+        assert sorted(found) == ["abort_resync", "import_members", "open_resync"]
+
+
+class TestImport:
+    def put(self, http: FlaskClient, data: str | bytes, query: str = "", **options: Any) -> Any:
+        return http.put(f"{FILE}?{query}", data=data, **{"content_type": "text/csv", **options})
+
+    @pytest.mark.parametrize("compressed", [False, True])
+    def test_file__replaces_the_members(
+        self, boss: FlaskClient, redis_client: redis.Redis, compressed: bool
+    ) -> None:
+        text = '"amplitude_id","user_id"\r\n' + "".join(
+            f'"{n}","{user}"\r\n' for n, user in enumerate([*USERS[:15], "new", "", "new"])
+        )
+        data = gzip.compress(text.encode()) if compressed else text.encode()
+        expected = {
+            "added": 1,
+            "removed": 5,
+            "unchanged": 15,
+            "rejected": 1,
+            "errors": [{"place": "line.18", "message": "Must not be empty."}],
+        }
+        assert self.put(boss, data, "dry_run=true").json == expected
+        assert members(redis_client, APP) == {"abc123": set(USERS)}
+        assert self.put(boss, data).json == expected
+        assert members(redis_client, APP) == {"abc123": {*USERS[:15], "new"}}
+        assert traits(redis_client, APP)["u19"] == {TRAIT: "false"}
+        cohort = boss.get("/api/v1/cohorts/abc123").json
+        assert cohort["completeness"]["verifiedBy"] == "import"
+
+    def test_ndjson__in_chunks_without_a_length(
+        self, boss: FlaskClient, redis_client: redis.Redis
+    ) -> None:
+        lines = "".join(f'{{"userId": "{user}"}}\n' for user in USERS[:10])
+        reply = self.put(boss, lines, content_type="application/x-ndjson")
+        assert (reply.status_code, reply.json["removed"]) == (200, 10)
+
+    def test_name__creates_the_cohort(self, boss: FlaskClient, redis_client: redis.Redis) -> None:
+        path = "/api/v1/cohorts/xyz/members"
+        options: Any = {"data": "user_id\nalice\n", "content_type": "text/csv"}
+        assert outcome(boss.put(path, **options)) == (404, "unknown_cohort")
+        assert boss.put(f"{path}?name=VIPs&dry_run=true", **options).json["added"] == 1
+        assert boss.get("/api/v1/cohorts/xyz").status_code == 404
+        assert boss.put(f"{path}?name=VIPs", **options).json["added"] == 1
+        assert traits(redis_client, APP)["alice"] == {"[Amplitude] VIPs: xyz": "true"}
+
+    @pytest.mark.parametrize(
+        ("data", "query", "refused"),
+        [
+            ("user_id\n", "", (409, "resync_empty")),
+            ("user_id\nu0\nu1\n", "", (409, "resync_shrinks")),
+            ("id\nu0\n", "", (400, "invalid_file")),
+            ("user_id\nu0\n", "column=email", (400, "invalid_file")),
+            (b"user_id\n\xff\n", "", (400, "invalid_file")),
+            (gzip.compress(b"user_id\nu0\n" * 99)[:-9], "", (400, "invalid_encoding")),
+            (b"\x1f\x8bnot gzip", "", (400, "invalid_encoding")),
+        ],
+        ids=["empty", "small", "no column", "no such column", "not text", "truncated", "not gzip"],
+    )
+    def test_file__that_is_refused__changes_nothing(
+        self,
+        boss: FlaskClient,
+        redis_client: redis.Redis,
+        data: str | bytes,
+        query: str,
+        refused: tuple[int, str],
+    ) -> None:
+        assert outcome(self.put(boss, data, query)) == refused
+        assert members(redis_client, APP) == {"abc123": set(USERS)}
+        assert list(redis_client.scan_iter(match="*:confirmed")) == []
+        assert boss.get(PATH).status_code == 404
+
+    def test_force__removes_most(self, boss: FlaskClient, redis_client: redis.Redis) -> None:
+        assert self.put(boss, "user_id\nu0\n", "force=true").json["removed"] == 19
+        assert members(redis_client, APP) == {"abc123": {"u0"}}
+
+    def test_type__of_something_else__is_refused(self, boss: FlaskClient) -> None:
+        reply = self.put(boss, "{}", content_type="application/json")
+        assert outcome(reply) == (415, "unsupported_media_type")
+
+
+def test_import__of_users_who_are_not_registered__rejects_them(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    service = make_app(user_policy="known", admin_api_keys=(ApiKey(APP, BOSS),))
+    boss = caller(service, BOSS)
+    boss.post("/api/v1/users", json={"userIds": ["a", "b"]})
+    reply = boss.put(f"{FILE}?name=x", data="user_id\na\nb\nc\n", content_type="text/csv").json
+    assert (reply["added"], reply["rejected"]) == (2, 1)
+    assert reply["errors"] == [{"place": "", "message": "1 users are not registered."}]
+    assert members(redis_client, APP) == {"abc123": {"a", "b"}}
