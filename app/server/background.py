@@ -1,4 +1,4 @@
-"""Background work: renames and deletions, slow enough not to disturb requests.
+"""Background work: renames, deletions and old data, slow enough not to disturb requests.
 
 Every web worker runs it as a greenlet, so no separate process is needed; a lease in the store keeps
 two workers off the same job. docs/decisions/background-work.md has the reasons.
@@ -6,32 +6,38 @@ two workers off the same job. docs/decisions/background-work.md has the reasons.
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 import gevent
 import structlog
 
-from app.store import Job, Store, StoreError, StoreFull
+from app.server.job_queue import JobQueue
+from app.store import Job, Store, StoreError
 from app.telemetry import sentry
 
 JOBS_POLL_SECONDS = 2.0
 PERIODIC_SECONDS = 1.0
-TRIM_HISTORY_SECONDS = 60.0
+REMOVE_OLD_SECONDS = 60.0
 # Pause after each step, as a multiple of its duration. That includes the wait for a busy store, so
 # background work gets about the share of one more sender: enough to overtake a growing cohort.
 PAUSE_FACTOR = 2
-# How long to work on one job while others wait. Shorter than a lease.
-TURN_SECONDS = 1.0
+# How often to look for new jobs while others are in progress.
+LIST_SECONDS = 1.0
+# How long each app waits for its next turn, roughly, if the turns of all others take their time.
+ROUND_SECONDS = 2.0
+# Bounds for the time that a worker stays with one job. Shorter than a lease.
+SHORTEST_TURN_SECONDS, LONGEST_TURN_SECONDS = 0.05, 1.0
 
 
 @dataclass
 class _Progress:
-    """A job, the users it has processed in this worker, and since when."""
+    """The users that a job has processed in this worker, and since when."""
 
-    job: Job
     users: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -53,89 +59,115 @@ class Background:
         self._store = store
         self._failed = failed
         self._periodic = periodic
-        self._trim_due = 0.0
+        self._queue = JobQueue()
+        self._progress: dict[Job, _Progress] = {}
         self._log = structlog.get_logger()
 
     def start(self) -> None:
         """Run in greenlets of this process."""
-        gevent.spawn(self.run)
+        gevent.spawn(self._forever, self.work, JOBS_POLL_SECONDS)
+        gevent.spawn(self._forever, self.remove_old, REMOVE_OLD_SECONDS)
         for function in self._periodic:
             # In separate greenlets: one that waits for the store must not block the others.
-            gevent.spawn(self._repeat, function)
-
-    def _repeat(self, function: Callable[[], None]) -> None:
-        while True:
-            try:
-                function()
-            except Exception as error:  # noqa: BLE001
-                self._fail(error)
-            time.sleep(PERIODIC_SECONDS)
+            gevent.spawn(self._forever, function, PERIODIC_SECONDS)
 
     def _fail(self, error: Exception) -> None:
         self._failed()
         self._log.error("background work failed", exc_info=error)
         sentry.report(error, {"task": "background"})
 
-    def run(self) -> None:
-        """Work forever. While the store is unavailable, try again."""
+    def _forever(self, work: Callable[[], None], pause: float) -> None:
+        """Do the work again and again; while the store is unavailable, too."""
         while True:
             try:
-                self.work()
+                work()
             except StoreError as error:
                 self._log.warning("background work paused", reason=error.reason)
             except Exception as error:  # noqa: BLE001
-                # A bug in one job must not stop the others permanently.
                 self._fail(error)
-            time.sleep(JOBS_POLL_SECONDS)
+            time.sleep(pause)
+
+    def remove_old(self) -> None:
+        """Remove what is older than its limit, some of each app in turn."""
+        self._store.api_keys.forget_ended()
+        self._store.sync_history.forget_unknown_callers()
+        partitions = range(self._store.keys.partitions)
+        rest = deque(
+            (app_id, self._store.retention.steps(app_id, partition))
+            for app_id in self._store.apps()  # including those that have stopped sending
+            for partition in partitions
+        )
+        while rest:
+            app_id, steps = rest.popleft()
+            before = time.monotonic()
+            try:
+                for _ in islice(steps, 1):
+                    rest.append((app_id, steps))
+            except StoreError as error:
+                self._log.warning("old data not removed", reason=error.reason, app=app_id)
+            time.sleep((time.monotonic() - before) * PAUSE_FACTOR)
 
     def work(self) -> None:
-        """Do all pending work that no other process has leased.
+        """Work on all jobs that no other process has leased, until none is left but failed ones.
 
-        Jobs take turns, so that a large job of one app does not block those of other apps.
+        New jobs are found while others are in progress, and no job ends the work on the others.
         """
-        if time.monotonic() >= self._trim_due:
-            self._trim_due = time.monotonic() + TRIM_HISTORY_SECONDS
-            for app_id in self._store.apps():  # including those that have stopped sending
-                self._store.sync_history.trim(app_id)
-        for app_id, cohort_id in {
-            (job.app_id, job.cohort_id) for job in self._store.jobs.pending()
-        }:
-            with suppress(StoreFull):  # retried later, like the rename itself
-                self._store.memberships.spread_name(app_id, cohort_id)
-        unfinished = [_Progress(job) for job in self._store.jobs.pending()]
-        while unfinished:
-            unfinished = [progress for progress in unfinished if self._advance_if_room(progress)]
+        list_due, worked = -math.inf, False
+        while True:
+            now = time.monotonic()
+            if now >= list_due:
+                self._list_jobs(now)
+                list_due = now + LIST_SECONDS
+            job = self._queue.next()
+            if job is None:
+                if not worked:
+                    return
+                # A rename makes jobs in other partitions.
+                worked, list_due = False, now
+                continue
+            worked = True
+            try:
+                self._take_turn(job)
+            except StoreError as error:
+                pause = self._queue.fail(job, time.monotonic())
+                self._log.warning(
+                    "background work paused", reason=error.reason, seconds=pause, **_labels(job)
+                )
+            except Exception as error:  # noqa: BLE001
+                self._queue.fail(job, time.monotonic())
+                self._fail(error)
 
-    def _advance_if_room(self, progress: _Progress) -> bool:
-        """As :meth:`_advance`. A rename that a full store refuses is retried later: the other jobs
-        continue, since deletions make room.
-        """
-        try:
-            return self._advance(progress)
-        except StoreFull as error:
-            self._log.warning(
-                "background work paused", reason=error.reason, cohort=progress.job.cohort_id
-            )
-            return False
+    def _list_jobs(self, now: float) -> None:
+        pending = self._store.jobs.pending()
+        self._queue.update(pending, now)
+        self._progress = {job: self._progress[job] for job in pending if job in self._progress}
 
-    def _advance(self, progress: _Progress) -> bool:
-        """Work on a job for one turn. Returns whether it is unfinished and still leased."""
-        job, turn_ends = progress.job, time.monotonic() + TURN_SECONDS
+    def _take_turn(self, job: Job) -> None:
+        """Work on a job for one turn, and put it back where it belongs in the queue."""
+        progress = self._progress.setdefault(job, _Progress())
+        seconds = max(SHORTEST_TURN_SECONDS, ROUND_SECONDS / (self._queue.apps + 1))
+        turn_ends = time.monotonic() + min(seconds, LONGEST_TURN_SECONDS)
         while self._store.jobs.lease(job):
             before = time.monotonic()
             users = self._store.jobs.step(job)
             if users is None:
                 self._log.info(
                     "background job done",
-                    app=job.app_id,
-                    cohort=job.cohort_id,
-                    partition=job.partition,
                     users=progress.users,
                     seconds=round(time.monotonic() - progress.started, 2),
+                    **_labels(job),
                 )
-                return False
+                return
             progress.users += users
             time.sleep((time.monotonic() - before) * PAUSE_FACTOR)
+            if not users:
+                break
             if time.monotonic() > turn_ends:
-                return True
-        return False
+                self._queue.put_back(job)
+                return
+        # Another process has the job, or it waits for other partitions.
+        self._queue.wait(job, time.monotonic() + LIST_SECONDS)
+
+
+def _labels(job: Job) -> dict[str, str | int]:
+    return {"app": job.app_id, "cohort": job.cohort_id, "partition": job.partition}

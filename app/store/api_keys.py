@@ -22,6 +22,8 @@ return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 # How long an expired or revoked key is kept, so that its users get the reason.
 REMEMBERED_MS = 90 * 24 * 3600 * 1000
+# Keys of the environment leave nothing but their last use when they are removed from it.
+USES_REMEMBERED_MS = 366 * 24 * 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ class ApiKeys:
         }
         if key.expires_ms is not None:  # first: a key must never be stored without it
             self.expire(key.id, key.expires_ms)
+        self.forget_ended()
         with store_errors():
-            self._forget_ended()
             return bool(self._client.hsetnx(self._name, key.id, orjson.dumps(record)))
 
     def expire(self, key_id: str, at_ms: int | None) -> None:
@@ -121,13 +123,21 @@ class ApiKeys:
             found: Any = self._client.zrange(self._used_name, 0, -1, withscores=True)
         return {key_id.decode(): int(ms) for key_id, ms in found}
 
-    def _forget_ended(self) -> None:
+    def forget_ended(self) -> None:
+        """Remove keys that ended long ago, and the last uses of those unused for very long."""
         for key in self.all():
             ended = key.ended_ms()
             if ended is not None and ended < _now_ms() - REMEMBERED_MS:
-                fields = (key.id, f"{key.id}:expires", f"{key.id}:revoked")
-                self._client.hdel(self._name, *fields)
-                self._client.zrem(self._used_name, key.id)
+                with store_errors():
+                    fields = (key.id, f"{key.id}:expires", f"{key.id}:revoked")
+                    self._client.hdel(self._name, *fields)
+                    self._client.zrem(self._used_name, key.id)
+        with store_errors():
+            unused: Any = self._client.zrange(
+                self._used_name, "-inf", _now_ms() - USES_REMEMBERED_MS, byscore=True
+            )
+            if unused:
+                self._client.zrem(self._used_name, *unused)
 
 
 def _stored_key(key_id: str, fields: Mapping[bytes, bytes]) -> StoredKey:

@@ -16,6 +16,7 @@ from app.cohorts import Cohort
 from app.store.connection.scripts import load_script
 from app.store.errors import StoreError, store_errors
 from app.store.keys import Keys
+from app.store.retention import given_up
 from app.store.size_history import SizeHistory
 
 ENTRIES_PER_READ = 50
@@ -74,7 +75,10 @@ class Erasure:
         with store_errors():
             traits, last_entry = self._erase_traits(app_id, user_id, suppress)
             traits += self._erase_orphans(place, user_id)
-            removed, kept = self._erase_from_stream(place, user_id, last_entry, progress)
+            stream = self._keys.changes(*place)
+            removed, kept = self._erase_from_stream(stream, user_id, last_entry, progress)
+            for one in given_up(self._client, stream):
+                self._erase_from_stream(one, user_id, "+", lambda entries: None)
         return Erased(traits, removed, kept)
 
     def unsuppress(self, app_id: str, user_id: str) -> bool:
@@ -136,7 +140,7 @@ class Erasure:
             start = f"({cohort_ids[-1].decode()}"
 
     def _erase_from_stream(
-        self, place: tuple[str, int], user_id: str, last: str, progress: Callable[[int], None]
+        self, stream: str, user_id: str, last: str, progress: Callable[[int], None]
     ) -> tuple[int, int]:
         """Remove the entries up to ``last`` that contain this user alone.
 
@@ -145,7 +149,6 @@ class Erasure:
         Returns:
             How many were removed, and how many were kept as they contain other users too.
         """
-        stream = self._keys.changes(*place)
         removed = kept = 0
         start = "-"
         while True:

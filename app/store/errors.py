@@ -70,6 +70,13 @@ class StoreHeld(StoreError):
     detail = "Writes are on hold while the store is copied or moved. Send the same again later."
 
 
+class CohortPartlyDeleted(StoreError):
+    """Some users of a request were written before the deletion of their cohort began."""
+
+    reason = "cohort_partly_deleted"
+    detail = "The deletion of a cohort began during the request. Send the same again."
+
+
 _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreError]], ...] = (
     (exceptions.OutOfMemoryError, StoreFull),
     (

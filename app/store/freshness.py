@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -25,10 +25,17 @@ _COHORTS_PER_CALL = 200
 _FIELDS = ("last_received", "cadence", "cadence_source", "late_after")
 
 
+# Registers a cohort in partitions that lack it; see Memberships.introduce.
+Introduce = Callable[[str, str, Collection[int]], bool]
+
+
 class FreshnessStore:
     """Records when cohorts arrive, and reads their freshness. Raises StoreError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: Keys, introduce: Introduce, tuning: Tuning = DEFAULT
+    ) -> None:
+        self._introduce = introduce
         self._client = client
         self._keys = keys
         self._record_seconds = tuning.freshness_noted_seconds
@@ -104,7 +111,27 @@ class FreshnessStore:
         value: str = "",
         number: int | str = "",
     ) -> None:
-        """Run one of the actions of freshness.lua."""
+        """Run one of the actions of freshness.lua, for those of the cohorts that exist."""
+        unknown = self._call(action, app_id, cohort_ids, value, number)
+        # A home partition may have none of the cohort's users, and not know the cohort.
+        introduced = [
+            cohort_id
+            for cohort_id in unknown
+            if self._keys.partitions > 1
+            and self._introduce(app_id, cohort_id, [self._keys.partition(cohort_id)])
+        ]
+        if introduced:
+            self._call(action, app_id, introduced, value, number)
+
+    def _call(
+        self,
+        action: str,
+        app_id: str,
+        cohort_ids: Collection[str],
+        value: str,
+        number: int | str,
+    ) -> list[str]:
+        """Returns the ids of the cohorts that their home partition does not know."""
         homes = self._keys.by_partition(list(cohort_ids))
         calls = [
             Call(
@@ -115,7 +142,8 @@ class FreshnessStore:
             for start in range(0, len(ids), _COHORTS_PER_CALL)
         ]
         with store_errors():
-            call_partitions(self._script, calls)
+            replies = call_partitions(self._script, calls)
+        return [cohort_id.decode() for unknown, _ in replies for cohort_id in unknown]
 
 
 def freshness_of(fields: list[Any]) -> Freshness:

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import redis
 
 from app.store.connection.scripts import load_script
-from app.store.errors import store_errors
+from app.store.deletion import USERS_PER_STEP, Deletions
+from app.store.errors import StoreError, store_errors
 from app.store.keys import Keys
 
-# Half of the store time that a batch of a thousand users takes.
-USERS_PER_STEP = 500
 # How long a process keeps a job after its last step.
 LEASE_MS = 5000
 
@@ -37,35 +36,57 @@ class Jobs:
         self,
         client: redis.Redis,
         keys: Keys,
-        changes_max_entries: int,
+        deletions: Deletions,
         spread_name: Callable[[str, str], str],
     ) -> None:
         self._client = client
         self._keys = keys
-        self._max_entries = changes_max_entries
+        self._deletions = deletions
         self._spread_name = spread_name
         # The name that all partitions have, by rename in progress.
         self._names: dict[Job, str] = {}
         self._move = load_script(client, "move.lua")
-        self._delete = load_script(client, "delete.lua")
         self._lease = load_script(client, "lease.lua")
         self._token = secrets.token_hex(8)
 
     def pending(self) -> list[Job]:
-        """All unfinished jobs of all apps."""
+        """All unfinished jobs of all apps, without those of partitions that are unavailable.
+
+        Raises:
+            StoreError: none is available.
+        """
         with store_errors():
             known: set[Any] = self._client.smembers(self._keys.apps())
-            apps = sorted(app.decode() for app in known)
-            places = [(app, p) for app in apps for p in range(self._keys.partitions)]
-            with self._client.pipeline(transaction=False) as pipeline:
-                for app_id, partition in places:
-                    pipeline.smembers(self._keys.jobs(app_id, partition))
-                found: list[set[bytes]] = pipeline.execute()
+        apps = sorted(app.decode() for app in known)
+        places = [(app, p) for app in apps for p in range(self._keys.partitions)]
         return [
             Job(app_id, partition, cohort_id.decode())
-            for (app_id, partition), cohort_ids in zip(places, found, strict=True)
+            for (app_id, partition), cohort_ids in zip(places, self._listed(places), strict=True)
             for cohort_id in sorted(cohort_ids)
         ]
+
+    def _listed(self, places: list[tuple[str, int]]) -> list[set[bytes]]:
+        """The ids of the cohorts with jobs in each of some partitions."""
+        try:
+            with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+                for place in places:
+                    pipeline.smembers(self._keys.jobs(*place))
+                return pipeline.execute()
+        except StoreError as error:
+            # One after the other, so that one partition does not hide the jobs of all.
+            found: list[set[bytes]] = []
+            errors = 0
+            for place in places:
+                try:
+                    with store_errors():
+                        listed: Any = self._client.smembers(self._keys.jobs(*place))
+                    found.append(listed)
+                except StoreError:
+                    errors += 1
+                    found.append(set())
+            if errors == len(places):
+                raise error
+            return found
 
     def lease(self, job: Job) -> bool:
         """Acquire or renew the lease of a job. False while another process holds it."""
@@ -77,14 +98,15 @@ class Jobs:
         """Work on a job for one step.
 
         Returns:
-            The number of users looked at; None when the job is done.
+            The number of users looked at; 0 while a deletion waits for other partitions; None when
+            the job is done.
         """
         with store_errors():
             state = self._keys.cohort(*job, "state")
-            deletion, drained = self._client.hmget(state, "deleting", "drained")
-            if not deletion:
+            mark, drained = self._client.hmget(state, "deleting", "drained")
+            if not mark:
                 return self._step_rename(job)
-            return self._step_deletion(job, deletion, bool(drained))
+            return self._deletions.step(*job, mark, bool(drained))
 
     def _step_rename(self, job: Job) -> int | None:
         done, looked_at = self._move_users(job)
@@ -103,50 +125,17 @@ class Jobs:
         done, looked_at = self._move(keys=[self._stream(job)], args=args)
         return done, looked_at
 
-    def _step_deletion(self, job: Job, deletion: bytes | str, drained: bool) -> int | None:
-        """Remove some users; when no partition has any left, finish in all of them.
-
-        The first partition is the first to be marked and the first to finish, so its mark decides
-        whether the deletion is still in progress.
-        """
-        first, *others = self._all_partitions(job)
-        in_progress = deletion if job == first else self._deletion(first)
-        if not drained:
-            if in_progress != deletion:
-                self._call_delete("unmark", job, deletion)
-                return None
-            removed = int(self._call_delete("step", job, USERS_PER_STEP))
-            if removed:
-                return removed
-        if in_progress:
-            # The process that began the deletion may have ended before it marked all partitions.
-            for other in others:
-                self._call_delete("mark", other, in_progress)
-        # Partitions finish together, so that none accepts the cohort again before the others.
-        if all(self._is_drained(place) for place in (first, *others)):
-            for place in (first, *others):
-                is_home = place.partition == self._keys.partition(job.cohort_id)
-                self._call_delete("finish", place, "home" if is_home else "")
-        return None
-
     def begin_deletion(self, app_id: str, cohort_id: str) -> bool:
         """Mark a cohort for deletion: requests for it are refused from now on.
 
         Returns:
             False if the cohort is unknown.
         """
-        with store_errors():
-            first, *others = places = self._all_partitions(Job(app_id, 0, cohort_id))
-            if not any(self._client.exists(self._keys.cohort(*job, "state")) for job in places):
-                return False
-            deletion = self._call_delete("begin", first, secrets.token_hex(8))
-            for other in others:
-                self._call_delete("mark", other, deletion)
-            return True
+        return self._deletions.begin(app_id, cohort_id)
 
     def users_to_delete(self, app_id: str, cohort_id: str) -> int:
         """The number of users that a deletion still has to remove from a cohort."""
-        places = self._all_partitions(Job(app_id, 0, cohort_id))
+        places = self._places(Job(app_id, 0, cohort_id))
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for place in places:
                 pipeline.zcard(self._keys.cohort(*place, "members"))
@@ -157,26 +146,13 @@ class Jobs:
         """Delete a cohort in this process; yields the number of users removed by each step."""
         if not self.begin_deletion(app_id, cohort_id):
             return
-        for job in self._all_partitions(Job(app_id, 0, cohort_id)):
-            while (removed := self.step(job)) is not None:
+        for job in self._places(Job(app_id, 0, cohort_id)):
+            while removed := self.step(job):
                 yield removed
 
     def _stream(self, job: Job) -> str:
         return self._keys.changes(job.app_id, job.partition)
 
-    def _call_delete(self, action: str, job: Job, value: str | bytes | int = "") -> Any:
-        args: list[str | bytes | int] = [action, job.cohort_id, value, self._max_entries]
-        return self._delete(keys=[self._stream(job)], args=args)
-
-    def _all_partitions(self, job: Job) -> list[Job]:
+    def _places(self, job: Job) -> list[Job]:
+        """The same cohort in all partitions."""
         return [job._replace(partition=p) for p in range(self._keys.partitions)]
-
-    def _deletion(self, job: Job) -> Any:
-        """The id of the deletion in progress in one partition, if any."""
-        return self._client.hget(self._keys.cohort(*job, "state"), "deleting")
-
-    def _is_drained(self, job: Job) -> bool:
-        deletion, drained = self._client.hmget(
-            self._keys.cohort(*job, "state"), "deleting", "drained"
-        )
-        return bool(drained) or not deletion

@@ -107,6 +107,14 @@ class Keys:
         the background work looks at it. Private."""
         return f"{self.base(app_id, partition)}resyncs"
 
+    def message(self, app_id: str, partition: int, message: str) -> str:
+        """Exists for a day if a part of a message was applied. Private."""
+        return f"{self.base(app_id, partition)}message:{message}"
+
+    def looked_through(self, app_id: str, partition: int) -> str:
+        """Exists for a minute after a process looked for old data in a partition. Private."""
+        return f"{self.base(app_id, partition)}looked-through"
+
     def registered(self, app_id: str, partition: int) -> str:
         """Set of the users that ``USER_POLICY=known`` accepts. Private."""
         return f"{self.base(app_id, partition)}registered"

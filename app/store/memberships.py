@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ import redis
 from app.cohorts import Cohort, MembershipChange, Moves
 from app.store.connection.calls import Call, Wait
 from app.store.connection.scripts import call_partitions, load_script
-from app.store.errors import StoreMisconfigured, store_errors
+from app.store.deletion import Deletions
+from app.store.errors import CohortPartlyDeleted, StoreMisconfigured, store_errors
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
 from app.store.layout import Layout
@@ -60,14 +61,27 @@ class _Part(NamedTuple):
 
     def renamed(self, names: Mapping[str, str | None]) -> _Part:
         """The groups of these cohorts only, under these names; those named None are left out."""
-        groups, start = [], 0
-        while start < len(self.groups):
+        groups = []
+        for start in self._starts():
             cohort_id, _, value, at_ms, count = self.groups[start : start + 5]
-            end = start + 5 + count
             if name := names.get(cohort_id):
-                groups += [cohort_id, name, value, at_ms, count, *self.groups[start + 5 : end]]
-            start = end
+                users = self.groups[start + 5 : start + 5 + count]
+                groups += [cohort_id, name, value, at_ms, count, *users]
         return self._replace(groups=groups)
+
+    def only(self, cohort_ids: Collection[str]) -> _Part:
+        """The groups of these cohorts only."""
+        names = {self.groups[start]: self.groups[start + 1] for start in self._starts()}
+        return self.renamed({cohort_id: names[cohort_id] for cohort_id in cohort_ids})
+
+    def cohort_ids(self) -> set[str]:
+        return {self.groups[start] for start in self._starts()}
+
+    def _starts(self) -> Iterator[int]:
+        start = 0
+        while start < len(self.groups):
+            yield start
+            start += 5 + self.groups[start + 4]
 
 
 class _Reply(NamedTuple):
@@ -103,14 +117,17 @@ class Memberships:
         layout: Layout,
         registry: Registry,
         freshness: FreshnessStore,
+        deletions: Deletions,
         *,
         stream_limits: tuple[int, int],
         wait: Wait,
     ) -> None:
+        self._client = client
         self._keys = keys
         self._layout = layout
         self._registry = registry
         self._freshness = freshness
+        self._deletions = deletions
         self._stream_limits = stream_limits  # entries, and age in ms
         self._wait = wait
         self._script = load_script(client, "apply.lua")
@@ -214,7 +231,7 @@ class Memberships:
                 _Part(partition, [*options, _message_key(message_id, groups)], groups)
                 for partition, groups in self._split(changes)
             ]
-            for reply in self._apply_all(app_id, parts, as_known, applied.not_known):
+            for _, reply in self._apply_all(app_id, parts, as_known, applied):
                 if one_cohort:
                     applied.changed += reply.changed
                 else:
@@ -222,7 +239,6 @@ class Memberships:
                 repeats.append(reply.repeated)
                 applied.unknown.update(reply.ids(b"unknown"))
                 applied.suppressed.update(reply.ids(b"suppressed"))
-                applied.refused.update(reply.ids(b"deleting"))
                 conflicts += len(reply.lists.get(b"conflicts", ()))
                 _add_moves(applied.moves, reply.lists.get(b"moves", []))
         if conflicts:
@@ -242,11 +258,13 @@ class Memberships:
         with store_errors():
             self._layout.check_writable(app_id)
             parts = self._registrations(range(self._keys.partitions), cohort, source, "")
-            replies = self._apply_all(app_id, parts, False, set())
-            registered = not any(b"deleting" in reply.lists for reply in replies)
-            if registered:
-                self._freshness.record_known(app_id, cohort.id)
-        return registered
+            applied = Applied()
+            for _ in self._apply_all(app_id, parts, False, applied):
+                pass  # a group without users changes none
+            if applied.refused:
+                return False
+            self._freshness.record_known(app_id, cohort.id)
+        return True
 
     def spread_name(self, app_id: str, cohort_id: str) -> str:
         """Write a cohort's newest name to the partitions with an earlier one. Returns the name."""
@@ -260,8 +278,48 @@ class Memberships:
             return newest.trait
 
     def _apply_all(
+        self, app_id: str, parts: list[_Part], as_known: bool, applied: Applied
+    ) -> Iterator[tuple[_Part, _Reply]]:
+        """The parts with their replies. A part that met a deletion is called again if that is over.
+
+        Cohorts that are being deleted are added to ``applied.refused``.
+
+        Raises:
+            CohortPartlyDeleted: some parts were applied before the deletion of a cohort began.
+        """
+        done = []
+        for part, reply in self._apply_where_known(app_id, parts, as_known, applied.not_known):
+            yield part, reply
+            done.append((part, reply.ids(b"deleting"), reply.ids(b"unmet")))
+        refused = {cohort_id for _, deleting, _ in done for cohort_id in deleting}
+        if not refused:
+            return
+        over = {one for one in refused if not self._deletions.settle(app_id, one)}
+        again = [part.only(over.intersection(deleting)) for part, deleting, _ in done if deleting]
+        again = [part for part in again if part.groups]
+        in_progress = refused - over
+        for part, reply in self._apply_where_known(app_id, again, as_known, applied.not_known):
+            yield part, reply
+            in_progress.update(reply.ids(b"deleting"))
+        accepted = [
+            part
+            for part, deleting, unmet in done
+            if in_progress & part.cohort_ids().difference(deleting, unmet)
+        ]
+        if accepted:
+            # The deletion undoes them, so the sender's repeat must count as new.
+            self._forget_message(app_id, accepted)
+            raise CohortPartlyDeleted()
+        applied.refused.update(in_progress)
+
+    def _forget_message(self, app_id: str, parts: list[_Part]) -> None:
+        for part in parts:
+            if message := part.options[-1]:
+                self._client.unlink(self._keys.message(app_id, part.partition, message))
+
+    def _apply_where_known(
         self, app_id: str, parts: list[_Part], as_known: bool, not_known: set[str]
-    ) -> Iterator[_Reply]:
+    ) -> Iterator[tuple[_Part, _Reply]]:
         """The replies of the atomic step. A part that skipped cohorts is called a second time.
 
         With several partitions, one that doesn't know a cohort first gets the names that the
@@ -272,7 +330,7 @@ class Memberships:
         again = []
         unmet: dict[str, list[int]] = {}
         for part, reply in zip(parts, self._call(app_id, parts, mode), strict=True):
-            yield reply
+            yield part, reply
             if skipped := reply.ids(b"unmet"):
                 again.append(part)
                 for cohort_id in skipped:
@@ -282,8 +340,8 @@ class Memberships:
             not_known.update(cohort_id for cohort_id, name in names.items() if name is None)
             again = [part.renamed(names) for part in again]
         for cohort_id, partitions in unmet.items():
-            self._introduce(app_id, cohort_id, partitions)
-        yield from self._call(app_id, again, "named")
+            self.introduce(app_id, cohort_id, partitions)
+        yield from zip(again, self._call(app_id, again, "named"), strict=True)
 
     def _call(self, app_id: str, parts: Sequence[_Part], mode: str) -> list[_Reply]:
         calls = [
@@ -305,15 +363,21 @@ class Memberships:
         if position > self.acknowledged.get(partition, (0, 0)):
             self.acknowledged[partition] = position
 
-    def _introduce(self, app_id: str, cohort_id: str, partitions: Iterable[int]) -> None:
-        """Register a cohort in partitions that lack it, with the names that others know."""
+    def introduce(self, app_id: str, cohort_id: str, partitions: Iterable[int]) -> bool:
+        """Register a cohort in partitions that lack it, with the names that others know.
+
+        Returns:
+            False if no partition knows the cohort, but for those that are deleting it.
+        """
         names = self._registry.names(app_id, cohort_id)
-        missing = set(partitions) - set(names)
-        if not names or not missing:
-            return
-        newest = max(names.values())
-        for trait in (*newest.earlier[-_EARLIER_NAMES:], newest.trait):
-            self._register(app_id, missing, Cohort(cohort_id, trait), newest.at_ms)
+        living = [name for name in names.values() if not name.is_deleting]
+        if not living:
+            return False
+        if missing := set(partitions) - set(names):
+            newest = max(living)
+            for trait in (*newest.earlier[-_EARLIER_NAMES:], newest.trait):
+                self._register(app_id, missing, Cohort(cohort_id, trait), newest.at_ms)
+        return True
 
     def _register(self, app_id: str, partitions: Iterable[int], cohort: Cohort, at_ms: int) -> None:
         self._call(app_id, self._registrations(partitions, cohort, "", at_ms), "named")

@@ -29,6 +29,7 @@ class PartitionName(NamedTuple):
     earlier_count: int
     trait: str
     earlier: list[str]
+    is_deleting: bool = False
 
 
 class Registry:
@@ -65,13 +66,15 @@ class Registry:
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for partition in partitions:
                 state = self._keys.cohort(app_id, partition, cohort_id, "state")
-                pipeline.hmget(state, "named", "names", "trait")
+                pipeline.hmget(state, "named", "names", "trait", "deleting")
             shares: list[tuple[bytes | None, ...]] = pipeline.execute()
         found = {}
-        for partition, (at, names, trait) in zip(partitions, shares, strict=True):
+        for partition, (at, names, trait, deleting) in zip(partitions, shares, strict=True):
             if at and trait:
                 earlier = [name["trait"] for name in orjson.loads(names or b"[]")]
-                found[partition] = PartitionName(int(at), len(earlier), trait.decode(), earlier)
+                found[partition] = PartitionName(
+                    int(at), len(earlier), trait.decode(), earlier, deleting is not None
+                )
         return found
 
     def ids(self, app_id: str, *, after: str = "", limit: int = PAGE) -> list[str]:

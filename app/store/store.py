@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import redis
@@ -14,6 +15,7 @@ from app.store.change_stream import ChangeStream
 from app.store.cohort_list import CohortList
 from app.store.completeness import CompletenessStore
 from app.store.connection.calls import NO_WAIT, Wait
+from app.store.deletion import Deletions
 from app.store.erasure import Erasure
 from app.store.errors import StoreFull, store_errors
 from app.store.freshness import FreshnessStore
@@ -28,6 +30,7 @@ from app.store.memberships import Memberships
 from app.store.registered_users import RegisteredUsers
 from app.store.registry import Registry
 from app.store.resyncs import Resyncs
+from app.store.retention import Retention
 from app.store.server_info import ServerInfo
 from app.store.sessions import SessionStore
 from app.store.size_history import SizeHistory
@@ -61,15 +64,17 @@ class Store:
         self.hold = Hold(client, keys)
         self.layout = Layout(client, keys, self.hold, tuning)
         self.registry = Registry(client, keys)
-        self.freshness = FreshnessStore(client, keys, tuning)
+        self.freshness = FreshnessStore(client, keys, self._introduce, tuning)
         self.completeness = CompletenessStore(client, keys, self.freshness)
         self.losses = Losses(client, keys, self.freshness)
+        deletions = Deletions(client, keys, changes_max_entries)
         self.memberships = Memberships(
             client,
             keys,
             self.layout,
             self.registry,
             self.freshness,
+            deletions,
             stream_limits=(changes_max_entries, changes_max_age_hours * _MS_PER_HOUR),
             wait=wait,
         )
@@ -79,7 +84,10 @@ class Store:
         self.change_stream = ChangeStream(client, keys, tuning)
         self.sync_history = SyncHistory(client, keys, history)
         self.size_history = SizeHistory(client, keys, tuning)
-        self.jobs = Jobs(client, keys, changes_max_entries, self.memberships.spread_name)
+        self.retention = Retention(
+            client, keys, changes_max_age_hours * _MS_PER_HOUR, self.sync_history
+        )
+        self.jobs = Jobs(client, keys, deletions, self.memberships.spread_name)
         self.erasure = Erasure(client, keys, self.size_history)
         self.resyncs = Resyncs(
             client,
@@ -97,6 +105,9 @@ class Store:
         self.sessions = SessionStore(client, keys)
         self.audit_trail = AuditTrail(client, keys)
         self.server_info = ServerInfo(client)
+
+    def _introduce(self, app_id: str, cohort_id: str, partitions: Collection[int]) -> bool:
+        return self.memberships.introduce(app_id, cohort_id, partitions)
 
     def apps(self) -> list[str]:
         """The ids of all apps with stored data."""

@@ -62,10 +62,15 @@ class SyncHistory:
             )
         self.trim(app_id)
 
-    def trim(self, app_id: str) -> None:
-        """Remove what exceeds the limits, up to fifty syncs of each index."""
+    def trim(self, app_id: str) -> bool:
+        """Remove what exceeds the limits, up to fifty syncs of each index.
+
+        Returns:
+            Whether there may be more to remove.
+        """
         with store_errors():
-            self._trim(keys=[self._keys.history(app_id, SYNCS)], args=self._limits)
+            more = self._trim(keys=[self._keys.history(app_id, SYNCS)], args=self._limits)
+        return bool(more)
 
     def syncs(
         self,
@@ -128,28 +133,33 @@ class SyncHistory:
         with store_errors():
             for reason, requests in counts.items():
                 self._client.hincrby(key, f"{hour}:{reason}", requests)
-            self._client.expire(key, _UNKNOWN_CALLERS_KEPT_HOURS * 3600)
+            self._client.pexpire(key, _UNKNOWN_CALLERS_KEPT_HOURS * _MS_PER_HOUR)
 
     def unknown_callers(self, hours: int = 24) -> dict[str, int]:
         """The number of requests without a valid API key in the last hours, by reason.
 
         They belong to no app, so this covers all of them.
         """
-        key = self._keys.unknown_callers()
         now = int(time.time()) // 3600
-        with store_errors():
-            rows: Any = self._client.hgetall(key)
-            counts: Counter[str] = Counter()
-            old = []
-            for name, requests in rows.items():
-                hour, _, reason = name.decode().partition(":")
-                if int(hour) > now - hours:
-                    counts[reason] += int(requests)
-                elif int(hour) <= now - _UNKNOWN_CALLERS_KEPT_HOURS:
-                    old.append(name)
-            if old:
-                self._client.hdel(key, *old)
+        counts: Counter[str] = Counter()
+        for name, requests in self._unknown_callers().items():
+            hour, _, reason = name.partition(":")
+            if int(hour) > now - hours:
+                counts[reason] += int(requests)
         return dict(counts)
+
+    def forget_unknown_callers(self) -> None:
+        """Remove the counts of requests without a valid API key that are too old."""
+        oldest = int(time.time()) // 3600 - _UNKNOWN_CALLERS_KEPT_HOURS
+        old = [name for name in self._unknown_callers() if int(name.partition(":")[0]) <= oldest]
+        if old:
+            with store_errors():
+                self._client.hdel(self._keys.unknown_callers(), *old)
+
+    def _unknown_callers(self) -> dict[str, bytes]:
+        with store_errors():
+            rows: Any = self._client.hgetall(self._keys.unknown_callers())
+        return {name.decode(): requests for name, requests in rows.items()}
 
     def _newest(self, keys: list[str], start: str, count: int) -> list[int]:
         """The greatest ids below ``start`` in any of some sorted sets."""

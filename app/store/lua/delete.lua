@@ -4,21 +4,21 @@
 -- Allowed when memory is full, as deleting frees memory.
 --
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
--- ARGV[1]  'begin', 'mark', 'unmark', 'step' or 'finish'
+-- ARGV[1]  'begin', 'mark', 'step' or 'end'
 -- ARGV[2]  cohort id
--- ARGV[3]  begin, mark, unmark: random id of the deletion; step: maximum number of users; finish:
---          'home' in the cohort's home partition
--- ARGV[4]  step: change stream: entries to keep
+-- ARGV[3]  begin, mark, end: random id of the deletion; step: maximum number of users
+-- ARGV[4]  step: change stream: entries to keep; end: 'home' in the cohort's home partition
 --
 -- begin   Refuses requests for the cohort from now on, even if this partition has no users of it,
 --         as another may. Returns the id of the deletion in progress, this one or an earlier one.
 -- mark    The same, for a deletion that began in the first partition.
--- unmark  Removes a mark that was set after its deletion had finished.
 -- step    Removes traits and memberships of some users; members among them leave. Returns the
 --         number of users, 0 if none is left.
--- finish  Removes the cohort's records. To be called when no partition has users left; the next
---         request then creates the cohort anew. The home partition remembers for a while that it
---         was deleted: whoever sends differences from then on leaves it incomplete.
+-- end     Ends this deletion. If this partition's users have been removed, its records of the
+--         cohort are removed too, and the next request creates the cohort anew. The home partition
+--         remembers for a while that it was deleted: whoever sends differences from then on leaves
+--         it incomplete. If users are left, the mark was set after the deletion was complete, and
+--         is removed alone.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
@@ -51,16 +51,13 @@ end
 local deletion, drained = unpack(call('HMGET', state, 'deleting', 'drained'))
 if not deletion then return 0 end
 
-if action == 'unmark' then
-  if deletion == ARGV[3] and not drained then
+if action == 'end' then
+  if deletion ~= ARGV[3] then return 0 end
+  if not drained then
     call('HDEL', state, 'deleting')
     if call('HEXISTS', state, 'moving') == 0 then call('SREM', base .. 'jobs', cohort) end
+    return 0
   end
-  return 0
-end
-
-if action == 'finish' then
-  if not drained then return 0 end
   call('UNLINK', members, left, state, prefix .. ':seen', prefix .. ':seen-before',
     prefix .. ':freshness', prefix .. ':sizes', prefix .. ':resync', prefix .. ':confirmed')
   call('ZREM', base .. 'resyncs', cohort)
@@ -69,7 +66,7 @@ if action == 'finish' then
     'deleted_here', 'count_differs'}) do
     call('ZREM', base .. 'completeness:' .. name, cohort)
   end
-  if ARGV[3] == 'home' then remember_deletion() end
+  if ARGV[4] == 'home' then remember_deletion() end
   call('ZREM', base .. 'cohorts', cohort)
   call('SREM', base .. 'jobs', cohort)
   return 0

@@ -4,14 +4,15 @@
 -- The count lets a replay of the stream distinguish erased entries from trimmed ones, before which
 -- it can't verify anything.
 --
--- KEYS[1]  the partition's change stream; the name of the other key derives from it
+-- KEYS[1]  the partition's change stream, from which the name of the other key derives; or a
+--          stream of entries that a consumer group gave up, which are not counted
 -- ARGV     entry ids
 --
 -- Returns the number of entries removed.
 
 local removed = redis.call('XDEL', KEYS[1], unpack(ARGV))
-if removed > 0 then
-  local base = string.sub(KEYS[1], 1, -#'changes' - 1)
+local base = string.match(KEYS[1], '^(.*:)changes$')
+if removed > 0 and base then
   redis.call('HINCRBY', base .. 'erased', 'entries', removed)
 end
 return removed

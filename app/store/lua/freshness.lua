@@ -23,7 +23,11 @@
 --   leave out ARGV[3] users were skipped for the reason ARGV[2]
 --   upstream  store Amplitude's record ARGV[2], a JSON object; '' to remove it
 --
--- Returns the id, the earlier and the new state of each cohort whose completeness changed state.
+-- Nothing is written about a cohort that this partition does not know, or that is being deleted: a
+-- deletion may have come between a request and this call, and must leave nothing behind.
+--
+-- Returns {ids of cohorts unknown here, of those that freshness is about; the id, the earlier and the
+-- new state of each cohort whose completeness changed state}.
 --
 -- docs/data-model.md describes each cohort's freshness hash. Its field 'starts', the times at which
 -- the last syncs started, is private. So are these keys:
@@ -266,9 +270,16 @@ local function note_freshness(cohort)
   end
 end
 
+local unknown = {}
 for i = 4, #ARGV do
   local cohort = ARGV[i]
-  if action == 'known' then
+  local trait, deleting = unpack(call('HMGET', base .. 'cohort:' .. cohort .. ':state',
+    'trait', 'deleting'))
+  if not trait and not deleting and not COMPLETENESS[action] then
+    unknown[#unknown + 1] = cohort
+  elseif deleting then
+    -- its records are about to be removed
+  elseif action == 'known' then
     call('ZADD', due, 'NX', 0, cohort)
   elseif not COMPLETENESS[action] then
     note_freshness(cohort)
@@ -276,4 +287,4 @@ for i = 4, #ARGV do
     COMPLETENESS[action](cohort)
   end
 end
-return replies
+return {unknown, replies}

@@ -6,6 +6,8 @@
 -- ARGV[1]   requests to keep
 -- ARGV[2]   syncs to keep
 -- ARGV[3]   age to keep, in ms
+--
+-- Returns 1 if there may be more to remove.
 
 local base = string.sub(KEYS[1], 1, -#'syncs' - 1)
 local call = redis.call
@@ -34,18 +36,19 @@ end
 local function trim(index, requests, syncs)
   for _ = 1, AT_ONCE do
     local id = call('ZRANGE', base .. index, 0, 0)[1]
-    if not id then return end
+    if not id then return false end
     local last = tonumber(call('HGET', base .. 'sync:' .. id, 'last') or 0)
     if last > now - max_age
       and tonumber(call('HGET', totals, index) or 0) <= requests
       and call('ZCARD', base .. index) <= syncs
     then
-      return
+      return false
     end
     remove(id, index)
   end
+  return true
 end
 
-trim('syncs', max_requests, max_syncs)
-trim('failures', math.max(100, max_requests / 10), math.max(100, max_syncs / 10))
-return 1
+local more = trim('syncs', max_requests, max_syncs)
+local failures, failed_syncs = math.max(100, max_requests / 10), math.max(100, max_syncs / 10)
+return (trim('failures', failures, failed_syncs) or more) and 1 or 0

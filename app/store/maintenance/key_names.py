@@ -30,7 +30,11 @@ _HISTORY = dict.fromkeys(
     (b"syncs", b"failures", b"problems", b"history", b"open", b"loss"), Kind.WHOLE
 )
 _REBUILT = dict.fromkeys(
-    (b"cohorts", b"jobs", b"resyncs", b"changes", b"erased", b"hold", b"transitions", b"mark"),
+    (
+        *(b"cohorts", b"jobs", b"resyncs", b"changes", b"erased", b"hold", b"transitions"),
+        b"mark",
+        b"looked-through",
+    ),
     Kind.SKIPPED,
 )
 _OF_PARTITION = {**_USERS, **_HISTORY, **_REBUILT}

@@ -163,6 +163,11 @@ ADVICE = {
         "The log names the cause: permissions, number of partitions, or cluster mode.",
         "The log names the cause: permissions, number of partitions, or cluster mode.",
     ),
+    "cohort_partly_deleted": Advice(
+        "The deletion of a cohort began while the request was applied.",
+        "Amplitude retries. After the deletion, that creates the cohort again.",
+        "Later requests create the cohort again.",
+    ),
     "store_not_replicated": Advice(
         "The store applied the write, but too few replicas confirmed it in time.",
         "Amplitude retries. If this persists, check the replicas.",

@@ -402,7 +402,7 @@ class TestBounds:
         assert store.sync_history.syncs(APP).syncs == []
         assert store.sync_history.sync(APP, found[0].id) is None
         for _ in range(3):  # some of it in each round
-            Background(store).work()
+            Background(store).remove_old()
         base = "cohorts:{shop}:"
         assert redis_client.hgetall(f"{base}history") == {
             "next": "121",
@@ -422,7 +422,7 @@ class TestBounds:
         before = make_app()
         caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
         assert len(syncs(before)) == 1
-        Background(services(make_app(history_max_age_hours=1)).store).work()
+        Background(services(make_app(history_max_age_hours=1)).store).remove_old()
         assert redis_client.keys("cohorts:{shop}:sync:*") == []
 
     def test_no_requests_to_keep__keeps_no_history(
