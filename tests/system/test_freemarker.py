@@ -52,9 +52,10 @@ class Message(NamedTuple):
 
     name: str
     member: bool
-    user_ids: Sequence[str] = USER_IDS
-    cohort_id: str = "abc123"
+    user_ids: Sequence[str | int | None] = USER_IDS
+    cohort_id: str | int = "abc123"
     message_id: str = '9baaa88f-9d46-4ee5-a946-be0c6aea0046::enter::0 "x"'
+    computed_time: int | None = None
 
 
 Render = Callable[..., list[bytes]]
@@ -78,10 +79,10 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
 
     def run(messages: Sequence[Message], ftl: str | None = None) -> list[bytes]:
         now = str(int(time.time()))
-        rows = [[ftl or template()]]
-        for name, member, user_ids, cohort_id, message_id in messages:
-            rows.append([name, cohort_id, str(member).lower(), now, message_id, *user_ids])
-        lines = [",".join(b64encode(field.encode()).decode() for field in row) for row in rows]
+        rows: list[list[str | int | None]] = [[ftl or template()]]
+        for name, member, user_ids, cohort_id, message_id, at in messages:
+            rows.append([name, cohort_id, str(member).lower(), at or now, message_id, *user_ids])
+        lines = [",".join(map(field, row)) for row in rows]
         done = subprocess.run(
             ["java", "-XX:TieredStopAtLevel=1", "-cp", f"{JAR}:{classes}", RENDER.stem],
             input="\n".join(lines),
@@ -93,6 +94,13 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
         return [b64decode(line) for line in done.stdout.split()]
 
     return run
+
+
+def field(value: str | int | None) -> str:
+    """A value as Render.java reads it."""
+    if value is None:
+        return "-"
+    return f"#{value}" if isinstance(value, int) else b64encode(value.encode()).decode()
 
 
 def missing_engine() -> str:
@@ -133,6 +141,46 @@ def test_template__with_user_ids_of_every_character__keeps_them(
     reply = service.post(body, WEBHOOK_PATH)
     assert (reply.status, reply.json()["changed"]) == (200, len(user_ids))
     assert set(stored(redis_client)) == set(user_ids)
+
+
+def test_template__with_users_without_an_id__skips_them_alone(
+    render: Render, service: Service, redis_client: redis.Redis
+) -> None:
+    redis_client.flushall()
+    some, nobody = render([Message("n", True, [None, "a", None, "b"]), Message("n", True, [None])])
+    reply = service.post(some, WEBHOOK_PATH)
+    assert (reply.status, reply.json()["accepted"], reply.json()["rejected"]) == (200, 2, 2)
+    assert [e["place"] for e in reply.json()["errors"]] == ["users.0.user_id", "users.2.user_id"]
+    assert set(stored(redis_client)) == {"a", "b"}
+    reply = service.post(nobody, WEBHOOK_PATH)
+    assert (reply.status, reply.json()["reason"]) == (404, "invalid_user_id")
+    with pytest.raises(AssertionError, match=re.escape("user.user_id")):
+        render([Message("n", True, [None])], template().replace('!""', ""))
+
+
+def test_template__with_numbers__prints_them_without_separators(
+    render: Render, service: Service, redis_client: redis.Redis
+) -> None:
+    redis_client.flushall()
+    message = Message("n", True, [1234567, "a"], 7654321, "m", int(time.time()))
+    (body,) = render([message])
+    assert service.post(body, WEBHOOK_PATH).json()["changed"] == 2
+    trait = "[Amplitude] n: 7654321"
+    assert stored(redis_client) == {"1234567": {trait: "true"}, "a": {trait: "true"}}
+
+
+@pytest.mark.parametrize("quotes", [True, False])
+def test_template__that_prints_numbers_with_separators__is_refused_with_the_cause(
+    render: Render, service: Service, quotes: bool
+) -> None:
+    ftl = "".join(line for line in template().splitlines(keepends=True) if "<#setting" not in line)
+    if not quotes:
+        ftl = ftl.replace('"${input.computed_time?json_string}"', "${input.computed_time}")
+    (body,) = render([Message("n", True, ["a"], computed_time=int(time.time()))], ftl)
+    reply = service.post(body, WEBHOOK_PATH)
+    assert reply.status == 400
+    assert "thousands separators" in str(reply.json())
+    assert "?c" in str(reply.json())
 
 
 def test_template__of_one_user_or_none__is_valid(render: Render, service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import zlib
 from typing import Any
 
@@ -35,6 +36,12 @@ _SCAN_BYTES = 1 << 16
 _MAX_GZIP_MEMBERS = 1000
 _INFLATE_BYTES = 1 << 14
 _BOM = codecs.BOM_UTF8
+# A number as templates print it by default, in the form of a language.
+THOUSANDS = re.compile("[0-9]{1,3}(?:[,.' \u00a0\u2019\u202f][0-9]{3})+")
+THOUSANDS_HINT = (
+    ". A number is printed with thousands separators: in a FreeMarker template, print it with ?c"
+)
+_LONGEST_NUMBER = 40
 # Compared as text: Python's codec registry keeps every name that it is asked for, known or not.
 _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii", "ascii"))
 
@@ -90,10 +97,18 @@ def decoded(text: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(text[len(_BOM) :] if text.startswith(_BOM) else text)
     except orjson.JSONDecodeError as error:
-        raise InvalidJson(f"The body is not valid JSON: {error}") from None
+        hint = THOUSANDS_HINT if _is_within_thousands(error.doc, error.pos) else ""
+        raise InvalidJson(f"The body is not valid JSON: {error}{hint}") from None
     if not isinstance(value, dict):
         raise InvalidPayload(errors=[{"place": "", "message": "The body must be a JSON object."}])
     return value
+
+
+def _is_within_thousands(text: str, position: int) -> bool:
+    """Whether there is a number with thousands separators at a position of JSON."""
+    start = max(position - _LONGEST_NUMBER, 0)
+    part = text[start : position + _LONGEST_NUMBER]
+    return any(match.start() < position - start < match.end() for match in THOUSANDS.finditer(part))
 
 
 def load(schema: Schema, body: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from marshmallow import ValidationError, fields, post_load
 
 from app.cohorts import UniformIdentifies, usable_user_id
 from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
+from app.web.http.body import THOUSANDS, THOUSANDS_HINT
 from app.web.http.fields import Base, Id, Items, SentUserId, Text
 
 MAX_MESSAGE_ID_BYTES = 256
@@ -84,7 +85,8 @@ class EpochTime(fields.Field[int | None]):
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             number = value
         if not 0 < number < _LATEST_MS:
-            raise ValidationError("Must be seconds (or milliseconds) since 1970, UTC.")
+            hint = THOUSANDS_HINT if isinstance(value, str) and THOUSANDS.fullmatch(value) else ""
+            raise ValidationError(f"Must be seconds (or milliseconds) since 1970, UTC{hint}.")
         return round(number if number >= _LEAST_MS else number * 1000)
 
 

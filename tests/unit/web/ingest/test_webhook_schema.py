@@ -219,3 +219,9 @@ def test_cohort_name__up_to_the_limit_of_a_trait__is_taken() -> None:
 def test_users__more_than_the_limit__are_refused() -> None:
     with pytest.raises(ValidationError, match="at most 10 users"):
         load(users=[{"user_id": "u"}] * 11)
+
+
+@pytest.mark.parametrize("sent", ["1,692,206,763", "1.692.206.763", "1\u202f692\u202f206\u202f763"])
+def test_computed_time__with_thousands_separators__is_refused_with_the_cause(sent: str) -> None:
+    with pytest.raises(ValidationError, match=r"thousands separators.*[?]c"):
+        load(computed_time=sent)
