@@ -8,11 +8,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import growth
+from bench import growth, replace
 from bench.plan import DEFAULT, GROUPS, SIZES
 from bench.report import report, write
 from bench.runner import Sample, measure, progress
 from bench.servers import ROOT
+
+# Measured step by step rather than as groups of loads.
+SCENARIOS = {"growth": growth.run, "replace": replace.run}
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +25,7 @@ def main(arguments: list[str]) -> int:
         "groups",
         nargs="*",
         metavar="GROUP",
-        help=f"{', '.join([*GROUPS, 'growth'])}; by default {', '.join(DEFAULT)}",
+        help=f"{', '.join([*GROUPS, *SCENARIOS])}; by default {', '.join(DEFAULT)}",
     )
     parser.add_argument("--size", choices=SIZES, default="full", help="how long, and how much data")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, in turn")
@@ -30,17 +33,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args(arguments)
     names = options.groups or DEFAULT
-    if unknown := set(names) - {*GROUPS, "growth"}:
+    if unknown := set(names) - {*GROUPS, *SCENARIOS}:
         parser.error(f"no such group: {', '.join(sorted(unknown))}")
     against = options.against.resolve() if options.against else None
     if against and not (against / "wsgi.py").is_file():
         parser.error(f"{against} has no wsgi.py")
     size, reports, samples = SIZES[options.size], [], {}
     for name in names:
-        if name == "growth":
-            found = growth.run(size, ROOT)
+        if name in SCENARIOS:
+            found = SCENARIOS[name](size, ROOT)
             if against:
-                print(f"\n## {name}, {against}\n\n{growth.run(size, against)}")
+                print(f"\n## {name}, {against}\n\n{SCENARIOS[name](size, against)}")
         else:
             samples[name] = measure(GROUPS[name], size, against)
             found = report(GROUPS[name], samples[name])

@@ -69,9 +69,20 @@ def _connections(number: int, target: Target, sent: bytes) -> Iterator[None]:
 
 
 @contextmanager
-def flood(requests: Requests, clients: int, target: Target, service: Gunicorn) -> Iterator[Finish]:
-    """Another process that sends ``requests`` without a pause, and again when they end."""
-    with running_process(_flood, requests, clients, target) as connection:
+def flood(
+    requests: Requests,
+    clients: int,
+    target: Target,
+    service: Gunicorn,
+    *,
+    rate: float | None = None,
+) -> Iterator[Finish]:
+    """Another process that sends ``requests``, and again when they end.
+
+    Args:
+        rate: requests per second; by default without a pause.
+    """
+    with running_process(_flood, requests, clients, rate, target) as connection:
         if not connection.poll(START_SECONDS) or connection.recv() != "running":
             raise LoadFailed("the flood did not start")
         time.sleep(_SETTLE_SECONDS)
@@ -83,7 +94,13 @@ def flood(requests: Requests, clients: int, target: Target, service: Gunicorn) -
         yield finish
 
 
-def _flood(requests: Requests, clients: int, target: Target, connection: Connection) -> None:
+def _flood(
+    requests: Requests,
+    clients: int,
+    rate: float | None,
+    target: Target,
+    connection: Connection,
+) -> None:
     sent = 0
 
     def running() -> bool:
@@ -94,7 +111,9 @@ def _flood(requests: Requests, clients: int, target: Target, connection: Connect
         return not connection.poll()
 
     endless = chain.from_iterable(requests(target) for _ in count())
-    result = generator.run(target.address, endless, clients=clients, seconds=600, running=running)
+    result = generator.run(
+        target.address, endless, clients=clients, seconds=600, rate=rate, running=running
+    )
     connection.send(result.answered / result.seconds)
 
 

@@ -361,4 +361,4 @@ GROUPS = {
     "cluster": _CLUSTER,
 }
 # What ``python -m bench`` measures by default.
-DEFAULT = tuple(name for name in GROUPS if name not in ("rename", "cluster"))
+DEFAULT = (*(name for name in GROUPS if name not in ("rename", "cluster")), "replace")

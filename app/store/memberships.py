@@ -172,10 +172,14 @@ class Memberships:
         return applied
 
     def enter(
-        self, app_id: str, cohort_id: str, user_ids: Sequence[str], at_ms: int, *, known_only: bool
+        self, app_id: str, cohort: Cohort, user_ids: list[str], at_ms: int, *, known_only: bool
     ) -> Applied:
-        """Let users enter a known cohort, without a request, as of ``at_ms``; may be repeated."""
-        change = MembershipChange(Cohort(cohort_id, ""), True, [*user_ids], at_ms)
+        """Let users enter a known cohort, without a request, as of ``at_ms``; may be repeated.
+
+        Args:
+            cohort: its trait name may be outdated.
+        """
+        change = MembershipChange(cohort, True, user_ids, at_ms)
         return self._apply(app_id, [change], known_only=known_only, as_known=True)
 
     def remove_unconfirmed(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import redis
 
 from app.cohorts import (
+    Cohort,
     Resync,
     ResyncKind,
     ResyncRefusal,
@@ -294,6 +295,8 @@ class Resyncs:
 
     def _apply_file(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
         """Let the users of a file enter, as of when the import began: who left since stays out."""
+        trait = self._registry.trait(*place) or ""
+        cohort = Cohort(place.cohort_id, trait)
         for partition in self._partitions():
             key = self._keys.cohort(place.app_id, partition, place.cohort_id, "confirmed")
             cursor = None
@@ -302,7 +305,8 @@ class Resyncs:
                 cursor, users = found
                 if users:
                     applied = self._memberships.enter(
-                        *place,
+                        place.app_id,
+                        cohort,
                         [user.decode() for user in users],
                         resync.started_ms,
                         known_only=self._known_only,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import growth
+from bench import replace as replacement
 from bench.plan import AFTERNOON, AGAINST, GROUPS, NOISY_CLIENTS, SERVICE, SIZES, Group, Limit
 from bench.report import Report, report, verdict
 from bench.runner import Sample, measure
@@ -139,3 +140,10 @@ def test_bench__ratios__are_medians_of_the_rounds_own() -> None:
     assert verdict(ratio, samples).passed
     assert not verdict(replace(ratio, at_least=0.91), samples).passed
     assert not verdict(replace(ratio, load="not measured"), samples).passed
+
+
+@thorough
+def test_bench_replace__small_cohort__judges_every_limit() -> None:
+    found = replacement.run(TINY, ROOT)
+    assert len(found.verdicts) == 5
+    assert not any(math.isnan(judged.value) for judged in found.verdicts)
