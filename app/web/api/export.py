@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 
 from flask import Blueprint, Response, g
 from orjson import OPT_APPEND_NEWLINE, dumps
@@ -57,9 +58,12 @@ def _stream(
     known_cohort(cohort_in_path(cohort_id))
     queue = services().fair_queue
     app_id = g.caller.app_id
-    pages = queue.each(app_id, store().lookups.all_members(app_id, cohort_id))
+    pages = store().lookups.all_members(app_id, cohort_id)
+    # Read now, in the request's own turn: once the reply has begun, an error has no reply.
+    first = list(islice(pages, 1))
     # If the store fails midway, the connection is aborted: a part must not look complete.
-    return Response(render(pages), mimetype=media_type, headers={"Cache-Control": "no-store"})
+    body = render(chain(first, queue.each(app_id, pages)))
+    return Response(body, mimetype=media_type, headers={"Cache-Control": "no-store"})
 
 
 def _ndjson(pages: Iterable[list[Member]]) -> Iterator[bytes]:

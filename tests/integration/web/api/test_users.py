@@ -411,6 +411,16 @@ class TestExport:
         assert not [cell for cell in cells if cell.strip()[0] in "=+-@\uff1d\uff0b\uff0d\uff20"]
         assert sorted(cell.removeprefix("'") for cell in cells) == sorted(ids)
 
+    @pytest.mark.parametrize("form", ["ndjson", "csv"])
+    def test_export__whose_first_page_cannot_be_read__is_503(
+        self, store: Store, reader: Reader, redis_client: redis.Redis, form: str
+    ) -> None:
+        say(store, ONE, True, ["u"], 1000)
+        for key in redis_client.scan_iter("cohorts:*:cohort:1:members"):
+            redis_client.delete(key)
+            redis_client.set(key, "of another type, so that the store refuses to read it")
+        assert reader.get(f"/api/v1/cohorts/1/members.{form}", 503) == "store_error"
+
     def test_export__of_an_empty_cohort__is_empty(self, store: Store, reader: Reader) -> None:
         say(store, ONE, False, ["u"])
         assert reader.get("/api/v1/cohorts/1/members.ndjson").data == b""
