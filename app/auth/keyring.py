@@ -1,13 +1,14 @@
 """The valid API keys: those of the environment and those created by command.
 
 The latter are read from the store every second, so that authenticating a request costs no store
-call. While the store is unavailable, the keys that were read last stay valid.
+call. While the store is unavailable, the keys that were read last stay valid for an hour.
 docs/decisions/keys.md explains how keys are stored.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
 import secrets
 import time
 from hashlib import sha256
@@ -59,8 +60,10 @@ class KeyRing:
         self._stored = stored
         self._now = tuning.now
         self._fixed = {entry.digest: entry for entry in _of_environment(settings)}
+        self._fixed_callers = {entry.caller for entry in self._fixed.values()}
         self._entries = dict(self._fixed)
-        self._read = False
+        self._trusted_seconds = tuning.last_read_trusted_seconds
+        self._read_at = -math.inf  # by the monotonic clock
         self._failing = False
         # By label, in ms since the epoch: uses not yet written, and the last known use of each key.
         self._uses: dict[str, int] = {}
@@ -72,10 +75,10 @@ class KeyRing:
         """The owner of a key; None if the key is not valid.
 
         Raises:
-            StoreError: the store's keys, which may include this one, could not be read yet.
+            StoreError: the store's keys, which may include this one, have not been read lately.
         """
         entry = self._entry(key)
-        if entry is None and not self._read:
+        if (entry is None or entry.digest not in self._fixed) and self._is_outdated():
             self._load()
             entry = self._entry(key)
         now = int(self._now() * 1000)
@@ -86,7 +89,7 @@ class KeyRing:
 
     def holds(self, caller: Caller) -> bool:
         """Whether the key of a caller is still valid. Raises StoreError as :meth:`find` does."""
-        if not self._read:
+        if caller not in self._fixed_callers and self._is_outdated():
             self._load()
         now = int(self._now() * 1000)
         for entry in self._entries.values():
@@ -127,7 +130,10 @@ class KeyRing:
             digest = bytes.fromhex(key.digest)
             entries[digest] = _Entry(digest, caller, key.expires_ms, key.revoked_ms)
         self._entries = {**entries, **self._fixed}
-        self._read = True
+        self._read_at = time.monotonic()
+
+    def _is_outdated(self) -> bool:
+        return time.monotonic() - self._read_at > self._trusted_seconds
 
     def write_uses(self) -> None:
         """Write the times of last use if that is due. What could not be written is kept."""

@@ -7,6 +7,7 @@ with the key, at logout, after twelve hours without activity, and a week after l
 from __future__ import annotations
 
 import hmac
+import math
 import secrets
 import time
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.wrappers import Response
 
 from app.auth.keyring import Caller, KeyRing
-from app.store import Store, Tuning
+from app.store import Store, StoreError, Tuning
 
 IDLE_SECONDS = 12 * 3600
 LONGEST_SECONDS = 7 * 24 * 3600
@@ -53,7 +54,8 @@ class Sessions:
         self._renewed_seconds = tuning.session_renewed_seconds
         self._store = store
         self._ring = ring
-        self._secret, self._secret_until = b"", 0.0
+        self._trusted_seconds = tuning.last_read_trusted_seconds
+        self._secret, self._secret_read, self._secret_due = b"", -math.inf, -math.inf
 
     def open(self, caller: Caller) -> Session:
         """A new session; it takes effect when its cookie is set."""
@@ -103,9 +105,14 @@ class Sessions:
 
     def _signer(self) -> URLSafeTimedSerializer:
         now = time.monotonic()
-        if now >= self._secret_until:
-            self._secret = self._store.sessions.secret()
-            self._secret_until = now + _SECRET_KEPT_SECONDS
+        if now >= self._secret_due:
+            try:
+                self._secret = self._store.sessions.secret()
+                self._secret_read = now
+            except StoreError:
+                if now - self._secret_read > self._trusted_seconds:
+                    raise
+            self._secret_due = now + _SECRET_KEPT_SECONDS
         return URLSafeTimedSerializer(self._secret, salt="dashboard")
 
 

@@ -77,6 +77,9 @@ class CohortPartlyDeleted(StoreError):
     detail = "The deletion of a cohort began during the request. Send the same again."
 
 
+# The store did not reply as one that works: what was known before still stands.
+UNAVAILABLE = StoreUnreachable, StoreTimeout, StoreLoading
+
 _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreError]], ...] = (
     (exceptions.OutOfMemoryError, StoreFull),
     (

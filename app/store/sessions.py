@@ -7,10 +7,15 @@ from typing import Any
 
 import redis
 
+from app.store.connection.scripts import register
 from app.store.errors import store_errors
 from app.store.keys import Keys
 
 _SECRET_BYTES = 32
+# Allowed when memory is full: who looks after a full store must be able to log in and out.
+_SET = """#!lua flags=allow-oom
+return redis.call('SET', KEYS[1], unpack(ARGV))
+"""
 
 
 class SessionStore:
@@ -19,6 +24,7 @@ class SessionStore:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._keys = keys
+        self._set = register(client, _SET)
 
     def secret(self) -> bytes:
         """The secret; created on first use. All sessions end if it is deleted."""
@@ -27,13 +33,13 @@ class SessionStore:
             found: Any = self._client.get(key)
             if found is None:
                 made = secrets.token_bytes(_SECRET_BYTES)
-                found = self._client.set(key, made, nx=True, get=True) or made
+                found = self._set(keys=[key], args=[made, "NX", "GET"]) or made
         return bytes(found)
 
     def end(self, session_id: str, seconds: int) -> None:
         """End a session that would have expired in ``seconds`` at the latest."""
         with store_errors():
-            self._client.set(self._keys.ended_session(session_id), 1, ex=seconds)
+            self._set(keys=[self._keys.ended_session(session_id)], args=[1, "EX", seconds])
 
     def is_ended(self, session_id: str) -> bool:
         """Whether a session has ended."""

@@ -26,6 +26,8 @@ class Tuning:
         history_buffered: requests buffered for the sync history while the store is unavailable.
             When full, new requests are dropped: the oldest show how the outage began.
         marks_per_round: partitions that a process compares every second with what it remembers.
+        last_read_trusted_seconds: while API keys, or the secret of sessions, can't be read from the
+            store, those that were read last stay valid for this long.
         session_renewed_seconds: a session in use is given a new cookie after this long.
     """
 
@@ -40,6 +42,7 @@ class Tuning:
     rates_retry_seconds: float = 5.0
     history_buffered: int = 20_000
     marks_per_round: int = 64
+    last_read_trusted_seconds: float = 3600.0
     session_renewed_seconds: float = 900.0
 
 

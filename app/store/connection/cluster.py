@@ -33,11 +33,11 @@ _ATTEMPTS = 2
 
 # Prepended to every script. While a slot migrates, some of a script's keys are on one node and some
 # on the other, and it would take the latter for missing. Asking for two keys that never exist fails
-# on either node during a migration, before anything is written. The tag of a key without one is the
-# whole key.
+# on either node during a migration, before anything is written. A script whose key has no tag has
+# no other keys.
 _GUARD = (
-    "do local tag = string.find(KEYS[1], '{', 1, true) and KEYS[1] or '{' .. KEYS[1] .. '}' "
-    "redis.call('EXISTS', tag .. ':none', tag .. ':neither') end "
+    "do if string.find(KEYS[1], '{', 1, true) then "
+    "redis.call('EXISTS', KEYS[1] .. ':none', KEYS[1] .. ':neither') end end "
 )
 _SHEBANG = "#!lua"
 

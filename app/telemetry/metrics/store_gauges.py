@@ -46,10 +46,18 @@ class StoreGauges(Collector):
         return []  # otherwise registration would query the store
 
     def freshness(self) -> dict[str, int]:
-        """Number of cohorts by freshness, at most :data:`CACHE_SECONDS` old. Raises StoreError."""
+        """Number of cohorts by freshness, at most :data:`CACHE_SECONDS` old.
+
+        Older if the store can't count, as while one node of a cluster is down. Raises StoreError if
+        it never could.
+        """
         if self._counted_at is None or time.monotonic() - self._counted_at >= CACHE_SECONDS:
-            counts = self._store.freshness_counts()
-            self._freshness = {state.value: count for state, count in counts.items()}
+            try:
+                counts = self._store.freshness_counts()
+                self._freshness = {state.value: count for state, count in counts.items()}
+            except StoreError:
+                if self._counted_at is None:
+                    raise
             self._counted_at = time.monotonic()
         return self._freshness
 

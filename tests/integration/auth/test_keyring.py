@@ -11,12 +11,14 @@ import redis
 from flask import Flask
 
 from app.auth import keyring
-from app.auth.keyring import KeyRing
+from app.auth.keyring import READ, KeyRing, make_key
 from app.services import services
 from app.settings import ApiKey
-from app.store import ApiKeys, Store, Tuning
+from app.store import ApiKeys, Store, StoreError, Tuning
 from tests.integration.clock import Clock
 from tests.integration.conftest import APP, KEY, Run, caller
+from tests.support.polling import wait_until
+from tests.support.stores import running_store
 
 COHORT = "/api/v1/integration/amplitude/cohort"
 ONE = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
@@ -366,3 +368,27 @@ def test_keys__beside_records_that_can_not_be_read__are_taken(
     refresh(app)
     assert post(app, key) == (200, None)
     assert [k["id"] for k in json.loads(run("keys", "list", "--json").stdout)][1:] == [key_id]
+
+
+def test_key__that_could_not_be_read_again_for_long__is_503_and_not_accepted(
+    make_app: Callable[..., Flask],
+) -> None:
+    """Revocations may have been missed; the key may also still be valid."""
+    with running_store() as url:
+        app = make_app(tuning=Tuning(last_read_trusted_seconds=0.2), redis_url=url)
+        key, stored = make_key("shop", READ)
+        services(app).store.api_keys.create(stored)
+        services(app).keyring.refresh()
+        assert services(app).keyring.find(key) is not None
+    services(app).keyring.refresh()
+    wait_until(lambda: _is_unavailable(services(app).keyring, key))
+    # Keys of the environment don't depend on the store.
+    assert services(app).keyring.find(KEY) is not None
+
+
+def _is_unavailable(ring: KeyRing, key: str) -> bool:
+    try:
+        assert ring.find(key) is not None
+    except StoreError as error:
+        return error.reason == "store_unreachable"
+    return False
