@@ -79,7 +79,8 @@ class _Replacement:
         """The seconds it takes, the rate of ingest beside it, and the longest store command."""
         progress("finishing")
         self._call("POST", "/resync")
-        self._send(self._everybody[: len(self._everybody) * (_LEAVING - 1) // _LEAVING])
+        staying = self._everybody[: -(-len(self._everybody) * (_LEAVING - 1) // _LEAVING)]
+        self._send(staying)
         self._client.config_set("slowlog-log-slower-than", _LOGGED_US)
         self._client.config_set("slowlog-max-len", 10_000)
         rate = users_per_second / 1000
@@ -94,8 +95,8 @@ class _Replacement:
             beside_rate = 1000 * others(generator.Result())["flood_per_second"]
         slow = [entry["duration"] / 1000 for entry in self._client.slowlog_get(10_000)]
         left = self._client.zcard(f"cohorts:{{bench}}:cohort:{COHORT_ID}:members")
-        expected = self._members - self._members // _LEAVING
-        if left < expected:
+        expected = 1000 * len(staying)
+        if left != expected:
             raise generator.LoadFailed(f"{left} members are left, not {expected}")
         return seconds, beside_rate, max(slow, default=0.0)
 
