@@ -22,6 +22,8 @@ TRAITS_PER_CALL = 2000
 TRAITS_PER_PIECE = 300
 # About 2 ms of the store's time.
 MEMBERS_PER_CALL = 5000
+# Users in one ZMSCORE: about 0.5 ms of the store's time.
+SCORES_PER_CALL = 1000
 
 # The values in rows of users.lua other than the time since when a user is a member.
 _FALSE, _TRUE_BUT_NO_MEMBER, _UNRESOLVED = b"false", b"true", b"?"
@@ -115,6 +117,30 @@ class Lookups:
             key = self._keys.cohort(app_id, partition, cohort_id, "members")
             score: Any = self._client.zscore(key, user_id)
         return None if score is None else _since_ms(score)
+
+    def members_among(self, app_id: str, cohort_id: str, user_ids: Iterable[str]) -> list[Member]:
+        """Those of some users who are members, each once, in the order asked for."""
+        asked = list(dict.fromkeys(user_ids))
+        parts = [
+            (
+                self._keys.cohort(app_id, partition, cohort_id, "members"),
+                wanted[start : start + SCORES_PER_CALL],
+            )
+            for partition, wanted in self._keys.by_partition(asked).items()
+            for start in range(0, len(wanted), SCORES_PER_CALL)
+        ]
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for key, wanted in parts:
+                pipeline.zmscore(key, wanted)
+            replies = pipeline.execute()
+        scores: dict[str, Any] = {}
+        for (_, wanted), found in zip(parts, replies, strict=True):
+            scores.update(zip(wanted, found, strict=True))
+        return [
+            Member(user_id, _since_ms(score))
+            for user_id in asked
+            if (score := scores[user_id]) is not None
+        ]
 
     def members(
         self,

@@ -99,6 +99,13 @@ class MemberReply(Reply):
     since = ms("Time of entry")
 
 
+class MembersAmongReply(Reply):
+    """Those of the requested users who are in the cohort, each once, in the requested order."""
+
+    cohortId = text("The cohort's id.", example="abc123")
+    members = fields.List(fields.Nested(MemberReply), required=True)
+
+
 class MembersQuery(Query):
     """Selects members."""
 

@@ -15,6 +15,7 @@ from app.services import services
 from app.store import Member, User
 from app.web.api.lookup import known_cohort, store
 from app.web.api.schemas import (
+    MembersAmongReply,
     MembershipReply,
     MembersQuery,
     MembersReply,
@@ -78,6 +79,25 @@ def get_membership(cohort_id: str, user_id: str) -> Response:
         "since": since,
     }
     return send(membership, tagged=True)
+
+
+@blueprint.post("/cohorts/<segment:cohort_id>/members/query")
+@requires(READ)
+@describes(
+    *(InvalidParameter, UnknownCohort),
+    body=(UsersQuery(),),
+    user_limit="max_query_users",
+    reply=MembersAmongReply(),
+)
+def query_members(cohort_id: str) -> Response:
+    """Which of many users are in a cohort, and since when."""
+    cohort_id = cohort_in_path(cohort_id)
+    schema = limited(UsersQuery, services().settings.max_query_users)
+    asked = load(schema, read_json())["user_ids"]
+    members = store().lookups.members_among(g.caller.app_id, cohort_id, asked)
+    if not members:
+        known_cohort(cohort_id)
+    return send({"cohortId": cohort_id, "members": list(map(_shown_member, members))})
 
 
 @blueprint.get("/cohorts/<segment:cohort_id>/members")

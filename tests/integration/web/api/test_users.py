@@ -243,6 +243,59 @@ class TestMembership:
         assert reader.get(f"{base}/members.ndjson").data == b'{"userId":"u","since":1000}\n'
 
 
+class TestMembersAmong:
+    PATH = "/api/v1/cohorts/1/members/query"
+
+    def test_query__of_many_users__returns_the_members_among_them_as_asked(
+        self, store: Store, reader: Reader
+    ) -> None:
+        ids = [f"u{n}" for n in range(998)]
+        say(store, ONE, True, ids[::2], 1000)
+        say(store, ONE, False, ids[::4], 2000)
+        asked = [*ids[::-1], "u2", "u2"]
+        told = reader.send("POST", self.PATH, json={"userIds": asked}).json
+        members = [{"userId": user, "since": 1000} for user in ids[::-1] if int(user[1:]) % 4 == 2]
+        assert told == {"cohortId": "1", "members": members}
+
+    def test_query__of_more_users_than_one_call_reads__has_all(
+        self, store: Store, make_app: Callable[..., Flask]
+    ) -> None:
+        many = Reader(
+            make_app(store_partitions=store.keys.partitions, max_query_users=8000, **KEYS)
+        )
+        ids = [f"u{n}" for n in range(8000)]
+        say(store, ONE, True, ids)
+        told = many.send("POST", self.PATH, json={"userIds": ids}).json["members"]
+        assert [member["userId"] for member in told] == ids
+
+    @pytest.mark.parametrize("user_id", [user for user in HARD_IDS if user.strip()])
+    def test_query__user_id_of_every_kind__is_found(
+        self, store: Store, reader: Reader, user_id: str
+    ) -> None:
+        say(store, ONE, True, [user_id], 1000)
+        told = reader.send("POST", self.PATH, json={"userIds": [user_id]}).json["members"]
+        assert told == [{"userId": user_id, "since": 1000}]
+
+    @pytest.mark.parametrize("user_ids", [[], ["u"]])
+    def test_query__cohort_never_received__is_404_and_one_without_members_is_not(
+        self, app: Flask, store: Store, reader: Reader, user_ids: list[str]
+    ) -> None:
+        assert reader.send("POST", self.PATH, 404, json={"userIds": user_ids}) == "unknown_cohort"
+        say(store, ONE, False, ["u"])
+        told = reader.send("POST", self.PATH, json={"userIds": user_ids}).json
+        assert told == {"cohortId": "1", "members": []}
+        other = Reader(app, OTHER_KEY)
+        assert other.send("POST", self.PATH, 404, json={"userIds": user_ids}) == "unknown_cohort"
+
+    @pytest.mark.parametrize(
+        "body",
+        [{}, {"userIds": "u"}, {"userIds": [1.5]}, {"userIds": [""]}, {"userIds": ["u"] * 1001}],
+    )
+    def test_query__malformed__is_400(self, store: Store, reader: Reader, body: dict) -> None:
+        say(store, ONE, True, ["u"])
+        assert reader.send("POST", self.PATH, 400, json=body) == "invalid_payload"
+
+
 class TestMembers:
     def test_pages__by_links__hold_each_member_once_by_since(
         self, store: Store, reader: Reader
