@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from flask import Response, request
-from marshmallow import Schema, ValidationError, validate
+from marshmallow import Schema, ValidationError
 from orjson import OPT_SORT_KEYS, dumps
 
 from app.cohorts.cohort import MAX_TRAIT_BYTES
@@ -20,13 +21,23 @@ from app.web.http.fields import Text, UserId
 View = TypeVar("View", bound=Callable[..., Any])
 
 JSON = "application/json"
+_SYNC_ID = re.compile("[0-9]{1,16}")
 
 
 class SyncId(Text):
     """A sync's id: a number in decimal digits."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(16, validate=validate.Regexp(r"[0-9]+\Z"), **kwargs)
+        super().__init__(16, **kwargs)
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^{_SYNC_ID.pattern}$"}
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if not _SYNC_ID.fullmatch(text):
+            raise ValidationError("Must be a number of up to 16 digits.")
+        return text
 
 
 # Fields of the ids in paths.

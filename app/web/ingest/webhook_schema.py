@@ -55,7 +55,9 @@ class InCohort(fields.Field[bool]):
     """True or false, also as a string."""
 
     def json_schema(self) -> dict[str, Any]:
-        return {"enum": [True, False, "true", "false"], "example": True}
+        # Client generators don't know an enum of several types.
+        text = {"type": "string", "enum": ["true", "false"]}
+        return {"anyOf": [{"type": "boolean"}, text], "example": True}
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> bool:
         if isinstance(value, bool):

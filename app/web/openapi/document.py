@@ -160,8 +160,6 @@ def _own_schema(converter: Any, field: fields.Field[Any], ret: dict[str, Any]) -
         described["type"] = [described["type"], "null"]
     if field.allow_none and "anyOf" in described:
         described["anyOf"] = [*described["anyOf"], {"type": "null"}]
-    if field.allow_none and "enum" in ret:
-        ret["enum"] = [*ret["enum"], None]
     return {name: value for name, value in described.items() if name not in ret}
 
 
@@ -193,7 +191,8 @@ class _Document:
             title="Cohort Receiver",
             version=__version__,
             openapi_version="3.1.0",
-            info={"description": _ABOUT},
+            info={"description": _ABOUT, "license": {"name": "MIT", "identifier": "MIT"}},
+            servers=[{"url": "/", "description": "The service that serves this description."}],
             plugins=[plugin],
             tags=[{"name": name, "description": words} for name, words in _TAGS.values()],
         )
