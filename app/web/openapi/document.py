@@ -160,6 +160,11 @@ def _own_schema(converter: Any, field: fields.Field[Any], ret: dict[str, Any]) -
         described["type"] = [described["type"], "null"]
     if field.allow_none and "anyOf" in described:
         described["anyOf"] = [*described["anyOf"], {"type": "null"}]
+    if field.allow_none and "enum" in ret:
+        # Client generators make one type for each of several.
+        choices = [choice for choice in ret.pop("enum") if choice is not None]
+        kind = next(kind for kind in ret.pop("type") if kind != "null")
+        described["anyOf"] = [{"type": kind, "enum": choices}, {"type": "null"}]
     return {name: value for name, value in described.items() if name not in ret}
 
 

@@ -59,6 +59,52 @@ def test_document__is_valid_openapi(told: dict[str, Any]) -> None:
     assert list(OpenAPIV31SpecValidator(told).iter_errors()) == []
 
 
+def parts(node: Any) -> Iterator[dict[str, Any]]:
+    """All objects in a document. Examples are not schemas, but may look like some."""
+    if isinstance(node, list):
+        for item in node:
+            yield from parts(item)
+    elif isinstance(node, dict):
+        yield node
+        for name, value in node.items():
+            if name not in ("example", "examples"):
+                yield from parts(value)
+
+
+# What Python, ECMA 262 and RE2 read alike.
+PORTABLE = re.compile(
+    r"(?: [^\\()?*+] | \\u[0-9a-fA-F]{4} | \\[dDwWsS^$.*+?()[\]{}|/\\-] | \((?!\?) | \(\?: | \)"
+    r" | [?*+](?![?+]) )*",
+    re.VERBOSE,
+)
+
+
+@pytest.mark.parametrize("pattern", [r"[0-9]+\Z", r"\Aa", "(?P<n>a)", "(?i)a", "a++"])
+def test_portable_pattern__with_what_only_python_knows__is_none(pattern: str) -> None:
+    assert not PORTABLE.fullmatch(pattern)
+
+
+def test_document__patterns__mean_the_same_outside_python(told: dict[str, Any]) -> None:
+    patterns = {part["pattern"] for part in parts(told) if isinstance(part.get("pattern"), str)}
+    assert len(patterns) >= 3
+    for pattern in patterns:
+        assert PORTABLE.fullmatch(pattern), pattern
+        assert (pattern[0], pattern[-1]) == ("^", "$"), pattern
+
+
+def test_document__enums__have_one_type_and_each_value_once(told: dict[str, Any]) -> None:
+    enums = [part["enum"] for part in parts(told) if isinstance(part.get("enum"), list)]
+    assert len(enums) >= 8
+    for enum in enums:
+        assert all(isinstance(value, str) for value in enum), enum
+        assert len(set(enum)) == len(enum), enum
+
+
+def test_document__says_where_it_is_served_and_under_which_licence(told: dict[str, Any]) -> None:
+    assert [server["url"] for server in told["servers"]] == ["/"]
+    assert told["info"]["license"]["identifier"] == "MIT"
+
+
 def test_document__every_call__is_there_with_its_own_name(app: Flask, told: dict[str, Any]) -> None:
     described = {(path, method) for path, method, _ in operations(told)}
     called = {
