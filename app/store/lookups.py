@@ -124,7 +124,7 @@ class Lookups:
         parts = [
             (
                 self._keys.cohort(app_id, partition, cohort_id, "members"),
-                wanted[start : start + SCORES_PER_CALL],
+                list(wanted[start : start + SCORES_PER_CALL]),
             )
             for partition, wanted in self._keys.by_partition(asked).items()
             for start in range(0, len(wanted), SCORES_PER_CALL)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import redis
 
 from tests.chaos.processes import ServiceProcess, StoreProcess
-from tests.chaos.proxy import Proxy
+from tests.support.proxy import Proxy
 
 
 class Faults:

@@ -28,9 +28,9 @@ from simulator.faults import FaultRates
 from simulator.reader import ReaderError, RedisReader
 from tests.chaos.faults import Faults
 from tests.chaos.processes import ServiceProcess, StoreProcess
-from tests.chaos.proxy import Proxy
 from tests.chaos.stream import Stream
 from tests.support.polling import DEADLINE
+from tests.support.proxy import Proxy
 from tests.support.service import ROOT
 from tests.support.stores import reserved_ports
 

@@ -1,4 +1,4 @@
-"""A TCP proxy between the service and its store that can break connections."""
+"""A TCP proxy that can break connections."""
 
 from __future__ import annotations
 

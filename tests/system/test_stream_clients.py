@@ -1,0 +1,113 @@
+"""Clients of server-sent events that others wrote, cut off before the first change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+from httpx_sse import connect_sse
+
+from simulator import payloads
+from tests.integration.reader.docs_examples import examples
+from tests.support.effort import thorough
+from tests.support.node import Program, node_folder
+from tests.support.polling import DEADLINE, wait_until
+from tests.support.proxy import Proxy
+from tests.support.service import APP, Service, running
+
+READ_KEY = "TEST_READ_KEY"
+TRAIT = "[Amplitude] one: 1"
+
+
+@pytest.fixture(scope="module")
+def service(store_url: str) -> Iterator[Service]:
+    env = {
+        "REDIS_URL": store_url,
+        "RATE_LIMIT": "off",
+        "READ_API_KEYS": f"{APP}:{READ_KEY}",
+        "STREAM_HEARTBEAT_SECONDS": "1",
+    }
+    with running(env) as service:
+        yield service
+
+
+@pytest.fixture
+def proxy(service: Service) -> Iterator[Proxy]:
+    """Between the client and the service."""
+    proxy = Proxy(("127.0.0.1", int(service.url.rpartition(":")[2])))
+    yield proxy
+    proxy.close()
+
+
+def send(service: Service, user_id: str, member: bool = True) -> None:
+    assert service.post(payloads.identify(user_id, TRAIT, member)).status == 200
+
+
+def test_httpx_sse__cut_before_the_first_change__misses_nothing(service: Service) -> None:
+    url = f"{service.url}/api/v1/changes/stream"
+    with httpx.Client(headers={"api_key": READ_KEY}, timeout=DEADLINE) as client:
+        with connect_sse(client, "GET", url) as source:
+            first = next(source.iter_sse())
+            assert first.event == "position"
+            assert first.json() == {"next": first.id}
+        send(service, "a")
+        with connect_sse(client, "GET", url, headers={"Last-Event-ID": first.id}) as source:
+            events = source.iter_sse()
+            assert next(events).id == first.id
+            change = next(events)
+            assert (change.event, change.json()["userIds"]) == ("change", ["a"])
+
+
+PAGE = """
+<script>
+  const seen = [];
+  const source = new EventSource("/changes");
+  for (const kind of ["position", "change", "cursor_expired"])
+    source.addEventListener(kind, ({ data }) => seen.push([kind, JSON.parse(data)]));
+</script>
+"""
+
+
+@thorough
+def test_browser__through_the_relay_of_the_page__misses_nothing_and_has_no_key(
+    service: Service, proxy: Proxy, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """Its own ``EventSource``, cut off before the first change, and after the store is emptied."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.skip("playwright is not installed; see make browser")
+    if not (chromium := shutil.which("chromium") or shutil.which("chromium-browser")):
+        pytest.skip("chromium is not installed; see make browser")
+    (relay,) = [example for example in examples("node.md", "js") if example.mark == "relay"]
+    (node_folder(tmp_path) / "relay.mjs").write_text(relay.code)
+    env = {"COHORTS_URL": f"http://127.0.0.1:{proxy.port}", "COHORTS_KEY": READ_KEY, "PORT": "0"}
+    with Program(tmp_path, "relay.mjs", env) as program, sync_playwright() as playwright:
+        origin = f"http://127.0.0.1:{program.wait_for('')}"
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.route(f"{origin}/", lambda route: route.fulfill(body=PAGE, content_type="text/html"))
+        page.goto(origin)
+
+        def seen() -> list[list[object]]:
+            found: list[list[object]] = json.loads(page.evaluate("JSON.stringify(seen)"))
+            return found
+
+        wait_until(seen)
+        proxy.refuse(True)
+        send(service, "a")
+        proxy.refuse(False)
+        wait_until(lambda: len(seen()) >= 3)
+        (first, at), (again, at_too), (change, data) = seen()
+        assert (first, again, change) == ("position", "position", "change")
+        assert at == at_too
+        assert data["userIds"] == ["a"]  # type: ignore[index, call-overload]
+        redis_client.flushall()
+        wait_until(lambda: seen()[-1][0] == "cursor_expired")
+        wait_until(lambda: page.evaluate("source.readyState") == 2)
+        browser.close()
