@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import SyncRecorder
+    from app.upstream.client import Client
+    from app.upstream.poller import Poller
+    from app.upstream.reconcile import Reconciler
     from app.web.api.change_stream import Feed
     from app.web.http.fair_queue import FairQueue
 
@@ -40,6 +43,8 @@ class Services:
     store_watch: StoreWatch
     fair_queue: FairQueue
     change_feed: Feed
+    poller: Poller
+    reconciler: Reconciler
     background: Background
 
     def readable_store(self) -> Store:
@@ -68,6 +73,8 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.sync_recorder import SyncRecorder
+    from app.upstream.poller import Poller
+    from app.upstream.reconcile import Reconciler
     from app.web.api.change_stream import Feed
     from app.web.http.fair_queue import FairQueue
 
@@ -92,9 +99,17 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     meter, recorder = Meter(), SyncRecorder(store, tuning)
     watch = StoreWatch(store, tuning, MarksFile.from_settings(settings))
     resyncs = ResyncWorker(store)
+    amplitude = _amplitude_clients(settings)
+    poller = Poller(
+        store,
+        amplitude,
+        minutes=settings.amplitude_poll_minutes,
+        failed=meter.upstream_failed,
+        tuning=tuning,
+    )
     every_second = [
         *(meter.flush, recorder.work, watch.work, resyncs.work),
-        *(keyring.refresh, keyring.write_uses),
+        *(keyring.refresh, keyring.write_uses, poller.work),
     ]
     return Services(
         settings=settings,
@@ -103,7 +118,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         keyring=keyring,
         sessions=Sessions(store, keyring, tuning),
         meter=meter,
-        store_gauges=StoreGauges(store, keyring.first_expiry),
+        store_gauges=StoreGauges(store, keyring.first_expiry, list(amplitude)),
         sync_recorder=recorder,
         store_watch=watch,
         fair_queue=FairQueue(settings.store_connections, settings.app_concurrency),
@@ -112,8 +127,33 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
             heartbeat_seconds=settings.stream_heartbeat_seconds,
             max_followers=settings.max_followers,
         ),
+        poller=poller,
+        reconciler=Reconciler(
+            store,
+            amplitude,
+            exports_most=settings.amplitude_exports_per_month,
+            known_only=settings.user_policy == "known",
+            tuning=tuning,
+        ),
         background=Background(store, meter.background_failed, every_second),
     )
+
+
+def _amplitude_clients(settings: Settings) -> dict[str, Client]:
+    """Clients of Amplitude's API, by app id."""
+    if not settings.amplitude_keys:
+        return {}
+    from app.upstream.client import URLS, Client  # slow to import, and optional
+
+    return {
+        keys.app_id: Client(
+            settings.amplitude_url or URLS[settings.amplitude_region],
+            keys.api_key,
+            keys.secret_key,
+            target=settings.amplitude_target,
+        )
+        for keys in settings.amplitude_keys
+    }
 
 
 def services(app: Flask | None = None) -> Services:

@@ -40,6 +40,15 @@ class ApiKey:
     key: str = field(repr=False)
 
 
+@dataclass(frozen=True)
+class AmplitudeKeys:
+    """The keys of an app's project for Amplitude's own API. ``repr`` hides them."""
+
+    app_id: str
+    api_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+
+
 class _Flag(kinds.Boolean):
     """``true`` or ``false`` and nothing else, so that a typo is an error and not a value."""
 
@@ -70,6 +79,27 @@ class _Keys(kinds.Field[tuple[ApiKey, ...]]):
                 )
             found.append(ApiKey(app_id, key))
         return tuple(found)
+
+
+class _AmplitudeKeys(kinds.Field[tuple[AmplitudeKeys, ...]]):
+    """A comma-separated list of ``app_id:api_key:secret_key``, one entry for each app."""
+
+    def _deserialize(self, value: str, *args: Any, **kwargs: Any) -> tuple[AmplitudeKeys, ...]:
+        found: dict[str, AmplitudeKeys] = {}
+        for position, entry in enumerate(filter(None, (e.strip() for e in value.split(","))), 1):
+            app_id, *keys = entry.split(":")
+            # The messages name the position and never the entry, which contains secrets.
+            if len(keys) != 2 or not all(KEY.fullmatch(key) for key in keys):
+                raise ValidationError(
+                    f"entry {position}: must be app_id:api_key:secret_key, each key of 1 to 256 "
+                    "printable ASCII characters"
+                )
+            if not APP_ID.fullmatch(app_id):
+                raise ValidationError(f"entry {position}: the app id must match {APP_ID.pattern}")
+            if app_id in found:
+                raise ValidationError(f"entry {position}: this app has an entry already")
+            found[app_id] = AmplitudeKeys(app_id, *keys)
+        return tuple(found.values())
 
 
 class _Rate(kinds.Field[RateLimitItem | None]):
@@ -277,6 +307,41 @@ class Settings:
         _whole(0, 900),
         default=100,
         help="Maximum change streams per app that one worker serves at a time.",
+    )
+    amplitude_keys: tuple[AmplitudeKeys, ...] = _setting(
+        _AmplitudeKeys(),
+        default=(),
+        help="Keys for Amplitude's own record of each app's project: comma-separated "
+        "app_id:api_key:secret_key. Without them, Amplitude is not asked.",
+    )
+    amplitude_region: str = _setting(
+        kinds.String(validate=validate.OneOf(["us", "eu"])),
+        default="us",
+        help="Region of the projects in AMPLITUDE_KEYS: us or eu.",
+    )
+    amplitude_url: str | None = _setting(
+        kinds.String(
+            validate=validate.Regexp(
+                r"https?://[^/@?#\s]+(/[^@?#\s]*)?\Z",
+                error="must be http:// or https:// with a host, and no user, query or fragment",
+            )
+        ),
+        default=None,
+        help="Address of Amplitude's API, in place of the region's.",
+    )
+    amplitude_target: str | None = _setting(
+        kinds.String(validate=validate.Length(1, 512)),
+        default=None,
+        help="Name of this destination in Amplitude's record of syncs. Without it, syncs to all "
+        "destinations count, and the one furthest behind decides.",
+    )
+    amplitude_poll_minutes: int = _setting(
+        _whole(1, 24 * 60), default=30, help="How often Amplitude's record is read."
+    )
+    amplitude_exports_per_month: int = _setting(
+        _whole(0, 100_000),
+        default=100,
+        help="Exports per app and month that reconciling may use, of Amplitude's 500.",
     )
     sentry_dsn: str | None = _setting(
         kinds.String(

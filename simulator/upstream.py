@@ -263,7 +263,7 @@ class Upstream:
             self.exports += 1
         body = _file(cohort, columns, double_quoted=self.strikes("double-quoted"))
         if self.strikes("cut"):
-            body = body[: body.index(b',"', len(body) // 2) + 3]
+            body = body[: body.index(b',"', len(body) // 2) + 2]
         request_id = secrets.token_urlsafe(6)
         self._jobs[request_id] = _Job(cohort.cohort_id, body, time.monotonic() + self.job_seconds)
         return request_id
@@ -305,6 +305,8 @@ def _server(port: int, upstream: Upstream, handler: type[BaseHTTPRequestHandler]
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # The head and the body of a reply are sent apart.
+    disable_nagle_algorithm = True
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -71,6 +71,17 @@ class Background:
             # In separate greenlets: one that waits for the store must not block the others.
             gevent.spawn(self._forever, function, PERIODIC_SECONDS)
 
+    def spawn(self, function: Callable[[], object]) -> None:
+        """Run a function once, in a greenlet of this process."""
+
+        def run() -> None:
+            try:
+                function()
+            except Exception as error:  # noqa: BLE001
+                self._fail(error)
+
+        gevent.spawn(run)
+
     def _fail(self, error: Exception) -> None:
         self._failed()
         self._log.error("background work failed", exc_info=error)

@@ -146,6 +146,22 @@ class Keys:
         """A cohort's sizes over time, packed, in its home partition. Private."""
         return self.cohort(app_id, self.partition(cohort_id), cohort_id, "sizes")
 
+    def upstream(self, app_id: str) -> str:
+        """Hash: how the last polls of Amplitude's API went, for one app. Private."""
+        return self.history(app_id, "upstream")
+
+    def upstream_exports(self, app_id: str) -> str:
+        """Hash: number of exports from Amplitude by month, for one app. Private."""
+        return self.history(app_id, "upstream-exports")
+
+    def upstream_lease(self, app_id: str, work: str) -> str:
+        """The process that asks Amplitude, or a pause. Private."""
+        return self.history(app_id, f"upstream-lease:{work}")
+
+    def reconcile(self, app_id: str, cohort_id: str) -> str:
+        """The report of a cohort's last reconcile, as JSON, in its home partition. Private."""
+        return self.cohort(app_id, self.partition(cohort_id), cohort_id, "reconcile")
+
     def unknown_callers(self) -> str:
         """Hash: number of requests without a valid API key, by hour and reason. Private."""
         return f"{self.prefix}:unknown-callers"

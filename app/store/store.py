@@ -36,6 +36,7 @@ from app.store.sessions import SessionStore
 from app.store.size_history import SizeHistory
 from app.store.sync_history import HistoryLimits, SyncHistory
 from app.store.tuning import DEFAULT, Tuning
+from app.store.upstream import UpstreamStore
 
 # Readiness probes count freshness every few seconds, so the number of apps is limited.
 _APPS_COUNTED = 100
@@ -100,6 +101,7 @@ class Store:
             known_only=known_only,
             completeness=self.completeness,
         )
+        self.upstream = UpstreamStore(client, keys, self.freshness, tuning)
         self.checker = Checker(client, keys, self.memberships.spread_name)
         self.api_keys = ApiKeys(client, keys)
         self.sessions = SessionStore(client, keys)

@@ -102,5 +102,7 @@ def stdlib_config(level: str) -> dict[str, Any]:
         "loggers": {
             "gunicorn.error": {"level": servers, "propagate": True, "handlers": []},
             "gunicorn.access": {"level": "WARNING", "propagate": True, "handlers": []},
+            # It logs the addresses that it requests, and those of exported files are secret.
+            "urllib3": {"level": "ERROR", "propagate": True, "handlers": []},
         },
     }

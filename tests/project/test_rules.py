@@ -29,14 +29,18 @@ MAY_IMPORT = {
     "cohorts": {"cohorts"},
     "store": {"store", "cohorts", "settings"},
     # Only for types, and within the function that builds everything.
-    "services": {"auth", "server", "settings", "store", "telemetry", "web"},
-    "web": {"web", "store", "cohorts", "settings", "auth", "errors", "telemetry", "services"},
+    "services": {"auth", "server", "settings", "store", "telemetry", "upstream", "web"},
+    "web": {
+        *("web", "store", "cohorts", "settings", "auth", "errors", "telemetry", "services"),
+        "upstream",
+    },
+    "upstream": {"upstream", "store", "cohorts"},
     "telemetry": {"telemetry", "store", "cohorts"},
     "errors": {"store", "telemetry"},
     "auth": {"auth", "cohorts", "store", "errors", "settings", "services"},
     "settings": set(),
     "server": {"auth", "errors", "server", "services", "settings", "store", "telemetry"},
-    "cli": {"cli", "store", "cohorts", "settings", "telemetry", "auth", "services"},
+    "cli": {"cli", "store", "cohorts", "settings", "telemetry", "auth", "services", "upstream"},
 }
 FORBIDDEN = {
     "cohorts": {"flask", "marshmallow", "redis", "limits", "gevent"},
@@ -46,6 +50,7 @@ FORBIDDEN = {
     "cli": {"redis", "limits", "gevent"},
     "auth": {"redis", "gevent"},
     "errors": {"redis"},
+    "upstream": {"flask", "marshmallow", "redis", "gevent"},
 }
 
 

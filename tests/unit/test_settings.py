@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.settings import ApiKey, BadSettings, Settings
+from app.settings import AmplitudeKeys, ApiKey, BadSettings, Settings, masked
 
 
 def test_from_environ__nothing_set__gives_the_defaults() -> None:
@@ -127,3 +127,49 @@ def test_check_service__what_it_can_not_do_without__is_asked_for(
 ) -> None:
     with pytest.raises(BadSettings, match=f"^{name}: "):
         Settings.from_environ(given).check_service()
+
+
+def test_amplitude_keys__are_one_pair_for_each_app() -> None:
+    given = {"AMPLITUDE_KEYS": "shop:key1:s3cret, blog:key2:s3cret2", "AMPLITUDE_REGION": "eu"}
+    settings = Settings.from_environ(given)
+    assert settings.amplitude_keys == (
+        AmplitudeKeys("shop", "key1", "s3cret"),
+        AmplitudeKeys("blog", "key2", "s3cret2"),
+    )
+    assert masked(settings)["AMPLITUDE_KEYS"] == "shop:***,blog:***"
+    assert "s3cret" not in repr(settings)
+    assert "key1" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "s3cret",
+        "shop:s3cret",
+        "shop:k:s3cret:x",
+        "shop::s3cret",
+        "sh op:k:s3cret",
+        "a:k:s,a:k:s3cret",
+    ],
+)
+def test_amplitude_keys__malformed__are_refused_without_showing_them(value: str) -> None:
+    with pytest.raises(BadSettings, match=r"^AMPLITUDE_KEYS: entry") as caught:
+        Settings.from_environ({"AMPLITUDE_KEYS": value})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AMPLITUDE_REGION", "de"),
+        ("AMPLITUDE_URL", "ftp://amplitude.com"),
+        ("AMPLITUDE_URL", "https://user:pass@amplitude.com"),
+        ("AMPLITUDE_URL", "https://amplitude.com/?key=1"),
+        ("AMPLITUDE_URL", "amplitude.com"),
+        ("AMPLITUDE_POLL_MINUTES", "0"),
+        ("AMPLITUDE_EXPORTS_PER_MONTH", "-1"),
+    ],
+)
+def test_amplitude_settings__that_are_wrong__are_refused(name: str, value: str) -> None:
+    with pytest.raises(BadSettings, match=f"^{name}: "):
+        Settings.from_environ({name: value})

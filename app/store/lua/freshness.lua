@@ -15,13 +15,20 @@
 --   learn     compute the cadence from the last syncs again
 -- Completeness, of cohorts that have arrived or are known; others are skipped:
 --   verify    confirmed by ARGV[2], by what arrived from the time ARGV[3] on, in ms: clear the
---             reasons and the users left out that are older
+--             reasons and the users left out that are older; by 'upstream', only if there are no
+--             reasons
 --   raise     incomplete for the reason ARGV[2], which ARGV[3] events gave
 --   clear     the reason ARGV[2] no longer applies
 --   loss      mark what the store's last loss made incomplete
 --   forgive   clear what losses of the store have marked
 --   leave out ARGV[3] users were skipped for the reason ARGV[2]
---   upstream  store Amplitude's record ARGV[2], a JSON object; '' to remove it
+-- Amplitude's own record, of the same cohorts:
+--   upstream  store the record ARGV[2], a JSON object; '' to remove it. Its member anonymous, which
+--             only an export reveals, is kept if it is null
+--   anonymous ARGV[3] users have no id, and ARGV[2] others are never members here
+--   judge     what follows from the record, ARGV[2], a JSON object: "holds": for how many ms it
+--             decides whether the cohort is late; "behind": since when its sync is overdue, or null;
+--             "differs": identifies the state in which the counts differ, or null
 --
 -- Nothing is written about a cohort that this partition does not know, or that is being deleted: a
 -- deletion may have come between a request and this call, and must leave nothing behind.
@@ -29,8 +36,9 @@
 -- Returns {ids of cohorts unknown here, of those that freshness is about; the id, the earlier and the
 -- new state of each cohort whose completeness changed state}.
 --
--- docs/data-model.md describes each cohort's freshness hash. Its field 'starts', the times at which
--- the last syncs started, is private. So are these keys:
+-- docs/data-model.md describes each cohort's freshness hash. These fields are private: 'starts', the
+-- times at which the last syncs started; 'upstream_till', the time until which a judgement holds,
+-- 'upstream_behind' and 'count_differed'; 'excluded', as in anonymous. So are these keys:
 --   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
 --                     never arrived, +inf if its cadence is unknown
 --   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, since
@@ -155,6 +163,8 @@ end
 
 local function verify(cohort, by, since)
   local current, key = completeness_of(cohort), hash_of(cohort)
+  -- A count that matches does not prove that a gap is closed.
+  if by == 'upstream' and #current.reasons > 0 then return end
   local cleared, rest = {}, {}
   for _, open in ipairs(current.reasons) do
     if since and (open.last or open.since) >= since then
@@ -178,30 +188,6 @@ local function leave_out(cohort, reason, users)
   call('HSET', key, 'left_out', cjson.encode(left_out))
 end
 
-local function note_upstream(cohort, record)
-  if record == '' then
-    call('HDEL', hash_of(cohort), 'upstream')
-  else
-    call('HSET', hash_of(cohort), 'upstream', record)
-  end
-end
-
-local COMPLETENESS = {
-  verify = function(cohort) verify(cohort, given, number) end,
-  raise = function(cohort) raise(cohort, given, number) end,
-  clear = function(cohort) clear(cohort, given) end,
-  loss = function(cohort)
-    local loss_at, kind = last_loss()
-    if loss_at then raise_loss(cohort, loss_at, kind) end
-  end,
-  forgive = function(cohort)
-    clear(cohort, 'store_lost')
-    clear(cohort, 'store_set_back')
-  end,
-  ['leave out'] = function(cohort) leave_out(cohort, given, number) end,
-  upstream = function(cohort) note_upstream(cohort, given) end,
-}
-
 -- Freshness ---------------------------------------------------------------------------------------
 
 -- A sync ends after a pause of this many ms. Amplitude waits a little over two minutes at most
@@ -211,6 +197,25 @@ local STARTS_KEPT = 9
 -- A cohort is late one cadence plus a grace period after it last arrived: half a cadence, and at
 -- least this many ms.
 local GRACE = 5 * 60 * 1000
+
+-- Record from when a cohort is late. While Amplitude's record is recent, it decides: a cohort in
+-- which nothing changes does not arrive, and is not late.
+--   last, cadence    when it was last received, and how often it should be; nil if unknown
+--   till, behind     until when the judgement holds, and since when the sync is overdue; or false
+local function note_lateness(cohort, last, cadence, till, behind)
+  local late = last and cadence and last + cadence + math.max(cadence / 2, GRACE)
+  till = tonumber(till or 0)
+  if last and now <= till then
+    if behind then late = tonumber(behind) elseif late then late = math.max(late, till) end
+  end
+  if late then
+    call('HSET', hash_of(cohort), 'late_after', integer(late))
+    call('ZADD', due, integer(late), cohort)
+  else
+    call('HDEL', hash_of(cohort), 'late_after')
+    call('ZADD', due, last and '+inf' or 0, cohort)
+  end
+end
 
 -- The median interval between the last syncs, which one sync that was split or skipped does not
 -- affect; nil for fewer than two intervals.
@@ -235,8 +240,8 @@ end
 
 local function note_freshness(cohort)
   local key = hash_of(cohort)
-  local last, cadence, source, starts =
-    unpack(call('HMGET', key, 'last_received', 'cadence', 'cadence_source', 'starts'))
+  local last, cadence, source, starts, till, behind = unpack(call('HMGET', key,
+    'last_received', 'cadence', 'cadence_source', 'starts', 'upstream_till', 'upstream_behind'))
   local before = cadence
   last, cadence, starts = tonumber(last), tonumber(cadence), starts and cjson.decode(starts) or {}
   if action == 'received' then
@@ -259,32 +264,85 @@ local function note_freshness(cohort)
       call('HSET', key, 'cadence', integer(cadence), 'cadence_source', source)
     end
   elseif before then
-    call('HDEL', key, 'cadence', 'cadence_source', 'late_after')
+    call('HDEL', key, 'cadence', 'cadence_source')
   end
-  if last and cadence then
-    local late = integer(last + cadence + math.max(cadence / 2, GRACE))
-    call('HSET', key, 'late_after', late)
-    call('ZADD', due, late, cohort)
-  else
-    call('ZADD', due, last and '+inf' or 0, cohort)
-  end
+  note_lateness(cohort, last, cadence, till, behind)
 end
+
+-- Upstream ----------------------------------------------------------------------------------------
+
+local function note_upstream(cohort, record)
+  local key = hash_of(cohort)
+  if record == '' then
+    call('HDEL', key, 'upstream')
+    return
+  end
+  local former, current = call('HGET', key, 'upstream'), cjson.decode(record)
+  if former and current.anonymous == cjson.null then
+    current.anonymous = cjson.decode(former).anonymous
+  end
+  call('HSET', key, 'upstream', cjson.encode(current))
+end
+
+local function note_anonymous(cohort, excluded, anonymous)
+  local key = hash_of(cohort)
+  local record = cjson.decode(call('HGET', key, 'upstream') or '{}')
+  record.anonymous = anonymous
+  call('HSET', key, 'upstream', cjson.encode(record), 'excluded', excluded)
+end
+
+local function judge(cohort, verdict)
+  local key = hash_of(cohort)
+  verdict = cjson.decode(verdict)
+  local fields = {upstream_behind = verdict.behind, count_differed = verdict.differs}
+  if verdict.holds > 0 then fields.upstream_till = now + verdict.holds end
+  for _, name in ipairs({'upstream_till', 'upstream_behind', 'count_differed'}) do
+    local value = fields[name]
+    if value == nil or value == cjson.null then
+      call('HDEL', key, name)
+    else
+      call('HSET', key, name, type(value) == 'number' and integer(value) or value)
+    end
+  end
+  local last, cadence, till, behind =
+    unpack(call('HMGET', key, 'last_received', 'cadence', 'upstream_till', 'upstream_behind'))
+  note_lateness(cohort, tonumber(last), tonumber(cadence), till, behind)
+end
+
+-- Actions that skip cohorts which never arrived and are not known.
+local FOR_KNOWN = {
+  verify = function(cohort) verify(cohort, given, number) end,
+  raise = function(cohort) raise(cohort, given, number) end,
+  clear = function(cohort) clear(cohort, given) end,
+  loss = function(cohort)
+    local loss_at, kind = last_loss()
+    if loss_at then raise_loss(cohort, loss_at, kind) end
+  end,
+  forgive = function(cohort)
+    clear(cohort, 'store_lost')
+    clear(cohort, 'store_set_back')
+  end,
+  ['leave out'] = function(cohort) leave_out(cohort, given, number) end,
+  upstream = function(cohort) note_upstream(cohort, given) end,
+  anonymous = function(cohort) note_anonymous(cohort, given, number) end,
+  judge = function(cohort) judge(cohort, given) end,
+}
 
 local unknown = {}
 for i = 4, #ARGV do
   local cohort = ARGV[i]
   local trait, deleting = unpack(call('HMGET', base .. 'cohort:' .. cohort .. ':state',
     'trait', 'deleting'))
-  if not trait and not deleting and not COMPLETENESS[action] then
+  if not trait and not deleting and not FOR_KNOWN[action] then
     unknown[#unknown + 1] = cohort
   elseif deleting then
     -- its records are about to be removed
   elseif action == 'known' then
     call('ZADD', due, 'NX', 0, cohort)
-  elseif not COMPLETENESS[action] then
+  elseif not FOR_KNOWN[action] then
     note_freshness(cohort)
   elseif call('ZSCORE', due, cohort) then
-    COMPLETENESS[action](cohort)
+    FOR_KNOWN[action](cohort)
   end
 end
 return {unknown, replies}

@@ -29,26 +29,27 @@ _USERS = {
 _HISTORY = dict.fromkeys(
     (b"syncs", b"failures", b"problems", b"history", b"open", b"loss"), Kind.WHOLE
 )
+_EXPORTS = {b"upstream-exports": Kind.WHOLE}
 _REBUILT = dict.fromkeys(
     (
         *(b"cohorts", b"jobs", b"resyncs", b"changes", b"erased", b"hold", b"transitions"),
-        b"mark",
-        b"looked-through",
+        *(b"mark", b"looked-through", b"upstream"),
     ),
     Kind.SKIPPED,
 )
-_OF_PARTITION = {**_USERS, **_HISTORY, **_REBUILT}
+_OF_PARTITION = {**_USERS, **_HISTORY, **_EXPORTS, **_REBUILT}
 _OF_COHORT = {
     **dict.fromkeys((b"members", b"left", b"seen", b"seen-before"), Kind.SPREAD),
     **dict.fromkeys((b"freshness", b"sizes", b"syncs"), Kind.WHOLE),
     b"state": Kind.STATE,
     # A copy ends the resyncs that are open.
     **dict.fromkeys((b"lease", b"resync", b"resync-lease", b"confirmed"), Kind.SKIPPED),
+    b"reconcile": Kind.SKIPPED,
 }
 _BY_HEAD = {
     b"sync": Kind.WHOLE,
     b"completeness": Kind.SPREAD,
-    **dict.fromkeys((b"message", b"added", b"changes", b"loss"), Kind.SKIPPED),
+    **dict.fromkeys((b"message", b"added", b"changes", b"loss", b"upstream-lease"), Kind.SKIPPED),
 }
 _GLOBAL = {
     **dict.fromkeys((b"keys", b"audit"), Kind.GLOBAL),

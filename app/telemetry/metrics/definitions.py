@@ -62,6 +62,12 @@ BACKGROUND_FAILURES = Counter(
     "Rounds of background work (renames, deletions) that failed with an unexpected error.",
     registry=REGISTRY,
 )
+UPSTREAM_FAILURES = Counter(
+    "cohort_receiver_upstream_failures",
+    "Polls of Amplitude's own record that failed.",
+    ["reason"],
+    registry=REGISTRY,
+)
 
 
 class StoreGauge(NamedTuple):
@@ -106,6 +112,21 @@ KEY_EXPIRES = StoreGauge(
     "cohort_receiver_key_expiry_timestamp_seconds",
     "When the first of the API keys used in the last day expires; absent if none does.",
 )
+UPSTREAM_POLLED = StoreGauge(
+    "cohort_receiver_upstream_poll_timestamp_seconds",
+    "When Amplitude's own record was last read: the earliest of all apps in AMPLITUDE_KEYS; 0 if "
+    "it was not read for one of them within a week. Absent without AMPLITUDE_KEYS.",
+)
+UPSTREAM_EXPORTS = StoreGauge(
+    "cohort_receiver_upstream_exports",
+    "Exports that reconciling has used this month: the most of any app. Absent without "
+    "AMPLITUDE_KEYS.",
+)
+UPSTREAM_ABSENT = StoreGauge(
+    "cohort_receiver_upstream_absent_cohorts",
+    "Cohorts that Amplitude syncs but that never arrived here, of all apps. Absent without "
+    "AMPLITUDE_KEYS.",
+)
 
 COUNTED: tuple[Counter | Histogram, ...] = (
     REQUESTS,
@@ -115,6 +136,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     USERS_REJECTED,
     STORE_SECONDS,
     BACKGROUND_FAILURES,
+    UPSTREAM_FAILURES,
 )
 STORE_GAUGES = (
     STORE_UP,
@@ -127,6 +149,9 @@ STORE_GAUGES = (
     LONGEST_LATE,
     JOBS,
     KEY_EXPIRES,
+    UPSTREAM_POLLED,
+    UPSTREAM_EXPORTS,
+    UPSTREAM_ABSENT,
 )
 
 

@@ -60,6 +60,10 @@ class Meter:
         """Count a failure of the background work."""
         self._counted[definitions.BACKGROUND_FAILURES,] += 1
 
+    def upstream_failed(self, reason: str) -> None:
+        """Count a poll of Amplitude's API that failed."""
+        self._counted[definitions.UPSTREAM_FAILURES, reason] += 1
+
     def _observe(self, metric: Histogram, source: str, seconds: float) -> None:
         observed = self._observed[metric, source]
         observed.buckets[bisect_left(definitions.BUCKETS_SECONDS, seconds)] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import structlog
 from prometheus_client.core import GaugeMetricFamily
@@ -24,10 +24,17 @@ class StoreGauges(Collector):
 
     Args:
         key_expiry: returns when the first key in use expires, in seconds since the epoch.
+        upstream_apps: the apps for which Amplitude's own record is read.
     """
 
-    def __init__(self, store: Store, key_expiry: Callable[[], float | None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        key_expiry: Callable[[], float | None],
+        upstream_apps: Collection[str] = (),
+    ) -> None:
         self._store = store
+        self._upstream_apps = upstream_apps
         self._key_expiry = key_expiry
         self._families: list[GaugeMetricFamily] = []
         self._queried_at: float | None = None
@@ -64,7 +71,7 @@ class StoreGauges(Collector):
     def _query(self) -> list[GaugeMetricFamily]:
         families: list[GaugeMetricFamily] = []
         up = True
-        for part in (self._ping, self._cohorts, self._jobs, self._memory):
+        for part in (self._ping, self._cohorts, self._jobs, self._memory, self._upstream):
             try:
                 families += part()
             except StoreError as error:
@@ -96,6 +103,19 @@ class StoreGauges(Collector):
             _gauge(definitions.STORE_MEMORY_LIMIT, memory.limit),
             _gauge(definitions.STORE_EVICTED, memory.evicted),
             _gauge(definitions.STORE_EVICTS, memory.may_evict),
+        ]
+
+    def _upstream(self) -> list[GaugeMetricFamily]:
+        if not self._upstream_apps:
+            return []
+        upstream = self._store.upstream
+        polls = [upstream.poll_status(app_id) for app_id in self._upstream_apps]
+        exports = max(upstream.exports(app_id) for app_id in self._upstream_apps)
+        polled = min((status.polled_ms or 0) / 1000 for status in polls)
+        return [
+            _gauge(definitions.UPSTREAM_POLLED, polled),
+            _gauge(definitions.UPSTREAM_EXPORTS, exports),
+            _gauge(definitions.UPSTREAM_ABSENT, sum(status.absent_total for status in polls)),
         ]
 
 

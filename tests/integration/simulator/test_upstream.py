@@ -194,7 +194,7 @@ def _file_of_export(caller: Caller) -> object:
         ("stuck", _status_of_export, "JOB INPROGRESS"),
         ("failed", _status_of_export, "JOB FAILED"),
         ("truncated", _file_of_export, "ProtocolError"),
-        ("cut", _file_of_export, '"amplitude_id","user_id"\n"100000000000","a'),
+        ("cut", _file_of_export, '"amplitude_id","user_id"\n"100000000000","'),
         (
             "double-quoted",
             _file_of_export,

@@ -1,0 +1,470 @@
+"""Compare a cohort with an export from Amplitude, and replace its members if asked to.
+
+docs/upstream.md describes it for operators, docs/decisions/upstream.md has the reasons.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from app.cohorts import OpenReason, Resync, ResyncKind, Upstream, VerifiedBy, resync_refusal
+from app.cohorts.upstream import UpstreamCohort
+from app.store import FileCounts, ResyncPlace, Store, StoreError, Tuning
+from app.store.upstream import RECONCILE
+from app.upstream.comparison import compare
+from app.upstream.errors import (
+    ExportBudgetSpent,
+    NoDiskSpace,
+    ReconcileEnded,
+    ReconcileRunning,
+    ResyncOpen,
+    UpstreamError,
+    UpstreamFileIncomplete,
+    UpstreamNotConfigured,
+    UpstreamNotListed,
+    UpstreamTooLarge,
+)
+from app.upstream.export_file import USER_ID, Contents, ExportFile
+
+if TYPE_CHECKING:
+    from app.upstream.client import Client, Usage
+
+RUNNING, DONE, REFUSED, FAILED, INTERRUPTED = "running", "done", "refused", "failed", "interrupted"
+MAX_USERS = 2_000_000
+# Ids in a report.
+IDS_REPORTED = 100
+_STAGED_AT_ONCE = 1000
+_KEEP_SECONDS = 20.0
+_WAIT_SECONDS = 0.2
+# A file with fewer rows than this share of the listed size, and a few, lacks its end.
+_LEAST_SHARE, _LEAST_SLACK = 0.9, 10
+
+OnIds = Callable[[Sequence[str], Sequence[str]], None]
+
+
+@dataclass
+class Report:
+    """What a reconcile found and did. Times are in ms since the epoch.
+
+    Attributes:
+        state: RUNNING, DONE, REFUSED (the members would shrink too much), FAILED or INTERRUPTED.
+        apply: whether the members are to be replaced.
+        reason, detail: why it failed or was refused.
+        size, computed_at_ms: of the cohort, as Amplitude lists it.
+        rows: users in the export: of them, ``anonymous`` have no id, the ids of ``unusable`` are
+            not accepted, ``suppressed`` were erased here, and ``unregistered`` are not known here.
+        members: members here, before anything was changed.
+        missing, extra: users of the export who are not members, and members who are not in the
+            export. ``missing_ids`` and ``extra_ids`` are some of them.
+        sync_arrived: a sync arrived during the comparison, so it may be part of the difference.
+        added, removed: users who entered and left by it.
+        exports, exports_most: exports of this month, and AMPLITUDE_EXPORTS_PER_MONTH.
+        amplitude_exports, amplitude_most: by Amplitude's own count; None if it did not say.
+    """
+
+    state: str
+    apply: bool
+    requested_ms: int
+    finished_ms: int | None = None
+    reason: str | None = None
+    detail: str | None = None
+    size: int | None = None
+    computed_at_ms: int | None = None
+    rows: int | None = None
+    anonymous: int = 0
+    unusable: int = 0
+    suppressed: int = 0
+    unregistered: int = 0
+    members: int | None = None
+    missing: int | None = None
+    extra: int | None = None
+    missing_ids: list[str] = field(default_factory=list)
+    extra_ids: list[str] = field(default_factory=list)
+    sync_arrived: bool = False
+    added: int | None = None
+    removed: int | None = None
+    exports: int | None = None
+    exports_most: int | None = None
+    amplitude_exports: int | None = None
+    amplitude_most: int | None = None
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the members are those of the export."""
+        return self.missing == 0 and self.extra == 0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to reconcile.
+
+    Attributes:
+        apply: replace the members by those of the export.
+        force: even if most members, or all, would leave.
+        column: the user property that the sync maps to the user id, if it is another one.
+    """
+
+    app_id: str
+    cohort_id: str
+    apply: bool = False
+    force: bool = False
+    column: str | None = None
+
+    @property
+    def place(self) -> ResyncPlace:
+        return ResyncPlace(self.app_id, self.cohort_id)
+
+
+class Reconciler:
+    """Reconciles cohorts, one at a time for each app.
+
+    Args:
+        clients: by app id.
+        exports_most: exports per app and month.
+        known_only: only registered users are accepted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clients: Mapping[str, Client],
+        *,
+        exports_most: int,
+        known_only: bool,
+        tuning: Tuning,
+    ) -> None:
+        self._store = store
+        self._clients = clients
+        self._exports_most = exports_most
+        self._known_only = known_only
+        self._now = tuning.now
+        self._log = structlog.get_logger()
+
+    def is_configured(self, app_id: str) -> bool:
+        """Whether there are keys for an app."""
+        return app_id in self._clients
+
+    def check(self, order: Order) -> None:
+        """Raise what would prevent a reconcile from beginning. Raises UpstreamError, StoreError."""
+        if order.app_id not in self._clients:
+            raise UpstreamNotConfigured
+        if self._store.upstream.is_leased(order.app_id, RECONCILE):
+            raise ReconcileRunning
+        if self._store.upstream.exports(order.app_id) >= self._exports_most:
+            raise ExportBudgetSpent
+
+    def begun(self, order: Order) -> Report:
+        """Keep and return the report of a reconcile that is about to :meth:`run`."""
+        report = Report(RUNNING, order.apply, self._now_ms())
+        self._save(order, report)
+        return report
+
+    def report(self, app_id: str, cohort_id: str) -> Report | None:
+        """The report of the last reconcile of a cohort, for a day."""
+        found = self._store.upstream.report(app_id, cohort_id)
+        if found is None:
+            return None
+        report = Report(**found)
+        if report.state == RUNNING and not self._store.upstream.is_leased(app_id, RECONCILE):
+            report.state = INTERRUPTED
+            report.reason = ReconcileEnded.reason
+            report.detail = ReconcileEnded.detail
+        return report
+
+    def run(
+        self,
+        order: Order,
+        report: Report | None = None,
+        *,
+        on_ids: OnIds = lambda _, __: None,
+        progress: Callable[[str], None] = lambda _: None,
+        breathe: Callable[[], None] = lambda: None,
+    ) -> Report:
+        """Reconcile a cohort. Failures are in the report, which is also kept.
+
+        Args:
+            report: from :meth:`begun`.
+            on_ids: called with missing and extra users, some at a time.
+            progress: called with what is done next, for people.
+            breathe: called every few ms, to let other work of this process go on.
+
+        Raises:
+            ReconcileRunning, UpstreamNotConfigured, StoreError
+        """
+        if order.app_id not in self._clients:
+            raise UpstreamNotConfigured
+        with self._store.upstream.lease(order.app_id, RECONCILE) as is_ours:
+            if not is_ours:
+                raise ReconcileRunning
+            report = report or self.begun(order)
+            run = _Run(self._store, self._clients[order.app_id], order, report, self._known_only)
+            run.on_ids, run.progress, run.breathe = on_ids, progress, breathe
+            try:
+                run.work(self._exports_most)
+            except (UpstreamError, StoreError) as error:
+                report.state, report.reason = FAILED, error.reason
+                report.detail = str(error)
+                if isinstance(error, StoreError):
+                    raise
+            except BaseException:
+                report.state, report.reason = FAILED, "internal_error"
+                report.detail = "Internal error. It has been logged."
+                raise
+            finally:
+                report.finished_ms = self._now_ms()
+                self._save(order, report)
+        self._log.info(
+            "reconciled",
+            app=order.app_id,
+            cohort=order.cohort_id,
+            **{
+                name: value
+                for name, value in asdict(report).items()
+                if not name.endswith("_ids") and value is not None
+            },
+        )
+        return report
+
+    def _save(self, order: Order, report: Report) -> None:
+        self._store.upstream.save_report(order.app_id, order.cohort_id, asdict(report))
+
+    def _now_ms(self) -> int:
+        return int(self._now() * 1000)
+
+
+class _Run:
+    """One reconcile, while this process has the lease."""
+
+    on_ids: OnIds
+    progress: Callable[[str], None]
+    breathe: Callable[[], None]
+
+    def __init__(
+        self, store: Store, client: Client, order: Order, report: Report, known_only: bool
+    ) -> None:
+        self._store = store
+        self._client = client
+        self._order = order
+        self._report = report
+        self._known_only = known_only
+        self._excluded = 0
+
+    def work(self, exports_most: int) -> None:
+        order, report = self._order, self._report
+        self.progress("Asking Amplitude")
+        listed = self._listed()
+        self._spend_export(exports_most)
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(_temporary_folder()))
+            # Opened before Amplitude exports: whatever arrives later is newer than the file, and
+            # stays as it is.
+            resync = stack.enter_context(self._import()) if order.apply else None
+            received, reasons = self._received(), self._reasons()
+            file, contents = self._export(folder, listed)
+            self.progress("Comparing")
+            self._compare(file, contents, folder)
+            report.sync_arrived = self._received() != received
+            if resync:
+                self._apply(resync, file)
+            else:
+                report.state = DONE
+                # Not if something went wrong during the comparison: it clears all reasons.
+                is_as_before = not report.sync_arrived and self._reasons() == reasons
+                if report.is_equal and is_as_before:
+                    self._store.completeness.verify(*order.place, VerifiedBy.RECONCILE)
+        self._note(listed)
+
+    def _listed(self) -> UpstreamCohort:
+        for cohort in self._client.cohorts():
+            if cohort.id == self._order.cohort_id:
+                break
+        else:
+            raise UpstreamNotListed
+        self._report.size, self._report.computed_at_ms = cohort.size, cohort.computed_at_ms
+        if (cohort.size or 0) > MAX_USERS:
+            raise UpstreamTooLarge
+        return cohort
+
+    def _spend_export(self, most: int) -> None:
+        report, app_id = self._report, self._order.app_id
+        usage: Usage | None = self._client.usage()
+        report.exports_most = most
+        report.exports = self._store.upstream.exports(app_id)
+        if usage:
+            report.amplitude_exports, report.amplitude_most = usage
+            if usage.exports >= usage.limit:
+                raise ExportBudgetSpent
+        # Counted before it begins, so that a crash cannot make it free.
+        if not self._store.upstream.spend_export(app_id, most):
+            raise ExportBudgetSpent
+        report.exports += 1
+
+    def _export(self, folder: Path, listed: UpstreamCohort) -> tuple[ExportFile, Contents]:
+        self.progress("Waiting for Amplitude's export")
+        request_id = self._client.begin_export(self._order.cohort_id, self._order.column)
+        self._client.wait_for_export(request_id)
+        self.progress("Downloading")
+        path = folder / "export.csv"
+        self._client.download(request_id, path)
+        file = ExportFile(path, self._order.column or USER_ID, self.breathe)
+        contents = file.scan()
+        if contents.rows < (listed.size or 0) * _LEAST_SHARE - _LEAST_SLACK:
+            raise UpstreamFileIncomplete
+        report = self._report
+        report.rows, report.anonymous = contents.rows, contents.anonymous
+        report.unusable = contents.unusable
+        return file, contents
+
+    def _compare(self, file: ExportFile, contents: Contents, folder: Path) -> None:
+        report, order = self._report, self._order
+        report.missing = report.extra = report.members = 0
+        pairs = compare(
+            file.user_ids(),
+            self._members(),
+            size=contents.rows,
+            folder=folder,
+            breathe=self.breathe,
+        )
+        with _disk_errors():
+            for absent, extra in pairs:
+                suppressed, unknown = self._store.upstream.not_accepted(
+                    order.app_id, absent, known_only=self._known_only
+                )
+                missing = [user for user in absent if user not in suppressed | unknown]
+                report.suppressed += len(suppressed)
+                report.unregistered += len(unknown)
+                report.missing += len(missing)
+                report.extra += len(extra)
+                report.missing_ids += missing[: IDS_REPORTED - len(report.missing_ids)]
+                report.extra_ids += extra[: IDS_REPORTED - len(report.extra_ids)]
+                self.on_ids(missing, extra)
+        self._excluded = report.unusable + report.suppressed + report.unregistered
+
+    def _members(self) -> Iterator[str]:
+        for page in self._store.lookups.all_members(*self._order.place):
+            self._report.members = (self._report.members or 0) + len(page)
+            for user_id, _ in page:
+                yield user_id
+
+    @contextmanager
+    def _import(self) -> Iterator[Resync]:
+        """An open import, which is aborted at the end unless it has been applied."""
+        place = self._order.place
+        resync = self._store.resyncs.open(place, ResyncKind.RECONCILE)
+        if resync is None:
+            raise ResyncOpen
+
+        def keep() -> None:
+            self._store.resyncs.stage(place, resync, ())
+
+        try:
+            with _repeating(keep, _KEEP_SECONDS):
+                yield resync
+        finally:
+            current = self._store.resyncs.find(place)
+            is_open = current and current.id == resync.id and not current.is_finished
+            if is_open and self._store.resyncs.request_abort(place, resync):
+                self._advance(resync)
+
+    def _apply(self, resync: Resync, file: ExportFile) -> None:
+        self.progress("Applying")
+        place, resyncs, report = self._order.place, self._store.resyncs, self._report
+        user_ids, staged = file.user_ids(), 0
+        while some := list(islice(user_ids, _STAGED_AT_ONCE)):
+            staged += resyncs.stage(place, resync, some)
+            self.breathe()
+        counts = FileCounts(staged, 0, 0, 0)
+        for part in resyncs.count_file(place, resync, staged):
+            counts = part
+            self.breathe()
+        refusal = resync_refusal(staged, counts.removed, counts.members)
+        if refusal and not self._order.force:
+            report.state, report.reason = REFUSED, refusal
+            report.detail = "Most members would leave, or all. Use force if that is right."
+            return
+        if not resyncs.request_apply(place, resync):
+            raise ReconcileEnded
+        while True:
+            self._advance(resync)
+            current = resyncs.find(place)
+            if current is None or current.id != resync.id:
+                raise ReconcileEnded
+            if current.is_finished:
+                break
+            time.sleep(_WAIT_SECONDS)  # another process is at it
+        report.state = DONE
+        report.added, report.removed = current.added, current.removed
+
+    def _advance(self, resync: Resync) -> None:
+        """Do what a resync needs, unless another process does."""
+        place, resyncs = self._order.place, self._store.resyncs
+        if resyncs.lease(place):
+            for _ in resyncs.steps(place):
+                self.breathe()
+                if not resyncs.lease(place):
+                    return
+
+    def _reasons(self) -> tuple[OpenReason, ...]:
+        (completeness,) = self._store.completeness.of(self._order.app_id, [self._order.cohort_id])
+        return completeness.reasons
+
+    def _received(self) -> int | None:
+        (freshness,) = self._store.freshness.of(self._order.app_id, [self._order.cohort_id])
+        return freshness.last_received_ms
+
+    def _note(self, listed: UpstreamCohort) -> None:
+        """Keep Amplitude's record, and how many users of it are never members."""
+        record = Upstream(
+            size=listed.size,
+            computed_at_ms=listed.computed_at_ms,
+            frequency=listed.frequency,
+            last_success_ms=listed.last_success_ms,
+            last_failure_ms=listed.last_failure_ms,
+        )
+        self._store.completeness.set_upstream(*self._order.place, record)
+        self._store.upstream.count_anonymous(
+            *self._order.place, self._report.anonymous, self._excluded
+        )
+
+
+@contextmanager
+def _repeating(function: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function again and again during the block, in a thread."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            try:
+                function()
+            except StoreError:
+                continue
+
+    threading.Thread(target=repeat, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    with _disk_errors(), tempfile.TemporaryDirectory(prefix="cohort-reconcile-") as folder:
+        yield folder
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise NoDiskSpace from None

@@ -1,0 +1,385 @@
+"""Reconciling a cohort with an export from Amplitude."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from flask import Flask
+
+from app.cohorts import CompletenessState, IncompleteReason, ResyncKind, VerifiedBy
+from app.services import services
+from app.settings import AmplitudeKeys
+from app.store import ResyncPlace
+from app.store.upstream import RECONCILE
+from app.upstream import errors
+from app.upstream.reconcile import Order, Report
+from simulator.upstream import ALWAYS, SyncInfo, Upstream
+from tests.integration.conftest import APP
+from tests.integration.upstream.here import Here
+
+LOST = IncompleteReason.STORE_LOST
+
+
+def reconcile(here: Here, **order: Any) -> Report:
+    return here.parts.reconciler.run(Order(APP, "a1", **order))
+
+
+def members(here: Here) -> set[str]:
+    pages = here.parts.store.lookups.all_members(APP, "a1")
+    return {member.user_id for page in pages for member in page}
+
+
+def test_reconcile__of_a_cohort_that_is_equal__verifies_it(here: Here) -> None:
+    here.send("a1", 3)
+    here.parts.store.completeness.raise_reason(APP, "a1", LOST)
+    here.serve("a1", user_ids=["user0", "user1", "user2"], anonymous=2)
+    report = reconcile(here)
+    assert (report.state, report.missing, report.extra, report.members) == ("done", 0, 0, 3)
+    assert (report.size, report.rows, report.anonymous) == (5, 5, 2)
+    found = here.completeness("a1")
+    assert (found.state, found.verified_by) == (CompletenessState.VERIFIED, VerifiedBy.RECONCILE)
+    assert found.upstream
+    assert (found.upstream.size, found.upstream.anonymous) == (5, 2)
+
+
+def test_reconcile__of_a_cohort_that_differs__names_who_and_changes_nothing(here: Here) -> None:
+    here.send("a1", ["both", "stale"])
+    here.parts.store.completeness.raise_reason(APP, "a1", LOST)
+    here.serve("a1", user_ids=["both", "lost1", "lost2"])
+    report = reconcile(here)
+    assert (report.state, report.missing, report.extra) == ("done", 2, 1)
+    assert (sorted(report.missing_ids), report.extra_ids) == (["lost1", "lost2"], ["stale"])
+    assert members(here) == {"both", "stale"}
+    assert here.reasons("a1") == {LOST}
+
+
+def test_reconcile__applied__replaces_the_members_as_real_transitions(
+    here: Here, redis_client: redis.Redis
+) -> None:
+    here.send("a1", ["both", "stale"])
+    here.parts.store.completeness.raise_reason(APP, "a1", LOST)
+    here.serve("a1", user_ids=["both", "lost1", "lost2"], anonymous=1)
+    before = redis_client.xlen(f"cohorts:{{{APP}}}:changes")
+    report = reconcile(here, apply=True)
+    assert (report.state, report.added, report.removed) == ("done", 2, 1)
+    assert members(here) == {"both", "lost1", "lost2"}
+    entries = redis_client.xrange(f"cohorts:{{{APP}}}:changes")[before:]
+    assert len(entries) == 2
+    found = here.completeness("a1")
+    assert (found.state, found.verified_by) == (CompletenessState.VERIFIED, VerifiedBy.RECONCILE)
+    assert here.reasons("a1") == set()
+    report = reconcile(here)
+    assert (report.missing, report.extra) == (0, 0)
+
+
+def test_reconcile__with_a_sync_after_the_export_began__keeps_what_the_sync_says(
+    here: Here,
+) -> None:
+    """The file is older: who left since must stay out, and who entered must stay."""
+    here.send("a1", ["stays", "leaves"])
+    here.serve("a1", user_ids=["stays", "leaves", "lost"])
+    begin_export = here.server.begin_export
+
+    def begin(*args: Any) -> Any:
+        found = begin_export(*args)
+        here.send("a1", ["leaves"], member=False)
+        here.send("a1", ["enters"])
+        return found
+
+    here.server.begin_export = begin  # type: ignore[method-assign]
+    report = reconcile(here, apply=True)
+    assert report.state == "done"
+    assert members(here) == {"stays", "lost", "enters"}
+
+
+def test_reconcile__during_which_a_sync_arrives__says_so_and_does_not_verify(here: Here) -> None:
+    here.send("a1", ["user0"])
+    here.serve("a1", user_ids=["user0", "user1"])
+    begin_export = here.server.begin_export
+
+    def begin(*args: Any) -> Any:
+        found = begin_export(*args)
+        here.parts.store.freshness.call(APP, "received", ["a1"])
+        here.send("a1", ["user1"])
+        return found
+
+    here.server.begin_export = begin  # type: ignore[method-assign]
+    report = reconcile(here)
+    assert (report.missing, report.extra, report.sync_arrived) == (0, 0, True)
+    assert here.completeness("a1").state is CompletenessState.UNVERIFIED
+
+
+def test_reconcile__during_which_something_goes_wrong__does_not_clear_that(here: Here) -> None:
+    here.send("a1", ["user0"])
+    here.serve("a1", user_ids=["user0"])
+    begin_export = here.server.begin_export
+
+    def begin(*args: Any) -> Any:
+        here.parts.store.completeness.raise_reason(APP, "a1", LOST)
+        return begin_export(*args)
+
+    here.server.begin_export = begin  # type: ignore[method-assign]
+    assert reconcile(here).missing == 0
+    assert here.reasons("a1") == {LOST}
+
+
+def test_reconcile__that_would_remove_most__is_refused_unless_forced(here: Here) -> None:
+    here.send("a1", 9)
+    here.serve("a1", user_ids=["user0", "user1"])
+    report = reconcile(here, apply=True)
+    assert (report.state, report.reason) == ("refused", "resync_shrinks")
+    assert len(members(here)) == 9
+    assert here.parts.store.resyncs.find(ResyncPlace(APP, "a1")) is None
+    assert reconcile(here, apply=True, force=True).state == "done"
+    assert members(here) == {"user0", "user1"}
+
+
+def test_reconcile__with_an_empty_export__is_refused(here: Here) -> None:
+    here.send("a1", 3)
+    here.serve("a1", user_ids=[], anonymous=3)
+    report = reconcile(here, apply=True)
+    assert (report.state, report.reason) == ("refused", "resync_empty")
+    assert len(members(here)) == 3
+
+
+def test_reconcile__suppressed_users__are_not_missing(here: Here) -> None:
+    here.send("a1", ["user0", "erased"])
+    here.parts.store.erasure.erase(APP, "erased", suppress=True)
+    here.serve("a1", user_ids=["user0", "erased"], anonymous=1)
+    report = reconcile(here)
+    assert (report.missing, report.suppressed, report.missing_ids) == (0, 1, [])
+    assert here.completeness("a1").state is CompletenessState.VERIFIED
+    # The next count is compared without them.
+    here.poll()
+    here.poll()
+    assert here.completeness("a1").state is CompletenessState.VERIFIED
+    assert reconcile(here, apply=True).added == 0
+
+
+def test_reconcile__with_known_users_only__does_not_miss_the_others(
+    make_app: Callable[..., Flask], upstream: Upstream
+) -> None:
+    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
+    app = make_app(amplitude_keys=(keys,), amplitude_url=upstream.url, user_policy="known")
+    here = Here(app, upstream)
+    here.parts.store.registered_users.add(APP, ["known", "lost"])
+    here.send("a1", ["known"])
+    here.serve("a1", user_ids=["known", "lost", "stranger"])
+    report = reconcile(here)
+    assert (report.missing_ids, report.unregistered) == (["lost"], 1)
+    reconcile(here, apply=True)
+    assert members(here) == {"known", "lost"}
+
+
+def test_reconcile__by_another_property__compares_its_values(here: Here) -> None:
+    here.send("a1", ["email:ann", "email:bob"])
+    here.serve("a1", user_ids=["ann", "bob"], anonymous=1)
+    report = reconcile(here, column="email")
+    assert (report.missing, report.extra, report.anonymous) == (0, 0, 1)
+
+
+def test_reconcile__with_several_partitions__applies_to_all(
+    make_app: Callable[..., Flask], upstream: Upstream
+) -> None:
+    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
+    app = make_app(amplitude_keys=(keys,), amplitude_url=upstream.url, store_partitions=4)
+    here = Here(app, upstream)
+    here.send("a1", 1000)
+    here.serve("a1", user_ids=[f"user{n}" for n in range(500, 1500)], anonymous=5)
+    report = reconcile(here, apply=True)
+    assert (report.missing, report.extra) == (500, 500)
+    assert (report.added, report.removed) == (500, 500)
+    assert members(here) == {f"user{n}" for n in range(500, 1500)}
+
+
+def test_reconcile__of_many_differences__reports_some_ids_and_passes_on_all(here: Here) -> None:
+    here.send("a1", 300)
+    here.serve("a1", user_ids=[f"new{n}" for n in range(400)])
+    missing: list[str] = []
+    extra: list[str] = []
+
+    def on_ids(absent: Any, more: Any) -> None:
+        missing.extend(absent)
+        extra.extend(more)
+
+    report = here.parts.reconciler.run(Order(APP, "a1"), on_ids=on_ids)
+    assert (len(set(missing)), len(set(extra))) == (400, 300)
+    assert (len(report.missing_ids), len(report.extra_ids)) == (100, 100)
+
+
+# The export budget
+
+
+def test_budget__is_counted_and_ends(make_app: Callable[..., Flask], upstream: Upstream) -> None:
+    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
+    app = make_app(
+        amplitude_keys=(keys,), amplitude_url=upstream.url, amplitude_exports_per_month=2
+    )
+    here = Here(app, upstream)
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"])
+    assert [reconcile(here).exports for _ in range(2)] == [1, 2]
+    report = reconcile(here)
+    assert (report.state, report.reason) == ("failed", "export_budget_spent")
+    assert (report.exports, report.exports_most, upstream.exports) == (2, 2, 2)
+    with pytest.raises(errors.ExportBudgetSpent):
+        here.parts.reconciler.check(Order(APP, "a1"))
+
+
+def test_budget__of_amplitude__is_respected(here: Here) -> None:
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"])
+    here.server.max_exports = here.server.exports = 500
+    report = reconcile(here)
+    assert (report.state, report.reason) == ("failed", "export_budget_spent")
+    assert (report.amplitude_exports, report.amplitude_most) == (500, 500)
+    assert here.parts.store.upstream.exports(APP) == 0
+
+
+def test_budget__of_an_export_that_fails__is_spent(here: Here) -> None:
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"])
+    here.server.faults["failed"] = ALWAYS
+    assert reconcile(here).reason == "upstream_export_failed"
+    assert here.parts.store.upstream.exports(APP) == 1
+
+
+def test_budget__in_the_next_month__is_new(
+    here: Here, redis_client: redis.Redis, make_app: Callable[..., Flask]
+) -> None:
+    key = here.parts.store.keys.upstream_exports(APP)
+    redis_client.hset(key, "2000-01", 100)
+    assert here.parts.store.upstream.exports(APP) == 0
+    assert here.parts.store.upstream.spend_export(APP, 100)
+    assert list(redis_client.hvals(key)) == ["1"]
+    assert redis_client.ttl(key) > 0
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("forbidden", "upstream_forbidden"),
+        ("malformed", "upstream_bad_reply"),
+        ("failed", "upstream_export_failed"),
+        ("truncated", "upstream_file_incomplete"),
+        ("cut", "upstream_file_invalid"),
+    ],
+)
+def test_reconcile__that_fails__changes_nothing(fault: str, reason: str, here: Here) -> None:
+    here.send("a1", 3)
+    here.serve("a1", user_ids=["user0", "user9"])
+    here.server.faults[fault] = ALWAYS
+    report = reconcile(here, apply=True)
+    assert (report.state, report.reason) == ("failed", reason)
+    assert report.detail
+    assert members(here) == {"user0", "user1", "user2"}
+    # Nothing is left open.
+    assert here.parts.store.resyncs.find(ResyncPlace(APP, "a1")) is None
+    assert not here.parts.store.upstream.is_leased(APP, RECONCILE)
+    here.server.faults.clear()
+    assert reconcile(here, apply=True, force=True).state == "done"
+
+
+def test_reconcile__of_a_file_without_its_end__is_refused(here: Here) -> None:
+    """A file may end at the end of a row: only Amplitude's own count shows that."""
+    here.send("a1", 100)
+    here.serve("a1", user_ids=[f"user{n}" for n in range(70)], size=100)
+    report = reconcile(here, apply=True)
+    assert (report.state, report.reason) == ("failed", "upstream_file_incomplete")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"size": 2_000_001}, "upstream_too_large"),
+        ({"discoverable": False}, "upstream_not_listed"),
+    ],
+)
+def test_reconcile__that_amplitude_would_refuse__costs_no_export(
+    changes: dict[str, Any], reason: str, here: Here
+) -> None:
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"], **changes)
+    assert reconcile(here).reason == reason
+    assert here.parts.store.upstream.exports(APP) == 0
+    assert not [path for path in here.server.requests if "/request/" in path]
+
+
+def test_reconcile__with_a_full_disk__says_so(
+    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"])
+    assert reconcile(here).reason == "no_disk_space"
+
+
+def test_reconcile__beside_another__is_refused(here: Here) -> None:
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"])
+    with here.parts.store.upstream.lease(APP, RECONCILE):
+        with pytest.raises(errors.ReconcileRunning):
+            reconcile(here)
+        with pytest.raises(errors.ReconcileRunning):
+            here.parts.reconciler.check(Order(APP, "a1"))
+
+
+def test_reconcile__applied_during_a_resync__is_refused(here: Here) -> None:
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"])
+    here.parts.store.resyncs.open(ResyncPlace(APP, "a1"), ResyncKind.RESYNC)
+    assert reconcile(here, apply=True).reason == "resync_open"
+    assert here.server.exports == 0
+    assert reconcile(here).state == "done"
+
+
+def test_reconcile__without_keys__is_refused(make_app: Callable[..., Flask]) -> None:
+    reconciler = services(make_app()).reconciler
+    with pytest.raises(errors.UpstreamNotConfigured):
+        reconciler.run(Order(APP, "a1"))
+
+
+def test_report__of_a_process_that_died__is_interrupted(here: Here) -> None:
+    reconciler = here.parts.reconciler
+    assert reconciler.report(APP, "a1") is None
+    reconciler.begun(Order(APP, "a1"))
+    found = reconciler.report(APP, "a1")
+    assert found
+    assert (found.state, found.reason) == ("interrupted", "reconcile_interrupted")
+
+
+def test_report__while_it_runs__says_so_and_expires(here: Here, redis_client: redis.Redis) -> None:
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"])
+    here.server.job_seconds = 0.5
+    reconciler = here.parts.reconciler
+    thread = threading.Thread(target=reconciler.run, args=(Order(APP, "a1"),))
+    states = []
+    thread.start()
+    while thread.is_alive():
+        if found := reconciler.report(APP, "a1"):
+            states.append(found.state)
+        thread.join(0.05)
+    assert "running" in states
+    found = reconciler.report(APP, "a1")
+    assert found
+    assert found.state == "done"
+    assert 0 < redis_client.ttl(here.parts.store.keys.reconcile(APP, "a1")) <= 86400
+
+
+def test_reconcile__and_its_files__leave_nothing_behind(
+    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"], syncs=[SyncInfo()])
+    assert reconcile(here).state == "done"
+    assert list(tmp_path.iterdir()) == []
