@@ -6,7 +6,6 @@ import getpass
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -14,6 +13,7 @@ import orjson
 from flask.cli import AppGroup
 
 from app.auth.audit_trail import COMMAND, Operator
+from app.cohorts.times import utc
 from app.services import services
 from app.settings import APP_ID
 from app.store import Store, StoreError
@@ -138,4 +138,4 @@ def shown(value: object) -> str:
 
 def when(ms: int) -> str:
     """A time in ms since the epoch as text, in UTC to the second."""
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{utc(ms).replace(tzinfo=None).isoformat('T', 'seconds')}Z"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import redis
 
 from app.cohorts import Cohort
+from app.cohorts.times import whole_ms
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import store_errors
@@ -274,7 +275,7 @@ class Lookups:
 
 
 def _members(page: list[tuple[str, float]]) -> list[Member]:
-    return [Member(user_id, int(score)) for user_id, score in page]
+    return [Member(user_id, whole_ms(score)) for user_id, score in page]
 
 
 def _position(partition: int, page: list[tuple[str, float]]) -> MemberPosition:
@@ -284,8 +285,7 @@ def _position(partition: int, page: list[tuple[str, float]]) -> MemberPosition:
 
 
 def _since_ms(score: float | bytes) -> int:
-    """A member's score without the fraction of a ms that apply.lua may add."""
-    return int(float(score))
+    return whole_ms(float(score))
 
 
 def _parse(names: tuple[bytes, ...]) -> tuple[list[str], list[tuple[int, Cohort]]]:

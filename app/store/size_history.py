@@ -29,14 +29,14 @@ class SizeHistory:
     def __init__(self, client: redis.Redis, keys: Keys, tuning: Tuning = DEFAULT) -> None:
         self._client = client
         self._keys = keys
-        self._now = tuning.now
+        self._store_now = tuning.store_now
         self._script = load_script(client, "sizes.lua")
 
     def record(self, app_id: str, cohort_ids: Sequence[str]) -> None:
         """Record the current sizes of cohorts."""
         for start in range(0, len(cohort_ids), _COHORTS_PER_CALL):
             part = cohort_ids[start : start + _COHORTS_PER_CALL]
-            at = int(self._now())
+            at = int(self._store_now()) if self._store_now else ""
             with store_errors():
                 members = self._count(app_id, part)
                 homes: dict[int, list[str | int]] = {}

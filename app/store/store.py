@@ -61,6 +61,7 @@ class Store:
         tuning: Tuning = DEFAULT,
     ) -> None:
         self._client = client
+        self._store_now = tuning.store_now
         self.keys = keys = Keys(prefix, partitions)
         self.hold = Hold(client, keys)
         self.layout = Layout(client, keys, self.hold, tuning)
@@ -83,7 +84,7 @@ class Store:
         self.lookups = Lookups(client, keys)
         self.cohort_list = CohortList(client, keys, self.registry, tuning)
         self.change_stream = ChangeStream(client, keys, tuning)
-        self.sync_history = SyncHistory(client, keys, history)
+        self.sync_history = SyncHistory(client, keys, history, tuning)
         self.size_history = SizeHistory(client, keys, tuning)
         self.retention = Retention(
             client, keys, changes_max_age_hours * _MS_PER_HOUR, self.sync_history
@@ -110,6 +111,14 @@ class Store:
 
     def _introduce(self, app_id: str, cohort_id: str, partitions: Collection[int]) -> bool:
         return self.memberships.introduce(app_id, cohort_id, partitions)
+
+    def now(self) -> float:
+        """The store's time, in seconds since the epoch."""
+        if self._store_now:
+            return self._store_now()
+        with store_errors():
+            seconds, microseconds = self._client.time()
+        return int(seconds) + int(microseconds) / 1e6
 
     def apps(self) -> list[str]:
         """The ids of all apps with stored data."""

@@ -44,10 +44,14 @@ class SyncGroup(NamedTuple):
 
 @dataclass
 class SyncBatch:
-    """Requests of one group to be added to the history in one step."""
+    """Requests of one group to be added to the history in one step.
+
+    ``now_ms`` is the store's time at which they are grouped.
+    """
 
     group: SyncGroup
     trait: str = ""
+    now_ms: int = 0
     first_ms: int = 0
     last_ms: int = 0
     slowest_ms: float = 0.0
@@ -109,6 +113,7 @@ class SyncBatch:
             "key": self.group.key,
             "cohort": self.group.cohort_id,
             "index": SYNCS if self.group.cohort_id or not self.group.other else FAILURES,
+            "now": self.now_ms or self.last_ms,
             "first": self.first_ms,
             "last": self.last_ms,
             "slowest": self.slowest_ms,
@@ -154,8 +159,8 @@ def encode(record: RequestRecord) -> bytes:
 
 
 def decode(row: bytes) -> RequestRecord:
-    """The record that :func:`encode` was given."""
-    record = RequestRecord(*orjson.loads(row))
+    """The record that :func:`encode` was given; ignores values that a later version adds."""
+    record = RequestRecord(*orjson.loads(row)[: len(RequestRecord._fields)])
     if not record.rejections:
         return record
     users = {reason: b64decode(text) for reason, text in dict(record.rejections).items()}

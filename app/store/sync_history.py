@@ -15,6 +15,7 @@ from app.store.errors import store_errors
 from app.store.hold import Hold
 from app.store.keys import Keys
 from app.store.sync_batches import FAILURES, PROBLEMS, SYNCS, SyncBatch, decode
+from app.store.tuning import DEFAULT, Tuning
 
 # The first failed requests of a sync, of which one with details is looked for.
 _SEARCHED_FOR_DETAIL = 5
@@ -40,7 +41,14 @@ class SyncPage(NamedTuple):
 class SyncHistory:
     """Adds to and reads the sync history. Raises StoreError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, limits: HistoryLimits) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        limits: HistoryLimits,
+        tuning: Tuning = DEFAULT,
+    ) -> None:
+        self._store_now = tuning.store_now
         self._client = client
         self._keys = keys
         self.is_kept = limits.requests > 0
@@ -69,7 +77,8 @@ class SyncHistory:
             Whether there may be more to remove.
         """
         with store_errors():
-            more = self._trim(keys=[self._keys.history(app_id, SYNCS)], args=self._limits)
+            now = int(self._store_now() * 1000) if self._store_now else ""
+            more = self._trim(keys=[self._keys.history(app_id, SYNCS)], args=[*self._limits, now])
         return bool(more)
 
     def syncs(

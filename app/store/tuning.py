@@ -13,6 +13,8 @@ class Tuning:
 
     Attributes:
         now: the clock, in seconds since the epoch.
+        monotonic: the clock that measures durations, in seconds.
+        store_now: the store's clock, in seconds since the epoch; None to ask the store.
         layout_check_seconds: how long a check of the stored layout is valid. Short, as the store
             may lose its data or be replaced at any time.
         freshness_noted_seconds: an arrival this soon after one that was noted is not noted again.
@@ -32,6 +34,8 @@ class Tuning:
     """
 
     now: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    store_now: Callable[[], float] | None = None
     layout_check_seconds: float = 1.0
     freshness_noted_seconds: float = 1.0
     cohorts_per_call: int = 250

@@ -45,11 +45,13 @@ class SyncRecorder:
     """Buffers finished requests until the store has recorded them."""
 
     def __init__(self, store: Store, tuning: Tuning) -> None:
-        self._now = tuning.now
+        self._monotonic = tuning.monotonic
+        # How far the store's clock is ahead of the monotonic one.
+        self._ahead: float | None = None
         self._max_buffered = tuning.history_buffered
         self._store = store
         self._log = structlog.get_logger()
-        # Each with the time at which it finished, in seconds since the epoch.
+        # Each with the time at which it finished, on the monotonic clock.
         self._finished: deque[tuple[float, FinishedRequest]] = deque()
         self._writes: deque[Write] = deque()
         self._requests_in_writes = 0
@@ -63,7 +65,7 @@ class SyncRecorder:
     def record(self, request: FinishedRequest) -> None:
         """Buffer a request."""
         if len(self._finished) + self._requests_in_writes < self._max_buffered:
-            self._finished.append((self._now(), request))
+            self._finished.append((self._monotonic(), request))
         else:
             self._dropped += 1
 
@@ -128,13 +130,25 @@ class SyncRecorder:
 
     def _prepare_writes(self) -> None:
         """Group the buffered requests into as few writes as possible."""
+        if not self._finished:
+            return
+        # Times are the store's, as this process's clock may be wrong, or be set.
+        try:
+            self._ahead = self._store.now() - self._monotonic()
+        except StoreError:
+            if self._ahead is None:  # later, what it was before is good enough
+                raise
+        now = self._ahead + self._monotonic()
         groups: dict[SyncGroup, list[SyncBatch]] = {}
         for number in range(1, len(self._finished) + 1):
-            self._group(*self._finished.popleft(), groups)
+            finished_at, request = self._finished.popleft()
+            self._group(self._ahead + finished_at, request, groups)
             if number % REQUESTS_PER_TURN == 0:
                 gevent.sleep(0)
         apps: dict[str, list[SyncBatch]] = {}
         for group, batches in groups.items():
+            for batch in batches:
+                batch.now_ms = int(now * 1000)
             apps.setdefault(group.app_id, []).extend(batches)
         for app_id, batches in apps.items():
             for part in split_batches(batches):

@@ -73,8 +73,10 @@ call('XLEN', stream)
 local last_entry = call('GET', stream .. ':last') or '0-0'
 
 local message_key = base .. 'message:' .. message
--- Users whom the message's first delivery left out: they may be registered by now.
+-- Users whom the message's first delivery left out, as they may be registered by now: by a hash, so
+-- that nothing is left of a user who is erased.
 local left_out_before
+local function user_hash(user) return string.sub(redis.sha1hex(user), 1, 16) end
 if message ~= '' then
   local kept = call('GET', message_key)
   if kept then
@@ -82,7 +84,7 @@ if message ~= '' then
     call('PEXPIRE', message_key, HORIZON)
     if kept == '1' then return {1, count_only and 0 or {}} end
     left_out_before = {}
-    for _, user in ipairs(cjson.decode(kept)) do left_out_before[user] = true end
+    for _, hash in ipairs(cjson.decode(kept)) do left_out_before[hash] = true end
   end
 end
 
@@ -444,11 +446,11 @@ local function split(set, users)
   return inside, outside
 end
 
--- The users who are keys of a table.
+-- The users whose hashes are keys of a table.
 local function only(wanted, users)
   local found = {}
   for i = 1, #users do
-    if wanted[users[i]] then found[#found + 1] = users[i] end
+    if wanted[user_hash(users[i])] then found[#found + 1] = users[i] end
   end
   return found
 end
@@ -481,7 +483,7 @@ local failed = reported.conflicts or reported.deleting or reported.unmet
 if message ~= '' and not failed then
   local left_out = {}
   for _, list in ipairs({reported.unknown or {}, reported.suppressed or {}}) do
-    for _, user in ipairs(list) do left_out[#left_out + 1] = user end
+    for _, user in ipairs(list) do left_out[#left_out + 1] = user_hash(user) end
   end
   call('SET', message_key, #left_out > 0 and cjson.encode(left_out) or 1, 'PX', HORIZON)
 end

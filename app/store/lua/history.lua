@@ -9,6 +9,7 @@
 --             key     groups requests: those with the same key that are close in time form a sync
 --             cohort  cohort id, or ''
 --             index   'syncs', or 'failures' for failed requests that name no cohort
+--             now     the present time, in ms since the epoch
 --             first, last  times of the first and last request, in ms since the epoch
 --             set     fields of the sync's hash to set
 --             add     fields of the sync's hash to increment
@@ -47,8 +48,10 @@ local function find(batch)
     local began, last = unpack(call('HMGET', sync_key(id), 'began', 'last'))
     if last then
       began, last = tonumber(began), tonumber(last)
-      late = batch.last < began - PAUSE
-      if not late and batch.first - last <= PAUSE and batch.last - began <= LONGEST then
+      -- A time ahead of the present is from a clock that was wrong: no request continues that sync.
+      local wrong = last > batch.now + PAUSE
+      late = not wrong and batch.last < began - PAUSE
+      if not wrong and not late and batch.first - last <= PAUSE and batch.last - began <= LONGEST then
         return id, began, last
       end
     end

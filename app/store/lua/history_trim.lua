@@ -6,6 +6,7 @@
 -- ARGV[1]   requests to keep
 -- ARGV[2]   syncs to keep
 -- ARGV[3]   age to keep, in ms
+-- ARGV[4]   the present time, in ms since the epoch; '' for the server's
 --
 -- Returns 1 if there may be more to remove.
 
@@ -19,7 +20,9 @@ local max_requests, max_syncs = tonumber(ARGV[1]), tonumber(ARGV[2])
 local max_age = tonumber(ARGV[3])
 local totals, open = base .. 'history', base .. 'open'
 local clock = call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now = tonumber(ARGV[4]) or clock[1] * 1000 + math.floor(clock[2] / 1000)
+-- A time further ahead is from a clock that was wrong. In ms.
+local SKEW = 5 * 60 * 1000
 
 local function remove(id, index)
   local sync = base .. 'sync:' .. id
@@ -38,6 +41,11 @@ local function trim(index, requests, syncs)
     local id = call('ZRANGE', base .. index, 0, 0)[1]
     if not id then return false end
     local last = tonumber(call('HGET', base .. 'sync:' .. id, 'last') or 0)
+    if last > now + SKEW then
+      -- It ages from now on; until then it would keep all later ones.
+      last = now
+      call('HSET', base .. 'sync:' .. id, 'last', string.format('%d', now))
+    end
     if last > now - max_age
       and tonumber(call('HGET', totals, index) or 0) <= requests
       and call('ZCARD', base .. index) <= syncs

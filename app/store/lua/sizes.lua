@@ -5,7 +5,7 @@
 --
 -- KEYS[1]   the change stream of the cohorts' home partition; the names of all other keys
 --           derive from it
--- ARGV[1]   time in s since the epoch
+-- ARGV[1]   time in s since the epoch; '' for the server's
 -- ARGV[2..] cohort ids, each followed by its size
 --
 -- A cohort's sizes are pairs of unsigned 32-bit numbers, big-endian: s since the epoch, and size.
@@ -17,7 +17,7 @@ local call = redis.call
 local PAIR, BYTES = '>I4I4', 8
 local MAX_PAIRS, MIN_SECONDS = 240, 60
 
-local at = tonumber(ARGV[1])
+local at = tonumber(ARGV[1]) or tonumber(call('TIME')[1])
 
 local function pair(sizes, n)
   return struct.unpack(PAIR, sizes, n * BYTES + 1)
@@ -37,23 +37,21 @@ for i = 2, #ARGV, 2 do
   if call('ZSCORE', base .. 'due', cohort) then
     local key = base .. 'cohort:' .. cohort .. ':sizes'
     local sizes = call('GET', key) or ''
-    local n = #sizes / BYTES
+    local n = math.floor(#sizes / BYTES)
+    -- What is ahead of the present is from a clock that was wrong.
+    while n > 0 and pair(sizes, n - 1) > at do n = n - 1 end
     local keep = n
     if n > 0 then
       local last, same = pair(sizes, n - 1)
-      if last > at then
-        keep = nil
-      elseif n > 1 and math.floor(last / MIN_SECONDS) == math.floor(at / MIN_SECONDS) then
+      if n > 1 and math.floor(last / MIN_SECONDS) == math.floor(at / MIN_SECONDS) then
         keep = n - 1
       elseif n > 1 and same == size and select(2, pair(sizes, n - 2)) == size then
         keep = n - 1
       end
     end
-    if keep then
-      sizes = string.sub(sizes, 1, keep * BYTES) .. struct.pack(PAIR, at, size)
-      if keep + 1 > MAX_PAIRS then sizes = thinned(sizes) end
-      call('SET', key, sizes)
-    end
+    sizes = string.sub(sizes, 1, keep * BYTES) .. struct.pack(PAIR, at, size)
+    if keep + 1 > MAX_PAIRS then sizes = thinned(sizes) end
+    call('SET', key, sizes)
   end
 end
 return 1

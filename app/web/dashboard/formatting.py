@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from datetime import UTC, datetime
 from urllib.parse import quote
+
+from app.cohorts.times import utc
 
 _SYMBOLS = {"day": "d", "hour": "h", "minute": "min", "second": "s"}
 # Letters and symbols without ink.
@@ -60,17 +61,17 @@ def _in_one_unit(ms: float) -> tuple[int, str]:
 
 def exactly(at_ms: int) -> str:
     """A date and time in UTC."""
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{utc(at_ms).replace(tzinfo=None).isoformat(' ', 'seconds')} UTC"
 
 
 def to_minute(at_ms: int) -> str:
     """A date and time in UTC, without seconds."""
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{utc(at_ms).replace(tzinfo=None).isoformat(' ', 'minutes')} UTC"
 
 
 def iso(at_ms: int) -> str:
     """A time in ISO 8601, for scripts."""
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
+    return f"{utc(at_ms).replace(tzinfo=None).isoformat('T', 'milliseconds')}Z"
 
 
 def number(value: float) -> str:

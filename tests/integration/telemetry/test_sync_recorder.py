@@ -44,10 +44,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 def make_app(make_app: Callable[..., Flask], clock: Clock) -> Callable[..., Flask]:
-    """Build the service with the test's clock."""
+    """Build the service with the test's clock in place of all others."""
 
     def make(**changes: Any) -> Flask:
-        return make_app(**{"tuning": Tuning(now=clock), **changes})
+        tuning = Tuning(now=clock, monotonic=clock, store_now=clock)
+        return make_app(**{"tuning": tuning, **changes})
 
     return make
 
@@ -210,6 +211,66 @@ class TestSync:
         store: Store = services(app).store
         assert store.sync_history.syncs("other").syncs == []
         assert store.sync_history.sync("other", sync.id) is None
+
+
+class TestClocks:
+    """Times are those of the store: a process's clock may be wrong, or be set."""
+
+    def send(self, app: Flask, http: FlaskClient, users: list[str]) -> None:
+        http.post(COHORT_PATH, json=batch(users, ONE, True))
+        flush(app)
+
+    def test_worker_clock__ahead_for_a_while__changes_nothing(
+        self, make_app: Callable[..., Flask], clock: Clock
+    ) -> None:
+        app = make_app(tuning=Tuning(now=clock))
+        http, store = caller(app), services(app).store
+        clock.forward(86_400)
+        self.send(app, http, ["a"])
+        clock.forward(-86_400)
+        for users in (["b"], ["c"], ["d"]):
+            self.send(app, http, users)
+        (sync,) = syncs(app)
+        assert (sync.requests, sync.entered) == (4, 4)
+        assert abs(sync.last_ms - time.time() * 1000) < MINUTE
+        assert store.size_history.of(APP, ["1"])[0][-1].members == 4
+
+    def test_store_clock__ahead_for_a_while__is_forgotten_once_it_is_right(
+        self, app: Flask, http: FlaskClient, store: Store, clock: Clock
+    ) -> None:
+        self.send(app, http, ["a"])
+        clock.forward(86_400)
+        self.send(app, http, ["b"])
+        clock.forward(-86_400)
+        for users in (["c"], ["d"], ["e"]):
+            self.send(app, http, users)
+        right, wrong, first = syncs(app)
+        assert (first.requests, wrong.requests, right.requests) == (1, 1, 3)
+        (sizes,) = services(app).store.size_history.of(APP, ["1"])
+        assert sizes[-1].members == 5
+        assert sizes == sorted(sizes)
+        assert abs(sizes[-1].at_ms - time.time() * 1000) < MINUTE
+
+    def test_sync__from_a_clock_that_was_ahead__does_not_keep_the_later_ones_from_aging(
+        self, make_app: Callable[..., Flask], clock: Clock, redis_client: redis.Redis
+    ) -> None:
+        app = make_app(history_max_age_hours=1)
+        http = caller(app)
+        clock.forward(366 * 86_400)
+        self.send(app, http, ["a"])
+        clock.forward(-366 * 86_400)
+        self.send(app, http, ["b"])
+        clock.forward(2 * 3600)
+        services(app).store.sync_history.trim(APP)
+        assert redis_client.keys("cohorts:{shop}:sync:*") == []
+
+    def test_request__that_waits_for_the_store__keeps_its_time(
+        self, app: Flask, http: FlaskClient, clock: Clock
+    ) -> None:
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        clock.forward(600)
+        (sync,) = syncs(app)
+        assert abs(sync.last_ms / 1000 + 600 - clock()) < 5
 
 
 class TestProblems:
@@ -398,6 +459,7 @@ class TestBounds:
         caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
         found = syncs(before, limit=500)
         assert len(found) == 121
+        clock.forward(3700)
         store: Store = services(make_app(**limits)).store
         assert store.sync_history.syncs(APP).syncs == []
         assert store.sync_history.sync(APP, found[0].id) is None
@@ -422,6 +484,7 @@ class TestBounds:
         before = make_app()
         caller(before).post(COHORT_PATH, data=b"{", content_type="application/json")
         assert len(syncs(before)) == 1
+        clock.forward(3700)
         Background(services(make_app(history_max_age_hours=1)).store).remove_old()
         assert redis_client.keys("cohorts:{shop}:sync:*") == []
 
@@ -489,6 +552,37 @@ class TestStoreTrouble:
         monkeypatch.undo()
         (sync,) = syncs(app)
         assert sync.requests == 10
+
+    def test_buffer__filled_again_and_again__has_room_after_each_flush(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(tuning=Tuning(history_buffered=10))
+        http = caller(app)
+        for _ in range(7):
+            for _ in range(9):
+                http.post(COHORT_PATH, json=identify("u", ONE, True))
+            flush(app)
+        (sync,) = syncs(app)
+        assert sync.requests == 63
+
+    def test_sizes__while_the_store_is_away__are_recorded_afterwards(
+        self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without another request for the cohorts."""
+
+        def fail(*args: Any) -> None:
+            raise StoreTimeout("Away.")
+
+        http.post(COHORT_PATH, json=batch(["a", "b"], ONE, True))
+        http.post(COHORT_PATH, json=batch(["a"], TWO, True))
+        with monkeypatch.context() as patch:
+            patch.setattr(services(app).store.size_history, "record", fail)
+            for _ in range(2):
+                with pytest.raises(StoreError):
+                    flush(app)
+        flush(app)
+        sizes = store.size_history.of(APP, ["1", "2"])
+        assert [[size.members for size in found] for found in sizes] == [[2], [1]]
 
     def test_store_that_refuses__does_not_hold_up_the_rest(
         self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch

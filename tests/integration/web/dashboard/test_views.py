@@ -553,6 +553,31 @@ class TestAdmin:
         shown = re.search(r"<strong><bdi>(.*?)</bdi></strong>", page, re.S)[1]  # type: ignore
         return {**fields, "confirm": " ".join(html.unescape(shown).split())}
 
+    @pytest.mark.parametrize("score", ["-inf", "inf", "-62135596801000", "1e300"])
+    def test_times__whatever_the_store_holds__are_shown(
+        self, app: Flask, store: Store, run: Run, redis_client: redis.Redis, score: str
+    ) -> None:
+        say(store, ONE, True, ["alice"])
+        for key in redis_client.keys("*:cohort:abc123:members"):
+            redis_client.zadd(key, dict.fromkeys(redis_client.zrange(key, 0, -1), score))
+        browser = Browser(app).log_in()
+        for page in ("/", cohort_page("abc123"), "/users?id=alice"):
+            browser.get(page)
+        for path in ("users/alice", "cohorts/abc123/members", "cohorts/abc123/members?format=csv"):
+            assert caller(app, READ_KEY).get(f"/api/v1/{path}").status_code == 200
+        assert run("users", "show", "alice").exit_code == 0
+
+    def test_delete__of_a_cohort_from_the_year_1__begins(
+        self, app: Flask, store: Store, admin: Browser
+    ) -> None:
+        call = {"type": "identify", "userId": "alice", "traits": {ONE: True}}
+        for time_ in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+            body = call | {"timestamp": time_}
+            assert caller(app).post("/v1/identify", json=body).status_code == 200
+            for page in ("/", cohort_page("abc123"), "/users?id=alice", "/syncs"):
+                admin.get(page)
+        admin.send("/cohort/delete", **self._confirmed(admin.get(cohort_page("abc123")).text))
+
     def test_delete__of_what_is_not_there__is_404(self, admin: Browser) -> None:
         fields = {"token": admin.token(), "id": "x", "confirm": "x"}
         admin.send("/cohort/delete", 404, **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -127,3 +128,19 @@ def test_message_record__of_the_longest_id__is_short(
     (key,) = redis_client.keys(f"cohorts:{{{APP}}}:message:*")
     assert len(key) == len(f"cohorts:{{{APP}}}:message:") + 32
     assert 0 < redis_client.pttl(key) <= 24 * 3600 * 1000
+
+
+def test_message__that_left_users_out__keeps_no_user_id(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(user_policy="known")
+    http, store = caller(app), services(app).store
+    store.registered_users.add(APP, ["a"])
+    assert post(http)[1]["rejected"] == 1
+    store.erasure.erase(APP, "a", suppress=True)
+    other = payloads.webhook("n", "2", ["a", "b"], True, computed_time="1", message_id="m2")
+    http.post(payloads.WEBHOOK_PATH, json=other)
+    (record, *others) = [redis_client.get(key) for key in redis_client.keys("*:message:*")]
+    assert others
+    for kept in (record, *others):
+        assert all(len(user) == 16 for user in json.loads(kept))
