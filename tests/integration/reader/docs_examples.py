@@ -9,7 +9,9 @@ from typing import NamedTuple
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 _BLOCK = re.compile(r"^```([a-z]+)(?: ([a-z ]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_PRINTS = re.compile(r"\b(?:print|puts|console\.log|echo|var_dump)\b.*?(?:#|//) (.*)$")
+_PRINTS = re.compile(
+    r"\b(?:print|puts|console\.log|echo|var_dump|println|grep -o)\b.*?(?:#|//) (.*)$"
+)
 
 
 class Example(NamedTuple):
