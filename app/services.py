@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from app.store import RateLimiter, Store, Tuning
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
+    from app.telemetry.notifications import Notifier
     from app.telemetry.sync_recorder import SyncRecorder
     from app.upstream.client import Client
     from app.upstream.poller import Poller
@@ -40,6 +41,7 @@ class Services:
     meter: Meter
     store_gauges: StoreGauges
     sync_recorder: SyncRecorder
+    notifier: Notifier
     store_watch: StoreWatch
     fair_queue: FairQueue
     change_feed: Feed
@@ -72,6 +74,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     from app.store import HistoryLimits, RateLimiter, Store, Tuning, connect, wait_for
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
+    from app.telemetry.notifications import Notifier, Sender
     from app.telemetry.sync_recorder import SyncRecorder
     from app.upstream.poller import Poller
     from app.upstream.reconcile import Reconciler
@@ -107,8 +110,10 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         failed=meter.upstream_failed,
         tuning=tuning,
     )
+    sender = Sender(settings.notify_url, settings.notify_secret) if settings.notify_url else None
+    notifier = Notifier(store, sender, settings.public_url)
     every_second = [
-        *(meter.flush, recorder.work, watch.work, resyncs.work),
+        *(meter.flush, recorder.work, watch.work, resyncs.work, notifier.work),
         *(keyring.refresh, keyring.write_uses, poller.work),
     ]
     return Services(
@@ -120,6 +125,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         meter=meter,
         store_gauges=StoreGauges(store, keyring.first_expiry, list(amplitude)),
         sync_recorder=recorder,
+        notifier=notifier,
         store_watch=watch,
         fair_queue=FairQueue(settings.store_connections, settings.app_concurrency),
         change_feed=Feed(

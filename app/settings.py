@@ -26,6 +26,10 @@ _CLUSTER_URL = re.compile(r"rediss?://[^/?]*(/0?)?(\?.*)?")
 DEFAULT_APP = "default"
 
 _MASK = "***"
+# Slack and others keep the secret of a webhook in its path.
+_HTTP_URL = validate.Regexp(
+    r"https?://[^\s/?#@]+(?:[/?][^\s#]*)?\Z", error="must be an http or https URL"
+)
 
 
 class BadSettings(Exception):
@@ -352,6 +356,28 @@ class Settings:
         ),
         default=None,
         help="DSN of the Sentry project that receives unexpected errors.",
+        secret=True,
+    )
+    public_url: str | None = _setting(
+        kinds.String(validate=_HTTP_URL),
+        default=None,
+        help="Where people reach the dashboard, for links in notifications.",
+    )
+    notify_url: str | None = _setting(
+        kinds.String(validate=_HTTP_URL),
+        default=None,
+        help="Receives a POST when a cohort becomes incomplete, verified or late, and the like.",
+        secret=True,
+    )
+    notify_secret: str | None = _setting(
+        kinds.String(
+            validate=validate.Regexp(
+                r"whsec_(?:[A-Za-z0-9+/]{4}){6,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?\Z",
+                error="must be whsec_ followed by at least 24 characters of Base64",
+            )
+        ),
+        default=None,
+        help="Signs notifications as Standard Webhooks (standardwebhooks.com).",
         secret=True,
     )
     log_level: str = _setting(

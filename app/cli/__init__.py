@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app.cli import audit, cohorts, config, keys, resyncs, store, users
+from app.cli import audit, cohorts, config, keys, notify, resyncs, store, users
 
 COMMANDS = (config.config,)
 cohorts.cohorts.add_command(resyncs.resync)
 cohorts.cohorts.add_command(resyncs.import_file)
 
-GROUPS = (cohorts.cohorts, users.users, keys.keys, store.store, audit.audit)
+GROUPS = (cohorts.cohorts, users.users, keys.keys, store.store, audit.audit, notify.notify)
 
 
 def init_app(app: Flask) -> None:

@@ -12,6 +12,7 @@ from app.store.losses import Loss, LossKind, Mark, Partition
 from app.store.maintenance.copy import Copy, CopyRefused, CopyReport
 from app.store.maintenance.findings import MEANINGS, CheckReport
 from app.store.memberships import Applied
+from app.store.news import Lateness, Transition, changed_cohorts
 from app.store.rate_limiter import RateLimiter
 from app.store.resyncs import FileCounts, ResyncPlace
 from app.store.size_history import Size
@@ -38,6 +39,7 @@ __all__ = [
     "FileCounts",
     "HistoryLimits",
     "Job",
+    "Lateness",
     "Loss",
     "LossKind",
     "Mark",
@@ -56,9 +58,11 @@ __all__ = [
     "SyncBatch",
     "SyncGroup",
     "TooManyToSort",
+    "Transition",
     "Tuning",
     "User",
     "UserRecord",
+    "changed_cohorts",
     "connect",
     "split_batches",
     "wait_for",

@@ -82,6 +82,15 @@ class Keys:
         """Stream: each change of a cohort's completeness, once. Private."""
         return f"{self.base(app_id, partition)}transitions"
 
+    def notified(self, app_id: str, partition: int) -> str:
+        """Hash: what was notified last. ``notified:late`` is the set of cohorts that are late.
+        Private."""
+        return f"{self.base(app_id, partition)}notified"
+
+    def notifier_lease(self, app_id: str) -> str:
+        """Exists while a process notifies of an app. Private."""
+        return f"{self.base(app_id, self.partition(app_id))}notifier-lease"
+
     def mark(self, app_id: str, partition: int) -> str:
         """Hash: by which a partition is recognised as itself (app/store/losses.py). Private."""
         return f"{self.base(app_id, partition)}mark"

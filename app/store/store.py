@@ -27,6 +27,7 @@ from app.store.lookups import Lookups
 from app.store.losses import Losses
 from app.store.maintenance.check import Checker
 from app.store.memberships import Memberships
+from app.store.news import News
 from app.store.registered_users import RegisteredUsers
 from app.store.registry import Registry
 from app.store.resyncs import Resyncs
@@ -103,6 +104,7 @@ class Store:
             completeness=self.completeness,
         )
         self.upstream = UpstreamStore(client, keys, self.freshness, tuning)
+        self.news = News(client, keys)
         self.checker = Checker(client, keys, self.memberships.spread_name)
         self.api_keys = ApiKeys(client, keys)
         self.sessions = SessionStore(client, keys)

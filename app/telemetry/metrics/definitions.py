@@ -69,6 +69,13 @@ UPSTREAM_FAILURES = Counter(
     registry=REGISTRY,
 )
 
+NOTIFICATIONS = Counter(
+    "cohort_receiver_notifications",
+    "Notifications by result: sent, or failed after all retries.",
+    ["result"],
+    registry=REGISTRY,
+)
+
 
 class StoreGauge(NamedTuple):
     """A gauge that is read from the store when the metrics are scraped."""
@@ -137,6 +144,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     STORE_SECONDS,
     BACKGROUND_FAILURES,
     UPSTREAM_FAILURES,
+    NOTIFICATIONS,
 )
 STORE_GAUGES = (
     STORE_UP,

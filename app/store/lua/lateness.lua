@@ -1,0 +1,31 @@
+#!lua flags=no-writes
+-- Find cohorts of a home partition that have become late, or are no longer, and were not notified.
+--
+-- KEYS[1]  the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]  maximum number of cohorts to look at
+--
+-- Returns the ids of cohorts: {late; no longer late; deleted}.
+
+local base = string.sub(KEYS[1], 1, -#'changes' - 1)
+local due, notified = base .. 'due', base .. 'notified:late'
+local call = redis.call
+
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local late = {}
+for _, cohort in ipairs(call('ZRANGE', due, '(0', string.format('%d', now), 'BYSCORE',
+  'LIMIT', 0, ARGV[1])) do
+  if call('SISMEMBER', notified, cohort) == 0 then late[#late + 1] = cohort end
+end
+
+local arriving, gone = {}, {}
+for _, cohort in ipairs(call('SRANDMEMBER', notified, ARGV[1])) do
+  local at = tonumber(call('ZSCORE', due, cohort))
+  if not at then
+    gone[#gone + 1] = cohort
+  elseif at > now then
+    arriving[#arriving + 1] = cohort
+  end
+end
+return {late, arriving, gone}

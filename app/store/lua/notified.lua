@@ -1,0 +1,21 @@
+#!lua
+-- Record what was notified, so that it is notified once.
+--
+-- KEYS[1]   the partition's change stream; the names of all other keys derive from it
+-- ARGV[1]   'transitions': up to the entry ARGV[2] of the stream of transitions
+--           'late', 'arriving', 'gone': the cohorts ARGV[2..] are late, or are no longer
+--           'loss': the app's loss that was found at ARGV[2], in ms
+--
+-- Returns 1.
+
+local base = string.sub(KEYS[1], 1, -#'changes' - 1)
+local call = redis.call
+
+if ARGV[1] == 'late' then
+  call('SADD', base .. 'notified:late', unpack(ARGV, 2))
+elseif ARGV[1] == 'arriving' or ARGV[1] == 'gone' then
+  call('SREM', base .. 'notified:late', unpack(ARGV, 2))
+else
+  call('HSET', base .. 'notified', ARGV[1], ARGV[2])
+end
+return 1

@@ -1,0 +1,256 @@
+"""Notifications: one POST to ``NOTIFY_URL`` for each change that a growth team should know of.
+
+They are written for people (``text``, which Slack and similar tools show) and for programs (the
+other members), and signed as Standard Webhooks (standardwebhooks.com) if there is a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+from urllib.parse import quote
+
+import certifi
+import orjson
+import structlog
+import urllib3
+
+from app.store import Lateness, Loss, LossKind, Store, StoreError, changed_cohorts
+from app.telemetry.metrics.definitions import NOTIFICATIONS
+
+POLL_SECONDS = 5.0
+# Cohorts that one notification lists; it has the number of all.
+MAX_LISTED = 20
+# Up to this many cohorts, each gets a notification of its own.
+MAX_SINGLE = 5
+SECRET_PREFIX = "whsec_"  # noqa: S105
+_TIMEOUT_SECONDS = 10.0
+# After 1, 2, 4 and 8 seconds.
+_RETRIES = urllib3.Retry(
+    total=4,
+    backoff_factor=1,
+    backoff_max=8,
+    redirect=0,
+    status_forcelist=(408, 429, 500, 502, 503, 504),
+    allowed_methods=None,
+    raise_on_status=False,
+    retry_after_max=10,
+)
+# After a notification failed with all its retries; doubled each time.
+_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 30.0, 3600.0
+
+_WHAT = {
+    "incomplete": "is incomplete",
+    "verified": "is verified again: its members were confirmed",
+    "unverified": "has no known gap any more",
+    "late": "is late: nothing has arrived for longer than usual. It may have stopped, "
+    "or nothing may have changed",
+    "arriving": "is arriving again",
+}
+_REASONS = {
+    "store_lost": "the store lost its data, so members are missing",
+    "store_set_back": "the store returned to an earlier state, so changes are missing",
+    "sync_failed": "a sync failed, and no retry succeeded",
+    "deleted_here": "it was deleted here and arrived again, so members are missing",
+    "count_differs": "Amplitude counts another number of users",
+}
+_LOSSES = {
+    LossKind.LOST: "The store lost its data",
+    LossKind.SET_BACK: "The store returned to an earlier state of itself",
+}
+
+
+class Notification(NamedTuple):
+    """One message.
+
+    Attributes:
+        id: the same if it is sent again.
+        type: such as ``cohort.incomplete``.
+        text: for people.
+        data: the facts.
+    """
+
+    id: str
+    type: str
+    text: str
+    data: dict[str, object]
+
+    def body(self) -> bytes:
+        """The body of the request."""
+        timestamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        document = {"type": self.type, "timestamp": timestamp, "text": self.text}
+        return orjson.dumps({**document, "data": self.data})
+
+
+class DeliveryFailed(Exception):
+    """A notification was not accepted. The message says why, without the address."""
+
+
+class Sender:
+    """Sends notifications, with retries."""
+
+    def __init__(self, url: str, secret: str | None, retries: urllib3.Retry = _RETRIES) -> None:
+        self._url = url
+        self._secret = None
+        if secret is not None:
+            self._secret = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+        self._http = urllib3.PoolManager(
+            timeout=_TIMEOUT_SECONDS, retries=retries, ca_certs=certifi.where()
+        )
+
+    def send(self, notification: Notification) -> None:
+        """Send a notification.
+
+        Raises:
+            DeliveryFailed
+        """
+        body = notification.body()
+        headers = {"Content-Type": "application/json", "User-Agent": "cohort-receiver"}
+        headers |= self._signed(notification.id, body)
+        try:
+            reply = self._http.request("POST", self._url, body=body, headers=headers)
+        except urllib3.exceptions.HTTPError as error:
+            reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
+            raise DeliveryFailed(type(reason).__name__) from None
+        if not 200 <= reply.status < 300:
+            raise DeliveryFailed(f"status {reply.status}")
+
+    def _signed(self, message_id: str, body: bytes) -> dict[str, str]:
+        sent = str(int(time.time()))
+        headers = {"webhook-id": message_id, "webhook-timestamp": sent}
+        if self._secret is not None:
+            content = f"{message_id}.{sent}.".encode() + body
+            digest = hmac.new(self._secret, content, hashlib.sha256).digest()
+            headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
+        return headers
+
+
+class Notifier:
+    """Sends what is new, once however many workers there are.
+
+    Args:
+        sender: None to do nothing.
+        public_url: where the dashboard is, for links.
+    """
+
+    def __init__(self, store: Store, sender: Sender | None, public_url: str | None) -> None:
+        self._store = store
+        self._base_url = (public_url or "").rstrip("/")
+        self._sender = sender
+        self._due = 0.0
+        self._pause = _PAUSE_SECONDS
+        self._log = structlog.get_logger()
+
+    def work(self) -> None:
+        """Send what is new; called every second. After a failure, wait before the next attempt."""
+        if self._sender is None or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + POLL_SECONDS
+        try:
+            for app_id in self._store.apps():
+                if self._store.news.lease(app_id):
+                    self._notify(app_id)
+        except StoreError as error:
+            self._log.warning("notifications paused", reason=error.reason)
+        except DeliveryFailed as error:
+            NOTIFICATIONS.labels("failed").inc()
+            self._log.error("notification failed", error=str(error), next_in=self._pause)
+            self._due = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
+        else:
+            self._pause = _PAUSE_SECONDS
+
+    def send_test(self) -> None:
+        """Send a test.
+
+        Raises:
+            DeliveryFailed
+        """
+        if self._sender is None:
+            raise DeliveryFailed("NOTIFY_URL is not set")
+        text = "This is a test from Cohort Receiver. Notifications arrive."
+        test = Notification(f"test-{time.time_ns()}", "test", text, {})
+        self._sender.send(test)
+
+    def _notify(self, app_id: str) -> None:
+        news = self._store.news
+        for loss in self._store.losses.of([app_id]):
+            if loss.at_ms > (news.last_loss_ms(app_id) or 0):
+                self._send(app_id, [self._loss(loss)])
+                news.note_loss(app_id, loss.at_ms)
+        for partition in range(self._store.keys.partitions):
+            while transitions := news.transitions(app_id, partition):
+                last = transitions[-1].id
+                for (what, reason), cohort_ids in changed_cohorts(transitions).items():
+                    message_id = f"{app_id}-{partition}-{last}-{what}-{reason}"
+                    self._send(app_id, self._cohorts(app_id, message_id, what, reason, cohort_ids))
+                news.passed_over(app_id, partition, last)
+            self._notify_lateness(app_id, partition, news.lateness(app_id, partition))
+
+    def _notify_lateness(self, app_id: str, partition: int, lateness: Lateness) -> None:
+        for what in ("late", "arriving"):
+            cohort_ids: list[str] = getattr(lateness, what)
+            if cohort_ids:
+                message_id = f"{app_id}-{partition}-{what}-{time.time_ns() // 10**9}"
+                self._send(app_id, self._cohorts(app_id, message_id, what, "", cohort_ids))
+        self._store.news.note_lateness(app_id, partition, lateness)
+
+    def _send(self, app_id: str, notifications: Iterable[Notification]) -> None:
+        assert self._sender is not None
+        for notification in notifications:
+            self._sender.send(notification)
+            NOTIFICATIONS.labels("sent").inc()
+            self._store.news.lease(app_id)
+
+    def _loss(self, loss: Loss) -> Notification:
+        text = (
+            f"{_LOSSES[loss.kind]} (app {_escaped(loss.app_id)}). Its cohorts are incomplete until "
+            f"they are resynced, imported or reconciled. {self._link('/')}"
+        )
+        data = {"app": loss.app_id, "kind": loss.kind, "at": loss.at_ms}
+        return Notification(f"{loss.app_id}-loss-{loss.at_ms}", "store.lost", text.strip(), data)
+
+    def _cohorts(
+        self, app_id: str, message_id: str, what: str, reason: str, cohort_ids: Sequence[str]
+    ) -> Iterator[Notification]:
+        """A notification for each cohort, or a single one if there are many."""
+        names = {
+            record.id: record.trait
+            for record in self._store.registry.records(app_id, [*cohort_ids[:MAX_LISTED]])
+        }
+        words = _WHAT[what] + (f": {_REASONS.get(reason, reason)}" if reason else "")
+        groups = [[one] for one in cohort_ids] if len(cohort_ids) <= MAX_SINGLE else [cohort_ids]
+        for number, group in enumerate(groups):
+            listed = [{"id": one, "name": names.get(one, "")} for one in group[:MAX_LISTED]]
+            data: dict[str, object] = {"app": app_id, "cohorts": listed, "count": len(group)}
+            if reason:
+                data["reason"] = reason
+            yield Notification(
+                f"{message_id}-{number}",
+                f"cohort.{what}",
+                self._text(group, names, words),
+                data,
+            )
+
+    def _text(self, cohort_ids: Sequence[str], names: Mapping[str, str], words: str) -> str:
+        if len(cohort_ids) == 1:
+            (one,) = cohort_ids
+            path = f"/cohort?id={quote(one, safe='')}"
+            return f"{_escaped(names.get(one) or one)} {words}. {self._link(path)}".strip()
+        listed = ", ".join(_escaped(names.get(one) or one) for one in cohort_ids[:MAX_LISTED])
+        more = ", …" if len(cohort_ids) > MAX_LISTED else ""
+        return f"{len(cohort_ids)} cohorts: each {words}: {listed}{more}. {self._link('/')}".strip()
+
+    def _link(self, path: str) -> str:
+        return f"{self._base_url}{path}" if self._base_url else ""
+
+
+def _escaped(text: str) -> str:
+    """A name as text for Slack and similar tools: it must not mention anybody or hide a link."""
+    shown = "".join(c if c.isprintable() else " " for c in text[:200])
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

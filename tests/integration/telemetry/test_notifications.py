@@ -1,0 +1,259 @@
+"""Notifications, to a real receiver."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+import urllib3
+from flask import Flask
+
+from app.cohorts import Cohort, IncompleteReason, MembershipChange, VerifiedBy
+from app.services import services
+from app.settings import Settings
+from app.store import Store, connect
+from app.telemetry.notifications import MAX_LISTED, DeliveryFailed, Notifier, Sender
+
+APP = "shop"
+SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
+QUICK = urllib3.Retry(
+    total=3,
+    backoff_factor=0.01,
+    status_forcelist=(500,),
+    allowed_methods=None,
+    raise_on_status=False,
+    redirect=0,
+)
+
+
+class Received(NamedTuple):
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return dict(json.loads(self.body))
+
+
+class Receiver:
+    """Receives notifications; ``statuses`` are the next replies, then 204."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.received: list[Received] = []
+        self.statuses: list[int] = []
+
+    def types(self) -> list[str]:
+        return [one.document["type"] for one in self.received]
+
+
+@contextmanager
+def running_receiver() -> Iterator[Receiver]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status = receiver.statuses.pop(0) if receiver.statuses else 204
+            if status < 300:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                receiver.received.append(Received(headers, body))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}/hook/secret-path")
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with running_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
+    return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
+
+
+@pytest.fixture
+def notifier(store: Store, receiver: Receiver) -> Notifier:
+    """A notifier that has passed over what was before."""
+    say(store, "[Amplitude] One: 1")
+    notifier = Notifier(store, Sender(receiver.url, SECRET, QUICK), "https://cohorts.example/")
+    work(notifier)
+    assert receiver.received == []
+    return notifier
+
+
+def say(store: Store, *traits: str) -> None:
+    changes = [MembershipChange(Cohort.from_trait(trait), True, ["u1"]) for trait in traits]
+    store.memberships.apply(APP, changes, source="test")
+
+
+def work(notifier: Notifier) -> None:
+    notifier._due = 0.0
+    notifier.work()
+
+
+def make_late(client: redis.Redis, late: bool) -> None:
+    for key in client.scan_iter(match="*:due"):
+        for cohort in client.zrange(key, 0, -1):
+            client.zadd(key, {cohort: 1 if late else 1 << 52})
+
+
+def test_change__is_notified_once__to_people_and_programs(
+    store: Store, notifier: Notifier, receiver: Receiver
+) -> None:
+    store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+    store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+    other = Notifier(store, Sender(receiver.url, SECRET, QUICK), None)
+    for one in (other, notifier, other, notifier):
+        one._store.news._token = notifier._store.news._token  # as if its turn had come
+        work(one)
+    (received,) = receiver.received
+    document = received.document
+    assert document["type"] == "cohort.incomplete"
+    assert document["data"] == {
+        "app": APP,
+        "cohorts": [{"id": "1", "name": "[Amplitude] One: 1"}],
+        "count": 1,
+        "reason": "sync_failed",
+    }
+    assert document["text"].startswith(
+        "[Amplitude] One: 1 is incomplete: a sync failed, and no retry succeeded."
+    )
+
+
+def test_link__leads_to_the_cohort(store: Store, notifier: Notifier, receiver: Receiver) -> None:
+    say(store, "a/b&c: x/y&z")
+    store.completeness.raise_reason(APP, "x/y&z", IncompleteReason.DELETED_HERE)
+    work(notifier)
+    text = receiver.received[0].document["text"]
+    assert text.endswith(". https://cohorts.example/cohort?id=x%2Fy%26z")
+
+
+def test_signature__is_that_of_standard_webhooks(
+    store: Store, notifier: Notifier, receiver: Receiver
+) -> None:
+    notifier.send_test()
+    (received,) = receiver.received
+    head = f"{received.headers['webhook-id']}.{received.headers['webhook-timestamp']}."
+    digest = hmac.new(b"s" * 24, head.encode() + received.body, hashlib.sha256).digest()
+    assert received.headers["webhook-signature"] == f"v1,{base64.b64encode(digest).decode()}"
+
+
+def test_verified__and_cleared__are_notified(
+    store: Store, notifier: Notifier, receiver: Receiver
+) -> None:
+    store.completeness.verify(APP, "1", VerifiedBy.RESYNC)  # nothing was wrong
+    store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+    store.completeness.clear_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+    work(notifier)
+    store.completeness.raise_reason(APP, "1", IncompleteReason.STORE_LOST)
+    store.completeness.verify(APP, "1", VerifiedBy.RESYNC)
+    work(notifier)
+    assert receiver.types() == [
+        "cohort.incomplete",
+        "cohort.unverified",
+        "cohort.incomplete",
+        "cohort.verified",
+    ]
+
+
+def test_lateness__is_notified_when_it_begins_and_ends(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    for late in (True, True, False, False, True):
+        make_late(redis_client, late)
+        work(notifier)
+    assert receiver.types() == ["cohort.late", "cohort.arriving", "cohort.late"]
+    for _ in store.jobs.delete_cohort(APP, "1"):
+        pass
+    work(notifier)
+    assert len(receiver.received) == 3
+
+
+def test_many_cohorts__share_one_notification(
+    store: Store, notifier: Notifier, receiver: Receiver
+) -> None:
+    many = [f"c{n}" for n in range(90)]
+    say(store, *(f"name: {cohort}" for cohort in many))
+    for cohort in many:
+        store.completeness.raise_reason(APP, cohort, IncompleteReason.STORE_SET_BACK)
+    work(notifier)
+    found = [one.document["data"] for one in receiver.received]
+    assert len(found) == store.keys.partitions
+    assert sum(data["count"] for data in found) == 90
+    assert all(len(data["cohorts"]) == min(MAX_LISTED, data["count"]) for data in found)
+
+
+def test_name__that_mentions_everybody__is_escaped(
+    store: Store, notifier: Notifier, receiver: Receiver
+) -> None:
+    say(store, "<!channel> \u202e<https://evil|x>: 7")
+    store.completeness.raise_reason(APP, "7", IncompleteReason.SYNC_FAILED)
+    work(notifier)
+    text = receiver.received[0].document["text"]
+    assert "<" not in text
+    assert "\u202e" not in text
+    assert "&lt;!channel&gt;" in text
+
+
+def test_receiver__that_fails__is_tried_again_and_gets_it_once(
+    store: Store, notifier: Notifier, receiver: Receiver
+) -> None:
+    store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+    receiver.statuses = [500, 500]
+    work(notifier)
+    assert receiver.types() == ["cohort.incomplete"]
+    store.completeness.clear_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+    receiver.statuses = [500] * 4
+    work(notifier)
+    notifier.work()  # waits
+    assert len(receiver.received) == 1
+    work(notifier)
+    assert receiver.types() == ["cohort.incomplete", "cohort.unverified"]
+
+
+@pytest.mark.parametrize("status", [301, 400, 410])
+def test_receiver__that_refuses__is_told_without_its_address(
+    store: Store, receiver: Receiver, status: int
+) -> None:
+    receiver.statuses = [status]
+    with pytest.raises(DeliveryFailed, match=f"^status {status}$"):
+        Notifier(store, Sender(receiver.url, None, QUICK), None).send_test()
+    gone = Sender("http://127.0.0.1:1/secret-path", None, QUICK.new(total=0))
+    with pytest.raises(DeliveryFailed) as failed:
+        Notifier(store, gone, None).send_test()
+    assert "secret" not in str(failed.value)
+
+
+def test_command__sends_a_test(make_app: Callable[..., Flask], receiver: Receiver) -> None:
+    app = make_app(notify_url=receiver.url)
+    done = app.test_cli_runner().invoke(args=["notify", "test"])
+    assert (done.exit_code, done.output) == (0, "Delivered.\n")
+    assert receiver.types() == ["test"]
+    assert "webhook-signature" not in receiver.received[0].headers
+    without = make_app().test_cli_runner().invoke(args=["notify", "test"])
+    assert (without.exit_code, "NOTIFY_URL is not set" in without.output) == (1, True)
+    assert services(app).settings.notify_url not in repr(services(app).settings)
