@@ -42,7 +42,7 @@ local function integer(value) return string.format('%d', value) end
 if action == 'open' then
   local current = call('HGET', record, 'state')
   if current and current ~= 'finished' then return 0 end
-  call('DEL', record)
+  call('UNLINK', record)
   call('HSET', record, 'id', id, 'kind', ARGV[4], 'state', 'opening', 'quiet', ARGV[5],
     'started', integer(now))
   -- Who was left out before; see freshness.lua.

@@ -33,7 +33,7 @@ _EXPORTS = {b"upstream-exports": Kind.WHOLE}
 _REBUILT = dict.fromkeys(
     (
         *(b"cohorts", b"jobs", b"resyncs", b"changes", b"erased", b"hold", b"transitions"),
-        *(b"mark", b"looked-through", b"upstream"),
+        *(b"mark", b"looked-through", b"upstream", b"notified", b"notifier-lease"),
     ),
     Kind.SKIPPED,
 )
@@ -49,7 +49,9 @@ _OF_COHORT = {
 _BY_HEAD = {
     b"sync": Kind.WHOLE,
     b"completeness": Kind.SPREAD,
-    **dict.fromkeys((b"message", b"added", b"changes", b"loss", b"upstream-lease"), Kind.SKIPPED),
+    **dict.fromkeys(
+        (b"message", b"added", b"changes", b"loss", b"upstream-lease", b"notified"), Kind.SKIPPED
+    ),
 }
 _GLOBAL = {
     **dict.fromkeys((b"keys", b"audit"), Kind.GLOBAL),

@@ -237,7 +237,10 @@ def abort_resync(cohort_id: str) -> Response:
     *(InvalidParameter, InvalidFile, InvalidEncoding, BodyTimeout, UnsupportedMediaType),
     *(UnknownCohort, CohortBeingDeleted, ResyncUnfinished, ResyncEmpty, ResyncShrinks),
     query=_IMPORT,
-    upload=tuple(_FORMATS),
+    upload={
+        "text/csv": "user_id\nuser1@example.com\n",
+        "application/x-ndjson": '{"userId": "user1@example.com"}\n',
+    },
     reply=ImportReply(),
 )
 def import_members(cohort_id: str) -> Response:

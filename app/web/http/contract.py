@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -63,7 +63,7 @@ class Contract:
         query: the schema of the query parameters.
         headers: the schema of the headers that only this call reads.
         body: the schemas of which the body must match one.
-        upload: the media types of a body that is a file.
+        upload: a file as the body: by media type, an example.
         discriminators: members that identify the schema of a body: one with the first of them
             matches the first schema, one with the second the second, and so on.
         user_limit: the name of the setting that limits the users in the body.
@@ -79,7 +79,7 @@ class Contract:
     query: Schema | None = None
     headers: Schema | None = None
     body: tuple[Schema, ...] = ()
-    upload: tuple[str, ...] = ()
+    upload: Mapping[str, str] = field(default_factory=dict)
     discriminators: tuple[str, ...] = ()
     user_limit: str = "max_batch_users"
     reply: Schema | None = None

@@ -242,7 +242,10 @@ class _Document:
         if contract.body:
             operation["requestBody"] = self._body(contract)
         elif contract.upload:
-            content = {media_type: {"schema": {"type": "string"}} for media_type in contract.upload}
+            content = {
+                media_type: {"schema": {"type": "string"}, "example": example}
+                for media_type, example in contract.upload.items()
+            }
             operation["requestBody"] = {"required": True, "content": content}
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             yield method.lower(), operation

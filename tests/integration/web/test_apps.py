@@ -47,11 +47,14 @@ def examples() -> dict[tuple[str, str], Any]:
     for route, item in document(app)["paths"].items():
         for method, operation in item.items():
             if "requestBody" in operation:
-                (content,) = operation["requestBody"]["content"].values()
-                text = json.dumps(next(iter(content["examples"].values()))["value"])
+                media_type, content = next(iter(operation["requestBody"]["content"].items()))
+                if media_type == "application/json":
+                    text = json.dumps(next(iter(content["examples"].values()))["value"])
+                else:
+                    text = content["example"]
                 text = text.replace("abc123", COHORT).replace("user1@example.com", USER)
                 url = re.sub(r"{(\w+)}", lambda part: PARTS[part[1]], route)
-                found[method.upper(), url] = json.loads(text)
+                found[method.upper(), url] = {"data": text, "content_type": media_type}
     return found
 
 
@@ -100,10 +103,10 @@ def ours(store_url: str) -> dict[bytes, bytes | None]:
 
 
 def send(http: FlaskClient, method: str, url: str, **more: Any) -> Any:
-    body = BODIES.get((method, url.removesuffix("/")))
+    body = BODIES.get((method, url.removesuffix("/")), {})
     url = url.replace("OUR-SYNC", our_sync(http.application))
     query = {"suppress": "true", "cursor": "earliest"} if "changes" in url else {"suppress": "true"}
-    return http.open(url, method=method, json=body, query_string=query, **more)
+    return http.open(url, method=method, query_string=query, **body, **more)
 
 
 def beginning(reply: Any) -> bytes:

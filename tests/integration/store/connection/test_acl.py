@@ -12,11 +12,14 @@ import redis
 from flask import Flask
 from limits import parse
 from redis.exceptions import NoPermissionError
+from urllib3 import Retry
 
 from app import create_app
 from app.server.background import Background
+from app.server.resync_worker import ResyncWorker
 from app.services import services
 from app.settings import ApiKey, Settings
+from app.telemetry.notifications import Notifier, Sender
 from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.store.maintenance.test_copy import rights
@@ -123,8 +126,15 @@ def use(app: Flask) -> None:
     use_pages(app)
     http.post("/api/v1/users", json={"userIds": ["erin"]})
     http.post(payloads.COHORT_PATH, json=payloads.batch(["erin"], "n: c3", True))
+    members = {"data": "user_id\nerin\n", "content_type": "text/csv"}
+    assert http.put("/api/v1/cohorts/c3/members", **members).status_code == 200
+    http.post("/api/v1/cohorts/c3/resync")
+    store = services(app).store
+    sender = Sender("http://127.0.0.1:1", None, Retry(0))
     for _ in range(2):
-        Background(services(app).store).work()
+        Background(store).work()
+        ResyncWorker(store).work()
+        Notifier(store, sender, None).work()
     services(app).sync_recorder.finish()
     run = app.test_cli_runner().invoke
     for command in (
