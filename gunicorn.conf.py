@@ -3,6 +3,7 @@
 import os
 import sys
 
+from app.server.connection import Limits
 from app.server.gunicorn_hooks import (
     QuietLogger,
     after_fork,
@@ -43,8 +44,10 @@ secure_scheme_headers = {}
 # The longest path names a cohort of 512 bytes and a user of 1,024, each byte as %XX.
 limit_request_line = 8190
 
-# Also the time in which the headers of a request must arrive.
-keepalive = 5
+# Not 0, so that connections are kept open: app/server/connection.py says for how long.
+keepalive = 1
+# Files are sent as other replies are, under the same limits.
+sendfile = False
 # Requests in flight finish; the process ends within 10 s of SIGTERM.
 graceful_timeout = 8
 timeout = 60
@@ -59,7 +62,10 @@ metrics_folder = multiprocess_dir.prepare(os.environ)
 
 
 def post_fork(server, worker):
-    after_fork(worker, settings.worker_nice)
+    limits = Limits(
+        settings.keep_alive_seconds, settings.head_timeout_seconds, settings.send_timeout_seconds
+    )
+    after_fork(worker, settings.worker_nice, limits)
 
 
 def on_exit(server):

@@ -246,6 +246,24 @@ class Settings:
         default=20.0,
         help="Time in which a request's body must arrive.",
     )
+    keep_alive_seconds: float = _setting(
+        kinds.Float(validate=validate.Range(1, 3600)),
+        default=95.0,
+        help="Time that a connection may wait for its next request. Must be longer than any proxy "
+        "in front keeps connections: Heroku's router 90 s, most load balancers 60 s.",
+    )
+    head_timeout_seconds: float = _setting(
+        kinds.Float(validate=validate.Range(0.1, 600)),
+        default=5.0,
+        help="Time in which the headers of a request must arrive, and the first request of a "
+        "connection.",
+    )
+    send_timeout_seconds: float = _setting(
+        kinds.Float(validate=validate.Range(0.1, 600)),
+        default=20.0,
+        help="Time that a client may take no more of its reply. A client that takes less than 4 "
+        "KiB/s for longer is disconnected too.",
+    )
     rate_limit: RateLimitItem | None = _setting(
         _Rate(), default=parse("1000/second"), help="Requests per key; off for no limit."
     )
@@ -411,6 +429,11 @@ class Settings:
 
     def check(self) -> None:
         """Check rules that involve several settings. Raises BadSettings."""
+        if self.require_https and not self.proxy_hops:
+            raise BadSettings(
+                "REQUIRE_HTTPS: needs PROXY_HOPS of at least 1, the number of proxies in front. "
+                "Without it every call looks like plain HTTP and would be refused."
+            )
         seen = {self.metrics_token} if self.metrics_token else set()
         for name in ("api_keys", "read_api_keys", "admin_api_keys"):
             for entry in getattr(self, name):

@@ -6,6 +6,7 @@ A key is accepted as the username of Basic authentication (Amplitude's document)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Any, TypeVar
@@ -41,6 +42,7 @@ PUBLIC = "public"
 
 View = TypeVar("View", bound=Callable[..., Any])
 
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.%]+)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="Cohort Receiver", charset="UTF-8"'}
 
 
@@ -151,7 +153,12 @@ def _count_failure(settings: Settings, rates: RateLimiter) -> None:
 
 
 def _network(address: str) -> str:
-    """The address that failures are counted by; for IPv6 its /64, which belongs to one caller."""
+    """The address that failures are counted by; for IPv6 its /64, which belongs to one caller.
+
+    Some proxies forward an address with the client's port, which changes with every connection.
+    """
+    with_port = _WITH_PORT.fullmatch(address)
+    address = (with_port[1] or with_port[2]) if with_port else address
     try:
         ip = ip_address(address)
     except ValueError:

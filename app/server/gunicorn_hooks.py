@@ -12,6 +12,7 @@ import gevent
 from gunicorn.glogging import Logger
 from gunicorn.http.errors import ParseException
 
+from app.server.connection import Limits
 from app.server.gunicorn_worker import BufferedHead
 
 # A connection is kept open only if the rest of a refused body is at most so long.
@@ -30,8 +31,13 @@ class QuietLogger(Logger):  # type: ignore[misc]  # without types
         pass
 
 
-def after_fork(worker: Any, niceness: int) -> None:
-    """Lower the worker's priority, and make it exit on SIGINT as gracefully as on SIGTERM."""
+def after_fork(worker: Any, niceness: int, limits: Limits) -> None:
+    """Lower the worker's priority, and make it exit on SIGINT as gracefully as on SIGTERM.
+
+    Args:
+        limits: of the connections of its clients.
+    """
+    worker.limits = limits
     # All workers wait for the store: if it has to wait for a CPU of this machine, they all do.
     os.nice(niceness)
     # gunicorn's own handler would interrupt the current request with a traceback.
@@ -85,7 +91,7 @@ def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
     global _turn_began
     if resp is not None and isinstance(resp.sock, BufferedHead):
         resp.sock.flush()
-    if not _has_ended(req.body, worker.cfg.keepalive):
+    if not _has_ended(req.body, worker.limits.head):
         req.force_close()
     if time.monotonic() - _turn_began > TURN_SECONDS:
         gevent.sleep(_YIELD_SECONDS)

@@ -1,19 +1,25 @@
-"""The service's gunicorn worker: the gevent worker with two changes.
+"""The service's gunicorn worker: the gevent worker with three changes.
 
-A short reply is sent with one system call, and invalid HTTP, which never reaches the application,
-gets the same problem document and log event as other errors.
+A short reply is sent with one system call; clients must send heads and take replies in time; and
+invalid HTTP, which never reaches the application, gets the same problem document and log event as
+other errors.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from random import getrandbits
 from typing import Any
 
+import gevent
+from gevent import getcurrent
 from gunicorn import util
 from gunicorn.http import errors as http
 from gunicorn.workers.ggevent import GeventWorker
 
+from app.server.connection import Connection, Limits
+
+_EXIT_CHECK_SECONDS = 0.2
 # Errors of gunicorn's parser with a status other than 400.
 _REFUSALS: dict[type[Exception], tuple[int, str]] = {
     http.LimitRequestLine: (414, "The request line is too long."),
@@ -69,13 +75,46 @@ class BufferedHead:
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # without types
-    """Set as ``worker_class``; the hook ``post_request`` flushes each reply's connection."""
+    """Set as ``worker_class``; the hook ``post_request`` flushes each reply's connection.
+
+    Attributes:
+        limits: of its clients' connections; set by the hook ``post_fork``.
+    """
+
+    limits: Limits
 
     def init_process(self) -> None:
         # Cached: gunicorn reads settings about thirty times per request, each through a property.
         settings = self.cfg.settings
         self.cfg.__dict__.update({name: setting.get() for name, setting in settings.items()})
+        self._connections: set[Connection] = set()
         super().init_process()
+
+    def run(self) -> None:
+        gevent.spawn(self._hang_up_at_exit)
+        super().run()
+
+    def _hang_up_at_exit(self) -> None:
+        """Close idle connections before the worker exits; it would wait for their next request."""
+        while self.alive:
+            gevent.sleep(_EXIT_CHECK_SECONDS)
+        for connection in self._connections:
+            gevent.get_hub().loop.run_callback(connection.end_idle)
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        connection = Connection(client, self.limits)
+        self._connections.add(connection)
+        try:
+            current: Any = getcurrent()
+            current.connection = connection
+            super().handle(listener, connection, addr)
+        finally:
+            self._connections.discard(connection)
+
+    def timeout_ctx(self) -> AbstractContextManager[None]:
+        current: Any = getcurrent()
+        connection: Connection = current.connection
+        return connection.awaiting_head(is_leaving=not self.alive)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         super().handle_request(listener_name, req, BufferedHead(sock), addr)

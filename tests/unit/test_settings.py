@@ -118,6 +118,16 @@ def test_from_environ__one_key_for_two_scopes__is_refused() -> None:
         Settings.from_environ({"API_KEYS": "a:k", "READ_API_KEYS": "b:k"})
 
 
+def test_from_environ__https_required_without_a_proxy__is_refused() -> None:
+    with pytest.raises(BadSettings, match=r"REQUIRE_HTTPS: needs PROXY_HOPS"):
+        Settings.from_environ({"REQUIRE_HTTPS": "true"})
+    assert Settings.from_environ({"REQUIRE_HTTPS": "true", "PROXY_HOPS": "1"}).require_https
+
+
+def test_from_environ__keep_alive__outlasts_herokus_router() -> None:
+    assert Settings.from_environ({}).keep_alive_seconds > 90
+
+
 @pytest.mark.parametrize(
     ("given", "name"),
     [({"API_KEYS": "k"}, "REDIS_URL"), ({"REDIS_URL": "redis://h"}, "API_KEYS")],

@@ -382,10 +382,16 @@ class TestLimits:
             ("2001:db8::1", "2001:db8:0:1::1", False),
             ("::ffff:192.0.2.1", "192.0.2.1", True),
             ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+            ("192.0.2.1:4711", "192.0.2.1:4712", True),
+            ("192.0.2.1:4711", "192.0.2.1", True),
+            ("192.0.2.1:4711", "192.0.2.2:4711", False),
+            ("[2001:db8::1]:4711", "[2001:db8::2]:4712", True),
+            ("[2001:db8::1]", "2001:db8::2", True),
+            ("[2001:db8::1]:4711", "[2001:db8:0:1::1]:4711", False),
             ("unknown", "_hidden", False),
         ],
     )
-    def test_failed_credentials__of_ipv6__are_counted_by_network(
+    def test_failed_credentials__are_counted_by_address_without_port_and_ipv6_by_network(
         self, make_app: Callable[..., Flask], first: str, second: str, together: bool
     ) -> None:
         http = caller(make_app(auth_failure_rate_limit=self.rate("1/hour")), "wrong")
