@@ -230,6 +230,26 @@ class ResyncFinishing(Problem):
     detail = "The resync is finishing or has finished; it can no longer be aborted."
 
 
+class UpstreamUnset(Problem):
+    status, reason = 409, "upstream_not_configured"
+    detail = "AMPLITUDE_KEYS has no keys for this app, so Amplitude cannot be asked."
+
+
+class ReconcileUnfinished(Problem):
+    status, reason = 409, "reconcile_running"
+    detail = "A reconcile of this app is running. One runs at a time."
+
+
+class ExportsUsedUp(Problem):
+    status, reason = 409, "export_budget_spent"
+    detail = "This month's exports, AMPLITUDE_EXPORTS_PER_MONTH, are used up."
+
+
+class NoReconcile(Problem):
+    status, reason = 404, "no_reconcile"
+    detail = "The cohort was not reconciled within the last day."
+
+
 class InvalidFile(Problem):
     status, reason = 400, "invalid_file"
     detail = "The file cannot be read. Nothing was written."

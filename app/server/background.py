@@ -73,14 +73,7 @@ class Background:
 
     def spawn(self, function: Callable[[], object]) -> None:
         """Run a function once, in a greenlet of this process."""
-
-        def run() -> None:
-            try:
-                function()
-            except Exception as error:  # noqa: BLE001
-                self._fail(error)
-
-        gevent.spawn(run)
+        gevent.spawn(self._once, function)
 
     def _fail(self, error: Exception) -> None:
         self._failed()
@@ -90,13 +83,16 @@ class Background:
     def _forever(self, work: Callable[[], None], pause: float) -> None:
         """Do the work again and again; while the store is unavailable, too."""
         while True:
-            try:
-                work()
-            except StoreError as error:
-                self._log.warning("background work paused", reason=error.reason)
-            except Exception as error:  # noqa: BLE001
-                self._fail(error)
+            self._once(work)
             time.sleep(pause)
+
+    def _once(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except StoreError as error:
+            self._log.warning("background work paused", reason=error.reason)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
 
     def remove_old(self) -> None:
         """Remove what is older than its limit, some of each app in turn."""

@@ -78,15 +78,15 @@ class Poller:
             except StoreError as error:
                 self._log.warning("upstream poll paused", app=app_id, reason=error.reason)
 
-    def poll(self, app_id: str) -> bool:
-        """Poll for one app now. Returns whether it succeeded. Raises StoreError."""
+    def poll(self, app_id: str) -> UpstreamError | None:
+        """Poll for one app now. Returns why it failed, or None. Raises StoreError."""
         try:
             listed = self._clients[app_id].cohorts()
         except UpstreamError as error:
             self._log.warning("upstream poll failed", app=app_id, reason=error.reason)
             self._failed(error.reason)
             self._store.upstream.note_failure(app_id, error.reason)
-            return False
+            return error
         missing = {cohort.id: cohort for cohort in listed}
         for cohort_ids in self._known(app_id):
             found = [missing.pop(cohort_id, None) for cohort_id in cohort_ids]
@@ -98,7 +98,7 @@ class Poller:
             absent=[_described(cohort) for cohort in absent[:_ABSENT_KEPT]],
             total=len(absent),
         )
-        return True
+        return None
 
     def _known(self, app_id: str) -> Iterator[list[str]]:
         """The ids of all cohorts here, some at a time."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,9 +16,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from app.cohorts import OpenReason, Resync, ResyncKind, Upstream, VerifiedBy, resync_refusal
+from app.auth.admin_actions import OtherResync, ResyncRefused
+from app.auth.audit_trail import Operator, record
+from app.auth.member_import import MemberImport
+from app.cohorts import OpenReason, ResyncKind, Upstream, VerifiedBy
 from app.cohorts.upstream import UpstreamCohort
-from app.store import FileCounts, ResyncPlace, Store, StoreError, Tuning
+from app.store import ResyncPlace, Store, StoreError, Tuning
 from app.store.upstream import RECONCILE
 from app.upstream.comparison import compare
 from app.upstream.errors import (
@@ -44,8 +46,8 @@ MAX_USERS = 2_000_000
 # Ids in a report.
 IDS_REPORTED = 100
 _STAGED_AT_ONCE = 1000
+_BEGINS_WITHIN_MS = 10_000
 _KEEP_SECONDS = 20.0
-_WAIT_SECONDS = 0.2
 # A file with fewer rows than this share of the listed size, and a few, lacks its end.
 _LEAST_SHARE, _LEAST_SLACK = 0.9, 10
 
@@ -109,11 +111,13 @@ class Order:
     """What to reconcile.
 
     Attributes:
+        operator: who ordered it, for the audit trail.
         apply: replace the members by those of the export.
         force: even if most members, or all, would leave.
         column: the user property that the sync maps to the user id, if it is another one.
     """
 
+    operator: Operator
     app_id: str
     cohort_id: str
     apply: bool = False
@@ -175,7 +179,9 @@ class Reconciler:
         if found is None:
             return None
         report = Report(**found)
-        if report.state == RUNNING and not self._store.upstream.is_leased(app_id, RECONCILE):
+        has_begun = self._now_ms() - report.requested_ms > _BEGINS_WITHIN_MS
+        is_leased = self._store.upstream.is_leased(app_id, RECONCILE)
+        if report.state == RUNNING and has_begun and not is_leased:
             report.state = INTERRUPTED
             report.reason = ReconcileEnded.reason
             report.detail = ReconcileEnded.detail
@@ -207,6 +213,8 @@ class Reconciler:
             if not is_ours:
                 raise ReconcileRunning
             report = report or self.begun(order)
+            about = {"cohort": order.cohort_id, "apply": order.apply, "column": order.column}
+            record(self._store, order.operator, "reconcile", order.app_id, **about)
             run = _Run(self._store, self._clients[order.app_id], order, report, self._known_only)
             run.on_ids, run.progress, run.breathe = on_ids, progress, breathe
             try:
@@ -268,14 +276,15 @@ class _Run:
             folder = Path(stack.enter_context(_temporary_folder()))
             # Opened before Amplitude exports: whatever arrives later is newer than the file, and
             # stays as it is.
-            resync = stack.enter_context(self._import()) if order.apply else None
+            importing = stack.enter_context(self._import()) if order.apply else None
             received, reasons = self._received(), self._reasons()
-            file, contents = self._export(folder, listed)
-            self.progress("Comparing")
-            self._compare(file, contents, folder)
+            with _repeating(self._keep_import, _KEEP_SECONDS) if importing else nullcontext():
+                file, contents = self._export(folder, listed)
+                self.progress("Comparing")
+                self._compare(file, contents, folder)
             report.sync_arrived = self._received() != received
-            if resync:
-                self._apply(resync, file)
+            if importing:
+                self._apply(importing, file)
             else:
                 report.state = DONE
                 # Not if something went wrong during the comparison: it clears all reasons.
@@ -357,62 +366,41 @@ class _Run:
                 yield user_id
 
     @contextmanager
-    def _import(self) -> Iterator[Resync]:
+    def _import(self) -> Iterator[MemberImport]:
         """An open import, which is aborted at the end unless it has been applied."""
-        place = self._order.place
-        resync = self._store.resyncs.open(place, ResyncKind.RECONCILE)
-        if resync is None:
-            raise ResyncOpen
+        order = self._order
+        try:
+            with MemberImport(
+                self._store, order.operator, order.place, kind=ResyncKind.RECONCILE
+            ) as importing:
+                yield importing
+        except OtherResync:
+            raise ResyncOpen from None
 
-        def keep() -> None:
+    def _keep_import(self) -> None:
+        """Show that an import which waits for its file goes on."""
+        place = self._order.place
+        if resync := self._store.resyncs.find(place):
             self._store.resyncs.stage(place, resync, ())
 
-        try:
-            with _repeating(keep, _KEEP_SECONDS):
-                yield resync
-        finally:
-            current = self._store.resyncs.find(place)
-            is_open = current and current.id == resync.id and not current.is_finished
-            if is_open and self._store.resyncs.request_abort(place, resync):
-                self._advance(resync)
-
-    def _apply(self, resync: Resync, file: ExportFile) -> None:
+    def _apply(self, importing: MemberImport, file: ExportFile) -> None:
         self.progress("Applying")
-        place, resyncs, report = self._order.place, self._store.resyncs, self._report
-        user_ids, staged = file.user_ids(), 0
+        report, user_ids = self._report, file.user_ids()
         while some := list(islice(user_ids, _STAGED_AT_ONCE)):
-            staged += resyncs.stage(place, resync, some)
+            importing.stage(some)
             self.breathe()
-        counts = FileCounts(staged, 0, 0, 0)
-        for part in resyncs.count_file(place, resync, staged):
-            counts = part
+        for _ in importing.compare():
             self.breathe()
-        refusal = resync_refusal(staged, counts.removed, counts.members)
-        if refusal and not self._order.force:
-            report.state, report.reason = REFUSED, refusal
+        try:
+            for _ in importing.apply(force=self._order.force):
+                self.breathe()
+        except ResyncRefused as refused:
+            report.state, report.reason = REFUSED, refused.reason
             report.detail = "Most members would leave, or all. Use force if that is right."
             return
-        if not resyncs.request_apply(place, resync):
-            raise ReconcileEnded
-        while True:
-            self._advance(resync)
-            current = resyncs.find(place)
-            if current is None or current.id != resync.id:
-                raise ReconcileEnded
-            if current.is_finished:
-                break
-            time.sleep(_WAIT_SECONDS)  # another process is at it
+        result = importing.result()
         report.state = DONE
-        report.added, report.removed = current.added, current.removed
-
-    def _advance(self, resync: Resync) -> None:
-        """Do what a resync needs, unless another process does."""
-        place, resyncs = self._order.place, self._store.resyncs
-        if resyncs.lease(place):
-            for _ in resyncs.steps(place):
-                self.breathe()
-                if not resyncs.lease(place):
-                    return
+        report.added, report.removed = result.added, result.removed
 
     def _reasons(self) -> tuple[OpenReason, ...]:
         (completeness,) = self._store.completeness.of(self._order.app_id, [self._order.cohort_id])

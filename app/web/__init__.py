@@ -10,6 +10,7 @@ from app.web.api import (
     export,
     health,
     metrics,
+    reconcile,
     resyncs,
     syncs,
     users,
@@ -30,6 +31,7 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(cohorts.blueprint)
     app.register_blueprint(export.blueprint)
     app.register_blueprint(resyncs.blueprint)
+    app.register_blueprint(reconcile.blueprint)
     app.register_blueprint(syncs.blueprint)
     app.register_blueprint(dashboard.blueprint)
     app.register_blueprint(changes.blueprint)

@@ -34,7 +34,7 @@ MAY_IMPORT = {
         *("web", "store", "cohorts", "settings", "auth", "errors", "telemetry", "services"),
         "upstream",
     },
-    "upstream": {"upstream", "store", "cohorts"},
+    "upstream": {"upstream", "store", "cohorts", "auth"},
     "telemetry": {"telemetry", "store", "cohorts"},
     "errors": {"store", "telemetry"},
     "auth": {"auth", "cohorts", "store", "errors", "settings", "services"},

@@ -64,6 +64,7 @@ _TAGS = {
     "changes": ("Changes", "Who entered and left, as it happens."),
     "syncs": ("Sync history", "The outcome of each request, and cohort sizes over time."),
     "resyncs": ("Resyncs and imports", "Replace the members of a cohort."),
+    "reconcile": ("Reconcile", "Compare a cohort with Amplitude's own record."),
     "admin": ("Administration", "Delete cohorts, erase users, register them."),
     "health": ("Health", "Liveness and readiness."),
     "metrics": ("Metrics", "For Prometheus."),

@@ -41,7 +41,7 @@ class Here:
         return cohort
 
     def poll(self) -> None:
-        assert self.parts.poller.poll(APP)
+        assert self.parts.poller.poll(APP) is None
 
     def completeness(self, cohort_id: str) -> Completeness:
         (found,) = self.parts.store.completeness.of(APP, [cohort_id])

@@ -96,7 +96,7 @@ def test_poll__that_fails__changes_nothing_and_is_noted(here: Here) -> None:
     here.poll()
     before = here.completeness("a1")
     here.server.faults["forbidden"] = ALWAYS
-    assert not here.parts.poller.poll(APP)
+    assert here.parts.poller.poll(APP)
     assert here.completeness("a1") == before
     status = here.parts.store.upstream.poll_status(APP)
     assert status.failure == "upstream_forbidden"

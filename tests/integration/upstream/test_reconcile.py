@@ -11,22 +11,25 @@ import pytest
 import redis
 from flask import Flask
 
+from app.auth.audit_trail import COMMAND, Operator
 from app.cohorts import CompletenessState, IncompleteReason, ResyncKind, VerifiedBy
 from app.services import services
 from app.settings import AmplitudeKeys
-from app.store import ResyncPlace
+from app.store import ResyncPlace, Tuning
 from app.store.upstream import RECONCILE
 from app.upstream import errors
 from app.upstream.reconcile import Order, Report
 from simulator.upstream import ALWAYS, SyncInfo, Upstream
+from tests.integration.clock import Clock
 from tests.integration.conftest import APP
 from tests.integration.upstream.here import Here
 
+OPERATOR = Operator(COMMAND, "somebody")
 LOST = IncompleteReason.STORE_LOST
 
 
 def reconcile(here: Here, **order: Any) -> Report:
-    return here.parts.reconciler.run(Order(APP, "a1", **order))
+    return here.parts.reconciler.run(Order(OPERATOR, APP, "a1", **order))
 
 
 def members(here: Here) -> set[str]:
@@ -207,7 +210,7 @@ def test_reconcile__of_many_differences__reports_some_ids_and_passes_on_all(here
         missing.extend(absent)
         extra.extend(more)
 
-    report = here.parts.reconciler.run(Order(APP, "a1"), on_ids=on_ids)
+    report = here.parts.reconciler.run(Order(OPERATOR, APP, "a1"), on_ids=on_ids)
     assert (len(set(missing)), len(set(extra))) == (400, 300)
     assert (len(report.missing_ids), len(report.extra_ids)) == (100, 100)
 
@@ -228,7 +231,7 @@ def test_budget__is_counted_and_ends(make_app: Callable[..., Flask], upstream: U
     assert (report.state, report.reason) == ("failed", "export_budget_spent")
     assert (report.exports, report.exports_most, upstream.exports) == (2, 2, 2)
     with pytest.raises(errors.ExportBudgetSpent):
-        here.parts.reconciler.check(Order(APP, "a1"))
+        here.parts.reconciler.check(Order(OPERATOR, APP, "a1"))
 
 
 def test_budget__of_amplitude__is_respected(here: Here) -> None:
@@ -329,7 +332,7 @@ def test_reconcile__beside_another__is_refused(here: Here) -> None:
         with pytest.raises(errors.ReconcileRunning):
             reconcile(here)
         with pytest.raises(errors.ReconcileRunning):
-            here.parts.reconciler.check(Order(APP, "a1"))
+            here.parts.reconciler.check(Order(OPERATOR, APP, "a1"))
 
 
 def test_reconcile__applied_during_a_resync__is_refused(here: Here) -> None:
@@ -344,13 +347,22 @@ def test_reconcile__applied_during_a_resync__is_refused(here: Here) -> None:
 def test_reconcile__without_keys__is_refused(make_app: Callable[..., Flask]) -> None:
     reconciler = services(make_app()).reconciler
     with pytest.raises(errors.UpstreamNotConfigured):
-        reconciler.run(Order(APP, "a1"))
+        reconciler.run(Order(OPERATOR, APP, "a1"))
 
 
-def test_report__of_a_process_that_died__is_interrupted(here: Here) -> None:
-    reconciler = here.parts.reconciler
+def test_report__of_a_process_that_died__is_interrupted(
+    make_app: Callable[..., Flask], upstream: Upstream
+) -> None:
+    clock = Clock()
+    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
+    app = make_app(Tuning(now=clock), amplitude_keys=(keys,), amplitude_url=upstream.url)
+    reconciler = services(app).reconciler
     assert reconciler.report(APP, "a1") is None
-    reconciler.begun(Order(APP, "a1"))
+    reconciler.begun(Order(OPERATOR, APP, "a1"))
+    found = reconciler.report(APP, "a1")
+    assert found
+    assert found.state == "running"  # about to begin
+    clock.forward(60)
     found = reconciler.report(APP, "a1")
     assert found
     assert (found.state, found.reason) == ("interrupted", "reconcile_interrupted")
@@ -361,7 +373,7 @@ def test_report__while_it_runs__says_so_and_expires(here: Here, redis_client: re
     here.serve("a1", user_ids=["user0"])
     here.server.job_seconds = 0.5
     reconciler = here.parts.reconciler
-    thread = threading.Thread(target=reconciler.run, args=(Order(APP, "a1"),))
+    thread = threading.Thread(target=reconciler.run, args=(Order(OPERATOR, APP, "a1"),))
     states = []
     thread.start()
     while thread.is_alive():
