@@ -37,14 +37,14 @@ class Jobs:
         client: redis.Redis,
         keys: Keys,
         deletions: Deletions,
-        spread_name: Callable[[str, str], str],
+        spread_name: Callable[[str, str], int],
     ) -> None:
         self._client = client
         self._keys = keys
         self._deletions = deletions
         self._spread_name = spread_name
-        # The name that all partitions have, by rename in progress.
-        self._names: dict[Job, str] = {}
+        # The number of the rename that all partitions have had, by rename in progress.
+        self._spread: dict[Job, int] = {}
         self._move = load_script(client, "move.lua")
         self._lease = load_script(client, "lease.lua")
         self._token = secrets.token_hex(8)
@@ -111,17 +111,20 @@ class Jobs:
     def _step_rename(self, job: Job) -> int | None:
         done, looked_at = self._move_users(job)
         if done < 0:
-            self._names[job] = self._spread_name(job.app_id, job.cohort_id)
+            self._spread[job] = self._spread_name(job.app_id, job.cohort_id)
             done, looked_at = self._move_users(job)
         if done > 0:
-            self._names.pop(job, None)
+            self._spread.pop(job, None)
+            if self._keys.partitions > 1:
+                # This partition may have been unable to take a newer name so far.
+                self._spread_name(job.app_id, job.cohort_id)
             return None
         return looked_at
 
     def _move_users(self, job: Job) -> tuple[int, int]:
         args: list[str | int] = [job.cohort_id, USERS_PER_STEP]
         if self._keys.partitions > 1:
-            args.append(self._names.get(job, ""))
+            args.append(self._spread.get(job, -1))
         done, looked_at = self._move(keys=[self._stream(job)], args=args)
         return done, looked_at
 

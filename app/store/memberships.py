@@ -17,7 +17,7 @@ from app.store.errors import CohortPartlyDeleted, StoreMisconfigured, store_erro
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
 from app.store.layout import Layout
-from app.store.registry import Registry
+from app.store.registry import PartitionName, Registry
 
 # Bounds a script call, so that it doesn't block the store: a thousand new users take about 5 ms.
 USERS_PER_CALL = 1000
@@ -270,16 +270,24 @@ class Memberships:
             self._freshness.record_known(app_id, cohort.id)
         return True
 
-    def spread_name(self, app_id: str, cohort_id: str) -> str:
-        """Write a cohort's newest name to the partitions with an earlier one. Returns the name."""
+    def spread_name(self, app_id: str, cohort_id: str) -> int:
+        """Write a cohort's newest name to the partitions with an earlier one.
+
+        Returns:
+            How many times the cohort was renamed.
+        """
         with store_errors():
             names = self._registry.names(app_id, cohort_id)
             if not names:
-                return ""
+                return 0
             newest = max(names.values())
-            behind = [p for p, name in names.items() if name.trait != newest.trait]
-            self._register(app_id, behind, Cohort(cohort_id, newest.trait), newest.at_ms)
-            return newest.trait
+            behind = [
+                partition
+                for partition, name in names.items()
+                if (name.renames, name.trait) != (newest.renames, newest.trait)
+            ]
+            self._register(app_id, behind, Cohort(cohort_id, newest.trait), newest)
+            return newest.renames
 
     def _apply_all(
         self, app_id: str, parts: list[_Part], as_known: bool, applied: Applied
@@ -358,6 +366,10 @@ class Memberships:
         for part, reply in zip(parts, replies, strict=True):
             if moves := reply.lists.get(b"moves"):
                 self._note_acknowledged((app_id, part.partition), moves[-1])
+        if self._keys.partitions > 1:
+            # At once, so that the next rename is known to be later.
+            for cohort_id in {name for reply in replies for name in reply.ids(b"renamed")}:
+                self.spread_name(app_id, cohort_id)
         return replies
 
     def _note_acknowledged(self, partition: tuple[str, int], entry: bytes) -> None:
@@ -380,11 +392,15 @@ class Memberships:
         if missing := set(partitions) - set(names):
             newest = max(living)
             for trait in (*newest.earlier[-_EARLIER_NAMES:], newest.trait):
-                self._register(app_id, missing, Cohort(cohort_id, trait), newest.at_ms)
+                self._register(app_id, missing, Cohort(cohort_id, trait), newest)
         return True
 
-    def _register(self, app_id: str, partitions: Iterable[int], cohort: Cohort, at_ms: int) -> None:
-        self._call(app_id, self._registrations(partitions, cohort, "", at_ms), "named")
+    def _register(
+        self, app_id: str, partitions: Iterable[int], cohort: Cohort, newest: PartitionName
+    ) -> None:
+        """Register a name in partitions that lack it, as of the newest one in another."""
+        parts = self._registrations(partitions, cohort, "", newest.at_ms)
+        self._call(app_id, parts, f"spread {newest.renames}")
 
     def _registrations(
         self, partitions: Iterable[int], cohort: Cohort, source: str, at_ms: int | str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -21,12 +21,16 @@ MAX_REMEMBERED = 10_000
 class PartitionName(NamedTuple):
     """A cohort's trait name in one partition, and its earlier ones there.
 
-    The order of the fields finds the newest: if two partitions got a name in the same millisecond,
-    the one with more earlier names has the newer one.
+    The order of the fields finds the newest: the partition with more renames has it. Times of
+    different nodes can't be compared, so they only decide between renames at the same moment.
+
+    Attributes:
+        renames: how many times the cohort was renamed.
+        at_ms: time of the newest statement with this name.
     """
 
+    renames: int
     at_ms: int
-    earlier_count: int
     trait: str
     earlier: list[str]
     is_deleting: bool = False
@@ -66,14 +70,15 @@ class Registry:
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for partition in partitions:
                 state = self._keys.cohort(app_id, partition, cohort_id, "state")
-                pipeline.hmget(state, "named", "names", "trait", "deleting")
+                pipeline.hmget(state, "renames", "named", "names", "trait", "deleting")
             shares: list[tuple[bytes | None, ...]] = pipeline.execute()
         found = {}
-        for partition, (at, names, trait, deleting) in zip(partitions, shares, strict=True):
+        for partition, share in zip(partitions, shares, strict=True):
+            renames, at, names, trait, deleting = share
             if at and trait:
                 earlier = [name["trait"] for name in orjson.loads(names or b"[]")]
                 found[partition] = PartitionName(
-                    int(at), len(earlier), trait.decode(), earlier, deleting is not None
+                    int(renames or 0), int(at), trait.decode(), earlier, deleting is not None
                 )
         return found
 
@@ -117,12 +122,16 @@ class Registry:
 
 def _merged(cohort_id: str, shares: Iterable[tuple[dict[bytes, bytes], int]]) -> CohortRecord:
     states = [state for state, _ in shares]
-    newest = max(states, key=lambda state: int(state[b"named"]))
+    newest = max(states, key=newness)
     record = CohortRecord(
         id=cohort_id,
         trait=newest[b"trait"].decode(),
         first_ms=min(int(state[b"first"]) for state in states),
-        last_ms=max(int(state.get(b"last", state[b"first"])) for state in states),
+        # Partitions that only know the name have none.
+        last_ms=max(
+            (int(state[b"last"]) for state in states if b"last" in state),
+            default=min(int(state[b"first"]) for state in states),
+        ),
         members=sum(members for _, members in shares),
         entered=sum(int(state.get(b"entered", 0)) for state in states),
         left=sum(int(state.get(b"left", 0)) for state in states),
@@ -141,6 +150,11 @@ def _merged(cohort_id: str, shares: Iterable[tuple[dict[bytes, bytes], int]]) ->
     elif any(b"moving" in state or state[b"trait"] != newest[b"trait"] for state in states):
         record.status = Status.RENAMING
     return record
+
+
+def newness(state: Mapping[bytes, bytes]) -> tuple[int, int]:
+    """By which a partition's record of a cohort has the newest name; see PartitionName."""
+    return int(state.get(b"renames", 0)), int(state[b"named"])
 
 
 def _names(state: dict[bytes, bytes]) -> list[dict[str, Any]]:

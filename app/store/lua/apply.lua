@@ -14,7 +14,8 @@
 -- ARGV[6]    message id, or ''; a message is applied once
 -- ARGV[7]    'named': an unknown cohort is created, another trait name renames a known one;
 --            'met': skip unknown cohorts; 'as known': skip cohorts whose trait name is another;
---            'resync <id>': remove members whom this resync has not confirmed
+--            'resync <id>': remove members whom this resync has not confirmed;
+--            'spread <n>': the names of another partition, which has had n renames
 -- ARGV[8..]  groups, each: cohort id, trait name, 'true' or 'false', time of the statement in ms
 --            since the epoch or '' for the time of arrival, number of users, user ids.
 --            A (user, cohort) pair is in one group at most. A group without users registers the
@@ -31,11 +32,13 @@
 --   conflicts   users skipped because their key is not a hash
 --   deleting    ids of cohorts skipped because they are being deleted
 --   unmet       ids of cohorts skipped because of ARGV[7]
+--   renamed     ids of cohorts that have another name now
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
 local known_only, count_only = ARGV[1] == 'known', ARGV[2] == 'count'
 local max_entries, max_age, source, message, mode = unpack(ARGV, 3, 7)
+local spread = tonumber(string.match(mode, '^spread (%d+)$'))
 
 -- How long a message id, and the time of a statement about a member, is remembered, in ms.
 local HORIZON = 24 * 3600 * 1000
@@ -193,31 +196,52 @@ end
 
 -- A cohort's name ---------------------------------------------------------------------------------
 
+-- Of how many names users may still have the field. Each of them costs every user of a call.
+local UNMOVED_NAMES = 10
+local NAMES_KEPT = 50
+-- An earlier name that arrives within this time is a late retry; after it, a rename. In ms.
+local LATE_NAME = 10 * 60 * 1000
+
 -- Rename a cohort that arrives under another trait name, unless that is an earlier name in a late
 -- retry. Returns the current name, and whether users are still to be moved from earlier ones.
 local function rename(cohort, state, current, trait, at, stated_at, named, moving)
-  -- An earlier name that arrives within this time is a late retry; after it, a rename. In ms.
-  local LATE_NAME = 10 * 60 * 1000
-  local NAMES_KEPT = 50
-
-  local late = stated_at and named and at < named
-  local kept = {}
-  for _, earlier in ipairs(cjson.decode(call('HGET', state, 'names') or '[]')) do
+  local names, renames = unpack(call('HMGET', state, 'names', 'renames'))
+  renames = tonumber(renames) or 0
+  local late = spread and spread < renames or not spread and stated_at and named and at < named
+  local kept, unmoved = {}, 0
+  for _, earlier in ipairs(cjson.decode(names or '[]')) do
+    if not moving then earlier.moved = true end
     if earlier.trait ~= trait then
       kept[#kept + 1] = earlier
-    elseif not stated_at and math.abs(now - earlier['until']) < LATE_NAME then
+      if not earlier.moved then unmoved = unmoved + 1 end
+    elseif not spread and not stated_at and math.abs(now - earlier['until']) < LATE_NAME then
       late = true
     end
   end
   if late then return current, moving end
+  if unmoved >= UNMOVED_NAMES then
+    -- It becomes the name once these users are moved, see move.lua.
+    call('HSET', state, 'next', trait, 'named', integer(math.max(at, named or at)))
+    return current, moving
+  end
 
   kept[#kept + 1] = {trait = current, ['until'] = now}
-  -- Users who are still to be moved may have any of the names.
-  while not moving and #kept > NAMES_KEPT do table.remove(kept, 1) end
+  while #kept > NAMES_KEPT do table.remove(kept, 1) end
   call('SADD', base .. 'jobs', cohort)
   call('HSET', state, 'trait', trait, 'named', integer(at), 'names', cjson.encode(kept),
-    'moving', '')
+    'moving', '', 'renames', integer(spread or renames + 1))
+  call('HDEL', state, 'next')
+  if not spread then report('renamed', {cohort}) end
   return trait, ''
+end
+
+-- The trait names from which users are still to be moved.
+local function unmoved_names(state)
+  local unmoved = {}
+  for _, name in ipairs(cjson.decode(call('HGET', state, 'names') or '[]')) do
+    if not name.moved then unmoved[#unmoved + 1] = name.trait end
+  end
+  return #unmoved > 0 and unmoved
 end
 
 -- Time --------------------------------------------------------------------------------------------
@@ -340,10 +364,15 @@ local function apply(cohort, trait, value, stated_at, users)
   if not current then
     call('ZADD', base .. 'cohorts', 0, cohort)
     call('HSET', state, 'trait', trait, 'named', at_text, 'first', now_text)
+    if spread then set('renames', integer(spread)) end
   elseif current ~= trait then
     trait, moving = rename(cohort, state, current, trait, at, stated_at, named, moving)
-  elseif not named or at > named then
-    set('named', at_text) -- any other name up to this time is late
+  else
+    if not named or at >= named then
+      set('named', at_text) -- any other name up to this time is late
+      if moving then call('HDEL', state, 'next') end
+    end
+    if spread then set('renames', integer(math.max(spread, call('HGET', state, 'renames') or 0))) end
   end
 
   if source ~= '' then
@@ -358,12 +387,7 @@ local function apply(cohort, trait, value, stated_at, users)
   if stated_at and not timed then set('timed', '1') end
   if repeated and not newest_unrecorded then set('repeated', '0') end
 
-  local earlier -- trait names to remove from these users
-  if moving then
-    earlier = {}
-    local names = cjson.decode(call('HGET', state, 'names') or '[]')
-    for i, name in ipairs(names) do earlier[i] = name.trait end
-  end
+  local earlier = moving and unmoved_names(state) -- trait names to remove from these users
 
   -- Users who entered or left, and users whose membership is as stated already.
   local moved, confirmed, corrected = {}, {}, {}

@@ -57,7 +57,7 @@ class Checker:
     """
 
     def __init__(
-        self, client: redis.Redis, keys: Keys, spread_name: Callable[[str, str], str]
+        self, client: redis.Redis, keys: Keys, spread_name: Callable[[str, str], int]
     ) -> None:
         self._client = client
         self._keys = keys

@@ -20,7 +20,7 @@ from app.store.errors import store_errors
 from app.store.hold import HELD, Hold
 from app.store.maintenance.key_names import KeyName, Kind
 from app.store.maintenance.raw_store import RawStore, in_parts
-from app.store.registry import Registry
+from app.store.registry import Registry, newness
 
 # Longer than any single call takes; a killed copy leaves its source on hold for this long.
 HOLD_MS = 60_000
@@ -355,22 +355,32 @@ def merged(shares: Iterable[dict[bytes, bytes]]) -> dict[bytes, bytes]:
     shares = [share for share in shares if b"trait" in share]
     if not shares:
         return deletion
-    newest = max(shares, key=lambda share: (int(share[b"named"]), len(_names(share))))
-    state = {b"trait": newest[b"trait"], b"named": newest[b"named"]}
+    newest = max(shares, key=newness)
+    state: dict[bytes, bytes] = {
+        name: newest[name] for name in (b"trait", b"named", b"renames", b"next") if name in newest
+    }
     state[b"first"] = min((share[b"first"] for share in shares), key=int)
     names: dict[str, int] = {}
+    unmoved = {share[b"trait"].decode() for share in shares}
     for share in shares:
         for field_name, at in share.items():
-            if field_name == b"last" or field_name.startswith(b"way:"):
+            if field_name in (b"last", b"repeated", b"timed") or field_name.startswith(b"way:"):
                 state[field_name] = max(state.get(field_name, b"0"), at, key=int)
         for name in _names(share):
             names[name["trait"]] = max(names.get(name["trait"], 0), name["until"])
+            if b"moving" in share and not name.get("moved"):
+                unmoved.add(name["trait"])
     for share in shares:
         names.setdefault(share[b"trait"].decode(), int(newest[b"named"]))
     del names[newest[b"trait"].decode()]
     if names:
         in_order = sorted(names.items(), key=lambda item: item[1])
-        state[b"names"] = orjson.dumps([{"trait": t, "until": until} for t, until in in_order])
+        state[b"names"] = orjson.dumps(
+            [
+                {"trait": trait, "until": until, "moved": trait not in unmoved}
+                for trait, until in in_order
+            ]
+        )
     if any(b"moving" in share or share[b"trait"] != newest[b"trait"] for share in shares):
         state[b"moving"] = b""  # the place of a scan means nothing in another store: start again
     return state | deletion
