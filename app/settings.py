@@ -239,7 +239,8 @@ class Settings:
     max_body_bytes: int = _setting(
         _whole(1024, 1 << 30),
         default=8 << 20,
-        help="Maximum size of a request's body in bytes, after decompression.",
+        help="Maximum size of a request's body in bytes, after decompression. For Cohort Webhooks "
+        "twice that.",
     )
     body_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),

@@ -118,7 +118,18 @@ def test_bad_trait__is_reported_once_with_the_reason(
     connect: Connect, redis_client: redis.Redis
 ) -> None:
     client = connect()
-    client.identify("u", {"email": "a@b.c"})
+    client.identify("u", {"n" * 513: True})
     client.flush()
     assert client.failures == [(400, "invalid_payload", ["u"])]
     assert hashes(redis_client) == {}
+
+
+def test_other_traits__next_to_a_cohort_or_alone__are_no_failure(
+    connect: Connect, redis_client: redis.Redis
+) -> None:
+    client = connect()
+    client.identify("u", {"email": "a@b.c", TRAIT: True, "age": 7})
+    client.identify("v", {"email": "a@b.c"})
+    client.flush()
+    assert client.failures == []
+    assert hashes(redis_client) == {"u": {TRAIT: "true"}}

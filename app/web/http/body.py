@@ -31,6 +31,7 @@ MAX_ERRORS = 50
 VALUES_PER_USER = 16
 _MIN_USERS = 10_000
 _SCAN_BYTES = 1 << 16
+_COUNTED_BYTES = 1 << 20
 # A gzip body may consist of several members. Each step copies what follows the end of a member, so
 # steps are small.
 _MAX_GZIP_MEMBERS = 1000
@@ -41,7 +42,7 @@ THOUSANDS = re.compile("[0-9]{1,3}(?:[,.' \u00a0\u2019\u202f][0-9]{3})+")
 THOUSANDS_HINT = (
     ". A number is printed with thousands separators: in a FreeMarker template, print it with ?c"
 )
-_LONGEST_NUMBER = 40
+NEAR = 40  # characters around an error that may belong to the number
 # Compared as text: Python's codec registry keeps every name that it is asked for, known or not.
 _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii", "ascii"))
 
@@ -68,8 +69,23 @@ def read_text() -> bytes:
     """The decompressed body of the current request, small enough to be decoded.
 
     Raises:
-        UnsupportedMediaType: not declared as JSON in UTF-8, or compressed by other than gzip.
         BodyTooLarge: over ``MAX_BODY_BYTES`` before or after decompression, or too many values.
+        Problem: see :func:`read_decompressed`.
+    """
+    settings = services().settings
+    raw = read_decompressed(settings.max_body_bytes)
+    max_values = _max_values(settings)
+    if _has_more_values(raw, max_values):
+        raise BodyTooLarge(f"The body may hold at most {max_values} JSON values.")
+    return raw
+
+
+def read_decompressed(limit: int) -> bytes:
+    """The decompressed body of the current request.
+
+    Raises:
+        UnsupportedMediaType: not declared as JSON in UTF-8, or compressed by other than gzip.
+        BodyTooLarge: over ``limit`` bytes before or after decompression.
         BodyTimeout: not complete within ``BODY_TIMEOUT_SECONDS``.
         InvalidEncoding: truncated, or not gzip.
     """
@@ -82,14 +98,19 @@ def read_text() -> bytes:
         raise UnsupportedMediaType(
             "Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"}
         )
-    raw = read_raw(settings, settings.max_body_bytes)
+    raw = read_raw(settings, limit)
     fair_queue.begin()
-    if encoding.endswith("gzip"):
-        raw = _gunzip(raw, settings.max_body_bytes)
-    max_values = VALUES_PER_USER * max(settings.max_batch_users, _MIN_USERS)
-    if _has_more_values(raw, max_values):
-        raise BodyTooLarge(f"The body may hold at most {max_values} JSON values.")
-    return raw
+    return _gunzip(raw, limit) if encoding.endswith("gzip") else raw
+
+
+def is_small(raw: bytes) -> bool:
+    """Whether a body is within the limits of :func:`read_text`; may be wrong about long texts."""
+    settings = services().settings
+    return len(raw) <= settings.max_body_bytes and _count_values(raw) <= _max_values(settings)
+
+
+def _max_values(settings: Settings) -> int:
+    return VALUES_PER_USER * max(settings.max_batch_users, _MIN_USERS)
 
 
 def decoded(text: bytes) -> dict[str, Any]:
@@ -97,18 +118,24 @@ def decoded(text: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(text[len(_BOM) :] if text.startswith(_BOM) else text)
     except orjson.JSONDecodeError as error:
-        hint = THOUSANDS_HINT if _is_within_thousands(error.doc, error.pos) else ""
+        before = error.doc[max(error.pos - NEAR, 0) : error.pos]
+        hint = thousands_hint(before, error.doc[error.pos : error.pos + NEAR])
         raise InvalidJson(f"The body is not valid JSON: {error}{hint}") from None
     if not isinstance(value, dict):
-        raise InvalidPayload(errors=[{"place": "", "message": "The body must be a JSON object."}])
+        raise not_an_object()
     return value
 
 
-def _is_within_thousands(text: str, position: int) -> bool:
-    """Whether there is a number with thousands separators at a position of JSON."""
-    start = max(position - _LONGEST_NUMBER, 0)
-    part = text[start : position + _LONGEST_NUMBER]
-    return any(match.start() < position - start < match.end() for match in THOUSANDS.finditer(part))
+def not_an_object() -> InvalidPayload:
+    """The error for JSON that is not an object."""
+    return InvalidPayload(errors=[{"place": "", "message": "The body must be a JSON object."}])
+
+
+def thousands_hint(before: str, after: str) -> str:
+    """A hint if a number with thousands separators is where JSON becomes invalid, else ""."""
+    numbers = THOUSANDS.finditer(before + after)
+    inside = any(number.start() < len(before) < number.end() for number in numbers)
+    return THOUSANDS_HINT if inside else ""
 
 
 def load(schema: Schema, body: dict[str, Any]) -> Any:
@@ -148,7 +175,7 @@ def read_raw(settings: Settings, limit: int) -> bytes:
     """The raw body of the current request, of at most ``limit`` bytes.
 
     Raises:
-        BodyTooLarge, BodyTimeout, InvalidEncoding: see :func:`read_text`.
+        BodyTooLarge, BodyTimeout, InvalidEncoding: see :func:`read_decompressed`.
     """
     sent: Request = request._get_current_object()  # type: ignore[attr-defined]
     length = sent.content_length
@@ -217,4 +244,8 @@ def _has_more_values(raw: bytes, max_values: int) -> bool:
 
 def _count_values(text: bytes) -> int:
     """Count ``,``, ``[`` and ``{``: an upper bound for the number of JSON values."""
-    return len(text) - len(text.translate(None, b",[{"))
+    found = 0
+    for start in range(0, len(text), _COUNTED_BYTES):
+        piece = text[start : start + _COUNTED_BYTES]
+        found += len(piece) - len(piece.translate(None, b",[{"))
+    return found

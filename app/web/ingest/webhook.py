@@ -6,14 +6,18 @@ from flask import Blueprint, Response
 
 from app.auth.authenticate import INGEST, requires
 from app.services import services
-from app.web.http.body import load, read_json
+from app.web.http.body import decoded, is_small, load, read_decompressed
 from app.web.http.contract import describes
 from app.web.http.fields import limited
 from app.web.ingest.apply import PROBLEMS, apply
 from app.web.ingest.replies import AppliedReply, applied
+from app.web.ingest.webhook_body import decode_message
 from app.web.ingest.webhook_schema import Webhook, WebhookSchema
 
 blueprint = Blueprint("webhook", __name__)
+
+# A message may be this many times as large as other bodies: users carry up to 50 properties.
+BODY_LIMITS = 2
 
 
 @blueprint.post("/api/v1/integration/amplitude/webhook")
@@ -21,8 +25,7 @@ blueprint = Blueprint("webhook", __name__)
 @describes(*PROBLEMS, body=(WebhookSchema(),), reply=AppliedReply())
 def receive_webhook() -> Response:
     """Apply one message."""
-    schema = limited(WebhookSchema, services().settings.max_batch_users)
-    webhook: Webhook = load(schema, read_json())
+    webhook = _read_message()
     result = apply(
         webhook.identifies,
         source=blueprint.name,
@@ -30,3 +33,12 @@ def receive_webhook() -> Response:
         message_id=webhook.message_id,
     )
     return applied(result)
+
+
+def _read_message() -> Webhook:
+    """The message. Nothing of the body is kept, however long the store takes."""
+    settings = services().settings
+    raw = read_decompressed(BODY_LIMITS * settings.max_body_bytes)
+    body = decoded(raw) if is_small(raw) else decode_message(raw, settings.max_batch_users)
+    webhook: Webhook = load(limited(WebhookSchema, settings.max_batch_users), body)
+    return webhook

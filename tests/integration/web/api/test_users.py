@@ -69,6 +69,21 @@ trait_names = st.text(
 
 
 class TestUser:
+    @pytest.mark.parametrize(
+        ("path", "user"),
+        [("a", "a"), ("a/", "a"), ("a//", "a/"), ("a///", "a//"), ("a%2F", "a/"), ("a%2F/", "a/")],
+    )
+    def test_slash_at_the_end__is_part_of_the_id_except_one(
+        self, store: Store, reader: Reader, path: str, user: str
+    ) -> None:
+        for n, known in enumerate(("a", "a/", "a//")):
+            say(store, ONE, True, [known], 1000 + n)
+        found = reader.get(f"/api/v1/users/{path}").json
+        assert found["userId"] == user
+        assert found["cohorts"][0]["since"] == 1000 + len(user) - 1
+        member = reader.get(f"/api/v1/cohorts/1/members/{path}").json
+        assert (member["userId"], member["member"]) == (user, True)
+
     def test_user__traits_and_cohorts__are_told_with_since(
         self, store: Store, reader: Reader, redis_client: redis.Redis
     ) -> None:
