@@ -8,14 +8,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import growth, replace
+from bench import growth, reader, replace
 from bench.plan import DEFAULT, GROUPS, SIZES
 from bench.report import report, write
 from bench.runner import Sample, measure, progress
 from bench.servers import ROOT
 
 # Measured step by step rather than as groups of loads.
-SCENARIOS = {"growth": growth.run, "replace": replace.run}
+SCENARIOS = {"reader": reader.run, "growth": growth.run, "replace": replace.run}
 
 
 def main(arguments: list[str]) -> int:

@@ -64,6 +64,11 @@ class Store:
         for node in self._masters:
             node.client.flushall()
 
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """The masters' processes."""
+        return [node.process for node in self._masters]
+
     def cpu_seconds(self) -> tuple[list[float], float]:
         """CPU used so far by each master, and by all replicas."""
         return [*map(_node_cpu, self._masters)], sum(map(_node_cpu, self._replicas))

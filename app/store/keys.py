@@ -104,7 +104,7 @@ class Keys:
         return f"{self.base(app_id, partition)}deleted"
 
     def cohorts(self, app_id: str, partition: int) -> str:
-        """Sorted set of the ids of all cohorts. Private."""
+        """Sorted set of the ids of all cohorts."""
         return f"{self.base(app_id, partition)}cohorts"
 
     def jobs(self, app_id: str, partition: int) -> str:

@@ -4,29 +4,57 @@
   members, with an optional cache.
 - :class:`Follower` passes every membership change to a function of yours, at least once, in any
   number of processes.
+- :class:`AsyncCohortReader` and :class:`AsyncFollower` are the same for asyncio.
 
 ``docs/reading.md`` shows how to use them, ``docs/data-model.md`` describes the keys.
 
-Both take a plain ``redis.Redis``, with ``decode_responses`` on or off. Values named ``…_ms`` are
-times in ms since the epoch, except ``cadence_ms``, which is a duration; ``…_seconds`` are
-durations. Errors of the client (``redis.RedisError``) reach the caller unless documented otherwise.
+They take a ``redis.Redis`` or ``redis.RedisCluster``, or those of ``redis.asyncio``, with
+``decode_responses`` on or off; :func:`connect` and :func:`connect_async` make one with short
+timeouts. Values named ``…_ms`` are times in ms since the epoch, except ``cadence_ms``, which is a
+duration; ``…_seconds`` are durations. Errors of the client (``redis.RedisError``) reach the caller
+unless documented otherwise.
 """
 
+from cohort_reader.answers import (
+    UNSET,
+    Completeness,
+    CompletenessState,
+    Freshness,
+    FreshnessState,
+    IncompleteReason,
+    Membership,
+    Profile,
+    Unset,
+)
 from cohort_reader.changes import FailedChange, Lag, MembershipChange
-from cohort_reader.follower import Follower
-from cohort_reader.keys import UNAVAILABLE_ERRORS, cohort_id_from_trait
-from cohort_reader.reader import CohortReader, Freshness, FreshnessState, Membership, Profile
+from cohort_reader.connect import connect, connect_async
+from cohort_reader.errors import UNAVAILABLE_ERRORS, StoreUnavailable, UnknownApp, UnknownCohort
+from cohort_reader.follower import AsyncFollower, Follower
+from cohort_reader.keys import cohort_id_from_trait
+from cohort_reader.reader import AsyncCohortReader, CohortReader
 
 __all__ = [
     "UNAVAILABLE_ERRORS",
+    "UNSET",
+    "AsyncCohortReader",
+    "AsyncFollower",
     "CohortReader",
+    "Completeness",
+    "CompletenessState",
     "FailedChange",
     "Follower",
     "Freshness",
     "FreshnessState",
+    "IncompleteReason",
     "Lag",
     "Membership",
     "MembershipChange",
     "Profile",
+    "StoreUnavailable",
+    "UnknownApp",
+    "UnknownCohort",
+    "Unset",
     "cohort_id_from_trait",
+    "connect",
+    "connect_async",
 ]

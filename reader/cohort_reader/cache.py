@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -15,13 +15,31 @@ class CachedAnswer(NamedTuple):
     value: Any
 
 
+class Flight:
+    """A question that is being asked, for others who want the same answer.
+
+    Attributes:
+        landed: an event, of ``threading`` or ``asyncio``.
+        answer: None until it has landed, or if it failed.
+        error: why it failed, if it did. If neither is set, it was abandoned.
+    """
+
+    __slots__ = ("answer", "error", "landed")
+
+    def __init__(self, landed: Any) -> None:
+        self.landed = landed
+        self.answer: CachedAnswer | None = None
+        self.error: Exception | None = None
+
+
 class Cache:
-    """Up to ``max_entries`` answers by question. Thread-safe."""
+    """Up to ``max_entries`` answers by question, and questions being asked. Thread-safe."""
 
     def __init__(self, max_entries: int) -> None:
         self.max_entries = max_entries
         self._lock = threading.Lock()
         self._answers: OrderedDict[Hashable, CachedAnswer] = OrderedDict()
+        self._flights: dict[Hashable, Flight] = {}
 
     def get(self, question: Hashable) -> CachedAnswer | None:
         """The cached answer, if any."""
@@ -40,3 +58,30 @@ class Cache:
             self._answers.move_to_end(question)
             if len(self._answers) > self.max_entries:
                 self._answers.popitem(last=False)
+
+    def start(
+        self, questions: Sequence[Any], landed: Any
+    ) -> tuple[dict[Any, Flight], dict[Any, Flight]]:
+        """The flights of the caller's own, new questions, and of those that others are asking.
+
+        ``landed`` makes an event. The caller must :meth:`finish` its own.
+        """
+        own: dict[Any, Flight] = {}
+        others: dict[Any, Flight] = {}
+        event = landed()
+        with self._lock:
+            for question in questions:
+                flight = self._flights.get(question)
+                if flight is None:
+                    own[question] = self._flights[question] = Flight(event)
+                else:
+                    others[question] = flight
+        return own, others
+
+    def finish(self, flights: dict[Any, Flight]) -> None:
+        """Announce that flights have landed."""
+        with self._lock:
+            for question in flights:
+                del self._flights[question]
+        for flight in flights.values():
+            flight.landed.set()

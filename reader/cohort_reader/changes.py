@@ -53,10 +53,10 @@ class Lag:
     Attributes:
         undelivered: entries not delivered yet; None if the store can't tell.
         pending: entries delivered but not acknowledged yet.
-        lost: whether entries left the stream before they were delivered, because the group was
-            behind for longer than the stream is kept. Stays set until
-            :meth:`Follower.acknowledge_loss`. Entries erased with their users count as lost if the
-            stream holds nothing older: the two can't be told apart.
+        lost: whether entries left the stream before they were handled, because the group was behind
+            for longer than the stream is kept, or the group was gone, as after the store lost its
+            data. Stays set until :meth:`Follower.acknowledge_loss`. Entries erased with their users
+            count as lost if the stream holds nothing older: the two can't be told apart.
     """
 
     partition: int
@@ -94,12 +94,8 @@ def decode_entries(reply: Any) -> Iterator[tuple[str, dict[str, str]]]:
         yield text(entry_id), {text(name): text(value) for name, value in fields.items()}
 
 
-def decode_single_stream(reply: Any) -> list[tuple[str, dict[str, str]]]:
-    """The entries in a reply to XREADGROUP on one stream, in RESP2 or RESP3."""
-    if not reply:
-        return []
-    if isinstance(reply, dict):
-        (entries,) = reply.values()
-        return list(decode_entries(entries[0] if isinstance(entries[0], list) else entries))
-    ((_, entries),) = reply
-    return list(decode_entries(entries))
+def decode_script_entries(reply: Any) -> Iterator[tuple[str, dict[str, str]]]:
+    """The same for the reply of a script, in which fields are a flat list."""
+    for entry_id, flat in reply:
+        parts = [text(part) for part in flat]
+        yield text(entry_id), dict(zip(parts[::2], parts[1::2], strict=True))

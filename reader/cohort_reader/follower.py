@@ -11,19 +11,22 @@ backoff if it has failed.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import os
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from secrets import token_hex
 from typing import Any, Literal, NamedTuple
 
 import redis
+import redis.asyncio
 from redis import exceptions
 
 from cohort_reader import scripts
@@ -33,22 +36,28 @@ from cohort_reader.changes import (
     MembershipChange,
     StreamEntry,
     decode_entries,
-    decode_single_stream,
+    decode_script_entries,
     to_change,
 )
-from cohort_reader.keys import UNAVAILABLE_ERRORS, Keys, checked_name, text
+from cohort_reader.errors import UNAVAILABLE_ERRORS
+from cohort_reader.keys import Keys, check_client, checked_name, text
+from cohort_reader.steps import Steps, run, run_async
 
 log = logging.getLogger("cohort_reader")
 
 # How long to block for new entries, and so how often to look for claimable ones.
 BLOCK_SECONDS = 1.0
-# How often to check a partition that another follower is working on.
+# How often to check a partition that another follower is working on, and all of them on a cluster.
 BUSY_SECONDS = 0.1
 # Backoff while the store is unavailable.
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5.0
-PENDING_PAGE_SIZE = 1000
+# Consumers of dead processes are removed after this long, once their entries were handled.
+IDLE_CONSUMER_SECONDS = 3600.0
 MAX_FAILED_ENTRIES = 10_000
 MAX_ERROR_CHARACTERS = 500
+
+Handler = Callable[[MembershipChange], object]
+AsyncHandler = Callable[[MembershipChange], Awaitable[object]]
 
 
 class _Stream(NamedTuple):
@@ -61,7 +70,431 @@ class _Stream(NamedTuple):
     lost: str
 
 
-class Follower:
+class _FollowerCore:
+    """What :class:`Follower` and :class:`AsyncFollower` share: all of the logic, as steps."""
+
+    _is_async = False
+
+    def __init__(
+        self,
+        client: Any,
+        group: str,
+        *,
+        consumer: str | None = None,
+        app: str = "default",
+        prefix: str = "cohorts",
+        start: Literal["new", "all"] | datetime = "new",
+        ordered: bool = True,
+        handler_seconds: float = 60.0,
+        retry_seconds: float = 1.0,
+        max_deliveries: int | None = 10,
+        batch_size: int = 100,
+    ) -> None:
+        check_client(client, type(self).__name__, is_async=self._is_async)
+        if handler_seconds < 0.01 or retry_seconds < 0 or batch_size < 1:
+            raise ValueError("handler_seconds, retry_seconds or batch_size is too small")
+        if max_deliveries is not None and max_deliveries < 1:
+            raise ValueError("max_deliveries must be at least 1, or None")
+        self._client = client
+        self._group = checked_name(group)
+        self._consumer = consumer or f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
+        self._keys = Keys(client, app, prefix)
+        self._start = _start_id(start)
+        self._ordered = ordered
+        self._handler_seconds = handler_seconds
+        # Claims are renewed once half of handler_seconds has passed, so the handler has all of it.
+        self._claim_after_ms = int(handler_seconds * 1500)
+        self._retry_seconds = retry_seconds
+        self._max_deliveries = max_deliveries
+        self._batch_size = batch_size
+        self._streams: deque[_Stream] = deque()
+        self._group_was_lost = False
+        self._idle_streams: list[_Stream] = []
+        self._renewed_at = 0.0
+        self._consumers_checked_at = float("-inf")
+        self._stopping = self._new_event()
+
+    # What differs between the two -----------------------------------------------------------------
+
+    def _new_event(self) -> Any:
+        raise NotImplementedError
+
+    def _pause(self, seconds: float) -> Any:
+        """Wait for a time, or until :meth:`stop`."""
+        raise NotImplementedError
+
+    # Steps ----------------------------------------------------------------------------------------
+
+    def _run(self, handler: Callable[[MembershipChange], object]) -> Steps[None]:
+        self._check_handler(handler)
+        backoff = MIN_BACKOFF_SECONDS
+        try:
+            while not self._stopping.is_set():
+                try:
+                    if not (yield from self._poll(handler)):
+                        yield from self._wait()
+                    backoff = MIN_BACKOFF_SECONDS
+                except UNAVAILABLE_ERRORS as error:
+                    if isinstance(error, exceptions.AuthenticationError):
+                        raise
+                    log.warning("store unavailable, retrying: %s", error)
+                    yield self._pause(backoff)
+                    backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+        finally:
+            with suppress(exceptions.RedisError):
+                yield from self._remove_consumers(self._consumer, IDLE_CONSUMER_SECONDS)
+
+    def _poll(self, handler: Callable[[MembershipChange], object]) -> Steps[int]:
+        self._check_handler(handler)
+        handled = 0
+        self._idle_streams = []
+        try:
+            yield from self._create_group()
+            if time.monotonic() - self._consumers_checked_at > IDLE_CONSUMER_SECONDS:
+                yield from self._remove_consumers("", IDLE_CONSUMER_SECONDS)
+                self._consumers_checked_at = time.monotonic()
+            for stream in list(self._streams):
+                if self._stopping.is_set():
+                    break
+                handled += yield from self._process_stream(stream, handler)
+            self._streams.rotate(-1)
+        except exceptions.ReadOnlyError:
+            # After a failover, open connections may lead to the old primary.
+            if hasattr(self._client, "connection_pool"):
+                yield self._client.connection_pool.disconnect(inuse_connections=False)
+            raise
+        except exceptions.ResponseError as error:
+            if not _is_missing(error):
+                raise
+            self._reset_group()
+        return handled
+
+    def _check_handler(self, handler: Callable[[MembershipChange], object]) -> None:
+        call = getattr(handler, "__call__", None)  # noqa: B004 - of an object with that method
+        if not self._is_async and (
+            inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+        ):
+            raise TypeError("the handler is a coroutine function; AsyncFollower is for that")
+
+    def _create_group(self) -> Steps[bool]:
+        if self._streams:
+            return True
+        prefixes = yield from self._keys.partition_prefixes()
+        if not prefixes:
+            self._start = "0"
+            return False
+        streams = []
+        for partition, key_prefix in enumerate(prefixes):
+            name = f"{key_prefix}changes"
+            keys = (f"{name}:{self._group}:{suffix}" for suffix in ("lease", "failed", "lost"))
+            stream = _Stream(partition, name, *keys)
+            streams.append(stream)
+            first_id = yield from self._first_id(name)
+            if self._group_was_lost:
+                yield self._client.set(stream.lost, "0-0")
+            try:
+                yield self._client.xgroup_create(name, self._group, first_id, mkstream=True)
+            except exceptions.ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+        self._group_was_lost = False
+        self._streams.extend(streams)
+        # Followers that start with different streams compete less for leases.
+        self._streams.rotate(hash(self._consumer))
+        return True
+
+    def _lag(self) -> Steps[list[Lag]]:
+        if not (yield from self._create_group()):
+            return []
+        found = []
+        for stream in sorted(self._streams):
+            try:
+                found_now, is_lost = yield from scripts.DETECT_LOSS(
+                    self._client,
+                    [stream.name, stream.lost],
+                    self._group,
+                    self._claim_after_ms,
+                )
+                self._log_loss(stream, found_now)
+                groups = yield self._client.xinfo_groups(stream.name)
+            except exceptions.ResponseError as error:
+                if not _is_missing(error):
+                    raise
+                self._reset_group()
+                return []
+            group = next((g for g in groups if text(g["name"]) == self._group), None)
+            if group is None:
+                continue
+            found.append(Lag(stream.partition, group["lag"], group["pending"], bool(is_lost)))
+        return found
+
+    def _failed_changes(self, count: int) -> Steps[list[FailedChange]]:
+        if not (yield from self._create_group()):
+            return []
+        found = []
+        for stream in sorted(self._streams):
+            entries = yield self._client.xrange(stream.failed, count=count)
+            for failed_id, fields in decode_entries(entries):
+                entry = StreamEntry(fields["entry"], fields, int(fields["deliveries"]))
+                change = to_change(stream.partition, entry)
+                found.append(FailedChange(failed_id, change, fields["error"]))
+        return found
+
+    def _remove_failed(self, failed: FailedChange) -> Steps[None]:
+        if (yield from self._create_group()):
+            stream = next(s for s in self._streams if s.partition == failed.change.partition)
+            yield self._client.xdel(stream.failed, failed.id)
+
+    def _acknowledge_loss(self) -> Steps[None]:
+        if (yield from self._create_group()):
+            for stream in self._streams:
+                yield self._client.delete(stream.lost)
+
+    def _remove_idle_consumers(self, idle_seconds: float) -> Steps[None]:
+        if (yield from self._create_group()):
+            yield from self._remove_consumers("", idle_seconds)
+
+    def _remove_consumers(self, name: str, idle_seconds: float) -> Steps[None]:
+        for stream in self._streams:
+            yield from scripts.REMOVE_CONSUMERS(
+                self._client, [stream.name], self._group, name, int(idle_seconds * 1000)
+            )
+
+    def _log_loss(self, stream: _Stream, found_now: int) -> None:
+        if found_now:
+            log.error(
+                "changes left %s before group %s handled them: see Lag.lost",
+                stream.name,
+                self._group,
+            )
+
+    def _first_id(self, stream_name: str) -> Steps[str]:
+        """The id that a new group starts after in a stream.
+
+        A group that starts at ``"all"`` has not lost what was trimmed before its start.
+        """
+        if self._start != "all":
+            return self._start
+        try:
+            last = text((yield self._client.xinfo_stream(stream_name))["last-generated-id"])
+        except exceptions.ResponseError as error:
+            if not _is_missing(error):
+                raise
+            return "0"
+        # In this order: if the stream is empty now, nothing was added since `last` was read.
+        for _, oldest in decode_entries((yield self._client.xrange(stream_name, count=1))):
+            return oldest.get("previous", "0")
+        return last
+
+    def _reset_group(self) -> None:
+        """Have the group created again: the store lost its data, so whatever it holds is new."""
+        log.error("group %s is gone, creating it again: see Lag.lost", self._group)
+        self._streams.clear()
+        self._keys.forget_partitions()
+        self._start = "0"
+        self._group_was_lost = True
+
+    def _release(
+        self,
+        stream: _Stream,
+        entry_ids: Sequence[str],
+        *,
+        after_seconds: float = 0.0,
+        deliveries: int | None = None,
+    ) -> Steps[list[str]]:
+        """Let any follower claim this follower's entries after ``after_seconds``.
+
+        Returns:
+            If ``deliveries`` is None, the entries that have left the stream: they stay pending.
+            Otherwise they are lost.
+        """
+        found_now, kept = yield from scripts.RELEASE(
+            self._client,
+            [stream.name, stream.lost],
+            self._group,
+            self._consumer,
+            max(0, self._claim_after_ms - int(after_seconds * 1000)),
+            "" if deliveries is None else deliveries,
+            *entry_ids,
+        )
+        self._log_loss(stream, found_now)
+        return [text(entry_id) for entry_id in kept]
+
+    def _process_stream(
+        self, stream: _Stream, handler: Callable[[MembershipChange], object]
+    ) -> Steps[int]:
+        """Handle about a batch of a stream's changes. Returns how many were handled."""
+        handled = 0
+        state = ""
+        try:
+            while handled < self._batch_size and not self._stopping.is_set():
+                self._renewed_at = time.monotonic()
+                state, entries = yield from self._take(stream)
+                if state == "more":
+                    continue
+                done = yield from self._process_entries(stream, entries, handler)
+                handled += done
+                if not entries or done < len(entries):
+                    break
+        finally:
+            if self._ordered and state != "busy":
+                # If the store is unavailable, the lease expires.
+                with suppress(exceptions.RedisError):
+                    yield from scripts.RELEASE_LEASE(self._client, [stream.lease], self._consumer)
+        if state == "new" and not handled:
+            self._idle_streams.append(stream)
+        return handled
+
+    def _take(self, stream: _Stream) -> Steps[tuple[str, list[StreamEntry]]]:
+        """Take the next entries of a stream to handle. Returns a state, see scripts.TAKE."""
+        state, found_now, *taken = yield from scripts.TAKE(
+            self._client,
+            [stream.name, stream.lost, stream.lease],
+            self._group,
+            self._consumer,
+            self._claim_after_ms,
+            self._batch_size,
+            "ordered" if self._ordered else "unordered",
+        )
+        self._log_loss(stream, found_now)
+        if not taken:
+            return text(state), []
+        entries, deliveries = taken
+        return text(state), [
+            StreamEntry(entry_id, fields, deliveries)
+            for entry_id, fields in decode_script_entries(entries)
+        ]
+
+    def _process_entries(
+        self,
+        stream: _Stream,
+        entries: Sequence[StreamEntry],
+        handler: Callable[[MembershipChange], object],
+    ) -> Steps[int]:
+        """Handle entries in order. Returns how many are done; releases those not started."""
+        done = 0
+        waiting = deque(entries)
+        try:
+            while waiting and not self._stopping.is_set():
+                if not (yield from self._renew_claims(stream, waiting)):
+                    log.warning("another follower has taken over %s", stream.name)
+                    waiting.clear()
+                    break
+                succeeded = yield from self._process_entry(stream, waiting.popleft(), handler)
+                done += succeeded
+                if self._ordered and not succeeded:
+                    break
+        finally:
+            if waiting:
+                with suppress(exceptions.RedisError):
+                    ids = [entry.id for entry in waiting]
+                    # They were not tried, so this delivery doesn't count.
+                    deliveries = waiting[0].deliveries - 1
+                    yield from self._release(stream, ids, deliveries=deliveries)
+        return done
+
+    def _renew_claims(self, stream: _Stream, waiting: Iterable[StreamEntry]) -> Steps[bool]:
+        """Ensure enough time to handle one more entry. False if the lease on the stream is lost."""
+        now = time.monotonic()
+        if now - self._renewed_at < self._handler_seconds / 2:
+            return True
+        self._renewed_at = now
+        if self._ordered:
+            acquired = yield from scripts.ACQUIRE_LEASE(
+                self._client, [stream.lease], self._consumer, self._claim_after_ms
+            )
+            return bool(acquired)
+        ids = [entry.id for entry in waiting]
+        yield from scripts.RENEW(self._client, [stream.name], self._group, self._consumer, *ids)
+        return True
+
+    def _process_entry(
+        self,
+        stream: _Stream,
+        entry: StreamEntry,
+        handler: Callable[[MembershipChange], object],
+    ) -> Steps[bool]:
+        """Handle one entry. False if it failed and will be delivered again."""
+        if self._max_deliveries and entry.deliveries > self._max_deliveries:
+            reason = "delivered too often without the handler returning"
+            yield from self._give_up(stream, entry, reason)
+            return True
+        try:
+            result = handler(to_change(stream.partition, entry))
+            if is_awaitable := inspect.isawaitable(result):
+                if self._is_async:
+                    yield result
+                elif inspect.iscoroutine(result):
+                    result.close()
+        except Exception as error:
+            log.exception("handling %s of %s failed", entry.id, stream.name)
+            if self._max_deliveries and entry.deliveries >= self._max_deliveries:
+                yield from self._give_up(stream, entry, repr(error))
+                return True
+            delay = self._retry_seconds * 2 ** min(entry.deliveries - 1, 30)
+            gone = yield from self._release(stream, [entry.id], after_seconds=delay)
+            if gone:  # it could not be delivered again
+                yield from self._give_up(stream, entry, repr(error))
+            return bool(gone)
+        except BaseException:
+            with suppress(exceptions.RedisError):
+                if (yield from self._release(stream, [entry.id])):
+                    yield from self._give_up(stream, entry, "the follower was interrupted")
+            raise
+        if is_awaitable and not self._is_async:
+            yield from self._release(stream, [entry.id], deliveries=entry.deliveries - 1)
+            raise TypeError("the handler returned an awaitable; AsyncFollower is for that")
+        yield self._client.xack(stream.name, self._group, entry.id)
+        return True
+
+    def _give_up(self, stream: _Stream, entry: StreamEntry, error: str) -> Steps[None]:
+        log.error("giving up %s of %s: see failed_changes()", entry.id, stream.name)
+        fields = {
+            **entry.fields,
+            "entry": entry.id,
+            "deliveries": str(entry.deliveries),
+            "error": error[:MAX_ERROR_CHARACTERS],
+        }
+        yield from scripts.GIVE_UP(
+            self._client,
+            [stream.name, stream.failed],
+            self._group,
+            entry.id,
+            MAX_FAILED_ENTRIES,
+            *(part for field in fields.items() for part in field),
+        )
+
+    def _wait(self) -> Steps[None]:
+        """Wait for the next change, at most for a short time or until :meth:`stop`."""
+        if not self._streams:
+            yield self._pause(BLOCK_SECONDS)
+            return
+        # One command can't wait for streams in different slots.
+        is_cluster = isinstance(self._client, (redis.RedisCluster, redis.asyncio.RedisCluster))
+        if not self._idle_streams or is_cluster:
+            yield self._pause(BUSY_SECONDS)
+            return
+        all_idle = len(self._idle_streams) == len(self._streams)
+        seconds = BLOCK_SECONDS if all_idle else BUSY_SECONDS
+        # The client would time out during a longer block.
+        limit = self._client.get_connection_kwargs().get("socket_timeout")
+        if limit is not None:
+            seconds = min(seconds, limit / 2)
+        positions: dict[str, str] = {}
+        try:
+            for stream in self._idle_streams:
+                for group in (yield self._client.xinfo_groups(stream.name)):
+                    if text(group["name"]) == self._group:
+                        positions[stream.name] = text(group["last-delivered-id"])
+        except exceptions.ResponseError as error:
+            if not _is_missing(error):
+                raise
+            return  # the next poll creates the group again
+        if positions:
+            yield self._client.xread(positions, count=1, block=max(1, int(seconds * 1000)))
+
+
+class Follower(_FollowerCore):
     """Passes membership changes to a handler, as one consumer of a group. Use it from one thread.
 
     The followers of a group, in any number of processes, share its changes. Every change is handled
@@ -89,74 +522,32 @@ class Follower:
         retry_seconds: delay before a failed change is delivered again; doubles with each failure,
             up to ``handler_seconds``.
         max_deliveries: give up a change that fails after so many deliveries, and move it to the
-            group's stream of failed changes. None: never.
+            group's stream of failed changes. None: never, unless it leaves the stream.
         batch_size: how many changes to fetch at a time, at most.
 
     Raises:
+        TypeError: ``client`` is one of ``redis.asyncio``.
         ValueError: an argument is invalid.
     """
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        group: str,
-        *,
-        consumer: str | None = None,
-        app: str = "default",
-        prefix: str = "cohorts",
-        start: Literal["new", "all"] | datetime = "new",
-        ordered: bool = True,
-        handler_seconds: float = 60.0,
-        retry_seconds: float = 1.0,
-        max_deliveries: int | None = 10,
-        batch_size: int = 100,
-    ) -> None:
-        if handler_seconds < 0.01 or retry_seconds < 0 or batch_size < 1:
-            raise ValueError("handler_seconds, retry_seconds or batch_size is too small")
-        if max_deliveries is not None and max_deliveries < 1:
-            raise ValueError("max_deliveries must be at least 1, or None")
-        self._client = client
-        self._group = checked_name(group)
-        self._consumer = consumer or f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
-        self._keys = Keys(client, app, prefix)
-        self._start = _start_id(start)
-        self._ordered = ordered
-        self._handler_seconds = handler_seconds
-        # Claims are renewed once half of handler_seconds has passed, so the handler has all of it.
-        self._claim_after_ms = int(handler_seconds * 1500)
-        self._retry_seconds = retry_seconds
-        self._max_deliveries = max_deliveries
-        self._batch_size = batch_size
-        self._acquire_lease_script = client.register_script(scripts.ACQUIRE_LEASE)
-        self._release_lease_script = client.register_script(scripts.RELEASE_LEASE)
-        self._detect_loss_script = client.register_script(scripts.DETECT_LOSS)
-        self._streams: deque[_Stream] = deque()
-        self._own_pending_released = False
-        self._idle_streams: list[_Stream] = []
-        self._renewed_at = 0.0
-        self._stopping = threading.Event()
+    def _new_event(self) -> threading.Event:
+        return threading.Event()
 
-    def run(self, handler: Callable[[MembershipChange], object]) -> None:
+    def _pause(self, seconds: float) -> Any:
+        return self._stopping.wait(seconds)
+
+    def run(self, handler: Handler) -> None:
         """Pass changes to ``handler`` until :meth:`stop`. Waits while the store is unavailable.
 
         An exception of the handler is logged, and the change delivered again later. A
         ``BaseException`` such as KeyboardInterrupt ends the run.
 
         Raises:
+            TypeError: the handler is a coroutine function, or returned an awaitable. The change is
+                not acknowledged.
             redis.RedisError: the store refuses the follower: permissions, password, type of a key.
         """
-        backoff = MIN_BACKOFF_SECONDS
-        while not self._stopping.is_set():
-            try:
-                if not self.poll(handler):
-                    self._wait()
-                backoff = MIN_BACKOFF_SECONDS
-            except UNAVAILABLE_ERRORS as error:
-                if isinstance(error, exceptions.AuthenticationError):
-                    raise
-                log.warning("store unavailable, retrying: %s", error)
-                self._stopping.wait(backoff)
-                backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+        run(self._run(handler))
 
     def stop(self) -> None:
         """Make :meth:`run` return after the current change, within about a second.
@@ -165,29 +556,9 @@ class Follower:
         """
         self._stopping.set()
 
-    def poll(self, handler: Callable[[MembershipChange], object]) -> int:
+    def poll(self, handler: Handler) -> int:
         """Pass the changes available now to ``handler``, and return how many were handled."""
-        handled = 0
-        self._idle_streams = []
-        try:
-            self.create_group()
-            if not self._own_pending_released:
-                self._release_own_pending()
-            for stream in list(self._streams):
-                if self._stopping.is_set():
-                    break
-                with self._lease(stream) as acquired:
-                    if acquired:
-                        handled += self._process_stream(stream, handler)
-            self._streams.rotate(-1)
-        except exceptions.ResponseError as error:
-            if not _is_missing(error):
-                raise
-            self._reset_group()
-        except BaseException:
-            self._own_pending_released = False
-            raise
-        return handled
+        return run(self._poll(handler))
 
     def create_group(self) -> bool:
         """Create the group at ``start`` if it doesn't exist.
@@ -196,25 +567,7 @@ class Follower:
             False if nothing was received yet: the group is created later, and starts with the first
             change.
         """
-        if self._streams:
-            return True
-        if self._keys.partition_count() is None:
-            self._start = "0"
-            return False
-        streams = []
-        for partition, key_prefix in enumerate(self._keys.partition_prefixes()):
-            name = f"{key_prefix}changes"
-            keys = (f"{name}:{self._group}:{suffix}" for suffix in ("lease", "failed", "lost"))
-            streams.append(_Stream(partition, name, *keys))
-            try:
-                self._client.xgroup_create(name, self._group, self._first_id(name), mkstream=True)
-            except exceptions.ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
-        self._streams.extend(streams)
-        # Followers that start with different streams compete less for leases.
-        self._streams.rotate(hash(self._consumer))
-        return True
+        return run(self._create_group())
 
     def lag(self) -> list[Lag]:
         """How far the group is behind in each partition; for monitoring.
@@ -222,315 +575,84 @@ class Follower:
         Returns:
             An empty list if nothing was received yet, or if the store has just lost its data.
         """
-        if not self.create_group():
-            return []
-        found = []
-        for stream in sorted(self._streams):
-            try:
-                lost = self._detect_loss(stream) in (scripts.LOST_EARLIER, scripts.LOST_NOW)
-                groups: Any = self._client.xinfo_groups(stream.name)
-            except exceptions.ResponseError as error:
-                if not _is_missing(error):
-                    raise
-                self._reset_group()
-                return []
-            group = next((g for g in groups if text(g["name"]) == self._group), None)
-            if group is None:
-                continue
-            found.append(
-                Lag(
-                    partition=stream.partition,
-                    undelivered=group["lag"],
-                    pending=group["pending"],
-                    lost=lost,
-                )
-            )
-        return found
+        return run(self._lag())
 
     def failed_changes(self, count: int = 100) -> list[FailedChange]:
         """The changes that were given up: the oldest ``count`` of each partition."""
-        if not self.create_group():
-            return []
-        found = []
-        for stream in sorted(self._streams):
-            entries = decode_entries(self._client.xrange(stream.failed, count=count))
-            for failed_id, fields in entries:
-                entry = StreamEntry(fields["entry"], fields, int(fields["deliveries"]))
-                change = to_change(stream.partition, entry)
-                found.append(FailedChange(failed_id, change, fields["error"]))
-        return found
+        return run(self._failed_changes(count))
 
     def remove_failed(self, failed: FailedChange) -> None:
         """Remove a change from the failed ones, once you have dealt with it."""
-        stream = next(s for s in self._streams if s.partition == failed.change.partition)
-        self._client.xdel(stream.failed, failed.id)
+        run(self._remove_failed(failed))
 
     def acknowledge_loss(self) -> None:
         """Clear ``lost`` in :meth:`lag`, until more is lost.
 
-        Call it after followers have caught up: until they have, the same loss is detected again.
         Call it before you repair the loss, so that a loss during the repair is not missed.
         """
-        if self.create_group():
-            for stream in self._streams:
-                self._client.delete(stream.lost)
+        run(self._acknowledge_loss())
 
-    def _detect_loss(self, stream: _Stream) -> int:
-        """Detect lost entries; must precede a read, which would hide a new loss."""
-        return int(self._detect_loss_script(keys=[stream.name, stream.lost], args=[self._group]))
+    def remove_idle_consumers(self, idle_seconds: float = IDLE_CONSUMER_SECONDS) -> None:
+        """Remove consumers of the group that did nothing for so long and have nothing pending.
 
-    def _first_id(self, stream_name: str) -> str:
-        """The id that a new group starts after in a stream.
-
-        A group that starts at ``"all"`` has not lost what was trimmed before its start.
+        Followers do this themselves, every hour.
         """
-        if self._start != "all":
-            return self._start
-        try:
-            last = text(self._client.xinfo_stream(stream_name)["last-generated-id"])
-        except exceptions.ResponseError as error:
-            if not _is_missing(error):
-                raise
-            return "0"
-        # In this order: if the stream is empty now, nothing was added since `last` was read.
-        for _, oldest in decode_entries(self._client.xrange(stream_name, count=1)):
-            return oldest.get("previous", "0")
-        return last
+        run(self._remove_idle_consumers(idle_seconds))
 
-    def _reset_group(self) -> None:
-        """Have the group created again: the store lost its data, so whatever it holds is new."""
-        log.warning("group %s is gone, creating it again", self._group)
-        self._streams.clear()
-        self._keys.forget_partitions()
-        self._start = "0"
 
-    @contextmanager
-    def _lease(self, stream: _Stream) -> Iterator[bool]:
-        """Hold the lease on a stream during the block. Yields False if another follower has it."""
-        if not self._ordered:
-            yield True
-            return
-        acquired = self._acquire_lease(stream)
-        try:
-            yield acquired
-        finally:
-            if acquired:
-                # If the store is unavailable, the lease expires.
-                with suppress(exceptions.RedisError):
-                    self._release_lease_script(keys=[stream.lease], args=[self._consumer])
+class AsyncFollower(_FollowerCore):
+    """:class:`Follower` for asyncio. The handler returns an awaitable, or is a plain function.
 
-    def _acquire_lease(self, stream: _Stream) -> bool:
-        return bool(
-            self._acquire_lease_script(
-                keys=[stream.lease], args=[self._consumer, self._claim_after_ms]
-            )
-        )
+    Args: as for :class:`Follower`; ``client`` is one of ``redis.asyncio``.
 
-    def _release_own_pending(self) -> None:
-        """Release entries that were delivered to this follower but not handled.
+    If the task that runs :meth:`run` is cancelled, the change in hand is delivered again.
+    """
 
-        Called at the start and after an error or a lost reply, while no entry is being handled.
-        """
-        for stream in self._streams:
-            start = "-"
-            while True:
-                page: Any = self._client.xpending_range(
-                    stream.name, self._group, start, "+", PENDING_PAGE_SIZE, self._consumer
-                )
-                if not page:
-                    break
-                ids = [text(pending["message_id"]) for pending in page]
-                self._release(stream, ids)
-                start = f"({ids[-1]}"
-        self._own_pending_released = True
+    _is_async = True
 
-    def _release(
-        self,
-        stream: _Stream,
-        entry_ids: Sequence[str],
-        *,
-        after_seconds: float = 0.0,
-        deliveries: int | None = None,
-    ) -> None:
-        """Let any follower claim this follower's entries after ``after_seconds``."""
-        self._client.xclaim(
-            stream.name,
-            self._group,
-            self._consumer,
-            0,
-            list(entry_ids),
-            idle=max(0, self._claim_after_ms - int(after_seconds * 1000)),
-            retrycount=deliveries,
-            justid=True,
-        )
+    def _new_event(self) -> asyncio.Event:
+        return asyncio.Event()
 
-    def _process_stream(
-        self, stream: _Stream, handler: Callable[[MembershipChange], object]
-    ) -> int:
-        """Handle about a batch of a stream's changes. Returns how many were handled."""
-        handled = 0
-        self._renewed_at = time.monotonic()
-        while handled < self._batch_size and not self._stopping.is_set():
-            entries = self._next_entries(stream)
-            done = self._process_entries(stream, entries, handler)
-            handled += done
-            if not entries or done < len(entries):
-                break
-        return handled
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
-    def _next_entries(self, stream: _Stream) -> list[StreamEntry]:
-        """Fetch the next entries of a stream to handle.
+    async def run(self, handler: AsyncHandler | Handler) -> None:
+        """As :meth:`Follower.run`."""
+        await run_async(self._run(handler))
 
-        Pending ones come first, and one at a time: if several were claimed, one that kills the
-        process would use up the deliveries of the others.
-        """
-        while pending := self._first_pending(stream):
-            if pending["time_since_delivered"] < self._claim_after_ms:
-                return []  # in order, so later entries wait too
-            entry_id = text(pending["message_id"])
-            claimed = self._client.xclaim(
-                stream.name, self._group, self._consumer, self._claim_after_ms, [entry_id]
-            )
-            for _, fields in decode_entries(claimed):
-                return [StreamEntry(entry_id, fields, pending["times_delivered"] + 1)]
-            # Another follower claimed it first, or it has left the stream and is now dropped.
+    def stop(self) -> None:
+        """As :meth:`Follower.stop`; to be called on the event loop, as by a handler of signals."""
+        self._stopping.set()
 
-        if self._detect_loss(stream) == scripts.LOST_NOW:
-            log.error(
-                "changes left %s before group %s read them: see Lag.lost", stream.name, self._group
-            )
-        with self._client.pipeline() as pipeline:
-            pipeline.xreadgroup(self._group, self._consumer, {stream.name: ">"}, self._batch_size)
-            pipeline.xpending_range(stream.name, self._group, "-", "+", 1)
-            reply, head = pipeline.execute()
-        entries = [StreamEntry(entry_id, f, 1) for entry_id, f in decode_single_stream(reply)]
-        if not entries:
-            self._idle_streams.append(stream)
-        elif self._ordered and text(head[0]["message_id"]) != entries[0].id:
-            # The client repeated the read after losing a reply, which held older entries.
-            self._release_own_pending()
-            return []
-        return entries
+    async def poll(self, handler: AsyncHandler | Handler) -> int:
+        """As :meth:`Follower.poll`."""
+        return await run_async(self._poll(handler))
 
-    def _first_pending(self, stream: _Stream) -> Any:
-        """The oldest pending entry; if unordered, the oldest claimable one."""
-        min_idle = None if self._ordered else self._claim_after_ms
-        found: Any = self._client.xpending_range(
-            stream.name, self._group, "-", "+", 1, idle=min_idle
-        )
-        return found[0] if found else None
+    async def create_group(self) -> bool:
+        """As :meth:`Follower.create_group`."""
+        return await run_async(self._create_group())
 
-    def _process_entries(
-        self,
-        stream: _Stream,
-        entries: Sequence[StreamEntry],
-        handler: Callable[[MembershipChange], object],
-    ) -> int:
-        """Handle entries in order. Returns how many are done; releases those not started."""
-        done = 0
-        waiting = deque(entries)
-        try:
-            while waiting and not self._stopping.is_set():
-                if not self._renew_claims(stream, waiting):
-                    log.warning("another follower has taken over %s", stream.name)
-                    waiting.clear()
-                    break
-                succeeded = self._process_entry(stream, waiting.popleft(), handler)
-                done += succeeded
-                if self._ordered and not succeeded:
-                    break
-        finally:
-            if waiting:
-                with suppress(exceptions.RedisError):
-                    ids = [entry.id for entry in waiting]
-                    # They were not tried, so this delivery doesn't count.
-                    self._release(stream, ids, deliveries=waiting[0].deliveries - 1)
-        return done
+    async def lag(self) -> list[Lag]:
+        """As :meth:`Follower.lag`."""
+        return await run_async(self._lag())
 
-    def _renew_claims(self, stream: _Stream, waiting: Iterable[StreamEntry]) -> bool:
-        """Ensure enough time to handle one more entry. False if the lease on the stream is lost."""
-        now = time.monotonic()
-        if now - self._renewed_at < self._handler_seconds / 2:
-            return True
-        self._renewed_at = now
-        if self._ordered:
-            return self._acquire_lease(stream)
-        self._client.xclaim(
-            stream.name, self._group, self._consumer, 0, [e.id for e in waiting], justid=True
-        )
-        return True
+    async def failed_changes(self, count: int = 100) -> list[FailedChange]:
+        """As :meth:`Follower.failed_changes`."""
+        return await run_async(self._failed_changes(count))
 
-    def _process_entry(
-        self,
-        stream: _Stream,
-        entry: StreamEntry,
-        handler: Callable[[MembershipChange], object],
-    ) -> bool:
-        """Handle one entry. False if it failed and will be delivered again."""
-        if self._max_deliveries and entry.deliveries > self._max_deliveries:
-            self._give_up(stream, entry, "delivered too often without the handler returning")
-            return True
-        try:
-            handler(to_change(stream.partition, entry))
-        except Exception as error:
-            log.exception("handling %s of %s failed", entry.id, stream.name)
-            if self._max_deliveries and entry.deliveries >= self._max_deliveries:
-                self._give_up(stream, entry, repr(error))
-                return True
-            delay = self._retry_seconds * 2 ** min(entry.deliveries - 1, 30)
-            self._release(stream, [entry.id], after_seconds=delay)
-            return False
-        except BaseException:
-            with suppress(exceptions.RedisError):
-                self._release(stream, [entry.id])
-            raise
-        self._client.xack(stream.name, self._group, entry.id)
-        return True
+    async def remove_failed(self, failed: FailedChange) -> None:
+        """As :meth:`Follower.remove_failed`."""
+        await run_async(self._remove_failed(failed))
 
-    def _give_up(self, stream: _Stream, entry: StreamEntry, error: str) -> None:
-        log.error("giving up %s of %s: see Follower.failed_changes", entry.id, stream.name)
-        fields: dict[Any, Any] = {
-            **entry.fields,
-            "entry": entry.id,
-            "deliveries": str(entry.deliveries),
-            "error": error[:MAX_ERROR_CHARACTERS],
-        }
-        with self._client.pipeline() as pipeline:
-            pipeline.xadd(stream.failed, fields, maxlen=MAX_FAILED_ENTRIES)
-            pipeline.xack(stream.name, self._group, entry.id)
-            pipeline.execute()
+    async def acknowledge_loss(self) -> None:
+        """As :meth:`Follower.acknowledge_loss`."""
+        await run_async(self._acknowledge_loss())
 
-    def _wait(self) -> None:
-        """Wait for the next change, at most for a short time or until :meth:`stop`."""
-        if not self._streams:
-            self._stopping.wait(BLOCK_SECONDS)
-            return
-        if not self._idle_streams:
-            self._stopping.wait(BUSY_SECONDS)
-            return
-        all_idle = len(self._idle_streams) == len(self._streams)
-        seconds = BLOCK_SECONDS if all_idle else BUSY_SECONDS
-        # The client would time out during a longer block.
-        limit = self._client.get_connection_kwargs().get("socket_timeout")
-        if limit is not None:
-            seconds = min(seconds, limit / 2)
-        try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for stream in self._idle_streams:
-                    pipeline.xinfo_groups(stream.name)
-                replies = pipeline.execute()
-        except exceptions.ResponseError as error:
-            if not _is_missing(error):
-                raise
-            return  # the next poll creates the group again
-        positions: dict[Any, Any] = {
-            stream.name: text(group["last-delivered-id"])
-            for stream, groups in zip(self._idle_streams, replies, strict=True)
-            for group in groups
-            if text(group["name"]) == self._group
-        }
-        if positions:
-            self._client.xread(positions, count=1, block=max(1, int(seconds * 1000)))
+    async def remove_idle_consumers(self, idle_seconds: float = IDLE_CONSUMER_SECONDS) -> None:
+        """As :meth:`Follower.remove_idle_consumers`."""
+        await run_async(self._remove_idle_consumers(idle_seconds))
 
 
 def _start_id(start: Literal["new", "all"] | datetime) -> str:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from typing import Any
 from zlib import crc32
 
-import redis
-from redis import exceptions
-
-# The store is unavailable now, but may be back later.
-UNAVAILABLE_ERRORS = (
-    exceptions.ConnectionError,  # including "loading": the store is reading its data
-    exceptions.TimeoutError,
-    exceptions.MasterDownError,
-    exceptions.ReadOnlyError,
-    exceptions.ClusterDownError,
-    exceptions.TryAgainError,
-    exceptions.OutOfMemoryError,
-)
+from cohort_reader.errors import StoreUnavailable
+from cohort_reader.steps import Steps
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -46,39 +36,59 @@ def text(raw: Any) -> str:
     return raw.decode() if isinstance(raw, bytes) else str(raw)
 
 
+def check_client(client: Any, user: str, *, is_async: bool) -> None:
+    """Raise TypeError if an asyncio client is given to a blocking class, or the reverse."""
+    if inspect.iscoroutinefunction(getattr(client, "execute_command", None)) is is_async:
+        return
+    other = user.removeprefix("Async") if is_async else f"Async{user}"
+    kind = "redis.asyncio.Redis" if is_async else "redis.Redis"
+    found = f"{type(client).__module__}.{type(client).__qualname__}"
+    raise TypeError(f"{user} needs a {kind}, but got a {found}; {other} is for that")
+
+
 class Keys:
     """Builds the keys of one app. The number of partitions is read from the store."""
 
-    def __init__(self, client: redis.Redis, app: str, prefix: str) -> None:
+    def __init__(self, client: Any, app: str, prefix: str) -> None:
         self._client = client
-        self._app = checked_name(app)
-        self._prefix = checked_name(prefix)
-        self._partition_prefixes: list[str] = []
+        self.app = checked_name(app)
+        self.prefix = checked_name(prefix)
+        self.layout = f"{prefix}:layout"
+        # The common prefix of all keys in each partition; empty while unknown.
+        self.known_prefixes: list[str] = []
 
-    def partition_count(self) -> int | None:
-        """The number of partitions; None until the receiver has stored something."""
-        if not self._partition_prefixes:
-            found: Any = self._client.get(f"{self._prefix}:layout")
-            if not found:
-                return None
-            self._partition_prefixes = self._build_prefixes(int(found))
-        return len(self._partition_prefixes)
+    def load_partitions(self) -> Steps[int | None]:
+        """Read the number of partitions; None until the receiver has stored something.
+
+        Raises:
+            StoreUnavailable: the store holds an unfinished copy.
+        """
+        found = yield self._client.get(self.layout)
+        if found is not None and int(found) == 0:
+            raise StoreUnavailable(f"{self.layout} is 0: the store holds an unfinished copy")
+        self.known_prefixes = self._build_prefixes(int(found)) if found else []
+        return int(found) if found else None
 
     def forget_partitions(self) -> None:
-        """Read the number of partitions again, after the store has lost its data."""
-        self._partition_prefixes = []
+        """Read the number of partitions again, as the store may have lost its data."""
+        self.known_prefixes = []
 
-    def partition_prefixes(self) -> list[str]:
-        """The common prefix of all keys in each partition."""
-        if not self._partition_prefixes and self.partition_count() is None:
-            return self._build_prefixes(1)
-        return self._partition_prefixes
+    def partition_prefixes(self) -> Steps[list[str]]:
+        """The common prefix of all keys in each partition; [] until something was received."""
+        if not self.known_prefixes:
+            count = yield from self.load_partitions()
+            return self._build_prefixes(count) if count else []
+        return self.known_prefixes
 
-    def prefix_for(self, name: str) -> str:
-        """The key prefix of a user's partition, or of a cohort's home partition."""
-        prefixes = self.partition_prefixes()
-        return prefixes[crc32(name.encode()) % len(prefixes)] if len(prefixes) > 1 else prefixes[0]
+    def assumed_prefixes(self) -> list[str]:
+        """The prefixes of a store without data, which may get any number of partitions."""
+        return self._build_prefixes(1)
 
     def _build_prefixes(self, count: int) -> list[str]:
-        tags = [self._app] if count == 1 else [f"{self._app}:{number}" for number in range(count)]
-        return [f"{self._prefix}:{{{tag}}}:" for tag in tags]
+        tags = [self.app] if count == 1 else [f"{self.app}:{number}" for number in range(count)]
+        return [f"{self.prefix}:{{{tag}}}:" for tag in tags]
+
+
+def prefix_for(name: str, prefixes: list[str]) -> str:
+    """The key prefix of a user's partition, or of a cohort's home partition."""
+    return prefixes[0] if len(prefixes) == 1 else prefixes[crc32(name.encode()) % len(prefixes)]

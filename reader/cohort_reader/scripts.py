@@ -1,51 +1,250 @@
-"""The Lua scripts of the follower."""
+"""The Lua scripts of the follower.
 
-# Acquire or renew the lease on a stream. Safe to repeat when a reply was lost.
-ACQUIRE_LEASE = """
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
+All keys of a script belong to one change stream, and so to one slot of a cluster. All of them may
+run when the store's memory is full: a follower that can't go on would lose changes.
 """
 
-RELEASE_LEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 1
-"""
+from __future__ import annotations
 
-# Detect and record that entries left the stream before the group read them.
+import hashlib
+from typing import Any
+
+from redis import exceptions
+
+from cohort_reader.steps import Steps
+
+# Owns the entries that wait to be handled again. Entries of a follower itself are those that it has
+# in hand, or whose reply it lost.
+RELEASED = "(released)"
+
+
+class Script:
+    """A script; runs by its digest, and is loaded where the store doesn't know it."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.digest = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: Any, keys: list[str], *args: Any) -> Steps[Any]:
+        for _ in range(2):
+            try:
+                return (yield client.evalsha(self.digest, len(keys), *keys, *args))
+            except exceptions.NoScriptError:
+                yield client.script_load(self.source)
+        return (yield client.evalsha(self.digest, len(keys), *keys, *args))
+
+
+# Detects and records that entries left the stream before they were handled.
 #
-# Each entry names its predecessor ('previous'). If the predecessor of the first unread entry is
-# newer than the last entry read, the entries in between are gone. Trimming removes the oldest
-# entries first, so if an older entry is still held, they were erased with their users and are no
-# loss. It may write even when memory is full, as it runs before every read.
-DETECT_LOSS = """#!lua flags=allow-oom
+# Trimming removes the oldest entries first. So if an older entry is still held, a missing one was
+# erased with its users, and that is no loss. If nothing older is held, the two can't be told apart.
+_LOSS = """#!lua flags=allow-oom
 local call = redis.call
-local read
-for _, group in ipairs(call('XINFO', 'GROUPS', KEYS[1])) do
-  local about = {}
-  for i = 1, #group, 2 do about[group[i]] = group[i + 1] end
-  if about['name'] == ARGV[1] then read = about['last-delivered-id'] end
-end
+local stream, lost, group = KEYS[1], KEYS[2], ARGV[1]
 
-local function after(a, b)
+local function is_newer(a, b)
   local ms_a, n_a = string.match(a, '(%d+)-(%d+)')
   local ms_b, n_b = string.match(b, '(%d+)-(%d+)')
   if ms_a ~= ms_b then return tonumber(ms_a) > tonumber(ms_b) end
   return tonumber(n_a) > tonumber(n_b)
 end
 
-local entry = read and call('XRANGE', KEYS[1], '(' .. read, '+', 'COUNT', 1)[1]
-local previous = '0-0'
-for i = 1, entry and #entry[2] or 0, 2 do
-  if entry[2][i] == 'previous' then previous = entry[2][i + 1] end
+-- The fields of a reply that alternates names and values.
+local function fields(list)
+  local found = {}
+  for i = 1, #list, 2 do found[list[i]] = list[i + 1] end
+  return found
 end
-if entry and after(previous, read)
-    and call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1] == entry[1] then
-  call('SET', KEYS[2], previous)
-  return 2
+
+local lost_now = 0
+local function note_missing(id)
+  if #call('XRANGE', stream, '-', '(' .. id, 'COUNT', 1) == 0 then
+    call('SET', lost, id)
+    lost_now = 1
+  end
 end
-return call('EXISTS', KEYS[2])
+
+-- An entry was delivered, is not acknowledged, and has left the stream.
+local function drop(id)
+  note_missing(id)
+  call('XACK', stream, group, id)
+end
+
+-- Entries that left the stream before they were delivered. Each entry names its predecessor
+-- ('previous'), so a gap shows before the first undelivered one. Closes the gap.
+local function note_gap()
+  local read
+  for _, row in ipairs(call('XINFO', 'GROUPS', stream)) do
+    local about = fields(row)
+    if about['name'] == group then read = about['last-delivered-id'] end
+  end
+  if not read then return end
+  local entry = call('XRANGE', stream, '(' .. read, '+', 'COUNT', 1)[1]
+  local last
+  if entry then
+    last = fields(entry[2])['previous'] or '0-0'
+  else
+    last = fields(call('XINFO', 'STREAM', stream))['last-generated-id']
+  end
+  if is_newer(last, read) then
+    note_missing(entry and entry[1] or last)
+    if lost_now == 1 then call('XGROUP', 'SETID', stream, group, last) end
+  end
+end
 """
-# Results of DETECT_LOSS; 0 is no loss.
-LOST_EARLIER, LOST_NOW = 1, 2
+
+# Take what to handle next, in one step with the check for loss.
+#
+# KEYS     stream, lost, lease
+# ARGV     group, consumer, after how long entries may be claimed in ms, how many new entries at
+#          most, 'ordered' or 'unordered'
+# Returns  {state, 1 if a loss was found now, entries, deliveries}. States: 'busy', another follower
+#          has the lease; 'wait', an older entry is to be handled first, but not yet; 'more', call
+#          again; 'pending', one entry that was delivered before; 'new', entries or none.
+#
+# Pending entries come first, and one at a time: if several were taken, one that kills the process
+# would use up the deliveries of the others. Entries of this consumer are not in hand when this is
+# called: their reply was lost, or an earlier process of that name died. They are due at once.
+TAKE = Script(
+    _LOSS
+    + """
+local lease = KEYS[3]
+local consumer, claim_after, count, ordered =
+  ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == 'ordered'
+local DROPPED_AT_ONCE = 100
+
+local function first_pending()
+  if ordered then return call('XPENDING', stream, group, '-', '+', 1)[1] end
+  return call('XPENDING', stream, group, '-', '+', 1, consumer)[1]
+    or call('XPENDING', stream, group, 'IDLE', claim_after, '-', '+', 1)[1]
+end
+
+local pending = first_pending() -- fails here if there is no such group
+if ordered then
+  local owner = call('GET', lease)
+  if owner and owner ~= consumer then return {'busy', 0} end
+  call('SET', lease, consumer, 'PX', claim_after)
+end
+
+for _ = 1, DROPPED_AT_ONCE do
+  if not pending then
+    note_gap()
+    local reply = call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', count,
+      'STREAMS', stream, '>')
+    return {'new', lost_now, reply and reply[1][2] or {}, 1}
+  end
+  local id, owner, idle, deliveries = unpack(pending)
+  if ordered and owner ~= consumer and idle < claim_after then return {'wait', lost_now} end
+  local entry = call('XRANGE', stream, id, id)[1]
+  if entry then
+    call('XCLAIM', stream, group, consumer, 0, id, 'RETRYCOUNT', deliveries + 1, 'JUSTID')
+    return {'pending', lost_now, {entry}, deliveries + 1}
+  end
+  drop(id)
+  pending = first_pending()
+end
+return {'more', lost_now}
+"""
+)
+
+# Let any follower take entries after some time.
+#
+# KEYS     stream, lost
+# ARGV     group, consumer, idle time in ms to give them, deliveries to give them or '', ids
+# Returns  {1 if a loss was found now, ids that have left the stream and were kept pending}
+#
+# If deliveries is '', entries that have left the stream stay pending, for the caller to give up.
+RELEASE = Script(
+    _LOSS
+    + f"local RELEASED = '{RELEASED}'"
+    + """
+local consumer, idle, deliveries = ARGV[2], ARGV[3], ARGV[4]
+local kept = {}
+for i = 5, #ARGV do
+  local id = ARGV[i]
+  local pending = call('XPENDING', stream, group, id, id, 1)[1]
+  if pending and pending[2] == consumer then
+    if #call('XRANGE', stream, id, id) > 0 then
+      local count = deliveries == '' and pending[4] or deliveries
+      call('XCLAIM', stream, group, RELEASED, 0, id, 'IDLE', idle, 'RETRYCOUNT', count, 'JUSTID')
+    elseif deliveries == '' then
+      kept[#kept + 1] = id
+    else
+      drop(id)
+    end
+  end
+end
+return {lost_now, kept}
+"""
+)
+
+# Detect loss without taking anything.
+#
+# KEYS     stream, lost
+# ARGV     group, after how long entries may be claimed in ms
+# Returns  {1 if a loss was found now, 1 if one was found and not acknowledged}
+DETECT_LOSS = Script(
+    _LOSS
+    + """
+local AT_ONCE = 100
+for _, pending in ipairs(call('XPENDING', stream, group, 'IDLE', ARGV[2], '-', '+', AT_ONCE)) do
+  if #call('XRANGE', stream, pending[1], pending[1]) > 0 then break end
+  drop(pending[1])
+end
+note_gap()
+return {lost_now, call('EXISTS', lost)}
+"""
+)
+
+# Keep entries in hand from being claimed by others. Those that have left the stream stay pending,
+# as XCLAIM would forget them.
+#
+# KEYS     stream
+# ARGV     group, consumer, ids
+RENEW = Script("""#!lua flags=allow-oom
+for i = 3, #ARGV do
+  if #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) > 0 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+  end
+end
+return 1
+""")
+
+# Move an entry to the failed ones.
+#
+# KEYS     stream, failed
+# ARGV     group, entry id, how many failed entries to keep, field, value, …
+GIVE_UP = Script("""#!lua flags=allow-oom
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 4))
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+return 1
+""")
+
+# Acquire or renew the lease on a stream. Safe to repeat when a reply was lost.
+ACQUIRE_LEASE = Script("""#!lua flags=allow-oom
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+""")
+
+RELEASE_LEASE = Script("""#!lua flags=allow-oom
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+""")
+
+# Remove consumers without pending entries: one by name, and those that did nothing for some time.
+#
+# KEYS     stream
+# ARGV     group, consumer or '', idle time in ms
+REMOVE_CONSUMERS = Script("""#!lua flags=allow-oom
+local call = redis.call
+for _, row in ipairs(call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local about = {}
+  for i = 1, #row, 2 do about[row[i]] = row[i + 1] end
+  if about['pending'] == 0 and (about['name'] == ARGV[2] or about['idle'] >= tonumber(ARGV[3])) then
+    call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], about['name'])
+  end
+end
+return 1
+""")

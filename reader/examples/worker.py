@@ -18,9 +18,7 @@ import signal
 import sqlite3
 import sys
 
-import redis
-
-from cohort_reader import Follower, MembershipChange
+from cohort_reader import Follower, MembershipChange, connect
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS membership (
@@ -56,7 +54,7 @@ def apply(database: sqlite3.Connection, change: MembershipChange) -> None:
 def main(path: str) -> None:
     """Follow changes until the process is asked to stop."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
-    client = redis.Redis.from_url(os.environ["REDIS_URL"])
+    client = connect(os.environ["REDIS_URL"], timeout_seconds=5)
     follower = Follower(client, "members", app=os.environ.get("COHORT_APP", "default"), start="all")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: follower.stop())
@@ -69,4 +67,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or "REDIS_URL" not in os.environ:
+        sys.exit("usage: REDIS_URL=redis://… python worker.py DATABASE")
     main(sys.argv[1])

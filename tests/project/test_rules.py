@@ -82,20 +82,37 @@ def test_imports__of_each_part__point_one_way(part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "itself", "named"),
+    ("folder", "itself", "named", "optional"),
     [
-        ("reader", "cohort_reader", {"redis"}),
-        ("simulator", "simulator", {"click", "redis", "rich"}),
+        (
+            "reader",
+            "cohort_reader",
+            {"circuitbreaker", "redis"},
+            {"openfeature": "openfeature-sdk"},
+        ),
+        ("simulator", "simulator", {"click", "redis", "rich"}, {}),
     ],
 )
 def test_imports__of_what_is_installed_on_its_own__are_the_libraries_that_it_names(
-    folder: str, itself: str, named: set[str]
+    folder: str, itself: str, named: set[str], optional: dict[str, str]
 ) -> None:
-    paths = list((ROOT / folder).rglob("*.py"))
+    paths = [
+        path
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name not in THE_CALLERS_OWN.get(folder, ())
+    ]
     found = {name.split(".")[0] for path in paths for name in imports(path)}
-    assert found - sys.stdlib_module_names - {itself} == named
+    assert found - sys.stdlib_module_names - {itself} == named | set(optional)
     project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
     assert {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} == named
+    extras = project.get("optional-dependencies", {})
+    assert {re.match(r"[\w-]+", line)[0] for lines in extras.values() for line in lines} == set(
+        optional.values()
+    )
+
+
+# Modules for programs that have the library anyway.
+THE_CALLERS_OWN = {"reader": {"pytest_plugin.py"}}
 
 
 def test_packages__of_the_simulator__are_all_installed() -> None:

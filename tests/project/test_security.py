@@ -37,4 +37,4 @@ def test_licences__of_every_package_that_runs__are_listed() -> None:
     assert not [name for name, licence in listed.items() if "UNKNOWN" in licence]
 
 
-ELSEWHERE = {"colorama", "async-timeout", "cffi", "pycparser"}
+ELSEWHERE = {"colorama", "async-timeout", "cffi", "pycparser", "tzdata"}

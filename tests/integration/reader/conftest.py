@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import redis
+import redis.asyncio
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.store import Tuning
+from app.settings import Settings
+from app.store import Store, Tuning, connect
+from cohort_reader import AsyncCohortReader, AsyncFollower, CohortReader, Follower
 from simulator import payloads
 from tests.integration.conftest import APP, caller
+from tests.integration.reader.blocking import Blocking, Loop
 from tests.support.stores import socket_url, start_store, store_folder
 
 COHORT = "abc123"
@@ -38,6 +44,16 @@ class Service:
         users = [user_ids] if isinstance(user_ids, str) else user_ids
         self._post(payloads.COHORT_PATH, payloads.batch(users, trait, member))
 
+    def push_traits(self, user_id: str, traits: Sequence[str]) -> None:
+        """Send that a user has several traits."""
+        identify = payloads.batch([user_id], TRAIT, True)
+        identify["batch"][0]["traits"] = dict.fromkeys(traits, True)
+        self._post(payloads.COHORT_PATH, identify)
+
+    def store(self, url: str) -> Store:
+        """The service's own view of the store."""
+        return Store(connect(Settings(redis_url=url)), partitions=self.partitions)
+
     def push_webhook(self, user_id: str, computed_time: int) -> None:
         """Tell by a webhook that a user is in the cohort."""
         body = payloads.webhook(
@@ -55,9 +71,28 @@ class Service:
         assert reply.status_code == 200, reply.text
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
-def service(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Service:
-    return Service(caller(make_app(store_partitions=request.param, tuning=ALERT)), request.param)
+@pytest.fixture(params=["blocking", "asyncio"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which of the two a test runs with: the classes for threads, or those for asyncio."""
+    return str(request.param)
+
+
+@pytest.fixture
+def loop(kind: str) -> Iterator[Loop | None]:
+    """The event loop of the asyncio classes."""
+    if kind == "blocking":
+        yield None
+        return
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest, kind: str, make_app: Callable[..., Flask]) -> Service:
+    """The service, with one partition for the blocking classes, and three for those of asyncio."""
+    partitions = getattr(request, "param", 1 if kind == "blocking" else 3)
+    return Service(caller(make_app(store_partitions=partitions, tuning=ALERT)), partitions)
 
 
 @pytest.fixture
@@ -67,12 +102,41 @@ def split_service(make_app: Callable[..., Flask]) -> Service:
 
 
 @pytest.fixture(params=[False, True], ids=["bytes", "text"])
-def reading_client(
-    request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis
-) -> Iterator[redis.Redis]:
-    """An application's client; replies are bytes or, with ``decode_responses``, text."""
-    with redis.Redis.from_url(store_url, decode_responses=request.param) as client:
-        yield client
+def decode(request: pytest.FixtureRequest) -> bool:
+    """Whether the client's replies are text, with ``decode_responses``, or bytes."""
+    return bool(request.param)
+
+
+Clients = Callable[..., Any]
+
+
+@pytest.fixture
+def connect_client(store_url: str, loop: Loop | None) -> Iterator[Clients]:
+    """Make an application's client of the test's kind; arguments are its own, and its address."""
+    with ExitStack() as stack:
+
+        def connect(url: str = store_url, **options: Any) -> Any:
+            if loop is None:
+                return stack.enter_context(redis.Redis.from_url(url, **options))
+            client = redis.asyncio.Redis.from_url(url, **options)
+            stack.callback(lambda: loop.run(client.aclose()))
+            return client
+
+        yield connect
+
+
+@pytest.fixture
+def make_reader(connect_client: Clients, loop: Loop | None) -> Callable[..., CohortReader]:
+    """Make a reader; keyword arguments are its own, and ``client``."""
+
+    def make(client: Any = None, **options: Any) -> CohortReader:
+        client = client or connect_client()
+        options = {"app": APP, **options}
+        if loop is None:
+            return CohortReader(client, **options)
+        return cast(CohortReader, Blocking(AsyncCohortReader(client, **options), loop))
+
+    return make
 
 
 class RestartableStore:
@@ -102,3 +166,19 @@ def restartable_store() -> Iterator[RestartableStore]:
             yield store
         finally:
             store.kill()
+
+
+@pytest.fixture
+def make(
+    redis_client: redis.Redis, connect_client: Clients, loop: Loop | None
+) -> Callable[..., Follower]:
+    """Make a follower of everything; keyword arguments are its own, and ``client``."""
+
+    def make(client: Any = None, **changes: Any) -> Follower:
+        client = client or connect_client()
+        options: dict[str, Any] = {"group": "mail", "app": APP, "start": "all", **changes}
+        if loop is None or isinstance(client, redis.Redis):
+            return Follower(client, **options)
+        return cast(Follower, Blocking(loop.make(lambda: AsyncFollower(client, **options)), loop))
+
+    return make

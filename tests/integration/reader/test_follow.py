@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -12,17 +13,20 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 from flask import Flask
 
 from app.settings import Settings
 from app.store import Store, connect
-from cohort_reader import Follower, MembershipChange
+from cohort_reader import AsyncFollower, Follower, MembershipChange
+from cohort_reader.steps import Steps
 from simulator import payloads
 from tests.integration.conftest import caller
-from tests.integration.reader.conftest import COHORT, RestartableStore, Service
+from tests.integration.reader.conftest import COHORT, Clients, RestartableStore, Service
 from tests.support.polling import DEADLINE, wait_until
 
 READER = Path(__file__).resolve().parents[3] / "reader"
@@ -34,17 +38,6 @@ Make = Callable[..., Follower]
 @pytest.fixture(params=[True, False], ids=["ordered", "unordered"])
 def ordered(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
-
-
-@pytest.fixture
-def make(redis_client: redis.Redis, service: Service) -> Make:
-    """Build a follower of everything; keyword arguments are its own."""
-
-    def make(**changes: object) -> Follower:
-        options = {"group": "mail", "app": service.app, "start": "all", **changes}
-        return Follower(redis_client, **options)
-
-    return make
 
 
 class Heard:
@@ -131,19 +124,15 @@ def test_changes__each__are_handed_over_once(
 @pytest.mark.parametrize("decode", [True, False], ids=["text", "bytes"])
 def test_client__however_it_gives_replies__will_do(
     split_service: Service,
-    redis_client: redis.Redis,
-    store_url: str,
+    make: Make,
+    connect_client: Clients,
     protocol: int,
     legacy: bool,
     decode: bool,
 ) -> None:
     split_service.push(["a", "é", "c"])
-    client = redis.Redis.from_url(
-        store_url, protocol=protocol, legacy_responses=legacy, decode_responses=decode
-    )
-    follower = Follower(
-        client, "mail", app=split_service.app, start="all", max_deliveries=2, **QUICK
-    )
+    client = connect_client(protocol=protocol, legacy_responses=legacy, decode_responses=decode)
+    follower = make(client, max_deliveries=2, **QUICK)
     heard = Heard()
 
     def fail_for_c(change: MembershipChange) -> None:
@@ -151,11 +140,10 @@ def test_client__however_it_gives_replies__will_do(
         if "c" in change.user_ids:
             raise ValueError("not c")
 
-    with client:
-        poll_until(follower, fail_for_c, lambda: follower.failed_changes())
-        (failed,) = follower.failed_changes()
-        assert "c" in failed.change.user_ids
-        assert [(lag.undelivered, lag.pending) for lag in follower.lag()] == [(0, 0)] * 3
+    poll_until(follower, fail_for_c, lambda: follower.failed_changes())
+    (failed,) = follower.failed_changes()
+    assert "c" in failed.change.user_ids
+    assert [(lag.undelivered, lag.pending) for lag in follower.lag()] == [(0, 0)] * 3
     assert set(heard.users()) == {"a", "é", "c"}
 
 
@@ -185,9 +173,9 @@ def test_start__at_a_time__leaves_out_what_came_before(
 
 
 def test_start__before_anything_was_received__misses_nothing(
-    redis_client: redis.Redis, make_app: Callable[..., Flask]
+    redis_client: redis.Redis, make: Make, make_app: Callable[..., Flask]
 ) -> None:
-    follower = Follower(redis_client, "mail", app=Service.app, start="new")
+    follower = make(start="new")
     assert follower.poll(Heard()) == 0
     assert follower.lag() == []
     Service(caller(make_app(store_partitions=3)), 3).push(["a", "b", "c"])
@@ -237,9 +225,7 @@ def test_two_followers__unordered__work_at_the_same_time_and_share(
     assert Counter(heard[0].users() + heard[1].users()) == Counter(f"u{n}" for n in range(20))
 
 
-def test_two_followers__ordered__share_the_partitions(
-    split_service: Service, redis_client: redis.Redis
-) -> None:
+def test_two_followers__ordered__share_the_partitions(split_service: Service, make: Make) -> None:
     users = [f"u{number}" for number in range(20)]
     for user_id in users:
         split_service.push(user_id)
@@ -254,7 +240,7 @@ def test_two_followers__ordered__share_the_partitions(
 
         return handle
 
-    followers = [Follower(redis_client, "mail", app=split_service.app, start="all") for _ in heard]
+    followers = [make() for _ in heard]
     with following(*[(f, handler(h)) for f, h in zip(followers, heard, strict=True)]):
         wait_until(lambda: sum(len(h.changes) for h in heard) >= 20)
     assert Counter(heard[0].users() + heard[1].users()) == Counter(users)
@@ -366,9 +352,9 @@ def test_follower__started_again_under_its_name__goes_on_at_once(
     service.push(["a"], False)
 
     def crash(change: MembershipChange) -> None:
-        raise KeyboardInterrupt
+        raise Killed
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         make(consumer="one", handler_seconds=1000).poll(crash)
     heard = Heard()
     make(consumer="one", handler_seconds=1000).poll(heard)
@@ -377,39 +363,37 @@ def test_follower__started_again_under_its_name__goes_on_at_once(
     assert [change.deliveries for change in heard.changes] == [2, 1]
 
 
+class Killed(BaseException):
+    """Ends a follower, as KeyboardInterrupt does."""
+
+
 class LosingClient(redis.Redis):
-    """Loses the reply to a read, once, and reads again, as the library does on its own."""
+    """Loses the reply to a script, once, and calls it again, as the library does on its own."""
 
-    def lose_a_reply(self, group: str, consumer: str, stream: str) -> None:
-        self.lost = (group, consumer, {stream: ">"}, 2)
+    loses = 0
 
-    def pipeline(self, *args: object, **options: object) -> redis.client.Pipeline:
-        lost, self.lost = getattr(self, "lost", None), None
-        if lost:
-            self.xreadgroup(*lost)
-        return super().pipeline(*args, **options)
+    def evalsha(self, *args: Any) -> Any:
+        self.loses -= 1
+        if self.loses == 0:
+            super().evalsha(*args)
+        return super().evalsha(*args)
 
 
+@pytest.mark.parametrize("lost_reply", range(1, 5))
 def test_reply__that_is_lost__costs_no_change_and_no_order(
-    make_app: Callable[..., Flask], store_url: str, ordered: bool
+    make_app: Callable[..., Flask], store_url: str, ordered: bool, lost_reply: int
 ) -> None:
     service = Service(caller(make_app()), 1)
     for number in range(5):
         service.push("a", number % 2 == 0)
-    client = LosingClient(connection_pool=redis.ConnectionPool.from_url(store_url))
-    follower = Follower(
-        client,
-        "mail",
-        consumer="one",
-        app=service.app,
-        start="all",
-        ordered=ordered,
-        **QUICK,
-    )
-    follower.create_group()
-    client.lose_a_reply("mail", "one", f"cohorts:{{{service.app}}}:changes")
     heard = Heard()
-    poll_until(follower, heard, lambda: len(heard.changes) == 5)
+    with LosingClient.from_url(store_url) as client:
+        follower = Follower(
+            client, "mail", app=service.app, start="all", ordered=ordered, handler_seconds=1000
+        )
+        follower.create_group()
+        client.loses = lost_reply
+        poll_until(follower, heard, lambda: len(heard.changes) == 5)
     versions = [change.version for change in heard.changes]
     assert len(set(versions)) == 5
     if ordered:
@@ -635,7 +619,7 @@ def test_loss__before_a_new_groups_first_read__is_told_until_it_is_dealt_with(
     heard = Heard()
     follower.poll(heard)
     assert heard.of("a") == [True, False]
-    assert caplog.text.count("before group mail read them") == 1
+    assert caplog.text.count("before group mail handled them") == 1
     service.push("b")
     follower.poll(heard)
     assert sum(lag.lost for lag in follower.lag()) == 1
@@ -761,8 +745,6 @@ def test_erasure__where_nothing_older_is_held__is_told_as_loss(
     follower.poll(Heard())
     service.push("b")
     erase("a", "b")
-    assert not lost(follower)
-    service.push("c")
     assert lost(follower), "it looks like a loss, and may not be left out"
 
 
@@ -790,15 +772,16 @@ def test_store__that_loses_its_data_between_poll_and_wait__ends_no_run(
 ) -> None:
     service.push("a")
     follower = make()
-    wait = follower._wait
+    core = getattr(follower, "_wrapped", follower)
+    wait = core._wait
 
-    def lose_all_and_wait() -> None:
-        monkeypatch.setattr(follower, "_wait", wait)
+    def lose_all_and_wait() -> Steps[None]:
+        monkeypatch.setattr(core, "_wait", wait)
         redis_client.flushall()
-        wait()
+        yield from wait()
         service.push("b")
 
-    monkeypatch.setattr(follower, "_wait", lose_all_and_wait)
+    monkeypatch.setattr(core, "_wait", lose_all_and_wait)
     heard = Heard()
     with following((follower, heard)):
         wait_until(lambda: "b" in heard.users())
@@ -824,7 +807,11 @@ def test_lag__after_the_store_lost_its_data__tells_of_the_group_that_is_made_aga
 
 
 def test_store__killed_and_started_again__is_followed_on(
-    restartable_store: RestartableStore, make_app: Callable[..., Flask], ordered: bool
+    restartable_store: RestartableStore,
+    make_app: Callable[..., Flask],
+    make: Make,
+    connect_client: Clients,
+    ordered: bool,
 ) -> None:
     url = restartable_store.url
     service = Service(caller(make_app(redis_url=url, store_partitions=3)), 3)
@@ -840,14 +827,7 @@ def test_store__killed_and_started_again__is_followed_on(
             assert go_on.wait(DEADLINE)
 
     # Not a thousand seconds later: it knows at once what it had in hand.
-    follower = Follower(
-        redis.Redis.from_url(url),
-        "mail",
-        app=service.app,
-        start="all",
-        ordered=ordered,
-        handler_seconds=1000,
-    )
+    follower = make(connect_client(url), ordered=ordered, handler_seconds=1000)
     for user_id in users[:20]:
         service.push(user_id)
     with following((follower, handle)):
@@ -864,14 +844,14 @@ def test_store__killed_and_started_again__is_followed_on(
 
 
 def test_follower__without_the_right__says_so(
-    service: Service, store_url: str, redis_client: redis.Redis
+    service: Service, make: Make, connect_client: Clients, redis_client: redis.Redis
 ) -> None:
     service.push("a")
     redis_client.acl_setuser("nobody", enabled=True, nopass=True, keys=["*"], commands=["+get"])
-    client = redis.Redis.from_url(store_url, username="nobody", password="any")
+    client = connect_client(username="nobody", password="any")
     try:
-        with pytest.raises(redis.exceptions.NoPermissionError), client:
-            Follower(client, "mail", app=service.app).run(Heard())
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            make(client).run(Heard())
     finally:
         redis_client.acl_deluser("nobody")
 
@@ -895,3 +875,79 @@ def test_arguments__that_make_no_sense__are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"must|too small"):
         Follower(redis_client, **{"group": "mail", **arguments})
+
+
+def test_handler__that_is_a_coroutine_function__is_refused_before_anything_is_delivered(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    service = Service(caller(make_app()), 1)
+    service.push("a")
+    follower = Follower(redis_client, "mail", app=service.app, start="all")
+
+    async def handle(change: MembershipChange) -> None:
+        raise AssertionError("never awaited")
+
+    class Callable_:
+        async def __call__(self, change: MembershipChange) -> None:
+            raise AssertionError("never awaited")
+
+    for handler in (handle, Callable_()):
+        for call in (follower.poll, follower.run):
+            with pytest.raises(TypeError, match="coroutine function; AsyncFollower is for that"):
+                call(handler)
+    assert not redis_client.exists(f"cohorts:{{{service.app}}}:changes:mail:lease")
+    heard = Heard()
+    follower.poll(heard)
+    assert [(change.user_ids, change.deliveries) for change in heard.changes] == [(("a",), 1)]
+
+
+def test_handler__that_returns_an_awaitable__raises_and_nothing_is_acknowledged(
+    make_app: Callable[..., Flask], redis_client: redis.Redis, ordered: bool
+) -> None:
+    service = Service(caller(make_app()), 1)
+    service.push("a")
+    service.push("b")
+
+    async def handle(change: MembershipChange) -> None:
+        raise AssertionError("never awaited")
+
+    follower = Follower(redis_client, "mail", app=service.app, start="all", ordered=ordered)
+    for call in (follower.poll, follower.run):
+        with pytest.raises(TypeError, match="returned an awaitable; AsyncFollower is for that"):
+            call(lambda change: handle(change))
+    assert pending(redis_client, service) == 2
+    assert follower.failed_changes() == []
+    heard = Heard()
+    poll_until(follower, heard, lambda: len(heard.changes) == 2)
+    assert heard.users() == ["a", "b"]
+    assert {change.deliveries for change in heard.changes} == {1}
+
+
+def test_async_follower__takes_a_plain_function_too_and_survives_being_cancelled(
+    make_app: Callable[..., Flask], store_url: str
+) -> None:
+    service = Service(caller(make_app()), 1)
+    for user_id in "abc":
+        service.push(user_id)
+    heard = Heard()
+
+    async def run() -> None:
+        async with redis.asyncio.Redis.from_url(store_url) as client:
+            options: dict[str, Any] = {"app": service.app, "start": "all", "handler_seconds": 1000}
+            begun = asyncio.Event()
+
+            async def hang(change: MembershipChange) -> None:
+                begun.set()
+                await asyncio.Event().wait()
+
+            task = asyncio.create_task(AsyncFollower(client, "mail", **options).run(hang))
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            follower = AsyncFollower(client, "mail", **options)
+            while len(heard.changes) < 3:
+                await follower.poll(heard)
+
+    asyncio.run(run())
+    assert heard.users() == ["a", "b", "c"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import redis
@@ -17,17 +18,23 @@ from app.settings import Settings
 from app.store import Store, connect
 from app.store.keys import Keys as ServiceKeys
 from cohort_reader import CohortReader, Freshness, FreshnessState, cohort_id_from_trait
-from cohort_reader.keys import Keys
+from cohort_reader.keys import Keys, prefix_for
+from cohort_reader.steps import run
 from simulator import payloads
 from tests.integration.conftest import caller
-from tests.integration.reader.conftest import COHORT, TRAIT, Service
+from tests.integration.reader.conftest import COHORT, TRAIT, Clients, Service
 
 ODD_IDS = ["a@b.c", "a/b", "a b", "é", "🎉", "a{b}", "*", "a:b", "'\"\\", "line\nbreak", "x" * 1024]
 
 
+MakeReader = Callable[..., CohortReader]
+
+
 @pytest.fixture
-def reader(reading_client: redis.Redis, service: Service) -> CohortReader:
-    return CohortReader(reading_client, app=service.app)
+def reader(
+    service: Service, make_reader: MakeReader, connect_client: Clients, decode: bool
+) -> CohortReader:
+    return make_reader(connect_client(decode_responses=decode))
 
 
 def test_is_member__after_entering_and_leaving__follows(
@@ -161,19 +168,19 @@ def test_freshness__of_a_cohort__follows_its_arrivals(
     assert reader.freshness(COHORT).state is FreshnessState.LATE
 
 
-def test_apps__that_share_a_store__are_apart(service: Service, reading_client: redis.Redis) -> None:
+def test_apps__that_share_a_store__are_apart(service: Service, make_reader: MakeReader) -> None:
     service.push("a")
-    assert not CohortReader(reading_client, app="other").is_member("a", COHORT)
-    assert not CohortReader(reading_client, app=service.app, prefix="x").is_member("a", COHORT)
+    assert not make_reader(app="other").is_member("a", COHORT)
+    assert not make_reader(prefix="x").is_member("a", COHORT)
 
 
 def test_reader__made_before_anything_was_received__learns_the_partitions(
-    reading_client: redis.Redis, make_app: Callable[..., Flask]
+    redis_client: redis.Redis, make_reader: MakeReader, make_app: Callable[..., Flask]
 ) -> None:
-    reader = CohortReader(reading_client, app=Service.app)
+    reader = make_reader()
     assert not reader.is_member("a", COHORT)
     Service(caller(make_app(store_partitions=5)), 5).push(["a", "b", "c"])
-    assert reader.are_members("abc", COHORT) == dict.fromkeys("abc", True)
+    assert reader.are_members(list("abc"), COHORT) == dict.fromkeys("abc", True)
     assert reader.member_count(COHORT) == 3
 
 
@@ -195,24 +202,12 @@ def test_cohort_id__of_any_trait_name__is_the_services(trait: str) -> None:
     assert cohort_id_from_trait(trait) == Cohort.from_trait(trait).id
 
 
-class _Layout(redis.Redis):
-    """Tells a number of partitions."""
-
-    def __init__(self, partitions: int) -> None:
-        self.partitions = partitions
-
-    def get(self, name: object) -> bytes:
-        return str(self.partitions).encode()
-
-    def close(self) -> None:
-        pass
-
-
 @given(TEXT, st.integers(1, 50))
 def test_keys__of_any_user__are_the_services(user_id: str, partitions: int) -> None:
-    keys = Keys(_Layout(partitions), "shop", "cohorts")
+    client = Mock(redis.Redis, get=lambda name: str(partitions).encode())
+    prefixes = run(Keys(client, "shop", "cohorts").partition_prefixes())
     service = ServiceKeys("cohorts", partitions)
-    assert keys.prefix_for(user_id) + f"user:{user_id}" == service.user("shop", user_id)
-    assert [f"{base}changes" for base in keys.partition_prefixes()] == [
+    assert prefix_for(user_id, prefixes) + f"user:{user_id}" == service.user("shop", user_id)
+    assert [f"{base}changes" for base in prefixes] == [
         service.changes("shop", partition) for partition in range(partitions)
     ]

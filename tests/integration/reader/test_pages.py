@@ -14,9 +14,11 @@ from zlib import crc32
 import pytest
 import redis
 from flask import Flask
+from openfeature import api
 
 from app.settings import ApiKey
 from cohort_reader import CohortReader, Follower, MembershipChange
+from cohort_reader.steps import run as run_steps
 from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.reader.conftest import Service
@@ -128,9 +130,9 @@ def first_line(example: Example) -> str:
 
 
 @pytest.mark.parametrize(
-    "example", [e for e in examples("reading.md", "python") if not e.mark], ids=first_line
+    "example", [e for e in examples("python-reader.md", "python") if not e.mark], ids=first_line
 )
-def test_reading__examples__print_what_they_say(
+def test_python_reader__examples__print_what_they_say(
     example: Example,
     receive_alice: Callable[[int], None],
     store_url: str,
@@ -142,12 +144,13 @@ def test_reading__examples__print_what_they_say(
     assert Follower(client, "mail", start="all").create_group()
     monkeypatch.setenv("REDIS_URL", store_url)
     assert in_python(example.code, tmp_path, {}) == example.printed
+    api.clear_providers()
 
 
-def test_reading__example_of_a_follower__prints_what_it_says(
+def test_python_reader__example_of_a_follower__prints_what_it_says(
     receive_alice: Callable[[int], None], store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (example,) = [e for e in examples("reading.md", "python") if e.mark == "follow"]
+    (example,) = [e for e in examples("python-reader.md", "python") if e.mark == "follow"]
     receive_alice(1)
     monkeypatch.setenv("REDIS_URL", store_url)
     printed: list[str] = []
@@ -195,6 +198,8 @@ def test_reading__rights__are_enough_and_not_more(
             assert reader.is_member("a", "abc123")
             assert reader.traits("a") == {TRAIT: True}
             assert reader.member_count("abc123") == 2
+            assert reader.freshness("abc123").state == "fresh"
+            assert reader.cohort_ids() == ["abc123"]
             assert set(reader.members("abc123")) == {"a", "bad"}
             key = next(redis_client.scan_iter(match="*:user:a"))
             for write in (client(name).delete, client(name).persist):
@@ -216,7 +221,7 @@ def test_reading__rights__are_enough_and_not_more(
 
         def all_failed() -> bool:
             follower.poll(fail)
-            follower._wait()
+            run_steps(follower._wait())
             users = [u for failed in follower.failed_changes() for u in failed.change.user_ids]
             return sorted(users) == ["a", "bad"]
 

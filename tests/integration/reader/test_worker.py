@@ -131,3 +131,25 @@ def forget_who_died(client: redis.Redis, service: Service) -> None:
                 idle=10**6,
                 justid=True,
             )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [([], {"REDIS_URL": "redis://127.0.0.1:1"}), (["a", "b"], {}), (["members.sqlite"], {})],
+    ids=["no argument", "two arguments", "no address"],
+)
+def test_worker__started_wrongly__says_how_in_one_line(
+    arguments: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(READER / "examples" / "worker.py"), *arguments]
+    done = subprocess.run(
+        command,
+        env={"PYTHONPATH": str(READER), **environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "usage: REDIS_URL=redis://… python worker.py DATABASE\n"

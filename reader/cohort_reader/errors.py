@@ -1,0 +1,30 @@
+"""Errors, and which of the client's errors mean that the store is unavailable."""
+
+from __future__ import annotations
+
+from redis import exceptions
+
+
+class StoreUnavailable(exceptions.ConnectionError):
+    """The store is unavailable; it was not asked, or its data is not complete yet."""
+
+
+class UnknownCohort(LookupError):
+    """The store has never received this cohort."""
+
+
+class UnknownApp(UnknownCohort):
+    """The store has nothing of this app: wrong app, prefix, database or store."""
+
+
+# The store is unavailable now, but may be back later.
+UNAVAILABLE_ERRORS = (
+    exceptions.ConnectionError,  # including "loading": the store is reading its data
+    exceptions.TimeoutError,
+    exceptions.MasterDownError,
+    exceptions.ReadOnlyError,
+    exceptions.ClusterDownError,
+    exceptions.TryAgainError,
+    exceptions.OutOfMemoryError,
+    exceptions.RedisClusterException,  # no node of a cluster answers
+)

@@ -1,0 +1,247 @@
+"""No change is lost without a word: what a follower can no longer handle, it reports as lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import redis
+from flask import Flask
+
+from app.store import Store
+from tests.integration.conftest import caller
+from tests.integration.reader.conftest import Clients, RestartableStore, Service
+from tests.integration.reader.test_follow import (
+    QUICK,
+    Heard,
+    Make,
+    die_in_handler,
+    following,
+    lost,
+    pending,
+    poll_until,
+    trim,
+)
+from tests.support.polling import DEADLINE, wait_until
+
+pytestmark = pytest.mark.parametrize("service", [1], indirect=True, ids=["one partition"])
+
+
+@pytest.fixture(params=[True, False], ids=["ordered", "unordered"])
+def ordered(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2], ids=["all trimmed", "one kept", "two kept"])
+def test_loss__of_changes_that_were_delivered_and_never_handled__is_reported(
+    service: Service,
+    make: Make,
+    store_url: str,
+    redis_client: redis.Redis,
+    ordered: bool,
+    kept: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for user_id in "abc":
+        service.push(user_id)
+    die_in_handler(store_url, service)
+    trim(redis_client, kept)
+    heard = Heard()
+    follower = make(ordered=ordered, **QUICK)
+    poll_until(follower, heard, lambda: not pending(redis_client, service))
+    assert heard.users() == list("abc")[3 - kept :]
+    assert lost(follower)
+    assert "see Lag.lost" in caplog.text
+    follower.acknowledge_loss()
+    assert not lost(follower)
+
+
+def test_loss__of_a_change_that_is_to_be_tried_again__is_none_as_it_is_kept_as_failed(
+    service: Service, make: Make, redis_client: redis.Redis, ordered: bool
+) -> None:
+    service.push("a")
+
+    def trim_and_fail(change: object) -> None:
+        trim(redis_client, 0)
+        raise ValueError("no more")
+
+    follower = make(ordered=ordered, **QUICK)
+    follower.poll(trim_and_fail)
+    (failed,) = follower.failed_changes()
+    assert failed.change.user_ids == ("a",)
+    assert "no more" in failed.error
+    assert pending(redis_client, service) == 0
+    assert not lost(follower)
+
+
+def test_loss__of_changes_that_a_stopped_follower_had_fetched__is_reported(
+    service: Service, make: Make, redis_client: redis.Redis, ordered: bool
+) -> None:
+    for user_id in "abc":
+        service.push(user_id)
+    follower = make(ordered=ordered, **QUICK)
+    heard = Heard()
+
+    def trim_and_stop(change: object) -> None:
+        heard(change)  # type: ignore[arg-type]
+        trim(redis_client, 1)
+        follower.stop()
+
+    follower.run(trim_and_stop)
+    assert heard.users() == ["a"]
+    again = make(ordered=ordered, **QUICK)
+    poll_until(again, heard, lambda: not pending(redis_client, service))
+    assert heard.users() == ["a", "c"]
+    assert lost(again)
+
+
+class TrimmingClient(redis.Redis):
+    """Trims a stream before the n-th command that it sends."""
+
+    def trim_before(self, command: int, stream: str, entries: int) -> None:
+        self.countdown, self.stream, self.entries = command, stream, entries
+
+    def count(self) -> None:
+        self.countdown = getattr(self, "countdown", 0) - 1
+        if self.countdown == 0:
+            super().execute_command("XTRIM", self.stream, "MAXLEN", "=", self.entries)
+
+    def execute_command(self, *args: object, **options: object) -> object:
+        self.count()
+        return super().execute_command(*args, **options)
+
+    def pipeline(self, *args: object, **options: object) -> redis.client.Pipeline:
+        self.count()
+        return super().pipeline(*args, **options)
+
+
+@pytest.mark.parametrize("command", range(1, 8))
+def test_loss__whatever_command_the_trim_comes_before__is_reported_and_only_then(
+    service: Service, store_url: str, make: Make, command: int
+) -> None:
+    client = TrimmingClient.from_url(store_url)
+    follower = make(client=client)
+    service.push("first")
+    follower.poll(Heard())
+    for user_id in "abcd":
+        service.push(user_id)
+    client.trim_before(command, f"cohorts:{{{service.app}}}:changes", 2)
+    heard = Heard()
+    with client:
+        follower.poll(heard)
+        follower.poll(heard)
+    assert heard.users() in (list("abcd"), list("cd"))
+    assert lost(follower) == (heard.users() == list("cd"))
+
+
+def test_loss__of_all_that_was_unread__is_reported_before_anything_new_arrives(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    service.push("a")
+    follower = make()
+    follower.poll(Heard())
+    service.push("b")
+    trim(redis_client, 0)
+    assert lost(follower)
+    follower.acknowledge_loss()
+    assert not lost(follower)
+    service.push("c")
+    heard = Heard()
+    follower.poll(heard)
+    assert heard.users() == ["c"]
+    assert not lost(follower)
+
+
+def test_loss__by_a_store_that_lost_its_data__is_reported(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    service.push("a")
+    follower = make()
+    follower.poll(Heard())
+    redis_client.flushall()
+    service.push("b")
+    heard = Heard()
+    poll_until(follower, heard, lambda: heard.users() == ["b"])
+    assert lost(make())
+
+
+def test_erasure__of_a_pending_change_with_an_older_one_held__is_no_loss(
+    service: Service, make: Make, store: Store, store_url: str, redis_client: redis.Redis
+) -> None:
+    service.push("older")
+    make().poll(Heard())
+    service.push("a")
+    service.push("b")
+    die_in_handler(store_url, service)
+    store.erasure.erase(service.app, "a")
+    heard = Heard()
+    follower = make(**QUICK)
+    poll_until(follower, heard, lambda: not pending(redis_client, service))
+    assert heard.users() == ["b"]
+    assert not lost(follower)
+
+
+def test_store__that_is_read_only_for_a_moment__is_followed_on_at_once(
+    service: Service,
+    restartable_store: RestartableStore,
+    make_app: Callable[..., Flask],
+    make: Make,
+    connect_client: Clients,
+    ordered: bool,
+) -> None:
+    url = restartable_store.url
+    sender = Service(caller(make_app(redis_url=url)), 1)
+    client = redis.Redis.from_url(url)
+    heard = Heard()
+    replica = threading.Event()
+
+    def handle(change: object) -> None:
+        heard(change)  # type: ignore[arg-type]
+        if len(heard.changes) == 2:
+            client.replicaof("127.0.0.1", 1)
+            replica.set()
+
+    follower = make(connect_client(url), ordered=ordered, handler_seconds=1000)
+    for user_id in "abcd":
+        sender.push(user_id)
+    with following((follower, handle)):
+        assert replica.wait(DEADLINE)
+        client.replicaof("NO", "ONE")
+        wait_until(lambda: set(heard.users()) == set("abcd"))
+        wait_until(lambda: all((lag.undelivered, lag.pending) == (0, 0) for lag in follower.lag()))
+    assert len(heard.changes) <= 5
+
+
+def consumers(client: redis.Redis, service: Service) -> set[str]:
+    return {
+        row["name"]
+        for key in client.scan_iter(match="*:changes")
+        for row in client.xinfo_consumers(key, "mail")
+    }
+
+
+def test_run__that_ends__leaves_no_consumer_behind(
+    service: Service, make: Make, redis_client: redis.Redis, ordered: bool
+) -> None:
+    for number in range(3):
+        follower = make(ordered=ordered)
+        service.push(f"u{number}")
+        follower.run(lambda change, follower=follower: follower.stop())  # type: ignore[misc]
+    assert {name for name in consumers(redis_client, service) if name != "(released)"} == set()
+
+
+def test_consumers__that_died__are_removed_once_others_have_handled_their_changes(
+    service: Service, make: Make, store_url: str, redis_client: redis.Redis
+) -> None:
+    service.push("a")
+    die_in_handler(store_url, service)
+    (dead,) = consumers(redis_client, service)
+    heard = Heard()
+    make(**QUICK).remove_idle_consumers(idle_seconds=0)
+    assert consumers(redis_client, service) == {dead}, "it has a change that nobody handled"
+    poll_until(make(**QUICK), heard, lambda: heard.users() == ["a"])
+    make(**QUICK).remove_idle_consumers(idle_seconds=1000)
+    assert dead in consumers(redis_client, service)
+    make(**QUICK).remove_idle_consumers(idle_seconds=0)
+    assert dead not in consumers(redis_client, service)
