@@ -18,6 +18,7 @@ from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
 from app.store.layout import Layout
 from app.store.registry import PartitionName, Registry
+from app.store.tuning import DEFAULT, Tuning
 
 # Bounds a script call, so that it doesn't block the store: a thousand new users take about 5 ms.
 USERS_PER_CALL = 1000
@@ -58,6 +59,7 @@ class _Part(NamedTuple):
     partition: int
     options: list[Any]
     groups: list[Any]
+    arrived: float | None = None
 
     def renamed(self, names: Mapping[str, str | None]) -> _Part:
         """The groups of these cohorts only, under these names; those named None are left out."""
@@ -121,6 +123,7 @@ class Memberships:
         *,
         stream_limits: tuple[int, int],
         wait: Wait,
+        tuning: Tuning = DEFAULT,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -130,6 +133,7 @@ class Memberships:
         self._deletions = deletions
         self._stream_limits = stream_limits  # entries, and age in ms
         self._wait = wait
+        self._tuning = tuning
         self._script = load_script(client, "apply.lua")
         # By app and partition, the newest entry of the change stream that was acknowledged to this
         # process: time and number. app/server/store_watch.py takes them out.
@@ -142,6 +146,7 @@ class Memberships:
         *,
         source: str,
         message_id: str = "",
+        arrived: float | None = None,
         known_only: bool = False,
         as_known: bool = False,
     ) -> Applied:
@@ -153,6 +158,7 @@ class Memberships:
             source: the name of the source; kept with the cohort.
             message_id: if given, the message is applied once. For a day, it is recognised by this
                 id together with the changes, in the same order.
+            arrived: when the request arrived, on the monotonic clock; now if not given.
             known_only: apply to registered users only.
             as_known: trait names may be outdated: use each cohort's current one, and skip unknown
                 cohorts.
@@ -165,6 +171,7 @@ class Memberships:
             changes,
             source=source,
             message_id=message_id,
+            arrived=arrived,
             known_only=known_only,
             as_known=as_known,
         )
@@ -214,6 +221,7 @@ class Memberships:
         *,
         source: str = "",
         message_id: str = "",
+        arrived: float | None = None,
         known_only: bool = False,
         as_known: bool = False,
     ) -> Applied:
@@ -232,7 +240,7 @@ class Memberships:
         with store_errors():
             self._layout.check_writable(app_id)
             parts = [
-                _Part(partition, [*options, _message_key(message_id, groups)], groups)
+                _Part(partition, [*options, _message_key(message_id, groups)], groups, arrived)
                 for partition, groups in self._split(changes)
             ]
             for _, reply in self._apply_all(app_id, parts, as_known, applied):
@@ -357,7 +365,10 @@ class Memberships:
 
     def _call(self, app_id: str, parts: Sequence[_Part], mode: str) -> list[_Reply]:
         calls = [
-            Call(self._keys.changes(app_id, part.partition), [*part.options, mode, *part.groups])
+            Call(
+                self._keys.changes(app_id, part.partition),
+                [*part.options, mode, self._waited_ms(part), *part.groups],
+            )
             for part in parts
         ]
         replies = [
@@ -371,6 +382,13 @@ class Memberships:
             for cohort_id in {name for reply in replies for name in reply.ids(b"renamed")}:
                 self.spread_name(app_id, cohort_id)
         return replies
+
+    def _waited_ms(self, part: _Part) -> int:
+        """How long ago the request of a part arrived, in ms; 0 if it was just now."""
+        if part.arrived is None:
+            return 0
+        waited = self._tuning.monotonic() - part.arrived
+        return round(waited * 1000) if waited >= self._tuning.waited_seconds else 0
 
     def _note_acknowledged(self, partition: tuple[str, int], entry: bytes) -> None:
         """Requests of a worker overlap, so the newest entry may be noted first."""

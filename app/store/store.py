@@ -80,6 +80,7 @@ class Store:
             deletions,
             stream_limits=(changes_max_entries, changes_max_age_hours * _MS_PER_HOUR),
             wait=wait,
+            tuning=tuning,
         )
         self.registered_users = RegisteredUsers(client, keys, self.layout)
         self.lookups = Lookups(client, keys)

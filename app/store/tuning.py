@@ -15,6 +15,8 @@ class Tuning:
         now: the clock, in seconds since the epoch.
         monotonic: the clock that measures durations, in seconds.
         store_now: the store's clock, in seconds since the epoch; None to ask the store.
+        waited_seconds: requests that reach the store this soon after they arrived count as if they
+            arrived then.
         layout_check_seconds: how long a check of the stored layout is valid. Short, as the store
             may lose its data or be replaced at any time.
         freshness_noted_seconds: an arrival this soon after one that was noted is not noted again.
@@ -36,6 +38,7 @@ class Tuning:
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     store_now: Callable[[], float] | None = None
+    waited_seconds: float = 0.25
     layout_check_seconds: float = 1.0
     freshness_noted_seconds: float = 1.0
     cohorts_per_call: int = 250

@@ -16,7 +16,8 @@
 --            'met': skip unknown cohorts; 'as known': skip cohorts whose trait name is another;
 --            'resync <id>': remove members whom this resync has not confirmed;
 --            'spread <n>': the names of another partition, which has had n renames
--- ARGV[8..]  groups, each: cohort id, trait name, 'true' or 'false', time of the statement in ms
+-- ARGV[8]    how many ms ago the request arrived, 0 if it was just now
+-- ARGV[9..]  groups, each: cohort id, trait name, 'true' or 'false', time of the statement in ms
 --            since the epoch or '' for the time of arrival, number of users, user ids.
 --            A (user, cohort) pair is in one group at most. A group without users registers the
 --            cohort.
@@ -37,7 +38,8 @@
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
 local known_only, count_only = ARGV[1] == 'known', ARGV[2] == 'count'
-local max_entries, max_age, source, message, mode = unpack(ARGV, 3, 7)
+local max_entries, max_age, source, message, mode, waited = unpack(ARGV, 3, 8)
+waited = tonumber(waited)
 local spread = tonumber(string.match(mode, '^spread (%d+)$'))
 
 -- How long a message id, and the time of a statement about a member, is remembered, in ms.
@@ -204,10 +206,10 @@ local LATE_NAME = 10 * 60 * 1000
 
 -- Rename a cohort that arrives under another trait name, unless that is an earlier name in a late
 -- retry. Returns the current name, and whether users are still to be moved from earlier ones.
-local function rename(cohort, state, current, trait, at, stated_at, named, moving)
+local function rename(cohort, state, current, trait, at, stated_at, may_be_late, named, moving)
   local names, renames = unpack(call('HMGET', state, 'names', 'renames'))
   renames = tonumber(renames) or 0
-  local late = spread and spread < renames or not spread and stated_at and named and at < named
+  local late = spread and spread < renames or not spread and may_be_late and named and at < named
   local kept, unmoved = {}, 0
   for _, earlier in ipairs(cjson.decode(names or '[]')) do
     if not moving then earlier.moved = true end
@@ -303,8 +305,9 @@ end
 -- A group -----------------------------------------------------------------------------------------
 
 local function apply(cohort, trait, value, stated_at, users)
-  local at = stated_at and math.min(stated_at, now) or now
-  local at_text = stated_at and integer(at) or now_text
+  local at = stated_at and math.min(stated_at, now) or now - waited
+  local may_be_late = stated_at or waited > 0
+  local at_text = may_be_late and integer(at) or now_text
   local entering = value == 'true'
   local change = entering and 'entered' or 'left'
   local prefix = base .. 'cohort:' .. cohort
@@ -333,11 +336,12 @@ local function apply(cohort, trait, value, stated_at, users)
   named, total = past(named), tonumber(total) or 0
   local newest_unrecorded = past(repeated)
   local score, stale = at_text, {}
+  local keeps_repeats = stated_at or timed
   local newest_repeat -- only if a statement about this cohort may be older than another
-  if some_users and (stated_at or timed) then
+  if some_users and (keeps_repeats or may_be_late) then
     newest_repeat = math.max(newest(seen), newest(before))
   end
-  if some_users and stated_at then
+  if some_users and may_be_late then
     local newest_member = newest(members)
     score = entry_score(at, newest_member)
     -- Requests arrive nearly in order: for most, nothing about the cohort is newer.
@@ -345,7 +349,7 @@ local function apply(cohort, trait, value, stated_at, users)
       stale = find_stale(at, users, since, {left, seen, before})
     end
     -- Some members were reported again later than this, but it is unknown which.
-    if newest_unrecorded and at < newest_unrecorded and now - newest_unrecorded < HORIZON then
+    if stated_at and newest_unrecorded and at < newest_unrecorded and now - newest_unrecorded < HORIZON then
       for i = 1, #users do
         if since[i] then stale[i] = true end
       end
@@ -366,7 +370,7 @@ local function apply(cohort, trait, value, stated_at, users)
     call('HSET', state, 'trait', trait, 'named', at_text, 'first', now_text)
     if spread then set('renames', integer(spread)) end
   elseif current ~= trait then
-    trait, moving = rename(cohort, state, current, trait, at, stated_at, named, moving)
+    trait, moving = rename(cohort, state, current, trait, at, stated_at, may_be_late, named, moving)
   else
     if not named or at >= named then
       set('named', at_text) -- any other name up to this time is late
@@ -447,11 +451,11 @@ local function apply(cohort, trait, value, stated_at, users)
   if #confirmed > 0 then
     if not entering then
       call('ZADD', left, scored(at_text, confirmed))
-    elseif newest_repeat then
+    elseif keeps_repeats then
       remember_repeats(seen, before, at_text, confirmed)
     else
       -- No statement about this cohort had a time yet: a time for each user would be for nothing.
-      set('repeated', now_text)
+      set('repeated', integer(math.max(at, newest_unrecorded or at)))
     end
   end
   if #fields > 0 then call('HSET', state, unpack(fields)) end
@@ -480,7 +484,7 @@ local function only(wanted, users)
 end
 
 local some_suppressed = call('EXISTS', base .. 'suppressed') == 1
-local position = 8
+local position = 9
 while position <= #ARGV do
   local cohort, trait, value, stated_at, count = unpack(ARGV, position, position + 4)
   local final = position + 4 + count

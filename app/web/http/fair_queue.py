@@ -6,6 +6,7 @@ of another app would be the 65th. See docs/decisions/many-apps.md.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -129,5 +130,6 @@ def begin() -> None:
     now: Any = g._get_current_object()
     caller = now.get("caller")
     if caller is not None and "turn" not in now:
+        now.arrived = time.monotonic()
         services().fair_queue.take(caller.app_id)
         now.turn = caller.app_id

@@ -127,6 +127,7 @@ def apply(
         changes,
         source=source,
         message_id=message_id,
+        arrived=g.get("arrived"),
         known_only=parts.settings.user_policy == "known",
         as_known=as_known,
     )

@@ -103,6 +103,40 @@ def test_time_in_the_future__counts_as_the_arrival(say, is_member, redis_client)
     assert not is_member()
 
 
+def test_statement__that_waited__counts_as_of_its_arrival(say, is_member, redis_client) -> None:
+    say(True)
+    arrived = time.monotonic() - 5
+    assert say(False, arrived=arrived).changed == 0  # the user entered after it arrived
+    assert is_member()
+    assert say(False).changed == 1
+    assert say(True, arrived=arrived).changed == 0
+    assert not is_member()
+    redis_client.zadd("cohorts:{shop}:cohort:1:left", {"u": now_ms() - 6000})
+    assert say(True, arrived=arrived).changed == 1
+    assert redis_client.zscore(MEMBERS, "u") == pytest.approx(now_ms() - 5000, abs=1000)
+
+
+def test_statement__that_waited__and_a_repeat_in_a_cohort_with_times(say, is_member) -> None:
+    say(True, now_ms() - 60_000)
+    say(True)
+    say(False, arrived=time.monotonic() - 5)
+    assert is_member()
+
+
+def test_statement__that_reached_the_store_soon__counts_as_the_newest(say, is_member) -> None:
+    arrived = time.monotonic()
+    say(True)
+    assert say(False, arrived=arrived).changed == 1
+    assert not is_member()
+
+
+def test_name__of_a_statement_that_waited__is_not_the_newest(say, store) -> None:
+    say(True, trait="old: 1")
+    say(True, trait="new: 1")
+    say(True, arrived=time.monotonic() - 5, trait="another: 1")
+    assert store.registry.trait(APP, "1") == "new: 1"
+
+
 def test_time_of_the_statement__is_since_when(say, redis_client) -> None:
     at = now_ms() - 5000
     say(True, at)

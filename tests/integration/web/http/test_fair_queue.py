@@ -1,0 +1,45 @@
+"""The order of requests that wait in different workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import gevent
+import pytest
+import redis
+from flask import Flask
+
+from app.services import services
+from app.store import Tuning
+from simulator import payloads
+from tests.integration.conftest import APP, caller
+from tests.integration.store_contents import members
+from tests.support.polling import wait_until
+
+TRAIT = "[Amplitude] Power users: abc123"
+
+
+@pytest.mark.parametrize("member", [True, False], ids=["enter", "leave"])
+def test_request__that_waited_longer_than_a_newer_one__does_not_undo_it(
+    member: bool, make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    busy, idle = (make_app(Tuning(waited_seconds=0), store_connections=1) for _ in range(2))
+
+    def say(app: Flask, member: bool) -> None:
+        body = payloads.batch(["u"], TRAIT, member)
+        assert caller(app).post(payloads.COHORT_PATH, json=body).status_code == 200
+
+    say(idle, not member)
+    say(idle, member)
+    queue = services(busy).fair_queue
+    queue.take(APP)
+    waiting = gevent.spawn(say, busy, member)
+    while not queue._waiting:
+        gevent.sleep(0)
+    arrived = time.monotonic()
+    wait_until(lambda: time.monotonic() > arrived + 0.003)  # the store's times are in ms
+    say(idle, not member)
+    queue.give_back(APP)
+    waiting.get(timeout=10)
+    assert members(redis_client, APP) == ({} if member else {"abc123": {"u"}})
