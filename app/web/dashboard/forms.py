@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from flask import abort, g, request
 
@@ -45,6 +45,11 @@ def read_signed_form() -> dict[str, str]:
     if not g.session.sent(form.get("token")):
         abort(403, "This form has expired. Reload the page and try again.")
     return form
+
+
+def decoded_id(form: dict[str, str]) -> str:
+    """The form's id, which is percent-encoded because browsers normalise white space in forms."""
+    return unquote(form.get("id", ""))
 
 
 def _is_same_origin() -> bool:

@@ -66,6 +66,7 @@ _AUTO_REFRESH = "X-Auto-Refresh"
 # Messages after a redirect, by the value of `done` in its query.
 _DONE = {
     "deleting": "The cohort is being deleted. Its members are removed in the background.",
+    "reconciling": "The cohort is being compared with Amplitude. That takes some minutes.",
     "erased": "The user was erased.",
     "suppressed": "The user was erased and will be skipped in later syncs.",
     "logged-out": "You are logged out.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import unquote
 
 from flask import Response, abort, g, redirect, request, url_for
 from marshmallow import ValidationError, fields, validate
@@ -22,8 +21,9 @@ from app.web.api.schemas import CohortsQuery
 from app.web.api.sync_schemas import RequestsQuery, SyncsQuery
 from app.web.dashboard import charts
 from app.web.dashboard.formatting import cohort_name, now_ms, visible
-from app.web.dashboard.forms import read_signed_form
+from app.web.dashboard.forms import decoded_id, read_signed_form
 from app.web.dashboard.pages import blueprint, render
+from app.web.dashboard.upstream import polls, upstream_of
 from app.web.http.cursors import (
     MemberCursor,
     list_cursor,
@@ -134,6 +134,7 @@ def _cohort_page(
         next=member_cursor(position),
         paged=cursor is not None,
         error=error,
+        **upstream_of(cohort_id),
     )
 
 
@@ -142,7 +143,7 @@ def _cohort_page(
 def delete_cohort() -> BaseResponse:
     """Begin to delete a cohort, confirmed by typing its name."""
     form = read_signed_form()
-    cohort_id = _decoded_id(form)
+    cohort_id = decoded_id(form)
     trait = store().registry.trait(g.caller.app_id, cohort_id) if cohort_id else None
     if trait is None:
         raise UnknownCohort()
@@ -185,7 +186,7 @@ def _user_page(user_id: str, *, error: str | None = None, status: int = 200) -> 
 def erase_user() -> BaseResponse:
     """Erase a user, confirmed by typing the user id."""
     form = read_signed_form()
-    user_id, suppress = _decoded_id(form), form.get("suppress") == "true"
+    user_id, suppress = decoded_id(form), form.get("suppress") == "true"
     if text_problem(user_id, MAX_USER_ID_BYTES):
         abort(400, "Invalid user id.")
     if not _is_confirmed(form, visible(user_id)):
@@ -262,6 +263,7 @@ def health() -> Response:
         job_count=len(jobs),
         unknown=current.sync_history.unknown_callers(),
         settings=services().settings,
+        **polls(),
     )
 
 
@@ -273,11 +275,6 @@ def _query(schema: Query) -> dict[str, Any]:
     except ValidationError:
         abort(400, "This address is not valid.")
     return loaded
-
-
-def _decoded_id(form: dict[str, str]) -> str:
-    """The form's id, which is percent-encoded because browsers normalise white space in forms."""
-    return unquote(form.get("id", ""))
 
 
 def _is_confirmed(form: dict[str, str], shown: str) -> bool:

@@ -481,6 +481,10 @@ class TestSyncs:
             "cursor_expired",
             "too_many_followers",
             "unknown_sync",
+            # of calls for administrators
+            *("no_resync", "resync_unfinished", "resync_empty", "resync_shrinks"),
+            *("resync_finishing", "invalid_file", "no_reconcile", "upstream_not_configured"),
+            *("reconcile_running", "export_budget_spent"),
         }
         assert reasons - never_for_senders <= ADVICE.keys()
         assert all(ADVICE[kind.reason].action_now for kind in kinds(StoreError))
