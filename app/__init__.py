@@ -29,6 +29,7 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
     from app.server.flask_app import ServiceApp
     from app.services import EXTENSION, build
     from app.telemetry import logs, sentry
+    from app.telemetry.sync_problems import record_problems
     from app.telemetry.sync_recorder import record_requests
 
     settings = settings or Settings.from_environ()
@@ -43,7 +44,7 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
 
     web.security_headers.init_app(app)
-    listeners = [web.metrics.count_requests(parts.meter)]
+    listeners = [web.metrics.count_requests(parts.meter), record_problems(parts.sync_problems)]
     if parts.store.sync_history.is_kept:
         listeners.append(record_requests(parts.sync_recorder))
     web.request_log.init_app(app, web.SOURCES, listeners)

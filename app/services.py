@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.notifications import Notifier
+    from app.telemetry.sync_problems import SyncProblems
     from app.telemetry.sync_recorder import SyncRecorder
     from app.upstream.client import Client
     from app.upstream.poller import Poller
@@ -42,6 +43,7 @@ class Services:
     store_gauges: StoreGauges
     sync_recorder: SyncRecorder
     notifier: Notifier
+    sync_problems: SyncProblems
     store_watch: StoreWatch
     fair_queue: FairQueue
     change_feed: Feed
@@ -75,6 +77,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     from app.telemetry.metrics.meter import Meter
     from app.telemetry.metrics.store_gauges import StoreGauges
     from app.telemetry.notifications import Notifier, Sender
+    from app.telemetry.sync_problems import SyncProblems
     from app.telemetry.sync_recorder import SyncRecorder
     from app.upstream.poller import Poller
     from app.upstream.reconcile import Reconciler
@@ -100,6 +103,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     )
     keyring = KeyRing(settings, store.api_keys, tuning)
     meter, recorder = Meter(), SyncRecorder(store, tuning)
+    problems = SyncProblems(store, tuning)
     watch = StoreWatch(store, tuning, MarksFile.from_settings(settings))
     resyncs = ResyncWorker(store)
     amplitude = _amplitude_clients(settings)
@@ -113,7 +117,8 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     sender = Sender(settings.notify_url, settings.notify_secret) if settings.notify_url else None
     notifier = Notifier(store, sender, settings.public_url)
     every_second = [
-        *(meter.flush, recorder.work, watch.work, resyncs.work, notifier.work),
+        *(meter.flush, recorder.work, problems.work, watch.work),
+        *(resyncs.work, notifier.work),
         *(keyring.refresh, keyring.write_uses, poller.work),
     ]
     return Services(
@@ -126,6 +131,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         store_gauges=StoreGauges(store, keyring.first_expiry, list(amplitude)),
         sync_recorder=recorder,
         notifier=notifier,
+        sync_problems=problems,
         store_watch=watch,
         fair_queue=FairQueue(settings.store_connections, settings.app_concurrency),
         change_feed=Feed(

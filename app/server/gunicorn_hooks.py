@@ -78,6 +78,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     parts = services(app)
     parts.meter.flush()
     parts.sync_recorder.finish()
+    parts.sync_problems.finish()
     sentry.finish(1.0)
 
 

@@ -6,6 +6,7 @@ from app.store.cohort_list import COHORT_SORTS, NUMERIC_SORTS, CohortFilter, Too
 from app.store.connection.client import connect, wait_for
 from app.store.erasure import Erased
 from app.store.errors import StoreError, StoreFull, StoreRefused
+from app.store.failed_requests import FailedRequest
 from app.store.jobs import Job
 from app.store.lookups import Member, MemberPosition, User, UserRecord
 from app.store.losses import Loss, LossKind, Mark, Partition
@@ -35,6 +36,7 @@ __all__ = [
     "CopyReport",
     "EntryId",
     "Erased",
+    "FailedRequest",
     "FeedPosition",
     "FileCounts",
     "HistoryLimits",

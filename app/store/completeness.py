@@ -25,6 +25,7 @@ from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
 
 FIELDS = ("completeness", "reasons", "verified_at", "verified_by", "left_out", "upstream")
+_SETTLED_AT_ONCE = 1000
 _REASONS = frozenset(IncompleteReason)
 # The members of the stored JSON object, by attribute.
 _UPSTREAM = {
@@ -69,6 +70,24 @@ class CompletenessStore:
     def clear_reason(self, app_id: str, cohort_id: str, reason: IncompleteReason) -> None:
         """Record that a reason no longer applies. Without any, the cohort is unverified."""
         self._call(app_id, "clear", cohort_id, reason)
+
+    def settle_failed(self, app_id: str, unsettled: Collection[str], start: int = 0) -> int:
+        """Clear ``sync_failed`` of cohorts of which a later sync has ended without a failure.
+
+        Args:
+            unsettled: cohorts of which a request has failed that may still be repeated.
+            start: where to continue, as returned by the last call.
+        """
+        reason, more = IncompleteReason.SYNC_FAILED, False
+        for partition in range(self._keys.partitions):
+            key = self._keys.completeness(app_id, partition, reason)
+            with store_errors():
+                found: Any = self._client.zrange(key, start, start + _SETTLED_AT_ONCE - 1)
+            more = more or len(found) == _SETTLED_AT_ONCE
+            ids = [cohort_id.decode() for cohort_id in found]
+            if settled := [cohort_id for cohort_id in ids if cohort_id not in unsettled]:
+                self._freshness.call(app_id, "settle", settled)
+        return start + _SETTLED_AT_ONCE if more else 0
 
     def leave_out(self, app_id: str, cohort_id: str, counts: Mapping[str, int]) -> None:
         """Count users who were skipped, by reason."""

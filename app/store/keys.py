@@ -140,6 +140,10 @@ class Keys:
         """
         return f"{self.base(app_id, self.partition(app_id))}{kind}"
 
+    def failed_requests(self, app_id: str) -> str:
+        """Sorted set of failed requests that may be repeated, by their last failure. Private."""
+        return self.history(app_id, "failed-requests")
+
     def cohort_syncs(self, app_id: str, cohort_id: str) -> str:
         """Sorted set of the ids of one cohort's syncs. Private."""
         return self.history(app_id, f"cohort:{cohort_id}:syncs")

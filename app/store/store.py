@@ -18,6 +18,7 @@ from app.store.connection.calls import NO_WAIT, Wait
 from app.store.deletion import Deletions
 from app.store.erasure import Erasure
 from app.store.errors import StoreFull, store_errors
+from app.store.failed_requests import FailedRequests
 from app.store.freshness import FreshnessStore
 from app.store.hold import Hold
 from app.store.jobs import Jobs
@@ -87,6 +88,7 @@ class Store:
         self.cohort_list = CohortList(client, keys, self.registry, tuning)
         self.change_stream = ChangeStream(client, keys, tuning)
         self.sync_history = SyncHistory(client, keys, history, tuning)
+        self.failed_requests = FailedRequests(client, keys)
         self.size_history = SizeHistory(client, keys, tuning)
         self.retention = Retention(
             client, keys, changes_max_age_hours * _MS_PER_HOUR, self.sync_history

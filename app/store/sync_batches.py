@@ -93,11 +93,11 @@ class SyncBatch:
         sums[f"key:{record.key}"] += 1
         if record.repeated:
             sums["repeated"] += 1
+        for reason, users in reasons.items():
+            sums[f"reason:{reason}"] += users
         if record.is_clean:
             return
         sums["rejected"] += record.rejected
-        for reason, users in reasons.items():
-            sums[f"reason:{reason}"] += users
         if record.status >= 400:
             sums["failed"] += 1
             sums[f"failure:{record.reason}"] += 1

@@ -29,6 +29,7 @@ class Tuning:
         rates_retry_seconds: a counter that was unavailable is tried again after this long.
         history_buffered: requests buffered for the sync history while the store is unavailable.
             When full, new requests are dropped: the oldest show how the outage began.
+        successes_remembered: requests that succeeded, to recognise retries: some seconds' worth.
         marks_per_round: partitions that a process compares every second with what it remembers.
         last_read_trusted_seconds: while API keys, or the secret of sessions, can't be read from the
             store, those that were read last stay valid for this long.
@@ -48,6 +49,7 @@ class Tuning:
     rates_remembered: int = 10_000
     rates_retry_seconds: float = 5.0
     history_buffered: int = 20_000
+    successes_remembered: int = 20_000
     marks_per_round: int = 64
     last_read_trusted_seconds: float = 3600.0
     session_renewed_seconds: float = 900.0

@@ -207,7 +207,8 @@ def _record(
         changed=event.get("changed", 0),
         entered=moved.entered,
         left=moved.left,
-        rejected=event.get("rejected", 0),
+        # Suppressed users are skipped as intended: no problem of the sync.
+        rejected=event.get("rejected", 0) - event.get("rejected_by", {}).get("suppressed_user", 0),
         repeated=event.get("repeated", False),
         reason=event.get("reason", "") if request.status >= 400 else "",
         detail=event.get("first_error", ""),

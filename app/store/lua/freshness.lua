@@ -21,6 +21,7 @@
 --   clear     the reason ARGV[2] no longer applies
 --   loss      mark what the store's last loss made incomplete
 --   forgive   clear what losses of the store have marked
+--   settle    clear 'sync_failed' if a later sync has ended without a failure
 --   leave out ARGV[3] users were skipped for the reason ARGV[2]
 -- Amplitude's own record, of the same cohorts:
 --   upstream  store the record ARGV[2], a JSON object; '' to remove it. Its member anonymous, which
@@ -59,6 +60,10 @@ local function integer(value) return string.format('%d', value) end
 local function hash_of(cohort) return base .. 'cohort:' .. cohort .. ':freshness' end
 
 local due = base .. 'due'
+
+-- A sync ends after a pause of this many ms. Amplitude waits a little over two minutes at most
+-- before it retries.
+local PAUSE = 5 * 60 * 1000
 
 -- Completeness ------------------------------------------------------------------------------------
 
@@ -188,11 +193,24 @@ local function leave_out(cohort, reason, users)
   call('HSET', key, 'left_out', cjson.encode(left_out))
 end
 
+-- Clear 'sync_failed' if a sync began after the last failure, and has ended. Within one pause of the
+-- failure, what arrives may be the rest of the same sync.
+local function settle(cohort)
+  local starts, last = unpack(call('HMGET', hash_of(cohort), 'starts', 'last_received'))
+  for _, open in ipairs(completeness_of(cohort).reasons) do
+    if open.reason == 'sync_failed' then
+      local later = 0
+      for _, start in ipairs(starts and cjson.decode(starts) or {}) do
+        if start > (open.last or open.since) + PAUSE then later = later + 1 end
+      end
+      if later > 1 or (later == 1 and now - last > PAUSE) then clear(cohort, 'sync_failed') end
+      return
+    end
+  end
+end
+
 -- Freshness ---------------------------------------------------------------------------------------
 
--- A sync ends after a pause of this many ms. Amplitude waits a little over two minutes at most
--- before it retries.
-local PAUSE = 5 * 60 * 1000
 local STARTS_KEPT = 9
 -- A cohort is late one cadence plus a grace period after it last arrived: half a cadence, and at
 -- least this many ms.
@@ -311,6 +329,7 @@ end
 
 -- Actions that skip cohorts which never arrived and are not known.
 local FOR_KNOWN = {
+  settle = settle,
   verify = function(cohort) verify(cohort, given, number) end,
   raise = function(cohort) raise(cohort, given, number) end,
   clear = function(cohort) clear(cohort, given) end,

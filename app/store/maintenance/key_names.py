@@ -34,6 +34,7 @@ _REBUILT = dict.fromkeys(
     (
         *(b"cohorts", b"jobs", b"resyncs", b"changes", b"erased", b"hold", b"transitions"),
         *(b"mark", b"looked-through", b"upstream", b"notified", b"notifier-lease"),
+        b"failed-requests",
     ),
     Kind.SKIPPED,
 )

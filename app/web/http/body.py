@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 import orjson
-from flask import Request, request
+from flask import Request, g, has_app_context, request
 from gevent import Timeout
 from gunicorn.http.errors import ParseException
 from marshmallow import Schema, ValidationError
@@ -120,6 +120,7 @@ def decoded(text: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         before = error.doc[max(error.pos - NEAR, 0) : error.pos]
         hint = thousands_hint(before, error.doc[error.pos : error.pos + NEAR])
+        _keep_refused(text[:_SCAN_BYTES])
         raise InvalidJson(f"The body is not valid JSON: {error}{hint}") from None
     if not isinstance(value, dict):
         raise not_an_object()
@@ -143,10 +144,17 @@ def load(schema: Schema, body: dict[str, Any]) -> Any:
     try:
         return schema.load(body)
     except ValidationError as error:
+        _keep_refused(body)
         raise InvalidPayload(
             "The body does not match what this call accepts; see errors. Nothing was written.",
             errors=places(error.messages)[:MAX_ERRORS],
         ) from None
+
+
+def _keep_refused(body: bytes | dict[str, Any]) -> None:
+    """Keep a refused body, which may tell whom it was for, until the end of the request."""
+    if has_app_context():
+        g.refused_body = body
 
 
 def places(messages: Any, path: str = "") -> list[dict[str, str]]:

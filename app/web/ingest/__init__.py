@@ -12,6 +12,7 @@ from flask import Blueprint, Flask
 
 from app.errors import Problem
 from app.web.ingest import identify, lists, segment, webhook
+from app.web.ingest.refused import name_cohorts
 from app.web.ingest.replies import PROBLEM_DOCUMENT, ErrorForm
 
 
@@ -32,6 +33,7 @@ class Source:
 
     def __post_init__(self) -> None:
         self.blueprint.register_error_handler(Problem, self.errors.render)
+        self.blueprint.after_request(name_cohorts)
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 from flask import g
 
@@ -108,6 +109,7 @@ def apply(
     parts, event = services(), g.event
     max_users = parts.settings.max_batch_users
     if len(calls) > max_users:
+        g.refused_body = {"traits": dict(calls[0].traits)}
         message = f"All lists together must hold at most {max_users} users."
         raise InvalidPayload(errors=[{"place": "", "message": message}])
     try:
@@ -115,7 +117,9 @@ def apply(
     except TooManyCohortsInRequest:
         most = MAX_COHORTS_PER_REQUEST
         raise BodyTooLarge(f"The body may name at most {most} cohorts.") from None
-    outcome = g.outcome = Outcome({change.cohort.id: change.cohort.trait for change in changes})
+    outcome = g.outcome = Outcome(
+        {change.cohort.id: change.cohort.trait for change in changes}, content=_content(calls)
+    )
     event.update(source=source, cohorts=list(outcome.traits)[:10])
     some_without_user = not all_have_users(calls)
     if some_without_user:
@@ -169,6 +173,15 @@ def _placed(skip: _Skip, user_place: Callable[[int], str]) -> Skipped:
     if skip.trait is not None:
         place = place.removesuffix("userId") + f"traits.{skip.trait}"
     return Skipped(place, skip.problem)
+
+
+def _content(calls: Sequence[Identify]) -> int:
+    """A number by which a retry of a request is recognised, for the price of two of its users."""
+    if not calls:
+        return 1
+    first, last = calls[0], calls[-1]
+    values = *first.traits.values(), *last.traits.values()
+    return 1 + crc32(f"{len(calls)}\0{first.user_id}\0{last.user_id}\0{values}".encode())
 
 
 def _skipped(

@@ -163,7 +163,7 @@ def test_cohort_that_the_backup_lacks__is_marked_when_it_arrives(
     start: Callable[..., Worker], set_back: Back
 ) -> None:
     worker = start()
-    worker.send("alice")
+    worker.send("alice", "bob", "carol", "dora", "emma", "frank")  # in all partitions
     worker.work()
     with set_back():
         worker.send("alice", trait="Other: later")

@@ -11,6 +11,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.cohorts import Cohort
+from app.services import services
 from app.settings import ApiKey
 from app.store import Tuning
 from tests.integration.conftest import caller
@@ -88,7 +90,7 @@ INPUTS: dict[str, Send] = {
 @pytest.fixture
 def app(make_app: Callable[..., Flask]) -> Flask:
     return make_app(
-        Tuning(rates_remembered=16),
+        Tuning(rates_remembered=16, successes_remembered=16),
         read_api_keys=(ApiKey("shop", READ_KEY),),
         proxy_hops=1,
         history_max_requests=0,  # finished requests would wait for the background work
@@ -103,12 +105,16 @@ def test_inputs__of_many_values__leave_nothing_in_memory(app: Flask, what: str) 
     for start in range(0, 5_000, 1_000):
         names = {f"[Amplitude] n: {n}": True for n in range(start, start + 1_000)}
         client.post(IDENTIFY, json={"userId": "u", "traits": names})
+        for name in names:
+            Cohort.from_trait(name)
     for number in range(WARM_UP):
         send(client, f"warm-{number}")
+    services(app).sync_problems.work()
     gc.collect()
     before = sys.getallocatedblocks()
     for number in range(MEASURED):
         send(client, f"more-{number}")
+    services(app).sync_problems.work()
     gc.collect()
     # A value that is kept takes a block at least, for its text.
     assert sys.getallocatedblocks() - before < MEASURED

@@ -1,0 +1,208 @@
+"""Tell cohorts what their requests lacked: users who were left out, and failures for good.
+
+A request that is refused (4xx) has failed for good. One that failed by an error of this service or
+its store (5xx), a rate limit or a timeout is repeated by Amplitude for some minutes: it has failed
+for good if nobody has seen the same request succeed by then. Like the sync history, all of this is
+buffered, so that no request waits for it, and written when the store is available.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from typing import NamedTuple
+
+import gevent
+import structlog
+
+from app.cohorts import IncompleteReason
+from app.store import FailedRequest, Store, StoreError, StoreRefused, Tuning
+from app.telemetry.request_event import FinishedRequest, Listener
+
+# Amplitude repeats a request eight times; the longest pause before that is over two minutes.
+RETRIED_SECONDS = 300.0
+# Whoever handles requests of an app looks after its failures for so long afterwards.
+LOOKED_AFTER_SECONDS = 1800.0
+SETTLE_SECONDS = 5.0
+# A request for more cohorts says too little about each of them.
+MAX_COHORTS = 8
+REQUESTS_PER_TURN = 200
+# Longest wait for the store when the process ends.
+LAST_FLUSH_SECONDS = 1.0
+# Errors after which a sender repeats the request. So it does after any 5xx.
+RETRIED = frozenset((408, 429))
+# Users are left out for these reasons, and cohorts are complete without them.
+LEFT_OUT = ("invalid_user_id", "unknown_user")
+_NOBODY: dict[str, int] = {}
+# A cohort that is being deleted accepts nothing, as intended.
+_NO_FAILURE = frozenset((*LEFT_OUT, "cohort_being_deleted", "suppressed_user"))
+
+
+class _Sent(NamedTuple):
+    """What matters of a finished request. It took place ``at``, in seconds since the epoch."""
+
+    at: float
+    app_id: str
+    cohort_ids: tuple[str, ...]
+    content: int
+    status: int
+    reason: str
+    left_out: dict[str, int]
+
+
+class SyncProblems:
+    """Buffers what finished requests say about cohorts until the store has recorded it."""
+
+    def __init__(self, store: Store, tuning: Tuning) -> None:
+        self._store = store
+        self._now = tuning.now
+        self._max_buffered = tuning.history_buffered
+        self._log = structlog.get_logger()
+        self._max_succeeded = tuning.successes_remembered
+        self._sent: deque[_Sent] = deque()
+        self._left_out: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._refused: Counter[tuple[str, str]] = Counter()
+        self._failed: defaultdict[str, dict[FailedRequest, int]] = defaultdict(dict)
+        self._succeeded: dict[tuple[str, FailedRequest], float] = {}
+        self._apps: dict[str, float] = {}
+        self._settle_at = 0.0
+        self._settled: dict[str, int] = {}
+
+    def record(self, request: FinishedRequest) -> None:
+        """Buffer a request, if it names cohorts."""
+        event, outcome = request.event, request.outcome
+        if (
+            outcome is None
+            or len(outcome.traits) > MAX_COHORTS
+            or "app" not in event
+            or len(self._sent) >= self._max_buffered
+        ):
+            return
+        left_out = _NOBODY
+        if rejected := event.get("rejected_by"):
+            left_out = {reason: rejected[reason] for reason in LEFT_OUT if reason in rejected}
+        self._sent.append(
+            _Sent(
+                self._now(),
+                event["app"],
+                tuple(outcome.traits),
+                outcome.content,
+                request.status,
+                event.get("reason", ""),
+                left_out,
+            )
+        )
+
+    def work(self) -> None:
+        """Write what is buffered, and decide about earlier failures; if the store fails, later."""
+        self._sort()
+        try:
+            self._flush()
+            self._decide()
+        except StoreError as error:
+            if isinstance(error, StoreRefused):
+                # Repeating it would fail again, and block all that follows.
+                self._log.error("sync problems refused")
+                self._left_out.clear()
+                self._refused.clear()
+                self._failed.clear()
+
+    def finish(self) -> None:
+        """Write what is buffered before the process ends, within LAST_FLUSH_SECONDS."""
+        with gevent.Timeout(LAST_FLUSH_SECONDS, False):  # type: ignore[arg-type]
+            self.work()
+
+    def _sort(self) -> None:
+        for number in range(1, len(self._sent) + 1):
+            self._sort_one(self._sent.popleft())
+            if number % REQUESTS_PER_TURN == 0:
+                gevent.sleep(0)
+        while len(self._succeeded) > self._max_succeeded:
+            del self._succeeded[next(iter(self._succeeded))]
+
+    def _sort_one(self, sent: _Sent) -> None:
+        app_id, at = sent.app_id, sent.at
+        self._apps[app_id] = at
+        for cohort_id in sent.cohort_ids:
+            if sent.left_out and self._has_room():
+                self._left_out[app_id, cohort_id].update(sent.left_out)
+            request = FailedRequest(cohort_id, sent.content)
+            if sent.status < 400:
+                for key in (request, FailedRequest(cohort_id, 0)):
+                    self._succeeded.pop((app_id, key), None)  # the newest are at the end
+                    self._succeeded[app_id, key] = at
+            elif sent.reason in _NO_FAILURE or not self._has_room():
+                continue
+            elif sent.status >= 500 or sent.status in RETRIED:
+                if len(self._failed[app_id]) < self._max_buffered:
+                    self._failed[app_id][request] = int(at * 1000)
+            else:
+                self._refused[app_id, cohort_id] += 1
+
+    def _has_room(self) -> bool:
+        return len(self._left_out) + len(self._refused) < self._max_buffered
+
+    def _flush(self) -> None:
+        completeness = self._store.completeness
+        while self._left_out:
+            (app_id, cohort_id), counts = next(iter(self._left_out.items()))
+            while counts:
+                reason, users = next(iter(counts.items()))
+                completeness.leave_out(app_id, cohort_id, {reason: users})
+                del counts[reason]
+            del self._left_out[app_id, cohort_id]
+        while self._refused:
+            (app_id, cohort_id), requests = next(iter(self._refused.items()))
+            completeness.raise_reason(app_id, cohort_id, IncompleteReason.SYNC_FAILED, requests)
+            del self._refused[app_id, cohort_id]
+        while self._failed:
+            app_id, failed = next(iter(self._failed.items()))
+            self._store.failed_requests.add(app_id, failed)
+            del self._failed[app_id]
+
+    def _decide(self) -> None:
+        """Forget failures that a retry made good, and raise those that none did in time."""
+        now = self._now()
+        settle = time.monotonic() >= self._settle_at
+        for app_id, at in list(self._apps.items()):
+            if now - at > LOOKED_AFTER_SECONDS:
+                del self._apps[app_id]
+                self._settled.pop(app_id, None)
+                continue
+            failed = self._store.failed_requests.all(app_id)
+            good = [one for one, at_ms in failed.items() if self._is_good(app_id, one, at_ms)]
+            if good:
+                self._store.failed_requests.take(app_id, good)
+            limit = (now - RETRIED_SECONDS) * 1000
+            final = [one for one, at_ms in failed.items() if at_ms < limit and one not in good]
+            for one in self._store.failed_requests.take(app_id, final) if final else ():
+                self._refused[app_id, one.cohort_id] += 1
+            if settle:
+                open_ids = {one.cohort_id for one in failed}
+                start = self._settled.get(app_id, 0)
+                self._settled[app_id] = self._store.completeness.settle_failed(
+                    app_id, open_ids, start
+                )
+        if settle:
+            self._settle_at = time.monotonic() + SETTLE_SECONDS
+        self._flush()
+
+    def _is_good(self, app_id: str, failed: FailedRequest, at_ms: int) -> bool:
+        """Whether this process has seen the request succeed.
+
+        Before as well as after: if only the reply of a success was lost, nothing is missing.
+        """
+        succeeded = self._succeeded.get((app_id, failed))
+        if succeeded is None:
+            return False
+        return bool(failed.content) or int(succeeded * 1000) > at_ms
+
+
+def record_problems(problems: SyncProblems) -> Listener:
+    """A listener that takes each request to a source."""
+
+    def record(request: FinishedRequest) -> None:
+        if "source" in request.event:
+            problems.record(request)
+
+    return record

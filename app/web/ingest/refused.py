@@ -1,0 +1,79 @@
+"""The cohorts that a failed request names, as far as they can be told.
+
+A request that is refused, or fails before it is read, still belongs to its cohort: to its syncs,
+and to what is known of its completeness.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from flask import Response, g, request
+
+from app.cohorts import Cohort, Outcome
+from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
+from app.errors import RateLimited
+from app.services import services
+from app.store import StoreError
+
+# A refused body is not searched further than this.
+_MAX_ITEMS, _MAX_TRAITS = 100, 100
+_MAX_NAMED = 8
+# A webhook's template that renders invalid JSON, as of a name with a quote.
+_COHORT_ID = re.compile(rb'["\']cohort_id["\']\s*:\s*["\']([^"\'\\:]{1,512})["\']')
+
+
+def name_cohorts(response: Response) -> Response:
+    """Attribute a failed request to the known cohorts that it names.
+
+    Unknown ones are left out: whoever invents ids must not fill the sync history.
+    """
+    if response.status_code < 400 or "outcome" in g or g.get("caller") is None:
+        return response
+    traits: dict[str, str] = {}
+    for cohort_id in _named():
+        if cohort_id not in traits and text_problem(cohort_id, MAX_TRAIT_BYTES) is None:
+            if trait := _known_trait(cohort_id, response.status_code):
+                traits[cohort_id] = trait
+            if len(traits) == _MAX_NAMED:
+                break
+    if traits:
+        g.outcome = Outcome(traits)
+        g.event["cohorts"] = list(traits)
+    return response
+
+
+def _known_trait(cohort_id: str, status: int) -> str | None:
+    """The trait name of a cohort that is known, without a call to the store where none is due."""
+    registry, app_id = services().store.registry, g.caller.app_id
+    trait = registry.last_trait(app_id, cohort_id)
+    if trait is None and status < 500 and status != RateLimited.status:
+        with suppress(StoreError):
+            trait = registry.trait(app_id, cohort_id)
+    return trait
+
+
+def _named() -> Iterator[str]:
+    """The ids in the path and in the refused body; at most a few hundred."""
+    if list_id := (request.view_args or {}).get("list_id"):
+        yield list_id
+    body: Any = g.get("refused_body")
+    if isinstance(body, bytes):
+        if found := _COHORT_ID.search(body):
+            yield found[1].decode(errors="replace").strip()
+        return
+    if not isinstance(body, dict):
+        return
+    if isinstance(cohort_id := body.get("cohort_id"), str):
+        yield cohort_id.strip()
+    if isinstance(name := body.get("name"), str):
+        yield Cohort.from_trait(name).id
+    batch = body.get("batch")
+    for item in [body, *(batch[:_MAX_ITEMS] if isinstance(batch, list) else [])]:
+        traits = item.get("traits") if isinstance(item, dict) else None
+        for name in list(traits)[:_MAX_TRAITS] if isinstance(traits, dict) else []:
+            if isinstance(name, str) and text_problem(name, MAX_TRAIT_BYTES) is None:
+                yield Cohort.from_trait(name).id
