@@ -86,6 +86,98 @@ def test_empty_batch__is_fine_and_changes_nothing(
 
 def test_gzip__of_one_or_several_members__is_read(client: FlaskClient) -> None:
     body = json.dumps(ONE).encode()
+    assert post_raw(client, gzip.compress(body), **{"Content-Encoding": "gzip"}).status_code == 200
+    both = gzip.compress(body[:20]) + gzip.compress(body[20:])
+    assert post_raw(client, both, **{"Content-Encoding": "gzip"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json", "application/json; charset=UTF-8", "application/vnd.x+json"],
+)
+def test_content_type__json_in_utf8__is_taken(client: FlaskClient, content_type: str) -> None:
+    reply = post_raw(client, json.dumps(ONE).encode(), **{"Content-Type": content_type})
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin-1",
+        "application/json; charset=nonsense",
+    ],
+)
+def test_content_type__anything_else__is_415(
+    client: FlaskClient, content_type: str, nothing_written: None
+) -> None:
+    reply = post_raw(client, json.dumps(ONE).encode(), **{"Content-Type": content_type})
+    assert_problem(reply, 415, "unsupported_media_type")
+
+
+def test_content_encoding__not_gzip__is_415(client: FlaskClient, nothing_written: None) -> None:
+    reply = post_raw(client, b"x", **{"Content-Encoding": "br"})
+    assert_problem(reply, 415, "unsupported_media_type")
+    assert reply.headers["Accept-Encoding"] == "gzip"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"{'batch': []}",
+        b"\xff\xfe",
+        b'{"userId": "\xed\xa0\x80"}',
+        b'{"userId": "\\ud800"}',
+        b'{"n": NaN}',
+        b'{"n": 1e999}',
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+    ],
+)
+def test_body__not_json_in_utf8__is_400(
+    client: FlaskClient, body: bytes, nothing_written: None
+) -> None:
+    assert_problem(post_raw(client, body), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b'"batch"', b"null"])
+def test_body__json_but_no_object__is_400(
+    client: FlaskClient, body: bytes, nothing_written: None
+) -> None:
+    assert_problem(post_raw(client, body), 400, "invalid_payload")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"not gzip", gzip.compress(b"{}", mtime=0)[:-4], b"", gzip.compress(b"{}", mtime=0) + b"x"],
+)
+def test_gzip__broken__is_400(client: FlaskClient, body: bytes, nothing_written: None) -> None:
+    reply = post_raw(client, body, **{"Content-Encoding": "gzip"})
+    assert reply.status_code == 400
+
+
+def test_body__over_the_limit__is_413_before_and_after_decompression(
+    make_app: Callable[..., Flask], nothing_written: None
+) -> None:
+    client = caller(make_app(max_body_bytes=2048))
+    fits = json.dumps(identify("u", TRAIT, True, pad="x" * 1000)).encode()
+    fits += b" " * (2048 - len(fits))
+    assert_problem(post_raw(client, fits + b" "), 413, "body_too_large")
+    bomb = gzip.compress(b" " * 50_000_000)
+    for body in (bomb, gzip.compress(fits) + gzip.compress(b" "), gzip.compress(fits + b" ")):
+        reply = post_raw(client, body, **{"Content-Encoding": "gzip"})
+        assert_problem(reply, 413, "body_too_large")
+
+
+def test_body__of_exactly_the_limit__is_taken(make_app: Callable[..., Flask]) -> None:
+    client = caller(make_app(max_body_bytes=2048))
+    body = json.dumps(ONE).encode()
+    body += b" " * (2048 - len(body))
+    assert post_raw(client, body).status_code == 200
     for packed in (
         gzip.compress(body),
         gzip.compress(body[:1000]) + gzip.compress(body[1000:]),
