@@ -16,12 +16,14 @@ from marshmallow import ValidationError, fields, post_load
 
 from app.cohorts import Identify, usable_user_id
 from app.cohorts.cohort import MAX_TRAIT_BYTES, text_problem
-from app.web.http.fields import MAX_ITEM_ERRORS, Base, Items, JsonObject, text_schema
+from app.web.http.fields import MAX_ITEM_ERRORS, Base, Items, JsonObject
 from app.web.ingest.identify_schema import IdentifySchema
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 
+# Names that no boolean trait may have.
+_BAD_NAME = f"^$|\\u0000|^[^\\u0000]{{{MAX_TRAIT_BYTES + 1}}}"
 # How Segment's own destination names the trait of an Amplitude cohort.
 _NAME_AND_ID = re.compile(r"\[Amplitude\] (.*) \(([^():]+)\)", re.DOTALL)
 
@@ -83,8 +85,7 @@ class SegmentTraits(fields.Field[CohortTraits]):
     def json_schema(self) -> dict[str, Any]:
         return {
             "type": "object",
-            "propertyNames": text_schema(MAX_TRAIT_BYTES),
-            "additionalProperties": True,
+            "patternProperties": {_BAD_NAME: {"not": {"type": "boolean"}}},
             "example": {"[Amplitude] Power users: abc123": True, "plan": "gold"},
         }
 
