@@ -42,9 +42,15 @@ def check(repair: bool, app_id: str | None, as_json: bool) -> None:
     Memory: about 200 bytes for each membership in the change stream, one partition at a
     time.
     """
-    there = the_store()
-    app_ids = there.apps() if app_id is None else [one_app(there, app_id)]
-    if repair:
+    there = services().store
+    wrong = {name.what for name, _ in there.checker.wrong_global_keys()}
+    if "layout" not in wrong:
+        the_store()
+    if "apps" in wrong:
+        app_ids = [] if app_id is None else [app_id]
+    else:
+        app_ids = there.apps() if app_id is None else [one_app(there, app_id)]
+    if repair and "audit" not in wrong:
         record(there, operator(), "repair_store", app_id)
     with progress(there.checker.size(app_ids), "Checking") as advance:
         report = there.checker.run(app_ids, repair=repair, progress=advance)
@@ -175,7 +181,7 @@ def _copy_lines(report: CopyReport) -> Iterator[str]:
     compared = ", ".join(f"{count} {what}" for what, count in sorted(report.compared.items()))
     yield f"Compared in {report.seconds:.1f} s: {compared or 'nothing'}."
     for what, count in report.not_copied.items():
-        yield f"Not copied: {count} keys of an unknown kind, {shown(what)}."
+        yield f"Not copied: {count} keys of an unknown kind or a wrong type, {shown(what)}."
     for what, count in report.different.items():
         yield f"Different: {count} of {shown(what)}."
     for example in report.examples:

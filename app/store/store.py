@@ -108,7 +108,7 @@ class Store:
         )
         self.upstream = UpstreamStore(client, keys, self.freshness, tuning)
         self.news = News(client, keys)
-        self.checker = Checker(client, keys, self.memberships.spread_name)
+        self.checker = Checker(client, keys, self.memberships.spread_name, self._introduce)
         self.api_keys = ApiKeys(client, keys)
         self.sessions = SessionStore(client, keys)
         self.audit_trail = AuditTrail(client, keys)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from app.store.connection.scripts import load_script
 from app.store.errors import store_errors
 from app.store.keys import Keys
 from app.store.maintenance.findings import MEANINGS, CheckReport, Finding, Problem, StreamProof
+from app.store.maintenance.key_names import KeyName, parse
 from app.store.maintenance.replay import Replay
 
 # About 1 ms of the store's time.
@@ -29,6 +30,7 @@ USERS_PER_CALL = 250
 # A call examines no further user after this many fields; a user with more is read in parts.
 _FIELDS_PER_CALL = 1000
 _COHORTS_PER_CALL = 100
+_KEYS_PER_PAGE = 1000
 # Members whose fields are searched for the lost name of a cohort.
 _NAME_SAMPLE = 100
 
@@ -57,11 +59,16 @@ class Checker:
     """
 
     def __init__(
-        self, client: redis.Redis, keys: Keys, spread_name: Callable[[str, str], int]
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        spread_name: Callable[[str, str], int],
+        introduce: Callable[[str, str, Collection[int]], bool],
     ) -> None:
         self._client = client
         self._keys = keys
         self._spread_name = spread_name
+        self._introduce = introduce
         self._cohort_script = self._script("check_cohort.lua")
         self._users_script = self._script("check_users.lua")
         self._fields_script = self._script("check_fields.lua")
@@ -77,13 +84,14 @@ class Checker:
         total = 0
         with store_errors():
             for app_id in app_ids:
-                for place, cohort_ids in self._cohorts(app_id).items():
+                for place, cohort_ids in self._survey(app_id).cohorts.items():
                     for some in _in_pages(sorted(cohort_ids), _COHORTS_PER_CALL):
                         with self._client.pipeline(transaction=False) as pipeline:
                             for cohort_id in some:
                                 pipeline.zcard(self._part(place, cohort_id, "members"))
                                 pipeline.zcard(self._part(place, cohort_id, "left"))
-                            total += sum(pipeline.execute())
+                            sizes = pipeline.execute(raise_on_error=False)
+                        total += sum(size for size in sizes if isinstance(size, int))
         return 2 * total  # each membership is checked once as a member and once as a field
 
     def run(
@@ -98,58 +106,119 @@ class Checker:
         report = CheckReport(list(app_ids))
         walk = _Walk(report, repair, progress or (lambda steps: None))
         with store_errors():
+            for name, kind in self.wrong_global_keys():
+                walk.report.add(_wrong_type(name, kind))
             for app_id in app_ids:
-                places = self._cohorts(app_id)
+                survey = self._survey(app_id)
+                for place, name, kind in survey.wrong:
+                    walk.report.add(_wrong_type(name, kind, *place))
+                places = survey.cohorts
                 all_ids = sorted(set().union(*places.values()))
                 report.cohorts += len(all_ids)
-                for place, cohort_ids in places.items():
-                    self._walk_partition(walk, place, sorted(cohort_ids))
-                if self._keys.partitions > 1:
-                    for some in _in_pages(all_ids, _COHORTS_PER_CALL):
+                for place in places:
+                    self._walk_partition(walk, survey, place)
+                if self._keys.partitions > 1 and not survey.is_wrong("jobs"):
+                    wrong = set().union(*map(survey.wrong_cohorts, places))
+                    sound = [cohort_id for cohort_id in all_ids if cohort_id not in wrong]
+                    for some in _in_pages(sound, _COHORTS_PER_CALL):
                         self._check_names(walk, list(places), some)
-                self._walk_fields(walk, app_id)
+                self._walk_fields(walk, survey, app_id)
         report.seconds = round(time.monotonic() - started, 2)
         return report
 
-    def _cohorts(self, app_id: str) -> dict[AppPartition, set[bytes]]:
-        """The ids of all cohorts by partition, also of those missing in the list of cohorts."""
-        places = [AppPartition(app_id, p) for p in range(self._keys.partitions)]
-        found: dict[AppPartition, set[bytes]] = {}
-        for place in places:
-            listed = self._client.zscan_iter(self._keys.cohorts(*place), count=USERS_PER_CALL)
-            found[place] = {cohort_id for cohort_id, _ in listed}
-            with_jobs: Any = self._client.smembers(self._keys.jobs(*place))
-            found[place].update(with_jobs)
-        key_name = re.compile(rb"(.+):(?:members|left|seen|seen-before|state)", re.DOTALL)
-        for place, rest in self._scan(app_id, "cohort:"):
-            if match := key_name.fullmatch(rest):
-                found[place].add(match[1])
-        return found
+    def wrong_global_keys(self) -> list[tuple[KeyName, bytes]]:
+        """The keys of no app that have a wrong type, with that type."""
+        names = [self._keys.layout(), self._keys.apps(), self._keys.hold(), self._keys.audit()]
+        names += [self._keys.api_keys(), self._keys.api_keys_used(), self._keys.session_secret()]
+        names += [self._keys.unknown_callers()]
+        with store_errors():
+            return list(self._of_wrong_type(name.encode() for name in names))
 
-    def _scan(self, app_id: str, kind: str) -> Iterator[tuple[AppPartition, bytes]]:
-        """The app's keys of one kind: the partition, and the rest of the name after the kind."""
+    def _of_wrong_type(self, keys: Iterable[bytes]) -> Iterator[tuple[KeyName, bytes]]:
+        names = [parse(key, self._keys.prefix) for key in keys]
+        with self._client.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.type(name.key)
+            types = pipeline.execute()
+        for name, kind in zip(names, types, strict=True):
+            if kind not in (b"none", name.expected_type) and name.expected_type:
+                yield name, kind
+
+    def _survey(self, app_id: str) -> _Survey:
+        """What there is of an app, without its users: the ids of all cohorts, also of those missing
+        in the list of cohorts, and keys of a wrong type.
+        """
+        places = [AppPartition(app_id, p) for p in range(self._keys.partitions)]
+        survey = _Survey({place: set() for place in places})
+        of_cohort = re.compile(
+            rb"cohort:(.+):(?:members|left|seen|state|freshness|sizes)", re.DOTALL
+        )
+        page: list[tuple[AppPartition, bytes]] = []
+        for place, rest in self._scan_without_users(app_id):
+            if match := of_cohort.fullmatch(rest):
+                survey.cohorts[place].add(match[1])
+            page.append((place, rest))
+            if len(page) >= _KEYS_PER_PAGE:
+                self._note_wrong_types(survey, page)
+                page.clear()
+        self._note_wrong_types(survey, page)
+        for place in places:
+            for part in ("cohorts", "due"):
+                if not survey.is_wrong(part, place):
+                    key = f"{self._keys.base(*place)}{part}"
+                    listed = self._client.zscan_iter(key, count=USERS_PER_CALL)
+                    survey.cohorts[place].update(cohort_id for cohort_id, _ in listed)
+            if not survey.is_wrong("jobs", place):
+                with_jobs: Any = self._client.smembers(self._keys.jobs(*place))
+                survey.cohorts[place].update(with_jobs)
+        return survey
+
+    def _scan_without_users(self, app_id: str) -> Iterator[tuple[AppPartition, bytes]]:
+        yield from self._scan(app_id, "", but="u")
+        for place, rest in self._scan(app_id, "upstream"):
+            yield place, b"upstream" + rest
+
+    def _note_wrong_types(self, survey: _Survey, page: list[tuple[AppPartition, bytes]]) -> None:
+        keys = {self._keys.base(*place).encode() + rest: place for place, rest in page}
+        for name, kind in self._of_wrong_type(keys):
+            survey.wrong.append((keys[name.key], name, kind))
+
+    def _scan(self, app_id: str, kind: str, but: str = "") -> Iterator[tuple[AppPartition, bytes]]:
+        """The app's keys of one kind: the partition, and the rest of the name after the kind.
+
+        Args:
+            but: leave out names whose rest begins with this character.
+        """
         heads = {
             f"{self._keys.base(app_id, p)}{kind}".encode(): AppPartition(app_id, p)
             for p in range(self._keys.partitions)
         }
         tag = app_id if self._keys.partitions == 1 else f"{app_id}:*"
-        pattern = f"{self._keys.prefix}:{{{tag}}}:{kind}*"
+        pattern = f"{self._keys.prefix}:{{{tag}}}:{kind}{f'[^{but}]' if but else ''}*"
         for key in self._client.scan_iter(match=pattern, count=1000):
             head = key[: key.index(b"}:") + 2 + len(kind)]
             if place := heads.get(head):
                 yield place, key[len(head) :]
 
-    def _walk_partition(self, walk: _Walk, place: AppPartition, cohort_ids: list[bytes]) -> None:
-        for some in _in_pages(cohort_ids, _COHORTS_PER_CALL):
-            self._check_records(walk, place, some)
+    def _walk_partition(self, walk: _Walk, survey: _Survey, place: AppPartition) -> None:
+        cohort_ids = sorted(survey.cohorts[place] - survey.wrong_cohorts(place))
+        if not any(survey.is_wrong(key, place) for key in ("cohorts", "jobs", "due")):
+            for some in _in_pages(cohort_ids, _COHORTS_PER_CALL):
+                self._check_records(walk, place, some)
         proof = StreamProof(*place)
         walk.report.streams.append(proof)
 
         def notify(problem: Problem, cohort_id: str, user_id: str, detail: str) -> None:
             walk.report.add(Finding(problem, *place, cohort_id, user_id, detail))
 
-        replay = Replay(self._changes_script, self._keys.changes(*place), proof, notify)
-        replay.run()
+        not_compared = {_text(one) for one in survey.wrong_cohorts(place)}
+        replay = Replay(
+            self._changes_script, self._keys.changes(*place), proof, notify, not_compared
+        )
+        if any(survey.is_wrong(key, place) for key in ("changes", "erased")):
+            proof.whole = False
+        else:
+            replay.run()
         for part in ("members", "left"):
             for pairs in self._pages(place, cohort_ids, part):
                 self._check_pairs(walk, place, part, pairs)
@@ -169,6 +238,9 @@ class Checker:
             if not reply:
                 continue
             if walk.repair:
+                if self._keys.partitions > 1 and place.partition == self._home(cohort_id):
+                    # The records may be those of a cohort that only other partitions know.
+                    self._introduce(place.app_id, _text(cohort_id), [place.partition])
                 name = self._lost_name(place, cohort_id)
                 self._repair_cohort(keys=[stream], args=[cohort_id, name])
             for problem, detail in zip(reply[::2], reply[1::2], strict=True):
@@ -181,6 +253,9 @@ class Checker:
                         repaired=walk.repair,
                     )
                 )
+
+    def _home(self, cohort_id: bytes) -> int:
+        return self._keys.partition_of(cohort_id)
 
     def _check_names(
         self, walk: _Walk, places: list[AppPartition], cohort_ids: Sequence[bytes]
@@ -226,9 +301,9 @@ class Checker:
                 if self._client.type(user) != b"hash":
                     continue
                 fields: Any = self._client.hkeys(user)
-                for field in fields:
-                    if _cohort_id(field) == cohort_id:
-                        return _text(field)
+                for name in fields:
+                    if _cohort_id(name) == cohort_id:
+                        return _text(name)
         return f"{_text(cohort_id)}: {_text(cohort_id)}"
 
     def _pages(
@@ -255,18 +330,21 @@ class Checker:
         if page:
             yield page
 
-    def _walk_fields(self, walk: _Walk, app_id: str) -> None:
+    def _walk_fields(self, walk: _Walk, survey: _Survey, app_id: str) -> None:
+        wrong = {place: survey.wrong_cohorts(place) for place in survey.cohorts}
         pages: dict[AppPartition, list[bytes]] = {}
         for place, user_id in self._scan(app_id, "user:"):
             users = pages.setdefault(place, [])
             users.append(user_id)
             if len(users) >= USERS_PER_CALL:
-                self._check_page(walk, place, pages.pop(place))
+                self._check_page(walk, place, pages.pop(place), wrong[place])
         for place, users in pages.items():
-            self._check_page(walk, place, users)
+            self._check_page(walk, place, users, wrong[place])
 
-    def _check_page(self, walk: _Walk, place: AppPartition, users: list[bytes]) -> None:
-        """Check the fields of some users."""
+    def _check_page(
+        self, walk: _Walk, place: AppPartition, users: list[bytes], left_out: set[bytes]
+    ) -> None:
+        """Check the fields of some users, but for those of cohorts that are left out."""
         stream = self._keys.changes(*place)
         while users:
             args: list[int | bytes] = [_FIELDS_PER_CALL, _FIELDS_PER_CALL, *users]
@@ -275,25 +353,31 @@ class Checker:
                 user_id = _text(users[where - 1])
                 walk.report.add(Finding(Problem.NOT_A_HASH, *place, "", user_id))
             pairs = [
-                Pair(_cohort_id(field), users[where - 1], field)
-                for field, positions in zip(fields[::2], fields[1::2], strict=True)
+                Pair(_cohort_id(name), users[where - 1], name)
+                for name, positions in zip(fields[::2], fields[1::2], strict=True)
                 for where in positions
             ]
-            self._check_fields_of(walk, place, pairs)
+            self._check_fields_of(walk, place, pairs, left_out)
             for where in large:
-                self._check_large_user(walk, place, users[where - 1])
+                self._check_large_user(walk, place, users[where - 1], left_out)
             walk.report.users += examined
             users = users[examined:]
 
-    def _check_large_user(self, walk: _Walk, place: AppPartition, user_id: bytes) -> None:
+    def _check_large_user(
+        self, walk: _Walk, place: AppPartition, user_id: bytes, left_out: set[bytes]
+    ) -> None:
         """Check the fields of a user with too many for one call."""
         hash_key = self._keys.base(*place).encode() + b"user:" + user_id
         scanned = self._client.hscan_iter(hash_key, count=USERS_PER_CALL)
         # A set, as a scan may return a field twice.
         fields = {field for field, _ in scanned}
-        self._check_fields_of(walk, place, [Pair(_cohort_id(f), user_id, f) for f in fields])
+        pairs = [Pair(_cohort_id(f), user_id, f) for f in fields]
+        self._check_fields_of(walk, place, pairs, left_out)
 
-    def _check_fields_of(self, walk: _Walk, place: AppPartition, pairs: list[Pair]) -> None:
+    def _check_fields_of(
+        self, walk: _Walk, place: AppPartition, pairs: list[Pair], left_out: set[bytes]
+    ) -> None:
+        pairs = [pair for pair in pairs if pair.cohort_id not in left_out]
         for some in _in_pages(pairs, USERS_PER_CALL):
             self._check_pairs(walk, place, "fields", some)
             walk.report.fields += len(some)
@@ -324,6 +408,31 @@ class Checker:
         return b"%bcohort:%b:%b" % (self._keys.base(*place).encode(), cohort_id, part.encode())
 
 
+@dataclass
+class _Survey:
+    """What a check found before it began.
+
+    Attributes:
+        cohorts: the ids of all cohorts, by partition.
+        wrong: keys of a wrong type, with that type.
+    """
+
+    cohorts: dict[AppPartition, set[bytes]]
+    wrong: list[tuple[AppPartition, KeyName, bytes]] = field(default_factory=list)
+
+    def is_wrong(self, key: str, place: AppPartition | None = None) -> bool:
+        """Whether a partition's key has a wrong type, in one partition or in any."""
+        return any(
+            name.rest == key.encode() and place in (None, where) for where, name, _ in self.wrong
+        )
+
+    def wrong_cohorts(self, place: AppPartition) -> set[bytes]:
+        """The cohorts of which a key in a partition has a wrong type; they are left out."""
+        return {
+            name.owner for where, name, _ in self.wrong if where == place and _is_of_cohort(name)
+        }
+
+
 class _Walk(NamedTuple):
     """The state of one run."""
 
@@ -334,6 +443,18 @@ class _Walk(NamedTuple):
 
 # Problems with fields that belong to no cohort.
 _WITHOUT_COHORT = {Problem.FIELD_OF_UNKNOWN_COHORT, Problem.FOREIGN_FIELD}
+
+
+def _is_of_cohort(name: KeyName) -> bool:
+    # Its syncs belong to the history, which has nothing to compare.
+    return name.what.startswith("cohort ") and name.what != "cohort syncs"
+
+
+def _wrong_type(name: KeyName, kind: bytes, app_id: str = "", partition: int = 0) -> Finding:
+    cohort_id = _text(name.owner) if _is_of_cohort(name) else ""
+    expected = (name.expected_type or b"").decode()
+    detail = f"{_text(name.key)} is a {kind.decode()}, not a {expected}"
+    return Finding(Problem.WRONG_TYPE, app_id, partition, cohort_id, "", detail)
 
 
 def _cohort_id(field: bytes) -> bytes:

@@ -29,6 +29,12 @@ end
 if not trait and (members > 0 or listed or (others > 0 and not deleting)) then
   problem('cohort_without_state', members .. ' members')
 end
+if not trait and not deleting and not listed and members + others == 0
+  and (call('ZSCORE', base .. 'due', cohort)
+    or call('EXISTS', prefix .. ':freshness', prefix .. ':sizes') > 0)
+then
+  problem('records_without_cohort', '')
+end
 if trait and not listed then problem('cohort_not_listed', '') end
 if trait and (entered or 0) - (left or 0) ~= members then
   problem('wrong_counters',

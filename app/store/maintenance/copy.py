@@ -46,7 +46,7 @@ class CopyReport:
     Attributes:
         compared: number of keys and cohorts that were compared, by what they hold.
         different: how many of them differ, or exist in one store only.
-        examples: the first of these, as keys of the source.
+        examples: the first of these and of the keys not copied, as keys of the source.
         not_copied: keys of an unknown form or a wrong type, by what they seem to hold.
         still_held: an operator held the source before the copy, so it is still held.
     """
@@ -81,6 +81,8 @@ class Copy:
         # By app and cohort id, the partitions of the target that have users of the cohort.
         self._cohorts: dict[str, dict[bytes, set[int]]] = defaultdict(lambda: defaultdict(set))
         self._spread: set[KeyName] = set()
+        # By app and cohort id, cohorts of which a key was not copied.
+        self._incomplete: set[tuple[str, bytes]] = set()
         self._report = CopyReport()
 
     def size(self) -> int:
@@ -158,7 +160,7 @@ class Copy:
     def _copy(self, progress: Progress) -> None:
         for app_id in self._app_ids:
             self._begin_streams(app_id)
-        for names in self._source.walk():
+        for names in self._walk_source():
             self._renew_hold()
             whole = [name for name in names if name.kind in _AS_THEY_ARE]
             for some in in_parts(whole, _KEYS_PER_CALL):
@@ -169,10 +171,26 @@ class Copy:
                 elif name.kind is Kind.STATE:
                     self._cohorts[name.app_id][name.owner].update()
                 elif name.kind is Kind.UNKNOWN:
-                    self._report.not_copied[name.what or "unknown"] += 1
+                    self._leave_out(name, name.what or "unknown")
             progress(len(names))
         for app_id, cohort_ids in self._some_cohorts():
             self._copy_states(app_id, cohort_ids)
+
+    def _walk_source(self) -> Iterator[list[KeyName]]:
+        """The source's keys; those of a wrong type count as unknown."""
+        for names in self._source.walk():
+            types = self._source.types(names)
+            yield [
+                name
+                if not name.expected_type or kind in (b"none", name.expected_type)
+                else name._replace(kind=Kind.UNKNOWN, what=f"{name.what} that is a {kind.decode()}")
+                for name, kind in zip(names, types, strict=True)
+            ]
+
+    def _leave_out(self, name: KeyName, what: str) -> None:
+        self._report.not_copied[what] += 1
+        self._note_example(name.key)
+        self._incomplete.add((name.app_id, name.owner))
 
     def _begin_streams(self, app_id: str) -> None:
         """Begin an app's change streams, empty but not as if nothing had ever been added.
@@ -197,7 +215,7 @@ class Copy:
         values = dict(zip(names, self._source.values(names), strict=True))
         for name, value in list(values.items()):
             if name.what == "user" and value.type != b"hash":
-                self._report.not_copied["user that is no hash"] += 1
+                self._leave_out(name, "user that is no hash")
                 del values[name]
         self._target.write(values)
 
@@ -230,7 +248,8 @@ class Copy:
     def _some_cohorts(self) -> Iterator[tuple[str, list[bytes]]]:
         """All cohorts, some of one app at a time."""
         for app_id, cohorts in self._cohorts.items():
-            for cohort_ids in in_parts(sorted(cohorts), _COHORTS_PER_CALL):
+            whole = sorted(one for one in cohorts if (app_id, one) not in self._incomplete)
+            for cohort_ids in in_parts(whole, _COHORTS_PER_CALL):
                 self._renew_hold()
                 yield app_id, cohort_ids
 
@@ -279,7 +298,7 @@ class Copy:
     # Comparing
 
     def _compare(self, progress: Progress) -> None:
-        for names in self._source.walk():
+        for names in self._walk_source():
             self._renew_hold()
             whole = [name for name in names if name.kind in (Kind.WHOLE, Kind.GLOBAL)]
             for some in in_parts(whole, _KEYS_PER_CALL):
@@ -343,8 +362,11 @@ class Copy:
         self._report.compared[what] += 1
         if not same:
             self._report.different[what] += 1
-            if len(self._report.examples) < _EXAMPLES:
-                self._report.examples.append(example.decode(errors="replace"))
+            self._note_example(example)
+
+    def _note_example(self, key: bytes) -> None:
+        if len(self._report.examples) < _EXAMPLES:
+            self._report.examples.append(key.decode(errors="replace"))
 
 
 def merged(shares: Iterable[dict[bytes, bytes]]) -> dict[bytes, bytes]:

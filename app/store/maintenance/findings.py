@@ -22,7 +22,9 @@ class Problem(StrEnum):
     FIELD_OF_UNKNOWN_COHORT = "field_of_unknown_cohort"
     FOREIGN_FIELD = "foreign_field"
     NOT_A_HASH = "not_a_hash"
+    WRONG_TYPE = "wrong_type"
     COHORT_WITHOUT_STATE = "cohort_without_state"
+    RECORDS_WITHOUT_COHORT = "records_without_cohort"
     COHORT_NOT_LISTED = "cohort_not_listed"
     WRONG_COUNTERS = "wrong_counters"
     JOB_WITHOUT_WORK = "job_without_work"
@@ -69,6 +71,13 @@ MEANINGS = {
         "a hash has a field that is not a trait: another program writes to it"
     ),
     Problem.NOT_A_HASH: _reported_only("a user's key is not a hash: another program writes to it"),
+    Problem.WRONG_TYPE: _reported_only(
+        "a key of the service has another type: another program writes to it. What the key belongs "
+        "to was not checked; delete the key and run the check again"
+    ),
+    Problem.RECORDS_WITHOUT_COHORT: _repairable(
+        "freshness, completeness or sizes are left of a deleted cohort"
+    ),
     Problem.COHORT_WITHOUT_STATE: _repairable("a cohort's names and counters are lost"),
     Problem.COHORT_NOT_LISTED: _repairable("a cohort is missing in the list of cohorts"),
     Problem.WRONG_COUNTERS: _repairable("entered minus left is not the number of members"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ class Kind(Enum):
     LIVE = "live"  # as GLOBAL, but not compared, as it changes during a hold
     SKIPPED = "skipped"
     UNKNOWN = "unknown"
+
+
+def _compiled(forms: dict[bytes, bytes]) -> list[tuple[bytes, re.Pattern[bytes]]]:
+    return [(name, re.compile(form, re.DOTALL)) for name, form in forms.items()]
 
 
 _USERS = {
@@ -63,6 +68,40 @@ _GLOBAL = {
 }
 
 
+# The type of each key by the part of its name after the hash tag, or after the prefix.
+_STRINGS = (
+    rb"cohort:.*:(?:lease|resync-lease|sizes|reconcile)|message:.*|added:.*|changes:last"
+    rb"|changes:begun|changes:.*:(?:lease|lost)|loss:lease|upstream-lease:.*|looked-through|hold"
+)
+_SORTED_SETS = (
+    rb"cohort:.*:(?:members|left|seen|seen-before|syncs)|due|deleted|cohorts|resyncs"
+    rb"|completeness:.*|syncs|failures|problems"
+)
+_HASHES = (
+    rb"user:.*|cohort:.*:(?:state|freshness|resync)|sync:[0-9]+|mark|loss|erased|open|history"
+    rb"|upstream|upstream-exports"
+)
+_TYPES_IN_PARTITION = _compiled(
+    {
+        b"string": _STRINGS,
+        b"zset": _SORTED_SETS,
+        b"hash": _HASHES,
+        b"set": rb"cohort:.*:confirmed|jobs|registered|suppressed",
+        b"list": rb"sync:[0-9]+:(?:requests|problems)",
+        b"stream": rb"changes|changes:.*:failed|transitions",
+    }
+)
+_GLOBAL_TYPES = _compiled(
+    {
+        b"string": rb"layout|hold|session-secret|session:.*|rates:.*",
+        b"zset": rb"keys:used",
+        b"hash": rb"keys|unknown-callers",
+        b"set": rb"apps",
+        b"list": rb"audit",
+    }
+)
+
+
 class KeyName(NamedTuple):
     """A parsed key name.
 
@@ -81,6 +120,12 @@ class KeyName(NamedTuple):
     owner: bytes = b""
     rest: bytes = b""
     what: str = ""
+
+    @property
+    def expected_type(self) -> bytes | None:
+        """The type that the key should have; None if its form is unknown."""
+        types = _TYPES_IN_PARTITION if self.app_id else _GLOBAL_TYPES
+        return next((name for name, form in types if form.fullmatch(self.rest)), None)
 
     @property
     def is_set(self) -> bool:

@@ -15,8 +15,14 @@ local trait, deleting = unpack(call('HMGET', state, 'trait', 'deleting'))
 local count = call('ZCARD', members)
 
 if not trait and count == 0 and call('EXISTS', left) == 0 and not deleting then
-  call('UNLINK', state, prefix .. ':seen', prefix .. ':seen-before')
+  call('UNLINK', state, prefix .. ':seen', prefix .. ':seen-before', prefix .. ':freshness',
+    prefix .. ':sizes')
   call('ZREM', base .. 'cohorts', cohort)
+  call('ZREM', base .. 'due', cohort)
+  for _, name in ipairs({'verified', 'incomplete', 'store_lost', 'store_set_back', 'sync_failed',
+    'deleted_here', 'count_differs'}) do
+    call('ZREM', base .. 'completeness:' .. name, cohort)
+  end
   call('SREM', base .. 'jobs', cohort)
   return
 end

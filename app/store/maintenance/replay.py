@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -41,8 +41,14 @@ class Replay:
     """
 
     def __init__(
-        self, script: StoreScript, stream: str, proof: StreamProof, notify: Notify
+        self,
+        script: StoreScript,
+        stream: str,
+        proof: StreamProof,
+        notify: Notify,
+        not_compared: Collection[str] = (),
     ) -> None:
+        self._not_compared = not_compared  # cohorts whose members can't be read
         self._script = script
         self._stream = stream
         self._proof = proof
@@ -133,6 +139,8 @@ class Replay:
             users: list[str] = orjson.loads(fields[b"users"])
         except (KeyError, ValueError):
             self._notify(Problem.UNREADABLE_ENTRY, "", "", f"entry {entry_id}")
+            return
+        if cohort_id in self._not_compared:
             return
         change = LastChange(entry_id, entered)
         for user_id in users:

@@ -238,6 +238,27 @@ def test_copy__of_keys_that_it_does_not_know__reports_them(
     assert report.not_copied == {"something-new": 1, "user that is no hash": 1}
 
 
+@pytest.mark.parametrize(
+    "part", ["cohort:1:members", "cohort:1:state", "due", "registered", "history", "sync:1"]
+)
+def test_copy__of_a_key_of_another_type__names_it_and_goes_on(
+    source: Settings, target_url: str, part: str
+) -> None:
+    there = open_store(source)
+    client: Any = connect(source)
+    say(there, OTHER, True, ["somebody"])
+    key = f"{there.keys.base(APP, 0)}{part}"
+    client.delete(key)
+    client.set(key, "another program's")
+    target = settings_of(target_url, 2)
+    report = copy(source, target)
+    assert not report.ok
+    assert [what for what in report.not_copied if what.endswith("that is a string")]
+    assert key in report.examples
+    found = open_store(target).lookups.user(APP, "somebody")
+    assert found.traits == {OTHER: True}
+
+
 def test_copy__to_a_store_with_data__is_refused(source: Settings, target_url: str) -> None:
     target = settings_of(target_url, 1)
     say(open_store(target), OTHER, True, ["somebody"])
