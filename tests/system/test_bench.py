@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import growth
+from bench import growth, reader
 from bench import replace as replacement
 from bench.plan import AFTERNOON, AGAINST, GROUPS, NOISY_CLIENTS, SERVICE, SIZES, Group, Limit
 from bench.report import Report, report, verdict
@@ -126,6 +126,19 @@ def test_bench_growth__small_cohort__judges_every_kind_of_call() -> None:
         assert f"| {call} |" in found.text
     (longest,) = found.verdicts
     assert longest.value > 0
+
+
+@thorough
+def test_bench_reader__both_kinds__are_judged_by_cost_and_by_a_store_that_hangs() -> None:
+    found = reader.run(TINY, ROOT)
+    assert [verdict.name.partition(":")[0] for verdict in found.verdicts] == (
+        ["threads"] * 4 + ["asyncio"] * 4
+    )
+    # What it costs is judged by `make bench`, on a machine that does nothing else.
+    assert [
+        verdict for verdict in found.verdicts if "hangs" in verdict.name if not verdict.passed
+    ] == []
+    assert all(verdict.value > 0 for verdict in found.verdicts)
 
 
 def test_bench__ratios__are_medians_of_the_rounds_own() -> None:

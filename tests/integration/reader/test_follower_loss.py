@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import redis
 from flask import Flask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.store import Store
+from cohort_reader import Follower, MembershipChange
+from cohort_reader.steps import run
 from tests.integration.conftest import caller
 from tests.integration.reader.conftest import Clients, RestartableStore, Service
 from tests.integration.reader.test_follow import (
@@ -245,3 +251,85 @@ def test_consumers__that_died__are_removed_once_others_have_handled_their_change
     assert dead in consumers(redis_client, service)
     make(**QUICK).remove_idle_consumers(idle_seconds=0)
     assert dead not in consumers(redis_client, service)
+
+
+class Killed(BaseException):
+    """Ends a follower in its handler."""
+
+
+STEPS = st.lists(
+    st.sampled_from(
+        ["push", "push", "push", "poll", "fail", "killed", "crash", "trim", "erase", "trim in hand"]
+    ),
+    max_size=25,
+)
+
+
+@settings(suppress_health_check=list(HealthCheck))
+@given(steps=STEPS, keep=st.integers(0, 3), is_ordered=st.booleans())
+def test_loss__whatever_happens__every_change_is_handled_kept_as_failed_or_reported_lost(
+    service: Service,
+    redis_client: redis.Redis,
+    store_url: str,
+    kind: str,
+    make: Make,
+    steps: list[str],
+    keep: int,
+    is_ordered: bool,
+) -> None:
+    redis_client.flushall()
+    stream = f"cohorts:{{{service.app}}}:changes"
+    store = service.store(store_url)
+    options = {"ordered": is_ordered, "handler_seconds": 0.01, "retry_seconds": 0}
+    follower = make(max_deliveries=2, **options)
+    pushed: dict[str, str] = {}
+    erased: set[str] = set()
+    handled: set[str] = set()
+
+    def handle(what: str, change: MembershipChange) -> None:
+        if what == "fail":
+            raise ValueError
+        if what == "killed":
+            raise Killed
+        if what == "trim in hand":
+            redis_client.xtrim(stream, maxlen=keep, approximate=False)
+        handled.add(change.id)
+
+    def step(what: str) -> None:
+        if what == "push":
+            user_id = f"u{len(pushed)}"
+            service.push(user_id)
+            ((entry_id, _),) = redis_client.xrevrange(stream, count=1)
+            pushed[str(entry_id)] = user_id
+        elif what == "trim":
+            redis_client.xtrim(stream, maxlen=keep, approximate=False)
+        elif what == "erase" and pushed:
+            entry_id = list(pushed)[len(pushed) // 2]
+            store.erasure.erase(service.app, pushed[entry_id])
+            erased.add(entry_id)
+        elif what == "crash":  # of another follower, with all that it was given
+            dying = Follower(redis_client, "mail", app=service.app, start="all", **options)
+            if dying.create_group():
+                run(dying._take(dying._streams[0]))
+                redis_client.delete(f"{stream}:mail:lease")
+        elif what in ("poll", "fail", "killed", "trim in hand"):
+            with suppress(Killed):
+                follower.poll(partial(handle, what))
+
+    service.push("before")
+    follower.poll(partial(handle, "poll"))
+    for what in steps:
+        step(what)
+
+    def is_done() -> bool:
+        follower.poll(partial(handle, "poll"))
+        return not any(lag.pending or lag.undelivered for lag in follower.lag())
+
+    wait_until(is_done)
+    failed = {one.change.id for one in follower.failed_changes()}
+    missing = set(pushed) - handled - failed - erased
+    if not {"trim", "trim in hand", "erase"} & set(steps):
+        assert not missing
+        assert not lost(follower)
+    if missing and pushed:
+        assert lost(follower), (missing, pushed)

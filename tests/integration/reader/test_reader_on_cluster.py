@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +18,22 @@ from tests.integration.conftest import APP, KEY, caller
 from tests.integration.reader.blocking import Blocking, Loop
 from tests.integration.reader.conftest import COHORT, TRAIT, Service
 from tests.integration.reader.test_follow import Heard, following
+from tests.integration.store.maintenance.test_copy import rights
 from tests.support.clusters import Cluster, running_cluster
 from tests.support.polling import wait_until
+
+ACL = Path(__file__).resolve().parents[3] / "docs" / "acl" / "follower.acl"
+PASSWORD = "a-password-of-the-store"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    """A cluster with the follower's user, and the rights that its page gives it besides."""
     with running_cluster(3, 0) as cluster:
+        for node in cluster.nodes:
+            _, user, *own = ACL.read_text().replace("PASSWORD", PASSWORD).split()
+            own += rights("scaling.md", "+readonly")
+            node.client.execute_command("ACL", "SETUSER", user, *own)
         yield cluster
 
 
@@ -31,6 +41,7 @@ def cluster() -> Iterator[Cluster]:
 def service(cluster: Cluster) -> Service:
     for node in cluster.masters:
         node.client.flushall()
+        node.client.acl_log_reset()
     settings = Settings(
         redis_url=cluster.url,
         store_cluster=True,
@@ -48,16 +59,17 @@ def connect(cluster: Cluster, loop: Loop | None) -> Iterator[Callable[[], Any]]:
     clients: list[Any] = []
 
     def connect() -> Any:
-        port = cluster.nodes[-1].port
+        options: Any = {"host": "127.0.0.1", "port": cluster.nodes[-1].port}
+        options |= {"username": "cohort-follower", "password": PASSWORD}
         if loop is None:
-            clients.append(redis.RedisCluster(host="127.0.0.1", port=port))
+            clients.append(redis.RedisCluster(**options))
         else:
-            clients.append(
-                loop.make(lambda: redis.asyncio.RedisCluster(host="127.0.0.1", port=port))
-            )
+            clients.append(loop.make(lambda: redis.asyncio.RedisCluster(**options)))
         return clients[-1]
 
     yield connect
+    refused = [(row["reason"], row["object"]) for n in cluster.nodes for row in n.client.acl_log()]
+    assert refused == []
     for client in clients:
         if loop is None:
             client.close()
@@ -84,6 +96,7 @@ def test_reader__on_a_cluster__answers_every_question(
     assert reader.member_count(COHORT) == 20
     assert set(reader.members(COHORT)) == set(users)
     assert reader.traits("u3") == {TRAIT: True}
+    assert reader.completeness(COHORT).state == "unverified"
     assert reader.exists(COHORT)
     assert reader.cohort_ids() == [COHORT]
 
