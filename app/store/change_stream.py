@@ -67,7 +67,7 @@ class ChangePage(NamedTuple):
 
 
 class PositionLost(Exception):
-    """Entries after this position were trimmed, by age or number."""
+    """Entries after this position were trimmed, or the store was emptied or restored."""
 
 
 class ChangeStream:
@@ -94,7 +94,8 @@ class ChangeStream:
         """Up to ``limit`` entries after a position; there may be none.
 
         Raises:
-            PositionLost: entries after the position were trimmed.
+            PositionLost: entries after the position are gone, or the position itself is: the store
+                was emptied or restored.
         """
         partitions = self._keys.partitions
         if len(position) != partitions:

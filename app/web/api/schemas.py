@@ -385,6 +385,13 @@ class EventReply(Reply):
         example="change",
         validate=validate.OneOf(["position", "change", "cursor_expired"]),
     )
+    retry = fields.Integer(
+        strict=True,
+        metadata={
+            "description": "Of the first event: wait so many ms before reconnecting.",
+            "example": 1000,
+        },
+    )
     data = JsonText(
         required=True,
         metadata={
