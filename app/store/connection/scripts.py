@@ -20,6 +20,16 @@ _HOLD_CHECK = (
     "return redis.error_reply('HELD Writes are on hold.') end end "
 )
 
+# Prepended to scripts that use it: fails if a key has another type. There is no rollback, so a
+# script must find out before its first write.
+_EXPECT = (
+    "local function expect(kind, ...) for _, key in ipairs({...}) do "
+    "local found = redis.call('TYPE', key).ok "
+    "if found ~= kind and found ~= 'none' then "
+    "error({err = 'WRONGTYPE A key is a ' .. found .. ' instead of a ' .. kind .. '.'}) end "
+    "end end "
+)
+
 
 def load_script(client: Redis, name: str, folder: str = "lua") -> StoreScript:
     """Register the script in ``app/store/<folder>/<name>``.
@@ -30,7 +40,8 @@ def load_script(client: Redis, name: str, folder: str = "lua") -> StoreScript:
     first, rest = source.split("\n", 1)
     if "no-writes" in first:
         return register(client, source)
-    return register_fenced(client, f"{first}\n{_HOLD_CHECK}{rest}")
+    expect = _EXPECT if "expect(" in rest else ""
+    return register_fenced(client, f"{first}\n{_HOLD_CHECK}{expect}{rest}")
 
 
 def register(client: Redis, source: str) -> StoreScript:

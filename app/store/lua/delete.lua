@@ -27,6 +27,8 @@ local prefix = base .. 'cohort:' .. cohort
 local members, left, state = prefix .. ':members', prefix .. ':left', prefix .. ':state'
 local call, attempt = redis.call, redis.pcall
 
+expect('set', base .. 'jobs')
+
 if action == 'begin' or action == 'mark' then
   call(action == 'begin' and 'HSETNX' or 'HSET', state, 'deleting', ARGV[3])
   call('SADD', base .. 'jobs', cohort)
@@ -51,6 +53,9 @@ end
 local deletion, drained = unpack(call('HMGET', state, 'deleting', 'drained'))
 if not deletion then return 0 end
 
+local COMPLETENESS = {'verified', 'incomplete', 'store_lost', 'store_set_back', 'sync_failed',
+  'deleted_here', 'count_differs'}
+
 if action == 'end' then
   if deletion ~= ARGV[3] then return 0 end
   if not drained then
@@ -58,12 +63,13 @@ if action == 'end' then
     if call('HEXISTS', state, 'moving') == 0 then call('SREM', base .. 'jobs', cohort) end
     return 0
   end
+  expect('zset', base .. 'resyncs', base .. 'due', base .. 'cohorts', base .. 'deleted')
+  for _, name in ipairs(COMPLETENESS) do expect('zset', base .. 'completeness:' .. name) end
   call('UNLINK', members, left, state, prefix .. ':seen', prefix .. ':seen-before',
     prefix .. ':freshness', prefix .. ':sizes', prefix .. ':resync', prefix .. ':confirmed')
   call('ZREM', base .. 'resyncs', cohort)
   call('ZREM', base .. 'due', cohort)
-  for _, name in ipairs({'verified', 'incomplete', 'store_lost', 'store_set_back', 'sync_failed',
-    'deleted_here', 'count_differs'}) do
+  for _, name in ipairs(COMPLETENESS) do
     call('ZREM', base .. 'completeness:' .. name, cohort)
   end
   if ARGV[4] == 'home' then remember_deletion() end
@@ -76,7 +82,8 @@ local trait, names = unpack(call('HMGET', state, 'trait', 'names'))
 local traits = {trait}
 for _, name in ipairs(names and cjson.decode(names) or {}) do traits[#traits + 1] = name.trait end
 
-call('XLEN', stream) -- a key of another type must fail here, before the first write
+call('XLEN', stream) -- keys of another type must fail here, before the first write
+local previous = call('GET', stream .. ':last') or '0-0'
 local set = members
 local users = call('ZRANGE', set, 0, ARGV[3] - 1)
 if #users == 0 then
@@ -94,7 +101,7 @@ if set == members then
   call('HINCRBY', state, 'left', #users)
   local id = call('XADD', stream, 'MAXLEN', '~', ARGV[4], '*', 'cohort', cohort,
     'change', 'left', 'at', string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000)),
-    'users', cjson.encode(users), 'previous', call('GET', stream .. ':last') or '0-0')
+    'users', cjson.encode(users), 'previous', previous)
   call('SET', stream .. ':last', id)
 end
 return #users

@@ -25,6 +25,16 @@ for i = 4, #ARGV, 2 do
   if call('HEXISTS', hash, ARGV[i]) == 0 then return {-1, ''} end
 end
 
+expect('stream', KEYS[1])
+expect('hash', base .. 'erased')
+expect('set', base .. 'registered', base .. 'suppressed')
+for i = 5, #ARGV, 2 do
+  local prefix = base .. 'cohort:' .. ARGV[i]
+  expect('zset', prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':seen-before')
+  expect('set', prefix .. ':confirmed')
+  expect('hash', prefix .. ':state')
+end
+
 local last = '0-0'
 if call('EXISTS', KEYS[1]) == 1 then
   local info = call('XINFO', 'STREAM', KEYS[1])

@@ -10,8 +10,9 @@
 --
 -- Returns the number of entries removed.
 
-local removed = redis.call('XDEL', KEYS[1], unpack(ARGV))
 local base = string.match(KEYS[1], '^(.*:)changes$')
+if base then expect('hash', base .. 'erased') end
+local removed = redis.call('XDEL', KEYS[1], unpack(ARGV))
 if removed > 0 and base then
   redis.call('HINCRBY', base .. 'erased', 'entries', removed)
 end

@@ -30,6 +30,8 @@ for i = 2, #ARGV do
   local prefix = base .. 'cohort:' .. ARGV[i]
   local members, left = prefix .. ':members', prefix .. ':left'
   local seen, before = prefix .. ':seen', prefix .. ':seen-before'
+  expect('hash', prefix .. ':state')
+  expect('zset', members, left, seen, before)
   call('SREM', prefix .. ':confirmed', user)
   local member = call('ZSCORE', members, user)
   local known = member or call('ZSCORE', left, user)

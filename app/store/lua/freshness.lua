@@ -60,6 +60,7 @@ local function integer(value) return string.format('%d', value) end
 local function hash_of(cohort) return base .. 'cohort:' .. cohort .. ':freshness' end
 
 local due = base .. 'due'
+expect('zset', due)
 
 -- A sync ends after a pause of this many ms. Amplitude waits a little over two minutes at most
 -- before it retries.

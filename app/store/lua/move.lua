@@ -22,6 +22,7 @@ local trait, names, moving, deleting, renames, following =
 renames = tonumber(renames) or 0
 -- The cohort has just been marked for deletion, which replaces the rename.
 if deleting then return {1, 0} end
+expect('set', base .. 'jobs')
 if ARGV[3] and renames > tonumber(ARGV[3]) then return {-1, 0} end
 if not moving then
   call('SREM', base .. 'jobs', cohort)

@@ -220,6 +220,15 @@ def test_orders__all_permutations_of_timed_statements__end_alike(store, redis_cl
         assert changes == ["entered", "left"] * (len(changes) // 2)
 
 
+@pytest.mark.parametrize("known_only", [False, True], ids=["applied", "left out"])
+def test_message__is_remembered_for_a_day(known_only: bool, say, redis_client) -> None:
+    for _ in range(2):
+        say(True, now_ms(), message_id="m1", known_only=known_only)
+        records = list(redis_client.scan_iter("cohorts:{shop}:message:*"))
+        assert records
+        assert all(DAY - 60_000 < redis_client.pttl(key) <= DAY for key in records)
+
+
 HOUR, DAY = 3_600_000, 24 * 3_600_000
 MEMBERS, STATE = "cohorts:{shop}:cohort:1:members", "cohorts:{shop}:cohort:1:state"
 SEEN, SEEN_BEFORE = "cohorts:{shop}:cohort:1:seen", "cohorts:{shop}:cohort:1:seen-before"

@@ -1,0 +1,98 @@
+"""Another program has written under the prefix: a script that fails has changed nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from app.cohorts import Cohort, MembershipChange
+from app.store import Job, Store, StoreError
+from tests.integration.conftest import APP
+
+BASE = f"cohorts:{{{APP}}}:"
+COHORT, TRAIT, NEW = "1", "[Amplitude] n: 1", "[Amplitude] new: 1"
+OF_COHORT = ("members", "left", "seen", "seen-before", "state", "confirmed", "freshness", "sizes")
+KEYS = [
+    *(f"cohort:{COHORT}:{part}" for part in OF_COHORT),
+    *("changes", "changes:last", "cohorts", "jobs", "registered", "suppressed", "erased", "due"),
+    *("deleted", "resyncs", "completeness:verified", "completeness:incomplete"),
+]
+
+
+def say(store: Store, member: bool, *users: str, trait: str = TRAIT, ago: int = 0) -> None:
+    at_ms = time.time_ns() // 1_000_000 - ago if ago else None
+    change = MembershipChange(Cohort.from_trait(trait), member, list(users), at_ms)
+    store.memberships.apply(APP, [change], source="test")
+
+
+def delete(store: Store, *actions: str) -> None:
+    for action in actions:
+        arguments = (500, 1000) if action == "step" else ("id", "home")
+        store.jobs._deletions._call(action, Job(APP, 0, COHORT), *arguments)  # type: ignore[arg-type]
+
+
+CALLS: dict[str, Callable[[Store], Any]] = {
+    "enter": lambda store: say(store, True, "new"),
+    "enter a new cohort": lambda store: say(store, True, "in", trait="Another: 2"),
+    "leave": lambda store: say(store, False, "in"),
+    "repeat": lambda store: say(store, True, "in"),
+    "repeat out": lambda store: say(store, False, "out"),
+    "leave at a time": lambda store: say(store, False, "in", ago=1),
+    "repeat at a time": lambda store: say(store, True, "in", ago=1),
+    "rename": lambda store: say(store, True, "in", trait=NEW),
+    "begin a deletion": lambda store: delete(store, "begin"),
+    "delete": lambda store: delete(store, "step"),
+    "end a deletion": lambda store: delete(store, "end"),
+    "erase": lambda store: store.erasure._erase(
+        keys=[store.keys.changes(APP, 0)], args=["in", "suppress", 250, TRAIT, COHORT]
+    ),
+    "set a cadence": lambda store: store.freshness.set_cadence(APP, COHORT, 1000),
+    "move": lambda store: store.jobs.step(Job(APP, 0, COHORT)),
+}
+
+
+PREPARATIONS: dict[str, Callable[[Store], Any]] = {
+    "delete": lambda store: delete(store, "begin"),
+    "end a deletion": lambda store: delete(store, "begin", "step", "step", "step"),
+    "move": CALLS["rename"],
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_call__with_any_key_of_another_type__is_whole_or_changes_nothing(
+    name: str, store: Store, redis_client: redis.Redis
+) -> None:
+    for key in KEYS:
+        redis_client.flushall()
+        say(store, True, "in", "out")
+        say(store, False, "out")
+        say(store, True, "in", ago=5000)
+        store.registered_users.add(APP, ["in"])
+        PREPARATIONS.get(name, lambda store: None)(store)
+        redis_client.unlink(BASE + key)
+        redis_client.rpush(BASE + key, "of another program")
+        failed = False
+        before = contents(redis_client)
+        try:
+            CALLS[name](store)
+        except (StoreError, redis.RedisError):
+            failed = True
+        if failed:
+            assert changed(before, contents(redis_client)) == set(), (name, key)
+
+
+def contents(client: redis.Redis) -> dict[str, Any]:
+    """All keys but those that are written by calls of their own."""
+    return {
+        key: client.dump(key)
+        for key in client.scan_iter()
+        if not key.endswith((":freshness", ":sizes", ":mark"))
+    }
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
