@@ -115,6 +115,11 @@ class UpstreamStore:
         with store_errors():
             return bool(self._lease(keys=[key], args=[secrets.token_hex(8), int(seconds * 1000)]))
 
+    def end_turn(self, app_id: str, work: str) -> None:
+        """Let the next one take its turn now."""
+        with store_errors():
+            self._client.unlink(self._keys.upstream_lease(app_id, f"{work}-turn"))
+
     def is_turn_taken(self, app_id: str, work: str) -> bool:
         """Whether :meth:`take_turn` would return False."""
         with store_errors():

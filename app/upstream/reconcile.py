@@ -46,7 +46,7 @@ MAX_USERS = 2_000_000
 # Ids in a report.
 IDS_REPORTED = 100
 _STAGED_AT_ONCE = 1000
-_BEGINS_WITHIN_MS = 10_000
+_BEGINS_WITHIN_SECONDS = 10.0
 _KEEP_SECONDS = 20.0
 # A file with fewer rows than this share of the listed size, and a few, lacks its end.
 _LEAST_SHARE, _LEAST_SLACK = 0.9, 10
@@ -158,17 +158,25 @@ class Reconciler:
         """Whether there are keys for an app."""
         return app_id in self._clients
 
-    def check(self, order: Order) -> None:
-        """Raise what would prevent a reconcile from beginning. Raises UpstreamError, StoreError."""
-        if order.app_id not in self._clients:
-            raise UpstreamNotConfigured
-        if self._store.upstream.is_leased(order.app_id, RECONCILE):
-            raise ReconcileRunning
-        if self._store.upstream.exports(order.app_id) >= self._exports_most:
-            raise ExportBudgetSpent
+    def begin(self, order: Order) -> Report:
+        """Claim a reconcile that another greenlet is about to :meth:`run`, and keep its report.
 
-    def begun(self, order: Order) -> Report:
-        """Keep and return the report of a reconcile that is about to :meth:`run`."""
+        Raises:
+            UpstreamNotConfigured, ReconcileRunning, ExportBudgetSpent, StoreError
+        """
+        app_id, upstream = order.app_id, self._store.upstream
+        if app_id not in self._clients:
+            raise UpstreamNotConfigured
+        if upstream.exports(app_id) >= self._exports_most:
+            raise ExportBudgetSpent
+        # The turn excludes others until the lease does.
+        if upstream.is_leased(app_id, RECONCILE) or not upstream.take_turn(
+            app_id, RECONCILE, _BEGINS_WITHIN_SECONDS
+        ):
+            raise ReconcileRunning
+        return self._new_report(order)
+
+    def _new_report(self, order: Order) -> Report:
         report = Report(RUNNING, order.apply, self._now_ms())
         self._save(order, report)
         return report
@@ -179,7 +187,7 @@ class Reconciler:
         if found is None:
             return None
         report = Report(**found)
-        has_begun = self._now_ms() - report.requested_ms > _BEGINS_WITHIN_MS
+        has_begun = self._now_ms() - report.requested_ms > _BEGINS_WITHIN_SECONDS * 1000
         is_leased = self._store.upstream.is_leased(app_id, RECONCILE)
         if report.state == RUNNING and has_begun and not is_leased:
             report.state = INTERRUPTED
@@ -199,7 +207,7 @@ class Reconciler:
         """Reconcile a cohort. Failures are in the report, which is also kept.
 
         Args:
-            report: from :meth:`begun`.
+            report: from :meth:`begin`.
             on_ids: called with missing and extra users, some at a time.
             progress: called with what is done next, for people.
             breathe: called every few ms, to let other work of this process go on.
@@ -212,7 +220,8 @@ class Reconciler:
         with self._store.upstream.lease(order.app_id, RECONCILE) as is_ours:
             if not is_ours:
                 raise ReconcileRunning
-            report = report or self.begun(order)
+            self._store.upstream.end_turn(order.app_id, RECONCILE)
+            report = report or self._new_report(order)
             about = {"cohort": order.cohort_id, "apply": order.apply, "column": order.column}
             record(self._store, order.operator, "reconcile", order.app_id, **about)
             run = _Run(self._store, self._clients[order.app_id], order, report, self._known_only)

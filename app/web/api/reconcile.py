@@ -164,10 +164,9 @@ def begin_reconcile(
     parts, operator = services(), Operator.of_request()
     order = Order(operator, g.caller.app_id, cohort_id, apply=apply, force=force, column=column)
     try:
-        parts.reconciler.check(order)
+        report = parts.reconciler.begin(order)
     except errors.UpstreamError as error:
         raise _PROBLEMS[type(error)]() from None
-    report = parts.reconciler.begun(order)
 
     def run() -> None:
         # If another one began at the same moment, its report counts.

@@ -231,7 +231,7 @@ def test_budget__is_counted_and_ends(make_app: Callable[..., Flask], upstream: U
     assert (report.state, report.reason) == ("failed", "export_budget_spent")
     assert (report.exports, report.exports_most, upstream.exports) == (2, 2, 2)
     with pytest.raises(errors.ExportBudgetSpent):
-        here.parts.reconciler.check(Order(OPERATOR, APP, "a1"))
+        here.parts.reconciler.begin(Order(OPERATOR, APP, "a1"))
 
 
 def test_budget__of_amplitude__is_respected(here: Here) -> None:
@@ -272,7 +272,6 @@ def test_budget__in_the_next_month__is_new(
         ("forbidden", "upstream_forbidden"),
         ("malformed", "upstream_bad_reply"),
         ("failed", "upstream_export_failed"),
-        ("truncated", "upstream_file_incomplete"),
         ("cut", "upstream_file_invalid"),
     ],
 )
@@ -332,7 +331,18 @@ def test_reconcile__beside_another__is_refused(here: Here) -> None:
         with pytest.raises(errors.ReconcileRunning):
             reconcile(here)
         with pytest.raises(errors.ReconcileRunning):
-            here.parts.reconciler.check(Order(OPERATOR, APP, "a1"))
+            here.parts.reconciler.begin(Order(OPERATOR, APP, "a1"))
+
+
+def test_begin__twice__is_refused_until_the_first_has_run(here: Here) -> None:
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"])
+    order, reconciler = Order(OPERATOR, APP, "a1"), here.parts.reconciler
+    report = reconciler.begin(order)
+    with pytest.raises(errors.ReconcileRunning):
+        reconciler.begin(order)
+    assert reconciler.run(order, report).state == "done"
+    assert reconciler.begin(order).state == "running"
 
 
 def test_reconcile__applied_during_a_resync__is_refused(here: Here) -> None:
@@ -358,7 +368,7 @@ def test_report__of_a_process_that_died__is_interrupted(
     app = make_app(Tuning(now=clock), amplitude_keys=(keys,), amplitude_url=upstream.url)
     reconciler = services(app).reconciler
     assert reconciler.report(APP, "a1") is None
-    reconciler.begun(Order(OPERATOR, APP, "a1"))
+    reconciler.begin(Order(OPERATOR, APP, "a1"))
     found = reconciler.report(APP, "a1")
     assert found
     assert found.state == "running"  # about to begin
