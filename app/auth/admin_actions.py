@@ -110,3 +110,23 @@ def abort_resync(store: Store, operator: Operator, place: ResyncPlace, resync: R
     for _ in store.resyncs.steps(place):
         pass
     return True
+
+
+def acknowledge_loss(store: Store, operator: Operator, app_id: str) -> bool:
+    """Acknowledge that the store lost an app's data. Its cohorts stay incomplete.
+
+    Returns:
+        False if there is no loss that had not been acknowledged.
+    """
+    record(store, operator, "acknowledge_loss", app_id)
+    return bool(store.losses.acknowledge([app_id]))
+
+
+def forgive_loss(store: Store, operator: Operator, app_id: str) -> int:
+    """Forget that an app's data was lost, as that was intended, and clear the reasons it gave.
+
+    Returns:
+        The number of cohorts cleared.
+    """
+    record(store, operator, "acknowledge_loss", app_id, intended=True)
+    return sum(store.losses.forgive([app_id]))

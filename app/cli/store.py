@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import click
 
+from app.auth import admin_actions
 from app.auth.audit_trail import HOLD_STORE, record
 from app.cli.group import (
     EXIT_CODES,
@@ -19,6 +20,7 @@ from app.cli.group import (
     progress,
     shown,
     the_store,
+    when,
 )
 from app.services import services
 from app.settings import KEY_PREFIX, BadSettings
@@ -190,3 +192,28 @@ def _copy_lines(report: CopyReport) -> Iterator[str]:
         yield "Both stores agree."
     if report.still_held:
         yield "Writes to this store are still on hold, until `store release`."
+
+
+@store.command("acknowledge-loss", epilog=EXIT_CODES)
+@app_id_option("all apps")
+@click.option(
+    "--intended",
+    is_flag=True,
+    help="The data was removed on purpose: also clear the cohorts that it made incomplete.",
+)
+def acknowledge_loss(app_id: str | None, intended: bool) -> None:
+    """Acknowledge that the store lost data, which ends the alert.
+
+    Cohorts stay incomplete until a resync, an import or a reconcile, and those that arrive for the
+    first time since the loss become so. With --intended, all of that is forgotten.
+    """
+    there = the_store()
+    losses = there.losses.of([app_id] if app_id else there.apps())
+    for loss in losses:
+        if intended:
+            cleared = admin_actions.forgive_loss(there, operator(), loss.app_id)
+            click.echo(f"{loss.app_id}: forgotten, {cleared} cohorts cleared.")
+        elif admin_actions.acknowledge_loss(there, operator(), loss.app_id):
+            click.echo(f"{loss.app_id}: acknowledged ({loss.kind}, found {when(loss.at_ms)}).")
+    if not losses:
+        click.echo("The store has lost nothing, as far as is known.")

@@ -10,6 +10,9 @@ import redis
 from app.store.connection.cluster import ClusterClient
 from app.store.errors import store_errors
 
+# By default, a store that saves does so within an hour of a change.
+_SAVED_WITHIN_SECONDS = 2 * 3600
+
 
 class StoreMemory(NamedTuple):
     """Memory of the store; for a cluster, the total of its primaries.
@@ -53,6 +56,24 @@ class ServerInfo:
             ),
             evicted=sum(int(node.get("evicted_keys", 0)) for node in stats),
         )
+
+    def is_persistent(self) -> bool | None:
+        """Whether the store keeps its data on disk; None if unknown. For a cluster, all primaries.
+
+        It may take two hours until a store without an append-only file shows that it never saves.
+        """
+        unknown = False
+        for persistence, server in zip(
+            self._info("persistence"), self._info("server"), strict=True
+        ):
+            saved = int(persistence.get("rdb_saves", 0)) > 0
+            if int(persistence.get("aof_enabled", 0)) or saved:
+                continue
+            unsaved = int(persistence.get("rdb_changes_since_last_save", 0)) > 0
+            if unsaved and int(server.get("uptime_in_seconds", 0)) > _SAVED_WITHIN_SECONDS:
+                return False
+            unknown = True
+        return None if unknown else True
 
     def _info(self, section: str) -> list[dict[str, Any]]:
         """One section of INFO, for each primary."""

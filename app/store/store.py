@@ -25,7 +25,7 @@ from app.store.jobs import Jobs
 from app.store.keys import Keys
 from app.store.layout import Layout
 from app.store.lookups import Lookups
-from app.store.losses import Losses
+from app.store.losses import Loss, Losses
 from app.store.maintenance.check import Checker
 from app.store.memberships import Memberships
 from app.store.news import News
@@ -140,6 +140,11 @@ class Store:
     ) -> tuple[dict[CompletenessState, int], dict[IncompleteReason, int]]:
         """The number of cohorts by state and by open reason, of the first hundred apps."""
         return self.completeness.counts(self.apps()[:_APPS_COUNTED])
+
+    def unacknowledged_losses(self) -> list[Loss]:
+        """The losses of the first hundred apps that no administrator has acknowledged."""
+        losses = self.losses.of(self.apps()[:_APPS_COUNTED])
+        return [loss for loss in losses if not loss.acknowledged]
 
     def longest_late_ms(self) -> float:
         """How long the most overdue cohort of the first hundred apps has been late."""

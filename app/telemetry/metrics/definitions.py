@@ -107,6 +107,26 @@ COHORTS = StoreGauge(
     "allows), never (registered, but no users received yet).",
     ("freshness",),
 )
+COMPLETENESS = StoreGauge(
+    "cohort_receiver_cohorts_by_completeness",
+    "Cohorts of all apps by completeness: verified, unverified, incomplete.",
+    ("completeness",),
+)
+INCOMPLETE = StoreGauge(
+    "cohort_receiver_incomplete_cohorts",
+    "Cohorts of all apps that are incomplete, by reason; one with two reasons counts twice.",
+    ("reason",),
+)
+STORE_LOSSES = StoreGauge(
+    "cohort_receiver_store_losses",
+    "Apps whose data the store lost, and no administrator has acknowledged it; by kind: lost, "
+    "set_back.",
+    ("kind",),
+)
+STORE_PERSISTENT = StoreGauge(
+    "cohort_receiver_store_persistent",
+    "1 if the store keeps its data on disk, 0 if not; absent if unknown.",
+)
 LONGEST_LATE = StoreGauge(
     "cohort_receiver_longest_late_seconds",
     "How long the most overdue cohort has been late; 0 if none is.",
@@ -154,6 +174,10 @@ STORE_GAUGES = (
     STORE_EVICTED,
     STORE_EVICTS,
     COHORTS,
+    COMPLETENESS,
+    INCOMPLETE,
+    STORE_LOSSES,
+    STORE_PERSISTENT,
     LONGEST_LATE,
     JOBS,
     KEY_EXPIRES,

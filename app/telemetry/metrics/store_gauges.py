@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 
 import structlog
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from app.store import Store, StoreError, StoreFull
+from app.store import LossKind, Store, StoreError, StoreFull
 from app.telemetry.metrics import definitions
 from app.telemetry.metrics.definitions import StoreGauge
 
@@ -40,6 +42,8 @@ class StoreGauges(Collector):
         self._queried_at: float | None = None
         self._freshness: dict[str, int] = {}
         self._counted_at: float | None = None
+        self._warnings: list[str] = []
+        self._warned_at: float | None = None
         self._log = structlog.get_logger()
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
@@ -68,6 +72,19 @@ class StoreGauges(Collector):
             self._counted_at = time.monotonic()
         return self._freshness
 
+    def warnings(self) -> list[str]:
+        """What endangers the data, at most :data:`CACHE_SECONDS` old. Raises StoreError."""
+        if self._warned_at is None or time.monotonic() - self._warned_at >= CACHE_SECONDS:
+            found = {f"store_{loss.kind}" for loss in self._store.unacknowledged_losses()}
+            with suppress(StoreError):  # some hosted stores refuse INFO
+                if self._store.server_info.memory().may_evict:
+                    found.add("store_may_evict")
+                if self._store.server_info.is_persistent() is False:
+                    found.add("store_not_persistent")
+            self._warnings = sorted(found)
+            self._warned_at = time.monotonic()
+        return self._warnings
+
     def _query(self) -> list[GaugeMetricFamily]:
         families: list[GaugeMetricFamily] = []
         up = True
@@ -91,14 +108,34 @@ class StoreGauges(Collector):
         family = _gauge(definitions.COHORTS)
         for state, count in self.freshness().items():
             family.add_metric([state], count)
-        return [family, _gauge(definitions.LONGEST_LATE, self._store.longest_late_ms() / 1000)]
+        return [
+            family,
+            *self._completeness(),
+            _gauge(definitions.LONGEST_LATE, self._store.longest_late_ms() / 1000),
+        ]
+
+    def _completeness(self) -> list[GaugeMetricFamily]:
+        states, reasons = self._store.completeness_counts()
+        by_state, by_reason = _gauge(definitions.COMPLETENESS), _gauge(definitions.INCOMPLETE)
+        for state, count in states.items():
+            by_state.add_metric([state], count)
+        for reason, count in reasons.items():
+            by_reason.add_metric([reason], count)
+        losses = _gauge(definitions.STORE_LOSSES)
+        found = Counter(loss.kind for loss in self._store.unacknowledged_losses())
+        for kind in LossKind:
+            losses.add_metric([kind], found[kind])
+        return [by_state, by_reason, losses]
 
     def _jobs(self) -> list[GaugeMetricFamily]:
         return [_gauge(definitions.JOBS, len(self._store.jobs.pending()))]
 
     def _memory(self) -> list[GaugeMetricFamily]:
         memory = self._store.server_info.memory()
+        persistent = self._store.server_info.is_persistent()
+        known = [] if persistent is None else [_gauge(definitions.STORE_PERSISTENT, persistent)]
         return [
+            *known,
             _gauge(definitions.STORE_MEMORY, memory.used),
             _gauge(definitions.STORE_MEMORY_LIMIT, memory.limit),
             _gauge(definitions.STORE_EVICTED, memory.evicted),

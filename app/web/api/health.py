@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flask import Blueprint, Response
-from marshmallow import fields
+from marshmallow import fields, validate
 from orjson import dumps
 
 from app.auth.authenticate import PUBLIC, requires
@@ -36,6 +36,20 @@ class ReadyReply(Reply):
         metadata={"description": "Response time of the store in ms.", "example": 0.31},
     )
     cohorts = fields.Nested(CohortCounts, required=True)
+    warnings = fields.List(
+        fields.String(
+            validate=validate.OneOf(
+                ["store_lost", "store_set_back", "store_may_evict", "store_not_persistent"]
+            )
+        ),
+        required=True,
+        metadata={
+            "description": "What endangers the data: the store lost data, or was set back to an "
+            "earlier state, and nobody has acknowledged it; it may evict keys; it keeps nothing on "
+            "disk.",
+            "example": [],
+        },
+    )
 
 
 blueprint = Blueprint("health", __name__)
@@ -55,7 +69,8 @@ def healthz() -> Response:
 def readyz() -> Response:
     """200 while the store is available, with its response time; else 503 with the reason.
 
-    Also counts late cohorts, which do not make the service unready.
+    Also counts late cohorts, and warns of what endangers the data. Neither makes the service
+    unready.
     """
     store = services().store
     seconds = store.check()
@@ -65,5 +80,6 @@ def readyz() -> Response:
         "status": "ready",
         "storeMs": round(seconds * 1000, 2),
         "cohorts": gauges.freshness(),
+        "warnings": gauges.warnings(),
     }
     return Response(dumps(document), mimetype="application/json")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from app.cohorts import IncompleteReason
+
 
 class Advice(NamedTuple):
     """An explanation of a reason, for operators.
@@ -184,3 +186,33 @@ _UNKNOWN_REASON = Advice("Unknown reason.", "Search the log for the request id."
 
 def advice(reason: str) -> Advice:
     return ADVICE.get(reason, _UNKNOWN_REASON)
+
+
+# What each reason for which a cohort is incomplete means; docs/completeness.md has the steps.
+_REPLACE = (
+    "Replace the members: open a resync and send everything again from Amplitude, or import a file."
+)
+INCOMPLETE_ADVICE = {
+    IncompleteReason.STORE_LOST: Advice(
+        "The store lost its data; only differences have arrived since.", _REPLACE
+    ),
+    IncompleteReason.STORE_SET_BACK: Advice(
+        "The store went back to an earlier state, and changes since then are missing.", _REPLACE
+    ),
+    IncompleteReason.SYNC_FAILED: Advice(
+        "A request failed, and no retry succeeded.",
+        "Fix the cause; the syncs below show it. Amplitude sends what failed again with the next "
+        "sync, which clears this if it succeeds.",
+    ),
+    IncompleteReason.DELETED_HERE: Advice(
+        "The cohort was deleted here, and only differences have arrived since.", _REPLACE
+    ),
+    IncompleteReason.COUNT_DIFFERS: Advice(
+        "Amplitude counts another number of users.",
+        "Reconcile the cohort to see who is missing and who is extra.",
+    ),
+}
+
+
+def incomplete_advice(reason: IncompleteReason) -> Advice:
+    return INCOMPLETE_ADVICE[reason]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
@@ -25,13 +26,14 @@ from app.errors import InternalError, Problem, StoreUnavailable, log_unexpected
 from app.services import services
 from app.store import StoreError
 from app.web.dashboard import formatting
-from app.web.dashboard.advice import advice
+from app.web.dashboard.advice import advice, incomplete_advice
 from app.web.ingest import source_title
 
 blueprint = Blueprint("dashboard", __name__, template_folder="templates")
 
 for _filter in (
     advice,
+    incomplete_advice,
     formatting.ago,
     formatting.cohort_name,
     formatting.duration,
@@ -67,6 +69,8 @@ _AUTO_REFRESH = "X-Auto-Refresh"
 _DONE = {
     "deleting": "The cohort is being deleted. Its members are removed in the background.",
     "reconciling": "The cohort is being compared with Amplitude. That takes some minutes.",
+    "loss-acknowledged": "The loss is acknowledged. Cohorts stay incomplete until repaired.",
+    "loss-forgotten": "The loss is forgotten, and so are the gaps that it left.",
     "erased": "The user was erased.",
     "suppressed": "The user was erased and will be skipped in later syncs.",
     "logged-out": "You are logged out.",
@@ -81,7 +85,12 @@ def render(template: str, status: int = 200, **context: Any) -> Response:
 def shared_context() -> dict[str, Any]:
     """What every template may use."""
     session = g.get("session")
+    losses = []
+    if session is not None:
+        with suppress(StoreError):  # the page itself says so
+            losses = services().store.losses.of([session.caller.app_id])
     return {
+        "loss": next((loss for loss in losses if not loss.acknowledged), None),
         "session": session,
         "is_admin": session is not None and session.caller.may(ADMIN),
         "asset_url": _asset_url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from flask import Response, abort, g, redirect, request, url_for
@@ -64,7 +65,9 @@ _SYNCS_QUERY, _SYNC_QUERY = SyncsQuery(), _SyncQuery()
 def overview() -> Response:
     """All cohorts, and the latest syncs."""
     app_id, query = g.caller.app_id, _query(_OVERVIEW_QUERY)
-    where = CohortFilter(query.get("name"), query.get("status"), query.get("freshness"))
+    where = CohortFilter(
+        *(query.get(name) for name in ("name", "status", "freshness", "completeness"))
+    )
     sort, after = query["sort"], query["cursor"][1:] if "cursor" in query else None
     cohorts = store().cohort_list
     try:
@@ -113,6 +116,7 @@ def _cohort_page(
         raise UnknownCohort()
     g.event["cohorts"] = [cohort_id]
     (freshness,) = store().freshness.of(app_id, [cohort_id])
+    (completeness,) = store().completeness.of(app_id, [cohort_id])
     (sizes,) = store().size_history.of(app_id, [cohort_id])
     found = store().sync_history.syncs(app_id, cohort_id=cohort_id, limit=charts.MAX_BARS)
     latest = found.syncs[:SYNCS_OF_COHORT]
@@ -124,6 +128,7 @@ def _cohort_page(
         status,
         record=record,
         freshness=freshness,
+        completeness=completeness,
         sizes=sizes,
         line=charts.line(sizes, now_ms(), from_zero=True),
         bars=charts.bars(found.syncs),
@@ -248,16 +253,17 @@ def health() -> Response:
         current.check()
     except StoreError as error:
         problem = error.reason
-    try:
+    memory = persistent = None
+    with suppress(StoreError):  # some hosted stores do not allow INFO
         memory = current.server_info.memory()
-    except StoreError:
-        memory = None  # some hosted stores do not allow INFO
+        persistent = current.server_info.is_persistent()
     jobs = [job for job in current.jobs.pending() if job.app_id == g.caller.app_id]
     return render(
         "health.html",
         seconds=seconds,
         problem=problem,
         memory=memory,
+        persistent=persistent,
         counts=current.freshness.counts([g.caller.app_id]),
         jobs=jobs[:JOBS_SHOWN],
         job_count=len(jobs),
@@ -265,6 +271,20 @@ def health() -> Response:
         settings=services().settings,
         **polls(),
     )
+
+
+@blueprint.post("/health/acknowledge-loss")
+@requires(ADMIN, by_session=True)
+def acknowledge_loss() -> BaseResponse:
+    """Acknowledge that the store lost data; if it was removed on purpose, forget it."""
+    intended = read_signed_form().get("intended") == "true"
+    operator, current = Operator.of_request(), services().deletable_store()
+    if intended:
+        admin_actions.forgive_loss(current, operator, g.caller.app_id)
+    else:
+        admin_actions.acknowledge_loss(current, operator, g.caller.app_id)
+    done = "loss-forgotten" if intended else "loss-acknowledged"
+    return redirect(url_for(".health", done=done), 303)
 
 
 def _query(schema: Query) -> dict[str, Any]:
