@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import count
 
 import pytest
 import redis
 
 from app.cohorts import Cohort, MembershipChange
-from app.store import Applied, Store
+from app.settings import Settings
+from app.store import Applied, Store, StoreError, connect
 from tests.integration.store_contents import contents, members, traits, transitions
 
 APP = "shop"
@@ -364,3 +366,29 @@ def latest_stored_ms(client: redis.Redis) -> float:
         scores = client.zrange(f"cohorts:{{shop}}:cohort:1:{name}", 0, -1, withscores=True)
         times += [score for _, score in scores]
     return max(times)
+
+
+def test_message__completed_by_a_retry__is_no_repeat(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    """One partition had applied it, another one had not."""
+    store = Store(connect(Settings(redis_url=store_url)), partitions=2)
+    users = [next(f"u{n}" for n in count() if store.keys.partition(f"u{n}") == p) for p in (0, 1)]
+    entry = MembershipChange(Cohort.from_trait(TRAIT), True, users, now_ms() - 2000)
+    exit_ = MembershipChange(Cohort.from_trait(TRAIT), False, users, now_ms() - 1000)
+    # From now on, both partitions know the cohort.
+    store.memberships.apply(APP, [entry], source="test")
+    broken = store.keys.changes(APP, 1)
+    redis_client.rename(broken, "aside")
+    redis_client.set(broken, "no stream, so this partition refuses the message")
+
+    def send() -> Applied:
+        return store.memberships.apply(APP, [exit_], source="test", message_id="m")
+
+    with pytest.raises(StoreError):
+        send()
+    redis_client.rename("aside", broken)
+    assert members(redis_client, APP) == {"1": {users[1]}}
+    completed, repeated = send(), send()
+    assert (completed.repeated, completed.changed) == (False, 1)
+    assert (repeated.repeated, repeated.changed) == (True, 0)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import queue
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -14,6 +17,8 @@ from redis.connection import Connection
 
 from app.store.connection.pool import Client, FairLifoQueue, Pool, pooled
 from tests.support.polling import wait_until
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 class Silent(Connection):
@@ -118,3 +123,35 @@ class TestQueue:
         free.put_nowait(None)
         with pytest.raises(queue.Full):
             free.put_nowait(None)
+
+    def test_waiter__interrupted__takes_no_connection_with_it(self) -> None:
+        """In greenlets, as in a worker: whoever waits may be ended by a timeout at any moment."""
+        subprocess.run([sys.executable, "-c", INTERRUPTED], check=True, cwd=ROOT, timeout=60)
+
+
+INTERRUPTED = """
+from gevent import monkey; monkey.patch_all()
+import gevent
+from app.store.connection.pool import FairLifoQueue
+
+free = FairLifoQueue(1)
+for is_given_first in (False, True):
+    waiter = gevent.spawn(free.get, timeout=30)
+    gevent.sleep(0)
+    waiter.kill(block=False)  # takes effect when the waiter runs next
+    if is_given_first:
+        free.put_nowait("connection")
+    waiter.join()
+    assert not free._waiting
+    if not is_given_first:
+        free.put_nowait("connection")
+    assert free.get(block=False) == "connection"
+
+# Two wait; the first is interrupted after it was given the connection: the second gets it.
+first, second = (gevent.spawn(free.get, timeout=30) for _ in range(2))
+gevent.sleep(0)
+first.kill(block=False)
+free.put_nowait("connection")
+gevent.joinall([first, second])
+assert second.value == "connection"
+"""
