@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
+from app.services import services
 from app.settings import ApiKey, Settings
 from app.store import Store, Tuning, connect
 from tests.integration.described_replies import Replies
@@ -27,6 +28,7 @@ def make_app(store_url: str, redis_client: redis.Redis) -> Iterator[Callable[...
     At the end, every reply must have been as the API's description says.
     """
     replies = Replies()
+    made: list[Flask] = []
 
     def make(tuning: Tuning | None = None, **changes: object) -> Flask:
         settings: dict[str, object] = {
@@ -35,9 +37,13 @@ def make_app(store_url: str, redis_client: redis.Redis) -> Iterator[Callable[...
             "rate_limit": None,
             "auth_failure_rate_limit": None,
         }
-        return replies.watch(create_app(Settings(**{**settings, **changes}), tuning))
+        made.append(replies.watch(create_app(Settings(**{**settings, **changes}), tuning)))
+        return made[-1]
 
     yield make
+    for app in made:
+        # Sockets that are left to the garbage collector fail whatever runs when it finds them.
+        services(app).store._client.close()
     assert replies.complaints == []
 
 
@@ -48,8 +54,9 @@ def client(make_app: Callable[..., Flask]) -> FlaskClient:
 
 
 @pytest.fixture
-def store(store_url: str, redis_client: redis.Redis) -> Store:
-    return Store(connect(Settings(redis_url=store_url)))
+def store(store_url: str, redis_client: redis.Redis) -> Iterator[Store]:
+    with connect(Settings(redis_url=store_url)) as client:
+        yield Store(client)
 
 
 @pytest.fixture

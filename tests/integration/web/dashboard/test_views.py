@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -175,6 +176,15 @@ class TestLogIn:
         run("keys", "revoke", made["id"], "--yes")
         ring.refresh()
         browser.get("/", 303)
+
+    def test_session__of_a_worker_whose_clock_is_ahead__is_accepted(
+        self, app: Flask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as ahead:
+            real = time.time
+            ahead.setattr(time, "time", lambda: real() + 5)
+            browser = Browser(app).log_in()
+        browser.get("/")
 
     @pytest.mark.parametrize("cookie", ["x", "a.b.c", "", "é"])
     def test_cookie__made_up__opens_nothing(self, app: Flask, cookie: str) -> None:
