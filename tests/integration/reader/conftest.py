@@ -175,7 +175,8 @@ def make(
     """Make a follower of everything; keyword arguments are its own, and ``client``."""
 
     def make(client: Any = None, **changes: Any) -> Follower:
-        client = client or connect_client()
+        # A follower blocks for half of the timeout at most, and so ends as soon.
+        client = client or connect_client(socket_timeout=1.0)
         options: dict[str, Any] = {"group": "mail", "app": APP, "start": "all", **changes}
         if loop is None or isinstance(client, redis.Redis):
             return Follower(client, **options)

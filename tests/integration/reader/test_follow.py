@@ -487,7 +487,7 @@ def test_stop__in_the_handler__leaves_the_rest_to_others(service: Service, make:
 def test_batch__that_takes_longer_than_one_change_may__is_not_taken_over(
     service: Service, make: Make, ordered: bool
 ) -> None:
-    for number in range(24):
+    for number in range(18):
         service.push("a", number % 2 == 0)
     heard, others = Heard(), Heard()
 
@@ -495,13 +495,13 @@ def test_batch__that_takes_longer_than_one_change_may__is_not_taken_over(
         heard(change)
         time.sleep(0.1)  # all of them take longer than one may
 
-    first = make(ordered=ordered, handler_seconds=2.0)
-    second = make(ordered=ordered, handler_seconds=2.0)
+    first = make(ordered=ordered, handler_seconds=1.0)
+    second = make(ordered=ordered, handler_seconds=1.0)
     with following((first, slow)):
         wait_until(lambda: heard.changes)
         with following((second, others)):
-            wait_until(lambda: len(heard.changes) + len(others.changes) >= 24)
-    assert len(heard.changes) + len(others.changes) == 24
+            wait_until(lambda: len(heard.changes) + len(others.changes) >= 18)
+    assert len(heard.changes) + len(others.changes) == 18
     assert {change.deliveries for change in [*heard.changes, *others.changes]} == {1}
 
 
