@@ -8,6 +8,8 @@ from itertools import count
 
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.cohorts import Cohort, MembershipChange
 from app.settings import Settings
@@ -392,3 +394,59 @@ def test_message__completed_by_a_retry__is_no_repeat(
     completed, repeated = send(), send()
     assert (completed.repeated, completed.changed) == (False, 1)
     assert (repeated.repeated, repeated.changed) == (True, 0)
+
+
+statements = st.lists(
+    st.tuples(
+        st.sampled_from(["u1", "u2", "u3"]),
+        st.booleans(),
+        # Hours ago; None for the time of arrival, as is a time in the future.
+        st.one_of(st.none(), st.just(-1), st.integers(1, 60)),
+        st.integers(1, 2),  # how often it arrives
+        st.booleans(),  # whether the store tidies up
+    ),
+    max_size=14,
+)
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sequence=statements)
+def test_any_sequence_of_statements__leaves_what_the_newest_says(
+    sequence: list, partitions: int, store_url: str, redis_client: redis.Redis
+) -> None:
+    redis_client.flushall()
+    store = Store(connect(Settings(redis_url=store_url)), partitions=partitions)
+    start = now_ms()
+    newest: dict[str, tuple[float, bool]] = {}  # by user
+    timed, repeated = set[int](), set[int]()  # partitions
+    for user, member, hours, times, tidy in sequence:
+        partition = store.keys.partition(user)
+        for _ in range(times):
+            at_ms = None if hours is None else start - hours * HOUR
+            at = math.inf if hours is None or hours < 0 else -hours
+            last, is_in = newest.get(user, (-math.inf, False))
+            in_doubt = partition in repeated and is_in and hours is not None and at < math.inf
+            if at >= last and not in_doubt:
+                if member and is_in and hours is None and partition not in timed:
+                    repeated.add(partition)
+                newest[user] = at, member
+            if hours is not None:
+                timed.add(partition)
+            change = MembershipChange(Cohort.from_trait(TRAIT), member, [user], at_ms)
+            if tidy:
+                for key in redis_client.scan_iter("*:state"):
+                    redis_client.hset(key, "last", 0)
+            store.memberships.apply(APP, [change], source="test")
+    assert members(redis_client, APP).get("1", set()) == {
+        u for u, (_, is_in) in newest.items() if is_in
+    }
+    assert traits(redis_client, APP) == {
+        user: {TRAIT: "true" if is_in else "false"} for user, (_, is_in) in newest.items()
+    }
+    told: dict[str, list[str]] = {}
+    for transition in transitions(redis_client, APP):
+        told.setdefault(transition.user, []).append(transition.change)
+    for user, changes in told.items():
+        assert changes == (["entered", "left"] * len(changes))[: len(changes)], user
+    assert latest_stored_ms(redis_client) <= now_ms() or partitions > 1
