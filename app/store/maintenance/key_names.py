@@ -72,21 +72,22 @@ _GLOBAL = {
 _STRINGS = (
     rb"cohort:.*:(?:lease|resync-lease|sizes|reconcile)|message:.*|added:.*|changes:last"
     rb"|changes:begun|changes:.*:(?:lease|lost)|loss:lease|upstream-lease:.*|looked-through|hold"
+    rb"|notifier-lease"
 )
 _SORTED_SETS = (
     rb"cohort:.*:(?:members|left|seen|seen-before|syncs)|due|deleted|cohorts|resyncs"
-    rb"|completeness:.*|syncs|failures|problems"
+    rb"|completeness:.*|syncs|failures|problems|failed-requests"
 )
 _HASHES = (
     rb"user:.*|cohort:.*:(?:state|freshness|resync)|sync:[0-9]+|mark|loss|erased|open|history"
-    rb"|upstream|upstream-exports"
+    rb"|upstream|upstream-exports|notified"
 )
 _TYPES_IN_PARTITION = _compiled(
     {
         b"string": _STRINGS,
         b"zset": _SORTED_SETS,
         b"hash": _HASHES,
-        b"set": rb"cohort:.*:confirmed|jobs|registered|suppressed",
+        b"set": rb"cohort:.*:confirmed|jobs|registered|suppressed|notified:late",
         b"list": rb"sync:[0-9]+:(?:requests|problems)",
         b"stream": rb"changes|changes:.*:failed|transitions",
     }
