@@ -47,7 +47,6 @@ MAX_USERS = 2_000_000
 IDS_REPORTED = 100
 _STAGED_AT_ONCE = 1000
 _BEGINS_WITHIN_SECONDS = 10.0
-_KEEP_SECONDS = 20.0
 # A file with fewer rows than this share of the listed size, and a few, lacks its end.
 _LEAST_SHARE, _LEAST_SLACK = 0.9, 10
 
@@ -136,6 +135,7 @@ class Reconciler:
         clients: by app id.
         exports_most: exports per app and month.
         known_only: only registered users are accepted.
+        keep_seconds: how often an import that waits for its file is kept from being aborted.
     """
 
     def __init__(
@@ -146,8 +146,10 @@ class Reconciler:
         exports_most: int,
         known_only: bool,
         tuning: Tuning,
+        keep_seconds: float = 20.0,
     ) -> None:
         self._store = store
+        self._keep_seconds = keep_seconds
         self._clients = clients
         self._exports_most = exports_most
         self._known_only = known_only
@@ -225,6 +227,7 @@ class Reconciler:
             about = {"cohort": order.cohort_id, "apply": order.apply, "column": order.column}
             record(self._store, order.operator, "reconcile", order.app_id, **about)
             run = _Run(self._store, self._clients[order.app_id], order, report, self._known_only)
+            run.keep_seconds = self._keep_seconds
             run.on_ids, run.progress, run.breathe = on_ids, progress, breathe
             try:
                 run.work(self._exports_most)
@@ -265,6 +268,7 @@ class _Run:
     on_ids: OnIds
     progress: Callable[[str], None]
     breathe: Callable[[], None]
+    keep_seconds: float
 
     def __init__(
         self, store: Store, client: Client, order: Order, report: Report, known_only: bool
@@ -287,7 +291,7 @@ class _Run:
             # stays as it is.
             importing = stack.enter_context(self._import()) if order.apply else None
             received, reasons = self._received(), self._reasons()
-            with _repeating(self._keep_import, _KEEP_SECONDS) if importing else nullcontext():
+            with _repeating(self._keep_import, self.keep_seconds) if importing else nullcontext():
                 file, contents = self._export(folder, listed)
                 self.progress("Comparing")
                 self._compare(file, contents, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -40,13 +41,19 @@ def upstream() -> Iterator[Upstream]:
 def make_client(upstream: Upstream) -> MakeClient:
     """Build a client with the right keys; keyword arguments are its own, or fields of its pace."""
 
-    def make(target: str | None = None, secret_key: str | None = None, **pace: Any) -> Client:
+    def make(
+        target: str | None = None,
+        secret_key: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        **pace: Any,
+    ) -> Client:
         return Client(
             upstream.url,
             upstream.api_key,
             secret_key or upstream.secret_key,
             target=target,
             pace=replace(QUICK, **pace),
+            sleep=sleep,
         )
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -187,3 +188,33 @@ class TestReconcileCall:
         caller(app).post("/lists", json={"name": "[Amplitude] A cohort: a1"})
         refused = caller(app, BOSS).post(PATH)
         assert (refused.status_code, refused.json["reason"]) == (409, "upstream_not_configured")
+
+
+def test_metrics__tell_of_polls_and_exports(here: Here) -> None:
+    def metrics() -> dict[str, float]:
+        text = caller(here.app, READER).get("/metrics").text
+        rows = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        here.parts.store_gauges._queried_at = None  # it remembers for seconds
+        return {name: float(value) for name, value in rows if "upstream" in name}
+
+    assert metrics()["cohort_receiver_upstream_poll_timestamp_seconds"] == 0
+    here.serve("b2", syncs=[SyncInfo()])
+    here.poll()
+    assert here.parts.store.upstream.spend_export(APP, 100)
+    here.server.faults["forbidden"] = 1
+    here.parts.poller.poll(APP)
+    here.parts.meter.flush()
+    found = metrics()
+    assert found["cohort_receiver_upstream_poll_timestamp_seconds"] == pytest.approx(
+        time.time(), abs=60
+    )
+    assert found["cohort_receiver_upstream_exports"] == 1
+    assert found["cohort_receiver_upstream_absent_cohorts"] == 1
+    assert found['cohort_receiver_upstream_failures_total{reason="upstream_forbidden"}'] >= 1
+
+
+def test_metrics__without_keys__have_none_of_it(make_app: Callable[..., Flask]) -> None:
+    app = make_app(read_api_keys=(ApiKey(APP, READER),))
+    text = caller(app, READER).get("/metrics").text
+    assert "cohort_receiver_upstream_poll" not in text
+    assert "cohort_receiver_upstream_exports" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from app.settings import AmplitudeKeys
 from app.store import ResyncPlace, Tuning
 from app.store.upstream import RECONCILE
 from app.upstream import errors
-from app.upstream.reconcile import Order, Report
+from app.upstream.reconcile import Order, Reconciler, Report
 from simulator.upstream import ALWAYS, SyncInfo, Upstream
 from tests.integration.clock import Clock
 from tests.integration.conftest import APP
+from tests.integration.upstream.conftest import MakeClient
 from tests.integration.upstream.here import Here
 
 OPERATOR = Operator(COMMAND, "somebody")
@@ -129,6 +131,40 @@ def test_reconcile__during_which_something_goes_wrong__does_not_clear_that(here:
     here.server.begin_export = begin  # type: ignore[method-assign]
     assert reconcile(here).missing == 0
     assert here.reasons("a1") == {LOST}
+
+
+def test_reconcile__that_waits_long_for_the_export__keeps_its_import_open(
+    here: Here, make_client: MakeClient, redis_client: redis.Redis
+) -> None:
+    here.send("a1", ["user0"])
+    here.serve("a1", user_ids=["user0", "user1"])
+    here.server.job_seconds = 0.5
+    due = f"cohorts:{{{APP}}}:resyncs"
+    begin_export = here.server.begin_export
+
+    def begin(*args: Any) -> Any:
+        redis_client.zadd(due, {"a1": 1})  # as if no step had been taken for minutes
+        return begin_export(*args)
+
+    here.server.begin_export = begin  # type: ignore[method-assign]
+    scores: list[float] = []
+    pause = time.sleep
+
+    def sleep(seconds: float) -> None:
+        pause(seconds)
+        scores.append(redis_client.zscore(due, "a1") or 0)
+
+    reconciler = Reconciler(
+        here.parts.store,
+        {APP: make_client(sleep=sleep, export_seconds=5)},
+        exports_most=9,
+        known_only=False,
+        tuning=Tuning(),
+        keep_seconds=0.05,
+    )
+    assert reconciler.run(Order(OPERATOR, APP, "a1", apply=True)).state == "done"
+    assert scores[-1] > time.time() * 1000
+    assert members(here) == {"user0", "user1"}
 
 
 def test_reconcile__that_would_remove_most__is_refused_unless_forced(here: Here) -> None:
