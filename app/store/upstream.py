@@ -39,6 +39,7 @@ class PollStatus(NamedTuple):
         absent: cohorts that Amplitude syncs but that never arrived here: some of them, each with
             id, name, size, frequency, lastSuccess and lastFailure.
         absent_total: how many there are.
+        behind: cohorts here whose sync is overdue.
     """
 
     polled_ms: int | None = None
@@ -47,6 +48,7 @@ class PollStatus(NamedTuple):
     listed: int = 0
     absent: Sequence[Mapping[str, Any]] = ()
     absent_total: int = 0
+    behind: int = 0
 
 
 class Verdict(NamedTuple):
@@ -133,11 +135,17 @@ class UpstreamStore:
     # Polls
 
     def note_poll(
-        self, app_id: str, *, listed: int, absent: Sequence[Mapping[str, Any]], total: int
+        self,
+        app_id: str,
+        *,
+        listed: int,
+        absent: Sequence[Mapping[str, Any]],
+        total: int,
+        behind: int,
     ) -> None:
         """Record a successful poll."""
         found = orjson.dumps(list(absent))
-        self._call(app_id, "polled", self._now_ms(), listed, total, found, _KEPT_MS)
+        self._call(app_id, "polled", self._now_ms(), listed, total, found, behind, _KEPT_MS)
 
     def note_failure(self, app_id: str, reason: str) -> None:
         """Record a failed poll."""
@@ -155,6 +163,7 @@ class UpstreamStore:
             int(fields.get("listed", 0)),
             orjson.loads(fields.get("absent", b"[]")),
             int(fields.get("total", 0)),
+            int(fields.get("behind", 0)),
         )
 
     def judge(self, app_id: str, cohort_id: str, verdict: Verdict) -> None:

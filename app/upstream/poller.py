@@ -88,15 +88,17 @@ class Poller:
             self._store.upstream.note_failure(app_id, error.reason)
             return error
         missing = {cohort.id: cohort for cohort in listed}
+        behind = 0
         for cohort_ids in self._known(app_id):
             found = [missing.pop(cohort_id, None) for cohort_id in cohort_ids]
-            self._compare(app_id, dict(zip(cohort_ids, found, strict=True)))
+            behind += self._compare(app_id, dict(zip(cohort_ids, found, strict=True)))
         absent = [c for c in missing.values() if c.is_synced and not c.archived]
         self._store.upstream.note_poll(
             app_id,
             listed=len(listed),
             absent=[_described(cohort) for cohort in absent[:_ABSENT_KEPT]],
             total=len(absent),
+            behind=behind,
         )
         return None
 
@@ -107,8 +109,12 @@ class Poller:
             yield ids
             after = ids[-1]
 
-    def _compare(self, app_id: str, found: Mapping[str, UpstreamCohort | None]) -> None:
-        """Note and judge Amplitude's record of some cohorts; None if it does not list them."""
+    def _compare(self, app_id: str, found: Mapping[str, UpstreamCohort | None]) -> int:
+        """Note and judge Amplitude's record of some cohorts; None if it does not list them.
+
+        Returns:
+            The number of cohorts whose sync is overdue.
+        """
         ids = list(found)
         completeness = dict(zip(ids, self._store.completeness.of(app_id, ids), strict=True))
         for cohort_id, cohort in found.items():
@@ -129,6 +135,7 @@ class Poller:
             self._store.upstream.excluded(app_id, ids),
             strict=True,
         )
+        behind = 0
         for cohort_id, freshness, differed, excluded in rows:
             cohort, known = listed[cohort_id], completeness[cohort_id]
             self._store.completeness.set_upstream(app_id, cohort_id, _record(cohort))
@@ -138,7 +145,10 @@ class Poller:
                 expected = max(0, cohort.size - anonymous - excluded)
                 check = CountCheck(expected, members[cohort_id])
             differs = self._judge_count(app_id, cohort, known, freshness, check, differed)
-            self._store.upstream.judge(app_id, cohort_id, self._verdict(cohort, freshness, differs))
+            verdict = self._verdict(cohort, freshness, differs)
+            self._store.upstream.judge(app_id, cohort_id, verdict)
+            behind += verdict.behind_ms is not None
+        return behind
 
     def _judge_count(
         self,

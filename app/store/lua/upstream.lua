@@ -5,7 +5,8 @@
 -- ARGV[1]  action
 --
 -- polled   ARGV[2]: time in ms since the epoch; ARGV[3]: cohorts listed; ARGV[4]: cohorts that are
---          synced but never arrived; ARGV[5]: some of them, as JSON; ARGV[6]: ms to keep it
+--          synced but never arrived; ARGV[5]: some of them, as JSON; ARGV[6]: cohorts whose sync is
+--          overdue; ARGV[7]: ms to keep it
 -- failed   ARGV[2]: time; ARGV[3]: reason; ARGV[4]: ms to keep it
 -- spend    ARGV[2]: month; ARGV[3]: the most exports in it. Returns 1, or 0 if they are used up.
 
@@ -14,9 +15,10 @@ local status, exports = base .. 'upstream', base .. 'upstream-exports'
 local call = redis.call
 
 if ARGV[1] == 'polled' then
-  call('HSET', status, 'polled', ARGV[2], 'listed', ARGV[3], 'total', ARGV[4], 'absent', ARGV[5])
+  call('HSET', status, 'polled', ARGV[2], 'listed', ARGV[3], 'total', ARGV[4], 'absent', ARGV[5],
+    'behind', ARGV[6])
   call('HDEL', status, 'failed', 'failure')
-  call('PEXPIRE', status, ARGV[6])
+  call('PEXPIRE', status, ARGV[7])
 elseif ARGV[1] == 'failed' then
   call('HSET', status, 'failed', ARGV[2], 'failure', ARGV[3])
   call('PEXPIRE', status, ARGV[4])

@@ -154,6 +154,11 @@ UPSTREAM_ABSENT = StoreGauge(
     "Cohorts that Amplitude syncs but that never arrived here, of all apps. Absent without "
     "AMPLITUDE_KEYS.",
 )
+UPSTREAM_BEHIND = StoreGauge(
+    "cohort_receiver_upstream_behind_cohorts",
+    "Cohorts whose sync is overdue by Amplitude's own record, of all apps. Absent without "
+    "AMPLITUDE_KEYS.",
+)
 
 COUNTED: tuple[Counter | Histogram, ...] = (
     REQUESTS,
@@ -184,6 +189,7 @@ STORE_GAUGES = (
     UPSTREAM_POLLED,
     UPSTREAM_EXPORTS,
     UPSTREAM_ABSENT,
+    UPSTREAM_BEHIND,
 )
 
 

@@ -153,6 +153,7 @@ class StoreGauges(Collector):
             _gauge(definitions.UPSTREAM_POLLED, polled),
             _gauge(definitions.UPSTREAM_EXPORTS, exports),
             _gauge(definitions.UPSTREAM_ABSENT, sum(status.absent_total for status in polls)),
+            _gauge(definitions.UPSTREAM_BEHIND, sum(status.behind for status in polls)),
         ]
 
 

@@ -199,6 +199,7 @@ def test_metrics__tell_of_polls_and_exports(here: Here) -> None:
 
     assert metrics()["cohort_receiver_upstream_poll_timestamp_seconds"] == 0
     here.serve("b2", syncs=[SyncInfo()])
+    here.server.cohorts["a1"].syncs = [SyncInfo(last_successful=time.time() - 7200)]
     here.poll()
     assert here.parts.store.upstream.spend_export(APP, 100)
     here.server.faults["forbidden"] = 1
@@ -210,6 +211,7 @@ def test_metrics__tell_of_polls_and_exports(here: Here) -> None:
     )
     assert found["cohort_receiver_upstream_exports"] == 1
     assert found["cohort_receiver_upstream_absent_cohorts"] == 1
+    assert found["cohort_receiver_upstream_behind_cohorts"] == 1
     assert found['cohort_receiver_upstream_failures_total{reason="upstream_forbidden"}'] >= 1
 
 
