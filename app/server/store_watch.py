@@ -44,15 +44,28 @@ class StoreWatch:
         self._marks: dict[Partition, Mark] = {}
         self._advanced: dict[Partition, float] = {}
         self._next = 0
+        self._server_examined = False
 
     def work(self) -> None:
         """Compare some partitions, and mark the cohorts that a loss concerns."""
         if not self._token:  # not before the process has forked
             self._token = secrets.token_hex(8)
             self._marks = self.memory.read()
+        if not self._server_examined:
+            with suppress(StoreError):
+                self._examine_server()
         with suppress(StoreError):
             self._compare()
             self._mark_cohorts()
+
+    def _examine_server(self) -> None:
+        """Warn once of a store that will lose data sooner or later."""
+        self._store.server_info.ping()
+        self._server_examined = True  # some hosted stores refuse INFO, now and later
+        if self._store.server_info.memory().may_evict:
+            self._log.warning("store may evict data", reason="store_may_evict")
+        if self._store.server_info.is_persistent() is False:
+            self._log.warning("store keeps nothing on disk", reason="store_not_persistent")
 
     def _compare(self) -> None:
         app_ids = {*self._store.apps(), *(partition.app_id for partition in self._marks)}

@@ -132,11 +132,16 @@ def test_store_that_keeps_nothing_on_disk__is_a_warning(
         redis_client.config_set("appendonly", "no")
 
 
-def test_store_that_may_evict__is_a_warning(app: Flask, redis_client: redis.Redis) -> None:
+def test_store_that_may_evict__is_a_warning(
+    app: Flask, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
     redis_client.config_set("maxmemory", "1gb")
     redis_client.config_set("maxmemory-policy", "allkeys-lru")
     try:
         assert ready(app) == ["store_may_evict"]
+        services(app).store_watch.work()
+        services(app).store_watch.work()
+        assert capsys.readouterr().out.count("store may evict data") == 1
     finally:
         redis_client.config_set("maxmemory", "0")
         redis_client.config_set("maxmemory-policy", "noeviction")
