@@ -13,6 +13,7 @@ from app.web.api import (
     reconcile,
     resyncs,
     syncs,
+    upstream,
     users,
 )
 from app.web.http import fair_queue, raw_paths, request_log, security_headers
@@ -32,6 +33,7 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(export.blueprint)
     app.register_blueprint(resyncs.blueprint)
     app.register_blueprint(reconcile.blueprint)
+    app.register_blueprint(upstream.blueprint)
     app.register_blueprint(syncs.blueprint)
     app.register_blueprint(dashboard.blueprint)
     app.register_blueprint(changes.blueprint)

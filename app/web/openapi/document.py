@@ -65,6 +65,7 @@ _TAGS = {
     "syncs": ("Sync history", "The outcome of each request, and cohort sizes over time."),
     "resyncs": ("Resyncs and imports", "Replace the members of a cohort."),
     "reconcile": ("Reconcile", "Compare a cohort with Amplitude's own record."),
+    "upstream": ("Upstream", "How reading Amplitude's own record went."),
     "admin": ("Administration", "Delete cohorts, erase users, register them."),
     "health": ("Health", "Liveness and readiness."),
     "metrics": ("Metrics", "For Prometheus."),

@@ -220,3 +220,24 @@ def test_metrics__without_keys__have_none_of_it(make_app: Callable[..., Flask]) 
     text = caller(app, READER).get("/metrics").text
     assert "cohort_receiver_upstream_poll" not in text
     assert "cohort_receiver_upstream_exports" not in text
+
+
+class TestUpstreamCall:
+    def test_upstream__reports_the_polls_and_who_never_arrived(self, here: Here) -> None:
+        reader = caller(here.app, READER)
+        assert reader.get("/api/v1/upstream").json["polledAt"] is None
+        here.serve("b2", size=7, syncs=[SyncInfo("receiver", "daily")])
+        here.poll()
+        found = reader.get("/api/v1/upstream").json
+        assert abs(found["polledAt"] - time.time() * 1000) < 60_000
+        assert (found["listed"], found["absentTotal"], found["failure"]) == (2, 1, None)
+        (absent,) = found["absent"]
+        assert (absent["id"], absent["size"], absent["targets"]) == ("b2", 7, "receiver")
+        here.server.faults["forbidden"] = 1
+        here.parts.poller.poll(APP)
+        assert reader.get("/api/v1/upstream").json["failure"] == "upstream_forbidden"
+
+    def test_upstream__without_keys__is_refused(self, make_app: Callable[..., Flask]) -> None:
+        app = make_app(read_api_keys=(ApiKey(APP, READER),))
+        refused = caller(app, READER).get("/api/v1/upstream")
+        assert (refused.status_code, refused.json["reason"]) == (409, "upstream_not_configured")
