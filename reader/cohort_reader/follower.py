@@ -491,7 +491,12 @@ class _FollowerCore:
                 raise
             return  # the next poll creates the group again
         if positions:
-            yield self._client.xread(positions, count=1, block=max(1, int(seconds * 1000)))
+            try:
+                yield self._client.xread(positions, count=1, block=max(1, int(seconds * 1000)))
+            except exceptions.ResponseError as error:
+                # The server became a replica; the next poll leaves it.
+                if not str(error).startswith("UNBLOCKED"):
+                    raise
 
 
 class Follower(_FollowerCore):

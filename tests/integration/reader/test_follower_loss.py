@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 
 import pytest
@@ -29,7 +30,9 @@ from tests.integration.reader.test_follow import (
     poll_until,
     trim,
 )
+from tests.support.clusters import Node, running_server
 from tests.support.polling import DEADLINE, wait_until
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.parametrize("service", [1], indirect=True, ids=["one partition"])
 
@@ -217,6 +220,43 @@ def test_store__that_is_read_only_for_a_moment__is_followed_on_at_once(
         wait_until(lambda: set(heard.users()) == set("abcd"))
         wait_until(lambda: all((lag.undelivered, lag.pending) == (0, 0) for lag in follower.lag()))
     assert len(heard.changes) <= 5
+
+
+def test_primary__demoted_behind_the_same_address__is_left_at_once(
+    service: Service,
+    make: Make,
+    connect_client: Clients,
+    make_app: Callable[..., Flask],
+    ordered: bool,
+) -> None:
+    heard = Heard()
+    with (
+        running_server() as primary,
+        running_server() as replica,
+        closing(Proxy(("127.0.0.1", primary.port))) as address,
+    ):
+        sender = Service(caller(make_app(redis_url=primary.url)), 1)
+        replica.client.replicaof("127.0.0.1", primary.port)
+        wait_until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        client = connect_client(f"redis://127.0.0.1:{address.port}/0", socket_timeout=1.0)
+        with following((make(client, ordered=ordered, handler_seconds=1000), heard)):
+            sender.push("before")
+            wait_until(lambda: heard.users() == ["before"])
+            wait_until(lambda: _same_offset(primary, replica))
+            replica.client.replicaof("no", "one")
+            primary.client.replicaof("127.0.0.1", replica.port)
+            address.switch(("127.0.0.1", replica.port))  # and open connections stay open
+            switched = time.monotonic()
+            Service(caller(make_app(redis_url=replica.url)), 1).push("after")
+            wait_until(lambda: "after" in heard.users())
+            assert time.monotonic() - switched < 5
+
+
+def _same_offset(primary: Node, replica: Node) -> bool:
+    return (
+        primary.client.info("replication")["master_repl_offset"]
+        == replica.client.info("replication")["slave_repl_offset"]
+    )
 
 
 def consumers(client: redis.Redis, service: Service) -> set[str]:
