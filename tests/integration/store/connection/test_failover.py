@@ -17,10 +17,10 @@ from app.services import services
 from app.settings import Settings
 from app.store import Store, StoreError, connect, wait_for
 from simulator import payloads
-from tests.chaos.proxy import Proxy
 from tests.integration.conftest import APP, caller
 from tests.support.clusters import Cluster, Node, running_cluster, running_server
 from tests.support.polling import wait_until
+from tests.support.proxy import Proxy
 
 TRAIT, COHORT = "[Amplitude] Power users: abc123", "abc123"
 
