@@ -180,8 +180,8 @@ def _content(calls: Sequence[Identify]) -> int:
     if not calls:
         return 1
     first, last = calls[0], calls[-1]
-    values = *first.traits.values(), *last.traits.values()
-    return 1 + crc32(f"{len(calls)}\0{first.user_id}\0{last.user_id}\0{values}".encode())
+    start = 2 * len(calls) + sum(first.traits.values())
+    return 1 + crc32(last.user_id.encode(), crc32(first.user_id.encode(), start))
 
 
 def _skipped(
