@@ -115,9 +115,12 @@ release: install ## date the change log's Unreleased section, commit and tag; pu
 		git commit -q -m "Release $$version" CHANGELOG.md; \
 		git tag -a "v$$version" -m "Version $$version"
 
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make requirements"
+
 requirements: .venv/installed-dev ## pin the newest versions of all packages
 	for name in requirements requirements/dev requirements/browser requirements/fuzz requirements/supply-chain; do \
-		$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--custom-compile-command "make requirements" $$name.in -o $$name.txt; done
+		$(COMPILE) --upgrade $$name.in -o $$name.txt; done
+	$(COMPILE) --upgrade --constraint requirements.txt requirements/service.in -o requirements/service.txt
 
 .PHONY: help install run simulate test chaos fuzz browser vulnerabilities sbom licences lint types bench bench-rename bench-cluster bench-growth docs release requirements

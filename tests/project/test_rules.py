@@ -211,6 +211,7 @@ def test_commands__every_one__is_in_the_reference() -> None:
 def test_requirements__every_line__is_pinned_with_a_hash() -> None:
     for name in (
         "requirements.txt",
+        "requirements/service.txt",
         "requirements/dev.txt",
         "requirements/browser.txt",
         "requirements/fuzz.txt",
