@@ -92,6 +92,29 @@ class FreshnessStore:
         states = FreshnessState.FRESH, FreshnessState.LATE, FreshnessState.NEVER
         return {state: sum(found[n::3]) for n, state in enumerate(states)}
 
+    def with_state(
+        self, app_id: str, state: FreshnessState, limit: int = 100
+    ) -> list[tuple[str, int]]:
+        """The ids of cohorts that are late, the most overdue first, or were never received.
+
+        Returns:
+            Each with the time from which it is late, in ms since the epoch; 0 if never received.
+        """
+        never = state is FreshnessState.NEVER
+        now_ms = time.time_ns() // 1_000_000
+        first, last = (0, 0) if never else ("(0", now_ms)
+        found: list[tuple[bytes, float]] = []
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for partition in range(self._keys.partitions):
+                due = self._keys.due(app_id, partition)
+                pipeline.zrange(
+                    due, first, last, byscore=True, offset=0, num=limit, withscores=True
+                )
+            for rows in pipeline.execute():
+                found += rows
+        found.sort(key=lambda row: row[1])
+        return [(cohort_id.decode(), int(since)) for cohort_id, since in found[:limit]]
+
     def longest_late_ms(self, app_ids: Collection[str]) -> float:
         """How long the most overdue cohort of some apps has been late; 0 if none is."""
         places = [(app, p) for app in app_ids for p in range(self._keys.partitions)]

@@ -21,6 +21,7 @@ from app.web.api.lookup import known_sync, store
 from app.web.api.schemas import CohortsQuery
 from app.web.api.sync_schemas import RequestsQuery, SyncsQuery
 from app.web.dashboard import charts
+from app.web.dashboard.attention import attention
 from app.web.dashboard.formatting import cohort_name, now_ms, visible
 from app.web.dashboard.forms import decoded_id, read_signed_form
 from app.web.dashboard.pages import blueprint, render
@@ -85,10 +86,13 @@ def overview() -> Response:
     sizes = store().size_history.of(app_id, [cohort.id for cohort in page.cohorts])
     lines = [charts.line(points, now_ms()) for points in sizes]
     latest = store().sync_history.syncs(app_id, limit=LATEST_SYNCS)
+    counts = store().freshness.counts([app_id])
+    first_page = where == CohortFilter() and after is None
     return render(
         "overview.html",
         cohorts=list(zip(page.cohorts, lines, strict=True)),
-        counts=store().freshness.counts([app_id]),
+        counts=counts,
+        attention=attention(app_id, counts) if first_page else None,
         where=where,
         sort=sort,
         next=list_cursor(sort, page.after),

@@ -18,7 +18,7 @@ from limits import parse
 from werkzeug.http import parse_cookie
 
 from app import errors
-from app.cohorts import RequestRecord, Sync, user_hash
+from app.cohorts import Cohort, IncompleteReason, RequestRecord, Sync, user_hash
 from app.errors import Problem
 from app.services import services
 from app.store import Size, Store, SyncBatch, SyncGroup, Tuning
@@ -326,6 +326,84 @@ class TestOverview:
         page = browser.get("/").text
         assert "The API key is unknown" in page
         assert "Was a key rotated?" in page
+
+
+class TestWrongNow:
+    """What the list of cohorts begins with."""
+
+    def test_nothing_wrong__says_so(self, store: Store, browser: Browser) -> None:
+        say(store, ONE, True, ["u"])
+        page = browser.get("/").text
+        assert "Nothing is known to be wrong." in page
+        assert "What is wrong now" not in page
+
+    def test_incomplete_cohorts__lead_the_page_with_what_to_do(
+        self, store: Store, browser: Browser
+    ) -> None:
+        for n in range(8):
+            cohort_id = f"id{n}"
+            say(store, f"[Amplitude] Cohort {n}: {cohort_id}", True, ["u"])
+            store.freshness.record_received(APP, [cohort_id])
+            store.completeness.raise_reason(APP, cohort_id, IncompleteReason.SYNC_FAILED)
+        page = browser.get("/").text
+        wrong = page.partition('id="wrong"')[2].partition("</section>")[0]
+        assert page.index('id="wrong"') < page.index('id="all"')
+        assert "8 cohorts incomplete." in wrong
+        assert "Fix the cause" in wrong
+        assert wrong.count('<a href="/cohort?') == 5
+        following = html.unescape(re.search(r'<a href="([^"]+)">all 8', wrong)[1])  # type: ignore
+        assert browser.get(following).text.count('<th scope="row">') == 8
+
+    def test_late_and_never_received_cohorts__are_named(
+        self, store: Store, browser: Browser
+    ) -> None:
+        for cohort_id in ("fresh1", "late1"):
+            say(store, f"[Amplitude] {cohort_id}: {cohort_id}", True, ["u"])
+            store.freshness.record_received(APP, [cohort_id])
+        day = 24 * 3_600_000
+        store.freshness.set_cadence(APP, "late1", day)
+        _move_due(store, "late1", formatting.now_ms() - day)
+        cohort = Cohort("empty1", "[Amplitude] empty1: empty1")
+        store.memberships.register_cohort(APP, cohort, source="list")
+        store.freshness.record_known(APP, "empty1")
+        wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", wrong)).split())
+        assert "1 cohort late." in text
+        assert "late1 late since 1 day ago" in text
+        assert "1 cohort created, but without users so far." in text
+        assert "fresh1" not in text
+
+    def test_failed_requests__without_a_cohort__are_not_hidden_by_later_syncs(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        http = caller(app)
+        http.post(COHORT_PATH, data=b"{", content_type="application/json")
+        services(app).sync_recorder.flush()
+        for n in range(12):
+            http.post(COHORT_PATH, json=identify("u", f"good: {n}", True))
+            services(app).sync_recorder.flush()
+        wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        assert "1 request failed that names no cohort." in wrong
+        assert "The body is not valid JSON." in wrong
+
+    def test_store_full__leads(
+        self, store: Store, browser: Browser, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, ["alice"])
+        redis_client.config_set("maxmemory", 1)
+        try:
+            wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        finally:
+            redis_client.config_set("maxmemory", 0)
+        assert "The store is full and rejects writes." in wrong
+
+
+def _move_due(store: Store, cohort_id: str, late_ms: int) -> None:
+    """Let a cohort be late from a time on."""
+    partition = store.keys.partition(cohort_id)
+    client: Any = store.freshness._client
+    client.zadd(store.keys.due(APP, partition), {cohort_id: late_ms})
+    client.hset(store.keys.freshness(APP, cohort_id), "late_after", late_ms)
 
 
 class TestCohort:

@@ -1,0 +1,110 @@
+"""What is wrong now, with which the list of cohorts begins. All of it is bounded."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from app.cohorts import CohortRecord, FreshnessState, IncompleteReason, Sync
+from app.services import services
+from app.store import StoreError
+from app.web.api.lookup import store
+from app.web.dashboard.formatting import now_ms
+
+# Cohorts and syncs that are named for each thing that is wrong; the list has the others.
+NAMED = 5
+# Failed requests that name no cohort are shown for so long.
+FAILED_SHOWN_MS = 24 * 3_600_000
+_SYNCS_SEARCHED = 50
+_FULL_SHARE = 0.9
+
+
+class Affected(NamedTuple):
+    """Cohorts with which something is wrong: how many, and some of them, each since when (ms)."""
+
+    total: int
+    cohorts: list[tuple[CohortRecord, int]]
+
+
+class Attention(NamedTuple):
+    """What is wrong now.
+
+    Attributes:
+        store_problem: why the store accepts no writes; empty if it does.
+        memory_share: how much of the store's memory limit is used, if that is nearly all.
+        incomplete: by reason.
+        failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
+            shows them.
+    """
+
+    store_problem: str
+    memory_share: float | None
+    incomplete: dict[IncompleteReason, Affected]
+    late: Affected
+    never: Affected
+    failed: list[Sync]
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.store_problem
+            or self.memory_share
+            or self.incomplete
+            or self.late.total
+            or self.never.total
+            or self.failed
+        )
+
+
+def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
+    """What is wrong now in an app whose cohorts have these states."""
+    current = store()
+    _, reasons = current.completeness.counts([app_id])
+    incomplete = {
+        reason: current.completeness.with_reason(app_id, reason, NAMED)
+        for reason, count in reasons.items()
+        if count
+    }
+    states = {
+        state: current.freshness.with_state(app_id, state, NAMED) if counts[state] else []
+        for state in (FreshnessState.LATE, FreshnessState.NEVER)
+    }
+    ids = {one for found in (*incomplete.values(), *states.values()) for one, _ in found}
+    records = {record.id: record for record in current.registry.records(app_id, sorted(ids))}
+
+    def affected(total: int, found: list[tuple[str, int]]) -> Affected:
+        return Affected(total, [(records[one], at) for one, at in found if one in records])
+
+    problem, share = _store_state()
+    return Attention(
+        problem,
+        share,
+        {reason: affected(reasons[reason], found) for reason, found in incomplete.items()},
+        affected(counts[FreshnessState.LATE], states[FreshnessState.LATE]),
+        affected(counts[FreshnessState.NEVER], states[FreshnessState.NEVER]),
+        _failed_without_cohort(app_id),
+    )
+
+
+def _store_state() -> tuple[str, float | None]:
+    """Why the store accepts no writes, and how full it is if nearly."""
+    current = services().store
+    try:
+        current.check()
+    except StoreError as error:
+        return error.reason, None
+    try:
+        memory = current.server_info.memory()
+    except StoreError:  # some hosted stores do not allow INFO
+        return "", None
+    share = memory.used / memory.limit if memory and memory.limit else 0
+    return "", share if share >= _FULL_SHARE else None
+
+
+def _failed_without_cohort(app_id: str) -> list[Sync]:
+    """The latest failed requests that name no cohort, one for each source and reason."""
+    page = store().sync_history.syncs(app_id, problems=True, limit=_SYNCS_SEARCHED)
+    oldest = now_ms() - FAILED_SHOWN_MS
+    found: dict[tuple[str, ...], Sync] = {}
+    for sync in page.syncs:
+        if sync.failed and not sync.cohort_id and sync.last_ms > oldest:
+            found.setdefault((*sync.sources, "", *sync.failures), sync)
+    return list(found.values())[:NAMED]
