@@ -108,6 +108,8 @@ def use(app: Flask) -> None:
         http.post(payloads.WEBHOOK_PATH, json=webhook)
     http.post(payloads.COHORT_PATH, json=payloads.batch([USER], f"n: {COHORT}", False))
     services(app).sync_recorder.finish()
+    services(app).sync_problems.work()
+    services(app).store_watch.work()
     syncs = http.get("/api/v1/syncs").json["syncs"]
     rules = sorted(app.url_map.iter_rules(), key=lambda rule: "DELETE" in rule.methods)
     for rule in rules:
@@ -136,6 +138,8 @@ def use(app: Flask) -> None:
         ResyncWorker(store).work()
         Notifier(store, sender, None).work()
     services(app).sync_recorder.finish()
+    services(app).sync_problems.work()
+    services(app).store_watch.work()
     run = app.test_cli_runner().invoke
     for command in (
         "cohorts list",
@@ -158,6 +162,8 @@ def use_pages(app: Flask) -> None:
     """Every page of the dashboard, and every form."""
     caller(app, KEY).post(payloads.COHORT_PATH, json=payloads.batch(["bob"], "n: c2", True))
     services(app).sync_recorder.finish()
+    services(app).sync_problems.work()
+    services(app).store_watch.work()
     sync_id = caller(app, KEY).get("/api/v1/syncs").json["syncs"][0]["id"]
     browser = Browser(app).log_in(KEY)
     fields = {"token": browser.token(), "suppress": "on", "id": "bob", "confirm": "bob"}
