@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 import redis
 from flask import Flask
@@ -18,9 +19,10 @@ from app import create_app
 from app.server.background import Background
 from app.server.resync_worker import ResyncWorker
 from app.services import services
-from app.settings import ApiKey, Settings
+from app.settings import AmplitudeKeys, ApiKey, Settings
 from app.telemetry.notifications import Notifier, Sender
 from simulator import payloads
+from simulator.upstream import ServedCohort, Upstream
 from tests.integration.conftest import caller
 from tests.integration.store.maintenance.test_copy import rights
 from tests.integration.web.dashboard.test_views import Browser
@@ -75,14 +77,23 @@ def address(socket: Path, user: str) -> str:
     return f"unix://{user}:{PASSWORD}@{socket}"
 
 
+@pytest.fixture(scope="module")
+def amplitude() -> Iterator[Upstream]:
+    served = [ServedCohort("c3", "n", ["erin", "frank"]), ServedCohort("c2", "n")]
+    with Upstream(served, job_seconds=0) as upstream:
+        yield upstream
+
+
 @pytest.fixture
-def service(store_socket: Path, everything: redis.Redis) -> Flask:
-    return make_service(redis_url=address(store_socket, SERVICE))
+def service(store_socket: Path, everything: redis.Redis, amplitude: Upstream) -> Flask:
+    return make_service(amplitude, redis_url=address(store_socket, SERVICE))
 
 
-def make_service(**settings: Any) -> Flask:
+def make_service(amplitude: Upstream, **settings: Any) -> Flask:
     return create_app(
         Settings(
+            amplitude_keys=(AmplitudeKeys("shop", amplitude.api_key, amplitude.secret_key),),
+            amplitude_url=amplitude.url,
             admin_api_keys=(ApiKey("shop", KEY),),
             stream_heartbeat_seconds=0.1,
             user_policy="known",
@@ -125,11 +136,16 @@ def use(app: Flask) -> None:
                 pass
             reply.close()
             assert reply.status_code < 500, (url, reply.get_data())
+    gevent.wait(timeout=30)  # what calls have begun
     use_pages(app)
+    gevent.wait(timeout=30)
     http.post("/api/v1/users", json={"userIds": ["erin"]})
     http.post(payloads.COHORT_PATH, json=payloads.batch(["erin"], "n: c3", True))
     members = {"data": "user_id\nerin\n", "content_type": "text/csv"}
     assert http.put("/api/v1/cohorts/c3/members", **members).status_code == 200
+    services(app).poller.work()
+    reconciled = app.test_cli_runner().invoke(args=["cohorts", "reconcile", "c3", "--apply"])
+    assert reconciled.exit_code == 0, reconciled.output
     http.post("/api/v1/cohorts/c3/resync")
     store = services(app).store
     sender = Sender("http://127.0.0.1:1", None, Retry(0))
@@ -170,6 +186,7 @@ def use_pages(app: Flask) -> None:
     others = {
         "/cohort": {"id": "c2"},
         "/cohort/delete": {"id": "c2", "confirm": "n"},
+        "/cohort/reconcile": {"id": "c2"},
         "/sync": {"id": sync_id},
     }
     # Logging out comes last.
@@ -291,12 +308,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster_service(cluster: Cluster) -> Flask:
+def cluster_service(cluster: Cluster, amplitude: Upstream) -> Flask:
     for node in cluster.nodes:
         node.client.flushall()
         node.client.acl_log_reset()
     url = cluster.url.replace("//", f"//{SERVICE}:{PASSWORD}@")
-    return make_service(redis_url=url, store_cluster=True, store_partitions=6)
+    return make_service(amplitude, redis_url=url, store_cluster=True, store_partitions=6)
 
 
 def test_service__as_its_own_user_on_a_cluster__is_refused_nothing(
