@@ -18,7 +18,7 @@ from app import create_app
 from app.auth.authenticate import METRICS, PUBLIC
 from app.server.background import Background
 from app.services import services
-from app.settings import ApiKey, Settings
+from app.settings import AmplitudeKeys, ApiKey, Settings
 from app.web.openapi import document
 from simulator import payloads
 from tests.integration.conftest import caller
@@ -82,7 +82,11 @@ def service(make_app: Callable[..., Flask]) -> Flask:
     app = make_app(
         admin_api_keys=(ApiKey(OURS, OUR_KEY), ApiKey(THEIRS, THEIR_KEY)),
         stream_heartbeat_seconds=0.1,
+        amplitude_keys=tuple(AmplitudeKeys(app_id, "key", "secret") for app_id in (OURS, THEIRS)),
+        amplitude_url="http://127.0.0.1:1",
     )
+    absent = [{"id": SECRET, "name": SECRET, "size": 777000, "targets": SECRET}]
+    services(app).store.upstream.note_poll(OURS, listed=1, absent=absent, total=1, behind=0)
     us = caller(app, OUR_KEY)
     us.post(payloads.COHORT_PATH, json=payloads.batch([USER, OTHER_USER], TRAIT, True))
     us.post("/api/v1/users", json={"userIds": [USER]})
