@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +27,11 @@ BOSS = "the-admin-key"
 USER = "secret.person@example.com"
 TRAIT = "[Amplitude] Power users: abc123"
 
+RESYNC = "/api/v1/cohorts/abc123/resync"
+
 # What each call of an operator writes down. Registering is routine: a service may do it for each of
-# its users.
+# its users. Reconciling is tested with Amplitude's API beside it.
+ELSEWHERE = {("POST", "/api/v1/cohorts/abc123/reconcile")}
 CALLS = {
     ("PUT", "/api/v1/cohorts/abc123/cadence"): {
         "action": "set_cadence",
@@ -49,6 +53,22 @@ CALLS = {
         "user": user_hash(USER),
     },
     ("DELETE", "/api/v1/cohorts/abc123"): {"action": "delete_cohort", "cohort": "abc123"},
+    ("POST", RESYNC): {"action": "open_resync", "cohort": "abc123"},
+    ("POST", f"{RESYNC}/finish"): {
+        "action": "finish_resync",
+        "cohort": "abc123",
+        "forced": True,
+    },
+    ("DELETE", RESYNC): {"action": "abort_resync", "cohort": "abc123"},
+    ("PUT", "/api/v1/cohorts/abc123/members"): {
+        "action": "import_members",
+        "cohort": "abc123",
+        "forced": False,
+        "added": 0,
+        "removed": 1,
+        "unchanged": 1,
+        "unknown": 0,
+    },
     ("POST", "/api/v1/users"): None,
 }
 
@@ -67,28 +87,31 @@ def trail(app: Flask) -> list[dict[str, Any]]:
 
 
 def call(app: Flask, method: str, path: str) -> None:
-    body = {"userIds": [USER]} if method == "POST" else {"seconds": 777}
-    reply = caller(app, BOSS).open(path, method=method, json=body if method[0] == "P" else None)
+    body: dict[str, Any] = {"json": {"userIds": [USER], "seconds": 777, "force": True}}
+    if path.endswith("/members"):
+        body = {"data": f"user_id\n{USER}\n", "content_type": "text/csv"}
+    reply = caller(app, BOSS).open(path, method=method, **body if method[0] == "P" else {})
     assert reply.status_code in (200, 202), reply.text
 
 
 def test_calls__of_an_operator__are_all_known_here(app: Flask) -> None:
+    parts = {"user_id": USER, "cohort_id": "abc123"}
     rules = {
-        (method, rule.rule.split("<")[0])
+        (method, re.sub(r"<\w+:(\w+)>", lambda part: parts[part[1]], rule.rule))
         for rule in app.url_map.iter_rules()
-        for method in rule.methods - {"HEAD", "OPTIONS"}
+        for method in rule.methods - {"GET", "HEAD", "OPTIONS"}
         if getattr(app.view_functions[rule.endpoint], "scope", None) == ADMIN
         and not getattr(app.view_functions[rule.endpoint], "by_session", False)
     }
-    assert len(rules) >= 5
-    for method, beginning in rules:
-        assert any(m == method and p.startswith(beginning) for m, p in CALLS), (method, beginning)
+    assert rules == CALLS.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS, ids=" ".join)
 def test_call__of_an_operator__is_in_the_trail_and_in_the_log(
     app: Flask, method: str, path: str
 ) -> None:
+    if (method, path) in (("POST", f"{RESYNC}/finish"), ("DELETE", RESYNC)):
+        call(app, "POST", RESYNC)
     before = time.time_ns() // 1_000_000
     with capture_logs() as logs:
         call(app, method, path)
@@ -96,7 +119,7 @@ def test_call__of_an_operator__is_in_the_trail_and_in_the_log(
     if expected is None:
         assert trail(app) == []
         return
-    (entry,) = trail(app)
+    entry = trail(app)[-1]
     (request,) = [event for event in logs if event["event"] == "request"]
     assert before <= entry.pop("at") <= time.time_ns() // 1_000_000
     assert entry.pop("request_id") == request["request_id"]

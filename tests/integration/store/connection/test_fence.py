@@ -86,7 +86,9 @@ def test_deletion_step__that_arrives_late__does_not_empty_a_new_cohort(
     say(store, True, "u")
     store.jobs.begin_deletion(APP, COHORT)
     (job,) = store.jobs.pending()
-    given_up(late[0], lambda: store.jobs._call_delete("step", job, 500))
+    stream = store.keys.changes(APP, job.partition)
+    step = store.jobs._deletions._script
+    given_up(late[0], lambda: step(keys=[stream], args=["step", COHORT, 500, 1000]))
     for _ in store.jobs.delete_cohort(APP, COHORT):
         pass
     say(store, True, "u")
