@@ -130,3 +130,11 @@ def forgive_loss(store: Store, operator: Operator, app_id: str) -> int:
     """
     record(store, operator, "acknowledge_loss", app_id, intended=True)
     return sum(store.losses.forgive([app_id]))
+
+
+def send_test_notification(
+    store: Store, operator: Operator, app_id: str, send: Callable[[], None]
+) -> None:
+    """Send a test notification."""
+    record(store, operator, "test_notification", app_id)
+    send()

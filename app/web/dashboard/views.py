@@ -6,17 +6,19 @@ from contextlib import suppress
 from typing import Any
 
 from flask import Response, abort, g, redirect, request, url_for
+from gevent import Timeout
 from marshmallow import ValidationError, fields, validate
 from werkzeug.wrappers import Response as BaseResponse
 
 from app.auth import admin_actions
 from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
-from app.cohorts import user_hash
+from app.cohorts import ResyncRefusal, user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.errors import UnknownCohort
 from app.services import services
 from app.store import CohortFilter, StoreError, TooManyToSort
+from app.telemetry.notifications import DeliveryFailed
 from app.web.api.lookup import known_sync, store
 from app.web.api.schemas import CohortsQuery
 from app.web.api.sync_schemas import RequestsQuery, SyncsQuery
@@ -25,6 +27,7 @@ from app.web.dashboard.attention import attention
 from app.web.dashboard.formatting import cohort_name, now_ms, visible
 from app.web.dashboard.forms import decoded_id, read_signed_form
 from app.web.dashboard.pages import blueprint, render
+from app.web.dashboard.resyncs import resync_of
 from app.web.dashboard.upstream import polls, upstream_of
 from app.web.http.cursors import (
     MemberCursor,
@@ -40,6 +43,8 @@ REQUESTS_PER_PAGE = 100
 LATEST_SYNCS = 6
 SYNCS_OF_COHORT = 15
 JOBS_SHOWN = 50
+# Less than the time limits of common routers.
+_NOTIFY_SECONDS = 20.0
 
 
 class _OverviewQuery(CohortsQuery):
@@ -51,6 +56,7 @@ class _OverviewQuery(CohortsQuery):
 class _CohortQuery(Query):
     id = fields.String(required=True, validate=validate.Length(1, 512))
     cursor = MemberCursor()
+    refused = fields.String(load_default=None, validate=validate.OneOf([*ResyncRefusal]))
 
 
 class _SyncQuery(RequestsQuery):
@@ -108,11 +114,16 @@ def overview() -> Response:
 def cohort() -> Response:
     """One cohort."""
     query = _query(_COHORT_QUERY)
-    return _cohort_page(query["id"], query.get("cursor"))
+    return _cohort_page(query["id"], query.get("cursor"), refused=query["refused"])
 
 
 def _cohort_page(
-    cohort_id: str, cursor: Any = None, *, error: str | None = None, status: int = 200
+    cohort_id: str,
+    cursor: Any = None,
+    *,
+    error: str | None = None,
+    refused: str | None = None,
+    status: int = 200,
 ) -> Response:
     app_id = g.caller.app_id
     record = store().registry.find(app_id, cohort_id)
@@ -143,7 +154,9 @@ def _cohort_page(
         next=member_cursor(position),
         paged=cursor is not None,
         error=error,
+        refused=refused,
         **upstream_of(cohort_id),
+        **resync_of(cohort_id),
     )
 
 
@@ -251,6 +264,10 @@ def sync() -> Response:
 @requires(READ, by_session=True)
 def health() -> Response:
     """The store's health, background work and retention."""
+    return _health_page()
+
+
+def _health_page(*, notify_error: str | None = None, status: int = 200) -> Response:
     current, problem = store(), None
     seconds = current.server_info.ping()
     try:
@@ -264,6 +281,8 @@ def health() -> Response:
     jobs = [job for job in current.jobs.pending() if job.app_id == g.caller.app_id]
     return render(
         "health.html",
+        status,
+        notify_error=notify_error,
         seconds=seconds,
         problem=problem,
         memory=memory,
@@ -289,6 +308,24 @@ def acknowledge_loss() -> BaseResponse:
         admin_actions.acknowledge_loss(current, operator, g.caller.app_id)
     done = "loss-forgotten" if intended else "loss-acknowledged"
     return redirect(url_for(".health", done=done), 303)
+
+
+@blueprint.post("/health/test-notification")
+@requires(ADMIN, by_session=True)
+def send_test_notification() -> BaseResponse:
+    """Send a test to NOTIFY_URL, and say what came of it."""
+    read_signed_form()
+    parts, operator = services(), Operator.of_request()
+    try:
+        with Timeout(_NOTIFY_SECONDS):
+            admin_actions.send_test_notification(
+                parts.deletable_store(), operator, g.caller.app_id, parts.notifier.send_test
+            )
+    except DeliveryFailed as error:
+        return _health_page(notify_error=str(error), status=502)
+    except Timeout:
+        return _health_page(notify_error=f"no answer within {_NOTIFY_SECONDS:g} s", status=504)
+    return redirect(url_for(".health", done="notification-sent"), 303)
 
 
 def _query(schema: Query) -> dict[str, Any]:
