@@ -32,6 +32,13 @@ class Freshness(NamedTuple):
     cadence_is_set: bool = False
     late_after_ms: int | None = None
 
+    @property
+    def next_ms(self) -> int | None:
+        """When the next sync is expected; None if unknown."""
+        if self.last_received_ms is None or self.cadence_ms is None:
+            return None
+        return self.last_received_ms + self.cadence_ms
+
     def state(self, now_ms: int) -> FreshnessState:
         """The state at a point in time."""
         if self.last_received_ms is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
 from flask import Blueprint, Response, g
@@ -35,7 +35,7 @@ _FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20'\t\r\n ")
 )
 def export_ndjson(cohort_id: str) -> Response:
     """All members of a cohort, one JSON object per line."""
-    return _stream(cohort_id, NDJSON, _ndjson)
+    return stream_members(known_cohort(cohort_in_path(cohort_id)), NDJSON)
 
 
 @blueprint.get("/cohorts/<segment:cohort_id>/members.csv")
@@ -47,15 +47,12 @@ def export_ndjson(cohort_id: str) -> Response:
 )
 def export_csv(cohort_id: str) -> Response:
     """All members of a cohort as CSV, safe to open in a spreadsheet."""
-    return _stream(cohort_id, CSV, _csv)
+    return stream_members(known_cohort(cohort_in_path(cohort_id)), CSV)
 
 
-def _stream(
-    cohort_id: str,
-    media_type: str,
-    render: Callable[[Iterable[list[Member]]], Iterator[bytes]],
-) -> Response:
-    known_cohort(cohort_in_path(cohort_id))
+def stream_members(cohort_id: str, media_type: str) -> Response:
+    """All members of a known cohort, as NDJSON or CSV."""
+    render = _ndjson if media_type == NDJSON else _csv
     queue = services().fair_queue
     app_id = g.caller.app_id
     pages = store().lookups.all_members(app_id, cohort_id)

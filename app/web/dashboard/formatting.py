@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import unicodedata
 from urllib.parse import quote
@@ -11,6 +12,9 @@ from app.cohorts.times import utc
 _SYMBOLS = {"day": "d", "hour": "h", "minute": "min", "second": "s"}
 # Letters and symbols without ink.
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+# Control characters, and those that reorder the text around them: they can neither be seen nor
+# typed, and let a name pass for another one. White space is collapsed by browsers.
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def now_ms() -> int:
@@ -103,7 +107,7 @@ def cohort_name(trait: str, cohort_id: str) -> str:
     head, colon, tail = text.rpartition(":")
     if colon and tail.strip() == cohort_id:
         text = head.strip()
-    return text if is_visible(text) else visible(cohort_id)
+    return visible(text) if is_visible(text) else visible(cohort_id)
 
 
 def is_visible(text: str) -> bool:
@@ -112,5 +116,11 @@ def is_visible(text: str) -> bool:
 
 
 def visible(text: str) -> str:
-    """A text; percent-encoded if it has no visible character."""
-    return text if is_visible(text) else quote(text)
+    """A text as it can be read and typed.
+
+    Control characters are shown as ``\\u202e``; a text without a visible character is
+    percent-encoded.
+    """
+    if not is_visible(text):
+        return quote(text)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -13,13 +13,14 @@ from werkzeug.wrappers import Response as BaseResponse
 from app.auth import admin_actions
 from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
-from app.cohorts import ResyncRefusal, user_hash
+from app.cohorts import RequestRecord, ResyncRefusal, user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.errors import UnknownCohort
 from app.services import services
 from app.store import CohortFilter, StoreError, TooManyToSort
 from app.telemetry.notifications import DeliveryFailed
-from app.web.api.lookup import known_sync, store
+from app.web.api.export import CSV, stream_members
+from app.web.api.lookup import known_cohort, known_sync, store
 from app.web.api.schemas import CohortsQuery
 from app.web.api.sync_schemas import RequestsQuery, SyncsQuery
 from app.web.dashboard import charts
@@ -38,8 +39,8 @@ from app.web.http.cursors import (
 )
 from app.web.http.fields import Query
 
-COHORTS_PER_PAGE = MEMBERS_PER_PAGE = SYNCS_PER_PAGE = 50
-REQUESTS_PER_PAGE = 100
+# Few enough for a phone.
+COHORTS_PER_PAGE = MEMBERS_PER_PAGE = SYNCS_PER_PAGE = REQUESTS_PER_PAGE = 20
 LATEST_SYNCS = 6
 SYNCS_OF_COHORT = 15
 JOBS_SHOWN = 50
@@ -73,7 +74,8 @@ def overview() -> Response:
     """All cohorts, and the latest syncs."""
     app_id, query = g.caller.app_id, _query(_OVERVIEW_QUERY)
     where = CohortFilter(
-        *(query.get(name) for name in ("name", "status", "freshness", "completeness"))
+        " ".join(query.get("name", "").split()) or None,
+        *(query.get(name) for name in ("status", "freshness", "completeness")),
     )
     sort, after = query["sort"], query["cursor"][1:] if "cursor" in query else None
     cohorts = store().cohort_list
@@ -160,6 +162,16 @@ def _cohort_page(
     )
 
 
+@blueprint.get("/cohort/members.csv")
+@requires(READ, by_session=True)
+def download_members() -> Response:
+    """All members of a cohort, as a file."""
+    cohort_id = _query(_COHORT_QUERY)["id"]
+    response = stream_members(known_cohort(cohort_id), CSV)
+    response.headers["Content-Disposition"] = 'attachment; filename="members.csv"'
+    return response
+
+
 @blueprint.post("/cohort/delete")
 @requires(ADMIN, by_session=True)
 def delete_cohort() -> BaseResponse:
@@ -189,6 +201,9 @@ def _user_page(user_id: str, *, error: str | None = None, status: int = 200) -> 
     problem = text_problem(user_id, MAX_USER_ID_BYTES) if user_id else None
     if user_id and not problem:
         user = store().lookups.user(g.caller.app_id, user_id)
+        if not user.traits and user_id != (trimmed := user_id.strip()) and trimmed:
+            # Pasted with white space around it.
+            user_id, user = trimmed, store().lookups.user(g.caller.app_id, trimmed)
         record = store().lookups.user_record(g.caller.app_id, user_id)
     return render(
         "users.html",
@@ -248,16 +263,31 @@ def sync() -> Response:
     """One sync: its problems and its requests."""
     query = _query(_SYNC_QUERY)
     found, skip = known_sync(query["id"]), query.get("cursor", 0)
-    app_id, history, limit = g.caller.app_id, store().sync_history, REQUESTS_PER_PAGE
-    requests = history.requests(app_id, found.id, skip=skip, limit=limit + 1)
+    skip_problems = skip if query["problems"] else 0
+    skip -= skip_problems
+    requests, following = _requests_page(found.id, skip)
+    problems, following_problems = _requests_page(found.id, skip_problems, problems=True)
     return render(
         "sync.html",
         sync=found,
-        problems=history.requests(app_id, found.id, problems=True, limit=limit),
-        requests=requests[:limit],
+        problems=problems,
+        skip_problems=skip_problems,
+        next_problems=following_problems,
+        requests=requests,
         skip=skip,
-        next=request_cursor(skip + limit if len(requests) > limit else None),
+        next=following,
     )
+
+
+def _requests_page(
+    sync_id: int, skip: int, *, problems: bool = False
+) -> tuple[list[RequestRecord], str | None]:
+    """Some requests of a sync, and the cursor of the next page."""
+    app_id, limit = g.caller.app_id, REQUESTS_PER_PAGE
+    found = store().sync_history.requests(
+        app_id, sync_id, problems=problems, skip=skip, limit=limit + 1
+    )
+    return found[:limit], request_cursor(skip + limit if len(found) > limit else None)
 
 
 @blueprint.get("/health")
