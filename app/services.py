@@ -96,6 +96,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
             settings.history_max_requests,
             settings.history_max_syncs,
             settings.history_max_age_hours,
+            settings.history_left_out_users,
         ),
         wait=wait_for(settings),
         known_only=settings.user_policy == "known",

@@ -321,6 +321,13 @@ class Settings:
         default=720,
         help="Age at which syncs leave the sync history.",
     )
+    history_left_out_users: int = _setting(
+        _whole(0, 2000),
+        default=1000,
+        help="User ids per sync that are kept for administrators because the users were left out, "
+        "not being registered (`USER_POLICY=known`); for a week, and for the last 100 such syncs. "
+        "0 keeps none.",
+    )
     stream_heartbeat_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=15.0,

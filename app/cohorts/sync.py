@@ -125,12 +125,14 @@ class Outcome:
         traits: trait names by cohort id, of the cohorts that the request names.
         moves: how many users entered and left, by cohort id.
         rejections: some of the rejected users.
+        left_out: ids of some users who are not registered.
         content: a number by which a retry of the request is recognised; 0 if it was not read.
     """
 
     traits: dict[str, str]
     moves: dict[str, Moves] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     content: int = 0
 
 

@@ -18,6 +18,7 @@ from app.store.errors import StoreError, store_errors
 from app.store.keys import Keys
 from app.store.retention import given_up
 from app.store.size_history import SizeHistory
+from app.store.sync_history import SyncHistory
 
 ENTRIES_PER_READ = 50
 # About 2 ms of the store's time.
@@ -43,10 +44,13 @@ class Erased(NamedTuple):
 class Erasure:
     """Erases users. Raises StoreError; finished steps stay finished."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, size_history: SizeHistory) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: Keys, size_history: SizeHistory, sync_history: SyncHistory
+    ) -> None:
         self._client = client
         self._keys = keys
         self._size_history = size_history
+        self._sync_history = sync_history
         self._erase = load_script(client, "erase.lua")
         self._erase_memberships = load_script(client, "erase_memberships.lua")
         self._erase_entries = load_script(client, "erase_entries.lua")
@@ -79,6 +83,7 @@ class Erasure:
             removed, kept = self._erase_from_stream(stream, user_id, last_entry, progress)
             for one in given_up(self._client, stream):
                 self._erase_from_stream(one, user_id, "+", lambda entries: None)
+        self._sync_history.erase(app_id, user_id)
         return Erased(traits, removed, kept)
 
     def unsuppress(self, app_id: str, user_id: str) -> bool:

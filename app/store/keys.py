@@ -136,7 +136,8 @@ class Keys:
         """Part of an app's sync history, all of which is in one partition. Private.
 
         ``syncs``, ``failures`` and ``problems`` are sorted sets of sync ids: syncs of cohorts,
-        failed requests without a cohort, and all syncs with failed requests or rejected users.
+        failed requests without a cohort, and all syncs with failed requests or rejected users; so
+        is ``left-out``: syncs of which the users who were left out are kept.
         """
         return f"{self.base(app_id, self.partition(app_id))}{kind}"
 
@@ -149,9 +150,10 @@ class Keys:
         return self.history(app_id, f"cohort:{cohort_id}:syncs")
 
     def sync(self, app_id: str, sync_id: int, part: str = "") -> str:
-        """A sync's totals (hash), or its part ``requests`` or ``problems``. Private.
+        """A sync's totals (hash), or a part of it. Private.
 
-        The parts are lists of requests as JSON arrays.
+        ``requests`` and ``problems`` are lists of requests as JSON arrays; ``left-out`` is a hash:
+        the ids of users who were left out, by their hash.
         """
         return self.history(app_id, f"sync:{sync_id}") + (f":{part}" if part else "")
 

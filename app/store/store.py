@@ -94,7 +94,7 @@ class Store:
             client, keys, changes_max_age_hours * _MS_PER_HOUR, self.sync_history
         )
         self.jobs = Jobs(client, keys, deletions, self.memberships.spread_name)
-        self.erasure = Erasure(client, keys, self.size_history)
+        self.erasure = Erasure(client, keys, self.size_history, self.sync_history)
         self.resyncs = Resyncs(
             client,
             keys,

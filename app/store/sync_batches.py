@@ -6,15 +6,18 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import orjson
 
-from app.cohorts import Rejection, RequestRecord
+from app.cohorts import Rejection, RequestRecord, user_hash
 from app.cohorts.sync import HASH_BYTES
 
 # Limits of one script call: less than 2 ms of the store's time.
 _REQUESTS_PER_CALL, _BATCHES_PER_CALL = 500, 50
+# Users who were left out that a batch holds, and a call.
+MAX_LEFT_OUT = 2000
 # Of requests in a batch that fail for the same reason, only the first ones are stored.
 _FAILURES_STORED = 5
 # A longer pause begins a new batch, as it begins a new sync.
@@ -23,6 +26,8 @@ _PAUSE_MS = 5 * 60 * 1000
 # The indexes of the history: syncs of cohorts, failed requests without a cohort, and all syncs with
 # failed requests or rejected users.
 SYNCS, FAILURES, PROBLEMS = "syncs", "failures", "problems"
+# The syncs of which the users who were left out are kept.
+LEFT_OUT = "left-out"
 
 
 class SyncGroup(NamedTuple):
@@ -58,6 +63,7 @@ class SyncBatch:
     sums: Counter[str] = field(default_factory=Counter)
     clean: list[bytes] = field(default_factory=list)
     others: list[bytes] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     _failures: Counter[str] = field(default_factory=Counter)
 
     def has_room_for(self, record: RequestRecord) -> bool:
@@ -80,6 +86,13 @@ class SyncBatch:
             if self._failures[record.reason] > _FAILURES_STORED:
                 return
         self.others.append(encode(record))
+
+    def leave_out(self, user_ids: Iterable[str]) -> None:
+        """Add users who were left out, until there are enough."""
+        for user_id in user_ids:
+            if len(self.left_out) >= MAX_LEFT_OUT:
+                return
+            self.left_out[user_hash(user_id)] = user_id
 
     def _add_sums(self, record: RequestRecord, reasons: Mapping[str, int]) -> None:
         sums = self.sums
@@ -118,6 +131,8 @@ class SyncBatch:
             "last": self.last_ms,
             "slowest": self.slowest_ms,
             "set": {"trait": self.trait} if self.trait else {},
+            # a list, as an empty JSON object is an array to Lua
+            "left_out": list(chain.from_iterable(self.left_out.items())),
             "add": {name: value for name, value in self.sums.items() if value},
         }
         return [orjson.dumps(head), len(self.clean), len(self.others), *self.clean, *self.others]
@@ -126,15 +141,18 @@ class SyncBatch:
 def split_batches(batches: Iterable[SyncBatch]) -> Iterator[list[SyncBatch]]:
     """Split batches into portions for one script call each."""
     portion: list[SyncBatch] = []
-    size = 0
+    size = left_out = 0
     for batch in batches:
         if portion and (
-            size + batch.size > _REQUESTS_PER_CALL or len(portion) == _BATCHES_PER_CALL
+            size + batch.size > _REQUESTS_PER_CALL
+            or len(portion) == _BATCHES_PER_CALL
+            or left_out + len(batch.left_out) > MAX_LEFT_OUT
         ):
             yield portion
-            portion, size = [], 0
+            portion, size, left_out = [], 0, 0
         portion.append(batch)
         size += batch.size
+        left_out += len(batch.left_out)
     if portion:
         yield portion
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import redis
 
-from app.cohorts import RequestRecord, Sync
+from app.cohorts import RequestRecord, Sync, user_hash
 from app.store.connection.scripts import load_script
 from app.store.errors import store_errors
 from app.store.hold import Hold
 from app.store.keys import Keys
-from app.store.sync_batches import FAILURES, PROBLEMS, SYNCS, SyncBatch, decode
+from app.store.sync_batches import FAILURES, LEFT_OUT, PROBLEMS, SYNCS, SyncBatch, decode
 from app.store.tuning import DEFAULT, Tuning
 
 # The first failed requests of a sync, of which one with details is looked for.
@@ -24,11 +24,15 @@ _UNKNOWN_CALLERS_KEPT_HOURS = 48
 
 
 class HistoryLimits(NamedTuple):
-    """What is kept for each app. With 0 requests, there is no history."""
+    """What is kept for each app. With 0 requests, there is no history.
+
+    ``left_out`` are user ids of each sync that were left out.
+    """
 
     requests: int = 100_000
     syncs: int = 10_000
     age_hours: int = 720
+    left_out: int = 1000
 
 
 class SyncPage(NamedTuple):
@@ -54,6 +58,7 @@ class SyncHistory:
         self.is_kept = limits.requests > 0
         # If history has been turned off, what is stored is removed like anything too old.
         self._max_age_ms = limits.age_hours * _MS_PER_HOUR if self.is_kept else 0
+        self._max_left_out = limits.left_out if self.is_kept else 0
         self._limits = (limits.requests, limits.syncs, self._max_age_ms)
         self._script = load_script(client, "history.lua")
         self._trim = load_script(client, "history_trim.lua")
@@ -66,7 +71,8 @@ class SyncHistory:
             self._client.sadd(self._keys.apps(), app_id)
             Hold(self._client, self._keys).check()
             self._script(
-                keys=[self._keys.history(app_id, SYNCS)], args=[self._limits[0], portion, *args]
+                keys=[self._keys.history(app_id, SYNCS)],
+                args=[self._limits[0], portion, self._max_left_out, *args],
             )
         self.trim(app_id)
 
@@ -78,6 +84,8 @@ class SyncHistory:
         """
         with store_errors():
             now = int(self._store_now() * 1000) if self._store_now else ""
+            if not self._max_left_out:
+                self._forget_left_out(app_id)
             more = self._trim(keys=[self._keys.history(app_id, SYNCS)], args=[*self._limits, now])
         return bool(more)
 
@@ -120,6 +128,46 @@ class SyncHistory:
         with store_errors():
             rows: Any = self._client.lrange(key, skip, skip + limit - 1)
         return [decode(row) for row in rows]
+
+    def left_out(self, app_id: str, sync_id: int) -> list[str]:
+        """Ids of users whom a sync left out as they are not registered, sorted; some if many."""
+        if not self._max_left_out:
+            return []
+        with store_errors():
+            found: Any = self._client.hgetall(self._keys.sync(app_id, sync_id, LEFT_OUT))
+        return sorted(user_id.decode() for user_id in found.values())
+
+    def left_out_by_hash(self, app_id: str, hash_: str) -> str | None:
+        """The id of a user who was left out, by :func:`app.cohorts.user_hash`."""
+        if not self._max_left_out:
+            return None
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for key in self._left_out_keys(app_id):
+                pipeline.hget(key, hash_)
+            found = next((one for one in pipeline.execute() if one), None)
+        return found and found.decode()
+
+    def erase(self, app_id: str, user_id: str) -> None:
+        """Remove a user's id from all syncs that left the user out."""
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            Hold(self._client, self._keys).check()
+            for key in self._left_out_keys(app_id):
+                pipeline.hdel(key, user_hash(user_id))
+            pipeline.execute()
+
+    def _left_out_keys(self, app_id: str) -> list[str]:
+        """The keys with users left out: at most about a hundred."""
+        index = self._keys.history(app_id, LEFT_OUT)
+        found: Any = self._client.zrange(index, 0, -1)
+        return [self._keys.sync(app_id, int(sync_id), LEFT_OUT) for sync_id in found]
+
+    def _forget_left_out(self, app_id: str) -> None:
+        """Remove all users left out: keeping them was turned off."""
+        if keys := self._left_out_keys(app_id):
+            with self._client.pipeline(transaction=False) as pipeline:
+                for key in (*keys, self._keys.history(app_id, LEFT_OUT)):
+                    pipeline.unlink(key)
+                pipeline.execute()
 
     def first_details(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, str]:
         """The details of the first error, by sync id, of syncs with failed requests."""

@@ -176,6 +176,8 @@ class SyncRecorder:
                 batches.append(SyncBatch(group))
             batches[-1].trait = trait or batches[-1].trait
             batches[-1].add(record, reasons)
+            if outcome and outcome.left_out:
+                batches[-1].leave_out(outcome.left_out)
 
 
 def _groups(app_id: str, request: FinishedRequest) -> Iterator[tuple[SyncGroup, str]]:

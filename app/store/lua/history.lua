@@ -4,7 +4,8 @@
 -- KEYS[1]   the sorted set of the app's syncs; the names of all other keys derive from it
 -- ARGV[1]   requests to keep
 -- ARGV[2]   id of this call: repeating it adds nothing
--- ARGV[3..] batches: head, number of requests without a problem, number of requests with one, and
+-- ARGV[3]   users left out to keep of each sync
+-- ARGV[4..] batches: head, number of requests without a problem, number of requests with one, and
 --           each request as a JSON array. The head is a JSON object:
 --             key     groups requests: those with the same key that are close in time form a sync
 --             cohort  cohort id, or ''
@@ -13,6 +14,7 @@
 --             first, last  times of the first and last request, in ms since the epoch
 --             set     fields of the sync's hash to set
 --             add     fields of the sync's hash to increment
+--             left_out  hashes and ids of users who were left out, in turns
 --             slowest longest request, in ms
 --
 -- Failed requests that name no cohort have their own, smaller space, so that a flood of them does
@@ -75,6 +77,26 @@ local function keep(list, index, first, count)
   call('HINCRBY', totals, index, integer(count))
 end
 
+-- Keep the ids of users who were left out, of the last syncs that left out users.
+local function keep_left_out(id, users)
+  local KEPT_FOR, SYNCS = 7 * 24 * 3600 * 1000, 100
+  local key, index, most = sync_key(id) .. ':left-out', base .. 'left-out', tonumber(ARGV[3])
+  if most == 0 or #users == 0 then return end
+  local kept = call('HLEN', key)
+  for i = 1, #users, 2 do
+    if kept >= most then break end
+    kept = kept + call('HSET', key, users[i], users[i + 1])
+  end
+  call('PEXPIRE', key, KEPT_FOR)
+  call('ZADD', index, id, id)
+  call('PEXPIRE', index, KEPT_FOR)
+  for _ = SYNCS + 1, call('ZCARD', index) do
+    local oldest = call('ZRANGE', index, 0, 0)[1]
+    call('UNLINK', sync_key(oldest) .. ':left-out')
+    call('ZREM', index, oldest)
+  end
+end
+
 local function add(batch, clean, others, position)
   local id, began, last = find(batch)
   local sync = sync_key(id)
@@ -87,9 +109,10 @@ local function add(batch, clean, others, position)
   keep(sync .. ':requests', batch.index, position, clean)
   keep(sync .. ':problems', batch.index, position + clean, others)
   if others > 0 then call('ZADD', base .. 'problems', id, id) end
+  keep_left_out(id, batch.left_out or {})
 end
 
-local position = 3
+local position = 4
 while position <= #ARGV do
   local batch = cjson.decode(ARGV[position])
   local clean, others = tonumber(ARGV[position + 1]), tonumber(ARGV[position + 2])

@@ -32,7 +32,7 @@ _USERS = {
     b"deleted": Kind.SPREAD,
 }
 _HISTORY = dict.fromkeys(
-    (b"syncs", b"failures", b"problems", b"history", b"open", b"loss"), Kind.WHOLE
+    (b"syncs", b"failures", b"problems", b"history", b"open", b"loss", b"left-out"), Kind.WHOLE
 )
 _EXPORTS = {b"upstream-exports": Kind.WHOLE}
 _REBUILT = dict.fromkeys(
@@ -76,10 +76,10 @@ _STRINGS = (
 )
 _SORTED_SETS = (
     rb"cohort:.*:(?:members|left|seen|seen-before|syncs)|due|deleted|cohorts|resyncs"
-    rb"|completeness:.*|syncs|failures|problems|failed-requests"
+    rb"|completeness:.*|syncs|failures|problems|failed-requests|left-out"
 )
 _HASHES = (
-    rb"user:.*|cohort:.*:(?:state|freshness|resync)|sync:[0-9]+|mark|loss|erased|open|history"
+    rb"user:.*|cohort:.*:(?:state|freshness|resync)|sync:[0-9]+(?::left-out)?|mark|loss|erased|open|history"
     rb"|upstream|upstream-exports|notified"
 )
 _TYPES_IN_PARTITION = _compiled(

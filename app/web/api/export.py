@@ -71,15 +71,26 @@ def _ndjson(pages: Iterable[list[Member]]) -> Iterator[bytes]:
         )
 
 
+def csv_of_users(user_ids: Iterable[str]) -> bytes:
+    """User ids as CSV, safe to open in a spreadsheet."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(("user_id",))
+    writer.writerows((_cell(user_id),) for user_id in user_ids)
+    return buffer.getvalue().encode()
+
+
+def _cell(user_id: str) -> str:
+    return f"'{user_id}" if user_id[0] in _FORMULA else user_id
+
+
 def _csv(pages: Iterable[list[Member]]) -> Iterator[bytes]:
     buffer = io.StringIO()
     # All ids are quoted: in some locales, spreadsheets split cells at semicolons.
     writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(("user_id", "since"))
     for page in pages:
-        writer.writerows(
-            (f"'{user_id}" if user_id[0] in _FORMULA else user_id, since) for user_id, since in page
-        )
+        writer.writerows((_cell(user_id), since) for user_id, since in page)
         yield buffer.getvalue().encode()
         buffer.seek(0)
         buffer.truncate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -15,11 +16,12 @@ from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
 from app.cohorts import RequestRecord, ResyncRefusal, user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
+from app.cohorts.sync import HASH_BYTES
 from app.errors import UnknownCohort
 from app.services import services
 from app.store import CohortFilter, StoreError, TooManyToSort
 from app.telemetry.notifications import DeliveryFailed
-from app.web.api.export import CSV, stream_members
+from app.web.api.export import CSV, csv_of_users, stream_members
 from app.web.api.lookup import known_cohort, known_sync, store
 from app.web.api.schemas import CohortsQuery
 from app.web.api.sync_schemas import RequestsQuery, SyncsQuery
@@ -44,8 +46,12 @@ COHORTS_PER_PAGE = MEMBERS_PER_PAGE = SYNCS_PER_PAGE = REQUESTS_PER_PAGE = 20
 LATEST_SYNCS = 6
 SYNCS_OF_COHORT = 15
 JOBS_SHOWN = 50
+LEFT_OUT_SHOWN = 50
 # Less than the time limits of common routers.
 _NOTIFY_SECONDS = 20.0
+
+
+_USER_HASH = re.compile(f"[0-9a-f]{{{2 * HASH_BYTES}}}")
 
 
 class _OverviewQuery(CohortsQuery):
@@ -197,7 +203,7 @@ def users() -> Response:
 
 
 def _user_page(user_id: str, *, error: str | None = None, status: int = 200) -> Response:
-    user = record = None
+    user = record = known_as = None
     problem = text_problem(user_id, MAX_USER_ID_BYTES) if user_id else None
     if user_id and not problem:
         user = store().lookups.user(g.caller.app_id, user_id)
@@ -205,6 +211,8 @@ def _user_page(user_id: str, *, error: str | None = None, status: int = 200) -> 
             # Pasted with white space around it.
             user_id, user = trimmed, store().lookups.user(g.caller.app_id, trimmed)
         record = store().lookups.user_record(g.caller.app_id, user_id)
+        if not user.traits and g.caller.may(ADMIN) and _USER_HASH.fullmatch(user_id):
+            known_as = store().sync_history.left_out_by_hash(g.caller.app_id, user_id)
     return render(
         "users.html",
         400 if problem else status,
@@ -212,6 +220,7 @@ def _user_page(user_id: str, *, error: str | None = None, status: int = 200) -> 
         user=user,
         record=record,
         problem=problem,
+        known_as=known_as,
         hash=user_hash(user_id) if user else "",
         user_policy=services().settings.user_policy,
         error=error,
@@ -267,9 +276,12 @@ def sync() -> Response:
     skip -= skip_problems
     requests, following = _requests_page(found.id, skip)
     problems, following_problems = _requests_page(found.id, skip_problems, problems=True)
+    left_out = _left_out(found.id)
     return render(
         "sync.html",
         sync=found,
+        left_out=left_out[:LEFT_OUT_SHOWN],
+        left_out_kept=len(left_out),
         problems=problems,
         skip_problems=skip_problems,
         next_problems=following_problems,
@@ -277,6 +289,22 @@ def sync() -> Response:
         skip=skip,
         next=following,
     )
+
+
+def _left_out(sync_id: int) -> list[str]:
+    """Users whom a sync left out, for administrators."""
+    if not g.caller.may(ADMIN):
+        return []
+    return store().sync_history.left_out(g.caller.app_id, sync_id)
+
+
+@blueprint.get("/sync/left-out.csv")
+@requires(ADMIN, by_session=True)
+def download_left_out() -> Response:
+    """The users whom a sync left out, as a file."""
+    found = known_sync(_query(_SYNC_QUERY)["id"])
+    headers = {"Content-Disposition": 'attachment; filename="left-out.csv"'}
+    return Response(csv_of_users(_left_out(found.id)), mimetype=CSV, headers=headers)
 
 
 def _requests_page(

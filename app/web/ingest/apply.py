@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 from zlib import crc32
 
@@ -160,6 +161,7 @@ def apply(
     if reasons:
         event["rejected_by"] = Counter(problem.reason for problem in reasons)
         outcome.rejections = _rejections(calls, refused)
+        outcome.left_out = _left_out(calls, refused, parts.settings.history_left_out_users)
     # Suppressed users are meant to be skipped: a request with no other users is not an error.
     failed = [skip for skip in refused if skip.problem is not SuppressedUser]
     if failed and not result.accepted:
@@ -211,3 +213,9 @@ def _rejections(calls: Sequence[Identify], refused: Sequence[_Skip]) -> list[Rej
         if len(rejections) == MAX_REJECTIONS:
             break
     return list(rejections)
+
+
+def _left_out(calls: Sequence[Identify], refused: Sequence[_Skip], most: int) -> list[str]:
+    """The ids of up to ``most`` users who are not registered; never of suppressed ones."""
+    unknown = (skip for skip in refused if skip.problem is UnknownUser)
+    return [calls[skip.call].user_id for skip in islice(unknown, most)]

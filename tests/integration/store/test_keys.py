@@ -25,7 +25,7 @@ ONE, NEW, TWO = "[Amplitude] one: 1", "[Amplitude] uno: 1", "[Amplitude] two: 2"
 TYPES = {"sorted set": "zset"}
 # By other programs, for seconds, or only with Amplitude's API, notifications or a lost store.
 ELSEWHERE = re.compile(
-    r"upstream|reconcile|notif|loss|<group>|begun|seen-before|:mark$|failed-requests|lease"
+    r"upstream|reconcile|notif|loss|<group>|begun|seen-before|:mark$|failed-requests|lease|left-out"
 )
 
 

@@ -579,6 +579,34 @@ class TestSyncs:
         assert "60 rejected" in sync.partition("<dl")[0]
         assert user_hash("stranger-1") in found
 
+    def test_sync__users_left_out__are_shown_to_administrators_until_erased(
+        self, synced: Flask
+    ) -> None:
+        store = services(synced).store
+        (sync,) = store.sync_history.syncs(APP, cohort_id="abc123").syncs
+        path, download = f"/sync?id={sync.id}", f"/sync/left-out.csv?id={sync.id}"
+        admin = Browser(synced).log_in(ADMIN_KEY)
+        assert "stranger-1<" in admin.get(path).text
+        assert len(admin.get(download).text.splitlines()) == 61
+        hashed = f"/users?id={user_hash('stranger-1')}"
+        assert "This is the hash of" in admin.get(hashed).text
+        reader = Browser(synced).log_in()
+        assert "stranger" not in reader.get(path).text
+        assert "stranger" not in reader.get(hashed).text
+        reader.get(download, 403)
+        store.erasure.erase(APP, "stranger-1")
+        assert 'stranger-1"' not in admin.get(download).text
+        assert len(admin.get(download).text.splitlines()) == 60
+
+    def test_sync__users_left_out_are_not_to_be_kept__are_removed(
+        self, synced: Flask, make_app: Callable[..., Flask], redis_client: redis.Redis
+    ) -> None:
+        assert redis_client.keys("*left-out")
+        off = make_app(user_policy="known", history_left_out_users=0, **KEYS)
+        caller(off).post(COHORT_PATH, json=batch(["known", "stranger-x"], ONE, True))
+        services(off).sync_recorder.flush()
+        assert redis_client.keys("*left-out") == []
+
     def test_sync__with_an_invalid_call__shows_the_first_error(
         self, app: Flask, browser: Browser
     ) -> None:
