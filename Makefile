@@ -60,7 +60,7 @@ browser: install .venv/installed-browser ## test the dashboard in Chromium, and 
 	@touch $@
 
 vulnerabilities: .venv/supply-chain/installed ## check the packages for known vulnerabilities, and the code for risky patterns
-	.venv/supply-chain/bin/bandit --quiet -ll -r app simulator reader wsgi.py gunicorn.conf.py
+	.venv/supply-chain/bin/bandit --quiet -ll -r app simulator reader wsgi.py
 	.ci/vulnerabilities
 
 sbom: .venv/supply-chain/installed ## write var/sbom.json, a CycloneDX bill of materials

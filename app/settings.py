@@ -478,7 +478,7 @@ class Settings:
         if not (self.api_keys or self.admin_api_keys or stored_keys()):
             raise BadSettings(
                 "API_KEYS: no key is set, so nobody could send anything. Set it to app_id:key, "
-                "with a long random key; or make a key with `flask --app wsgi keys create`."
+                "with a long random key; or make a key with `cohort-receiver keys create`."
             )
 
 
@@ -525,6 +525,12 @@ def _without_password(url: str) -> str:
     netloc = f"{user}:{_MASK}@{host}" if colon else f"{_MASK if at else ''}{at}{host}"
     query = re.sub(r"(^|&)([^=&]*pass[^=&]*)=[^&]*", rf"\1\2={_MASK}", parts.query)
     return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
+
+
+def store_address(url: str | None) -> str:
+    """The host and port, or the socket, of a store's URL, without user and password."""
+    parts = urlsplit(url or "")
+    return parts.netloc.rpartition("@")[2] or parts.path
 
 
 def reference() -> str:

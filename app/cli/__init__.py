@@ -1,4 +1,4 @@
-"""The operator's commands: ``flask --app wsgi cohorts …``, ``users …`` and so on."""
+"""The operator's commands: ``cohort-receiver cohorts …``, ``users …`` and so on."""
 
 from __future__ import annotations
 

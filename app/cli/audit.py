@@ -1,4 +1,4 @@
-"""``flask --app wsgi audit …``"""
+"""``cohort-receiver audit …``"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flask --app wsgi cohorts …``"""
+"""``cohort-receiver cohorts …``"""
 
 from __future__ import annotations
 

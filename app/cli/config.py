@@ -1,4 +1,4 @@
-"""``flask --app wsgi config``"""
+"""``cohort-receiver config``"""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import click
 from flask.cli import with_appcontext
 
-from app.cli.group import EXIT_CODES, json_option, print_json, table
+from app.cli.group import EXIT_CODES, TypedCommand, json_option, print_json, table
 from app.services import services
 from app.settings import masked
 
 _HEADERS = ("SETTING", "VALUE", "FROM")
 
 
-@click.command("config", epilog=EXIT_CODES)
+@click.command("config", cls=TypedCommand, epilog=EXIT_CODES)
 @json_option
 @with_appcontext
 def config(as_json: bool) -> None:

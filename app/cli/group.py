@@ -10,21 +10,43 @@ from typing import Any, TypeVar
 
 import click
 import orjson
-from flask.cli import AppGroup
+from click.core import ParameterSource
+from flask.cli import AppGroup, ScriptInfo
 
 from app.auth.audit_trail import COMMAND, Operator
 from app.cohorts.times import utc
 from app.services import services
-from app.settings import APP_ID
+from app.settings import APP_ID, store_address
 from app.store import Store, StoreError
 from app.telemetry import logs
 
-EXIT_CODES = "Exit codes: 0 success; 1 something was found, or the command failed; 2 wrong usage."
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 something was found, or the command failed; 2 wrong usage; "
+    "130 interrupted."
+)
+_COMMAND_LINE = ParameterSource.COMMANDLINE
+_INTERRUPTED = 130  # as a shell reports a program that SIGINT has ended
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Group(AppGroup):
+class TypedCommand(click.Command):
+    """Shows itself in usage lines as it was typed, with ``flask --app wsgi`` too."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if parent and not parent.parent and parent.get_parameter_source("app") == _COMMAND_LINE:
+            script = parent.ensure_object(ScriptInfo)
+            parent.info_name = f"{parent.info_name} --app {script.app_import_path}"
+        return super().make_context(info_name, args, parent, **extra)
+
+
+class Group(TypedCommand, AppGroup):
     """Commands that use the store. A store error is reported in one line, with exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -32,7 +54,23 @@ class Group(AppGroup):
             with logs.on_stderr():
                 return super().invoke(ctx)
         except StoreError as error:
-            raise click.ClickException(f"{error} ({error.reason})") from None
+            url = services(ctx.ensure_object(ScriptInfo).load_app()).settings.redis_url
+            raise explained(error, store_address(url)) from None
+        except (KeyboardInterrupt, click.Abort) as error:
+            # A prompt turns Ctrl-C into an Abort, as it does the end of the input.
+            if isinstance(error, click.Abort) and not isinstance(
+                error.__context__, KeyboardInterrupt
+            ):
+                raise
+            click.echo("\nInterrupted.", err=True)
+            raise click.exceptions.Exit(_INTERRUPTED) from None
+
+
+def explained(error: StoreError, address: str) -> click.ClickException:
+    """A store error as one line that also says which store, and what its client reported."""
+    cause = shown(error.__cause__ or "").strip()
+    reported = f" It reported: {cause}" if cause else ""
+    return click.ClickException(f"{address}: {error} ({error.reason}){reported}")
 
 
 def app_id_option(default: str = "the only one") -> Callable[[Command], Command]:

@@ -1,4 +1,4 @@
-"""``flask --app wsgi keys …``"""
+"""``cohort-receiver keys …``"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flask --app wsgi notify …``"""
+"""``cohort-receiver notify …``"""
 
 from __future__ import annotations
 

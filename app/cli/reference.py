@@ -13,7 +13,7 @@ from app.store import MEANINGS
 def reference() -> str:
     """The help of every command and the findings of `store check`, as Markdown."""
     parts = []
-    root = click.Context(click.Group("flask"), info_name="flask --app wsgi", terminal_width=88)
+    root = click.Context(click.Group("main"), info_name="cohort-receiver", terminal_width=88)
     for group in GROUPS:
         parts.append(f"## {group.name}\n\n{group.help}\n")
         above = click.Context(group, parent=root, info_name=group.name, terminal_width=88)

@@ -1,4 +1,4 @@
-"""``flask --app wsgi cohorts resync …`` and ``cohorts import``."""
+"""``cohort-receiver cohorts resync …`` and ``cohorts import``."""
 
 from __future__ import annotations
 

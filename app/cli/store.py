@@ -1,4 +1,4 @@
-"""``flask --app wsgi store …``"""
+"""``cohort-receiver store …``"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from app.cli.group import (
     EXIT_CODES,
     Group,
     app_id_option,
+    explained,
     json_option,
     one_app,
     operator,
@@ -23,8 +24,8 @@ from app.cli.group import (
     when,
 )
 from app.services import services
-from app.settings import KEY_PREFIX, BadSettings
-from app.store import MEANINGS, CheckReport, Copy, CopyRefused, CopyReport
+from app.settings import KEY_PREFIX, BadSettings, store_address
+from app.store import MEANINGS, CheckReport, Copy, CopyRefused, CopyReport, StoreError
 
 store = Group("store", help="Check, hold and copy the store.", epilog=EXIT_CODES)
 
@@ -170,6 +171,9 @@ def copy(url: str, partitions: int, prefix: str | None, cluster: bool, as_json: 
             report = copier.run(progress=advance, notify=lambda line: click.echo(line, err=True))
     except CopyRefused as error:
         raise click.ClickException(str(error)) from None
+    except StoreError as error:
+        addresses = (store_address(each.redis_url) for each in (settings, other))
+        raise explained(error, " or ".join(addresses)) from None
     if as_json:
         print_json(report.as_dict())
     else:

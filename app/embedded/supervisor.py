@@ -25,6 +25,7 @@ from app.embedded.store import EmbeddedStore, shut_down
 from app.settings import BadSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
+GUNICORN_CONF = ROOT / "app" / "server" / "gunicorn_conf.py"
 HOST = "127.0.0.1"  # a key that was printed on a screen is not for the network
 BACKLOG = 2048
 # A little more than gunicorn's graceful_timeout.
@@ -38,7 +39,7 @@ GENERATED_KEYS = {"ingest": "API_KEYS", "admin": "ADMIN_API_KEYS"}
 
 
 def main() -> int:
-    folder = Path(os.environ.get("DATA_DIR") or ROOT / "var")
+    folder = Path(os.environ.get("DATA_DIR") or "var")
     try:
         run(os.environ, DataDir(folder))
     except Stopped:
@@ -85,9 +86,9 @@ def run(environ: Mapping[str, str], data: DataDir) -> None:
 
         service = subprocess.Popen(  # noqa: S603
             [
-                *(sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")),
+                *(sys.executable, "-m", "gunicorn", "--config", str(GUNICORN_CONF)),
                 *("--logger-class", "app.embedded.gunicorn_logger.WarningsOnly"),
-                *("--bind", f"fd://{listener.fileno()}", "wsgi:app"),
+                *("--bind", f"fd://{listener.fileno()}", "app:create_app()"),
             ],
             stdin=subprocess.DEVNULL,
             pass_fds=[listener.fileno(), *locks],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from app.settings import Settings
 
@@ -19,7 +20,9 @@ def keys_in_store() -> bool:
 
     The service then starts, and replies 503 until the store is available.
     """
-    check = subprocess.run([sys.executable, "-m", "app.server.preflight"], check=False)
+    # In the folder of this package, as `-m` imports from the current one first.
+    command = [sys.executable, "-m", "app.server.preflight"]
+    check = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)  # noqa: S603
     if check.returncode == UNKNOWN:
         print(  # noqa: T201
             "cohort-receiver: API_KEYS: no key is set, and the store is unavailable, so whether it "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import redis
 from redis import exceptions
@@ -60,6 +61,15 @@ class StoreMisconfigured(StoreError):
     detail = "The store is misconfigured: check permissions, partitions, cluster mode."
 
 
+_WRONG_PASSWORD = "The store refuses the user name or password in REDIS_URL, or requires one."  # noqa: S105
+_NO_PERMISSION = (
+    "The store accepts the password, but its user lacks a permission that the service needs. "
+    "docs/security.md has the user for it."
+)
+_IS_CLUSTER = "The store is a cluster: set STORE_CLUSTER=true."
+_NO_CLUSTER = "The store is not a cluster, but STORE_CLUSTER is true."
+
+
 class StoreNotReplicated(StoreError):
     reason = "store_not_replicated"
     detail = "The store has the write, but too few replicas acknowledged it in time."
@@ -80,7 +90,9 @@ class CohortPartlyDeleted(StoreError):
 # The store did not reply as one that works: what was known before still stands.
 UNAVAILABLE = StoreUnreachable, StoreTimeout, StoreLoading
 
-_BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreError]], ...] = (
+_BY_TYPE: tuple[
+    tuple[type[Exception] | tuple[type[Exception], ...], Callable[[], StoreError]], ...
+] = (
     (exceptions.OutOfMemoryError, StoreFull),
     (
         (
@@ -95,15 +107,14 @@ _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreE
     ),
     (NotReplicated, StoreNotReplicated),
     (
-        (
-            exceptions.AuthenticationError,
-            exceptions.AuthorizationError,
-            exceptions.NoPermissionError,
-            # The store is a cluster, but the settings say otherwise.
-            exceptions.MovedError,
-        ),
-        StoreMisconfigured,
+        exceptions.NoPermissionError,
+        partial(StoreMisconfigured, _NO_PERMISSION),
     ),
+    (
+        (exceptions.AuthenticationError, exceptions.AuthorizationError),
+        partial(StoreMisconfigured, _WRONG_PASSWORD),
+    ),
+    (exceptions.MovedError, partial(StoreMisconfigured, _IS_CLUSTER)),
     # The slot is migrating to another node.
     (exceptions.AskError, StoreLoading),
     (exceptions.TimeoutError, StoreTimeout),
@@ -111,7 +122,7 @@ _BY_TYPE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], type[StoreE
 )
 
 # Errors that differ in their text only.
-_BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
+_BY_TEXT: tuple[tuple[str, Callable[[], StoreError]], ...] = (
     ("HELD ", StoreHeld),  # see app/store/hold.py
     ("LATE ", StoreTimeout),  # see app/store/connection/fence.py
     # The slot of a script's keys is migrating, or its node has lost contact with the others.
@@ -124,7 +135,7 @@ _BY_TEXT: tuple[tuple[str, type[StoreError]], ...] = (
     ("cannot be used with replica instances", StoreLoading),
     ("MISCONF", StoreReadOnly),
     ("NOREPLICAS", StoreReadOnly),
-    ("Cluster mode is not enabled", StoreMisconfigured),
+    ("Cluster mode is not enabled", partial(StoreMisconfigured, _NO_CLUSTER)),
 )
 
 

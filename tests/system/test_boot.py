@@ -49,7 +49,7 @@ def test_boot__no_key_anywhere__says_what_to_do_in_one_line(
     assert (code, len(lines)) == (1, 1), lines
     assert lines[0] == (
         "cohort-receiver: API_KEYS: no key is set, so nobody could send anything. Set it to "
-        "app_id:key, with a long random key; or make a key with `flask --app wsgi keys create`."
+        "app_id:key, with a long random key; or make a key with `cohort-receiver keys create`."
     )
 
 

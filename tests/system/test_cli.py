@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ import redis
 from simulator import payloads
 from tests.support.cli import FLASK, environment, flask, on_a_terminal
 from tests.support.effort import thorough
-from tests.support.polling import wait_until
+from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, ROOT, Service, running
 from tests.support.stores import running_store
 
@@ -91,9 +95,10 @@ def test_command__store_not_there__is_one_line_without_traceback() -> None:
     run = flask("redis://user:secret@127.0.0.1:1", "cohorts", "list")
     assert run.returncode == 1
     assert run.stdout == ""
-    assert (
-        run.stderr
-        == "Error: The store is unreachable, or the connection broke. (store_unreachable)\n"
+    assert run.stderr == (
+        "Error: 127.0.0.1:1: The store is unreachable, or the connection broke. "
+        "(store_unreachable) It reported: Error 111 connecting to 127.0.0.1:1. "
+        "Connection refused.\n"
     )
 
 
@@ -139,3 +144,77 @@ def fill(store_url: str) -> None:
         for part in range(3):
             ids = [f"user-{part}-{n}" for n in range(10_000)]
             assert service.post(payloads.batch(ids, TRAIT, True)).status == 200
+
+
+ENTRIES = {
+    "python -m app": (sys.executable, "-m", "app"),
+    "flask --app wsgi": FLASK,
+}
+
+
+@pytest.mark.parametrize("typed", ENTRIES)
+def test_usage__of_each_way_to_type_a_command__shows_what_was_typed(
+    store_url: str, typed: str
+) -> None:
+    for words in (("cohorts", "list"), ("cohorts", "resync", "start"), ("config",)):
+        shown = subprocess.run(
+            [*ENTRIES[typed], *words, "--help"],
+            cwd=ROOT,
+            env=environment(store_url),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert shown.startswith(f"Usage: {typed} {' '.join(words)} [OPTIONS]")
+
+
+def test_help__without_any_setting__works_and_a_command_says_what_is_missing() -> None:
+    command, env = ENTRIES["python -m app"], {"PATH": os.environ["PATH"]}
+
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+
+    for words in ((), ("cohorts",), ("store", "check"), ("serve",), ("run",)):
+        assert typed(*words, "--help").returncode == 0
+    result = typed("cohorts", "list")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: REDIS_URL: not set.")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("typed", ENTRIES)
+def test_ctrl_c__while_the_store_is_awaited__ends_with_130_and_no_traceback(typed: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = subprocess.Popen(
+            [*ENTRIES[typed], "cohorts", "list"],
+            cwd=ROOT,
+            env=environment(f"redis://127.0.0.1:{silent.getsockname()[1]}"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        silent.settimeout(DEADLINE)
+        with silent.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, errors) == (130, "\nInterrupted.\n")
+
+
+def test_ctrl_c__at_a_question__ends_with_130_and_changes_nothing(
+    service: Service, store_url: str
+) -> None:
+    assert service.post(payloads.batch(["u1"], TRAIT, True)).status == 200
+    process = subprocess.Popen(
+        [*FLASK, "cohorts", "delete", "abc123"],
+        cwd=ROOT,
+        env=environment(store_url),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr
+    assert os.read(process.stderr.fileno(), 1000).startswith(b"Delete the cohort")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=DEADLINE)
+    assert process.returncode == 130
+    assert flask(store_url, "cohorts", "show", "abc123").returncode == 0

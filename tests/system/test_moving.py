@@ -37,9 +37,12 @@ print(client.execute_command(*words) or "")
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     """Where the page's commands find their programs."""
+    programs = {"cohort-receiver": f'#!/bin/sh\nexec {sys.executable} -m app "$@"\n'}
     if not shutil.which("redis-cli"):
-        (tmp_path / "redis-cli").write_text(CLIENT)
-        (tmp_path / "redis-cli").chmod(0o755)
+        programs["redis-cli"] = CLIENT
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
     return f"{Path(sys.executable).parent}:{os.environ['PATH']}:{tmp_path}"
 
 

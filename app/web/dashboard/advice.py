@@ -91,11 +91,11 @@ ADVICE = {
     ),
     "unknown_user": Advice(
         "The user is not registered, and USER_POLICY=known accepts only registered users.",
-        "Register the users (flask --app wsgi users register), or set USER_POLICY=open.",
+        "Register the users (cohort-receiver users register), or set USER_POLICY=open.",
     ),
     "suppressed_user": Advice(
         "The user was erased and is suppressed.",
-        "Nothing to do. To accept the user again, end the suppression (flask --app wsgi users "
+        "Nothing to do. To accept the user again, end the suppression (cohort-receiver users "
         "unsuppress).",
     ),
     "unknown_cohort": Advice(
@@ -146,9 +146,9 @@ ADVICE = {
     ),
     "store_held": Advice(
         "Writes are on hold while the store is copied or moved.",
-        "Amplitude retries. If nobody is moving the store, release it (flask --app wsgi store "
+        "Amplitude retries. If nobody is moving the store, release it (cohort-receiver store "
         "release).",
-        "If nobody is moving the store, release it (flask --app wsgi store release).",
+        "If nobody is moving the store, release it (cohort-receiver store release).",
     ),
     "store_full": Advice(
         "The store is full and rejects writes.",

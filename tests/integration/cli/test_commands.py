@@ -426,10 +426,32 @@ class TestStore:
         for words in (["cohorts", "list"], ["store", "check"], ["users", "register", "-"]):
             result = runner.invoke(args=words, input="u1")
             assert result.exit_code == 1
-            assert (
-                result.output
-                == "Error: The store is unreachable, or the connection broke. (store_unreachable)\n"
+            assert result.output == (
+                "Error: 127.0.0.1:1: The store is unreachable, or the connection broke. "
+                "(store_unreachable) It reported: Error 111 connecting to 127.0.0.1:1. Connection "
+                "refused.\n"
             )
+
+    def test_store__wrong_password_or_missing_permission__are_told_apart(
+        self, make_app: Callable[..., Flask], redis_client: redis.Redis, store_url: str
+    ) -> None:
+        redis_client.acl_setuser("few", enabled=True, passwords=["+s3cret"], commands=["+ping"])
+        socket = store_url.partition("://")[2]
+        errors = {}
+        try:
+            for password in ("s3cret", "wr0ng"):
+                url = f"unix://few:{password}@{socket}"
+                result = make_app(redis_url=url).test_cli_runner().invoke(args=["keys", "list"])
+                assert result.exit_code == 1
+                assert result.output.startswith(f"Error: {socket}: The store ")
+                assert password not in result.output
+                errors[password] = result.output
+        finally:
+            redis_client.acl_deluser("few")
+        assert "lacks a permission" in errors["s3cret"]
+        assert "has no permissions to run the" in errors["s3cret"]
+        assert "refuses the user name or password" in errors["wr0ng"]
+        assert "WRONGPASS" in errors["wr0ng"] or "invalid username-password" in errors["wr0ng"]
 
     def test_store__written_with_another_number_of_partitions__is_refused(
         self, make_app: Callable[..., Flask], store: Store

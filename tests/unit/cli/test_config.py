@@ -1,4 +1,4 @@
-"""``flask --app wsgi config`` shows what is in force, and no secret."""
+"""``cohort-receiver config`` shows what is in force, and no secret."""
 
 from __future__ import annotations
 

@@ -1,0 +1,67 @@
+"""``cohort-receiver``, or ``python -m app``: run the service, and the operator's commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+from flask import Flask
+from flask.cli import ScriptInfo
+
+from app import __version__, cli, create_app
+from app.settings import BadSettings
+
+# The folder that holds this package.
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _app() -> Flask:
+    try:
+        return create_app()
+    except BadSettings as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.group("cohort-receiver")
+@click.version_option(__version__, message="%(version)s")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Receive Amplitude's behavioural cohorts and keep them in Redis or Valkey.
+
+    Settings come from the environment. Help needs none of them.
+    """
+    context.obj = ScriptInfo(create_app=_app)
+
+
+@main.command("serve")
+@click.option("--bind", metavar="ADDRESS", help="Where to listen. Default: 0.0.0.0:PORT.")
+def serve(bind: str | None) -> None:
+    """Run the service until Ctrl-C or SIGTERM. It needs REDIS_URL and API_KEYS."""
+    if marks := os.environ.get("STORE_MARKS_FILE"):
+        os.environ["STORE_MARKS_FILE"] = str(Path(marks).absolute())
+    # gunicorn imports from the current folder first, which might hold another `app`.
+    os.chdir(ROOT)
+    command = [sys.executable, "-m", "gunicorn", "--config", "app/server/gunicorn_conf.py"]
+    command += [*(["--bind", bind] if bind else []), "app:create_app()"]
+    os.execv(sys.executable, command)  # noqa: S606  # nosec B606
+
+
+@main.command("run")
+def run() -> None:
+    """Try the service on this machine, with an embedded store, until Ctrl-C.
+
+    Data and generated keys are kept in DATA_DIR, by default the folder var.
+    """
+    from app.embedded.__main__ import main as supervise
+
+    sys.exit(supervise())
+
+
+for _command in (*cli.GROUPS, *cli.COMMANDS):
+    main.add_command(_command)
+
+
+if __name__ == "__main__":
+    main()
