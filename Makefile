@@ -91,6 +91,9 @@ bench-cluster: install ## benchmark clusters of up to three masters, and waiting
 bench-growth: install ## benchmark a cohort that grows to ten million users: some minutes
 	$(BIN)/python -m bench growth $(BENCH)
 
+package: .venv/installed-dev ## build the wheel and the sdist in dist/
+	$(BIN)/uv build --quiet --out-dir dist
+
 docs: install ## write the pages of docs/ that are generated from the code
 	$(BIN)/python -c 'import re, pathlib; from app.settings import reference; \
 		page = pathlib.Path("docs/configuration.md"); \
@@ -123,4 +126,4 @@ requirements: .venv/installed-dev ## pin the newest versions of all packages
 		$(COMPILE) --upgrade $$name.in -o $$name.txt; done
 	$(COMPILE) --upgrade --constraint requirements.txt requirements/service.in -o requirements/service.txt
 
-.PHONY: help install run simulate test chaos fuzz browser vulnerabilities sbom licences lint types bench bench-rename bench-cluster bench-growth docs release requirements
+.PHONY: help install run simulate test chaos fuzz browser vulnerabilities sbom licences lint types bench bench-rename bench-cluster bench-growth package docs release requirements
