@@ -7,6 +7,7 @@ other errors.
 
 from __future__ import annotations
 
+import errno
 from contextlib import AbstractContextManager, suppress
 from random import getrandbits
 from typing import Any
@@ -37,6 +38,17 @@ Content-Length: {}\r
 X-Request-ID: {}\r
 \r
 """
+
+
+def _log_unhandled(context: Any, kind: Any, value: Any, tb: Any) -> None:
+    """Log an error that ended a greenlet or a callback. gevent would print a traceback."""
+    import structlog
+
+    log = structlog.get_logger()
+    if isinstance(value, OSError) and value.errno in (errno.EMFILE, errno.ENFILE):
+        log.error("connections wait", reason="out_of_file_descriptors")
+    else:
+        log.error("unhandled error", exc_info=value)
 
 
 class BufferedHead:
@@ -91,6 +103,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # without types
         super().init_process()
 
     def run(self) -> None:
+        gevent.get_hub().print_exception = _log_unhandled  # type: ignore[assignment]
         gevent.spawn(self._hang_up_at_exit)
         super().run()
 

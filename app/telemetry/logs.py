@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import orjson
 import structlog
+
+_REPEAT_SECONDS = 60.0
+_MAX_REMEMBERED = 1000
 
 _PROCESSORS: list[Any] = [
     structlog.processors.add_log_level,
@@ -40,6 +45,40 @@ def _tracebacks(level: str) -> Any:
     return structlog.processors.ExceptionRenderer(_without_messages)
 
 
+class OncePerMinute:
+    """A processor that drops a warning or error if the same was logged less than a minute ago.
+
+    The next one that is logged has ``dropped``, how many were left out: during an outage, several
+    tasks would report it every second. Lines about a request are all kept.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        # When each was logged last, and how many have been dropped since.
+        self._logged: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+        if method not in ("warning", "error") or "request_id" in event:
+            return event
+        # An error counts as the same if it has the same type.
+        same = repr([(name, _kind(value)) for name, value in event.items()])
+        now = self._now()
+        at, dropped = self._logged.get(same, (-math.inf, 0))
+        if now - at < _REPEAT_SECONDS:
+            self._logged[same] = at, dropped + 1
+            raise structlog.DropEvent
+        if len(self._logged) >= _MAX_REMEMBERED:
+            self._logged.clear()
+        self._logged[same] = now, 0
+        if dropped:
+            event["dropped"] = dropped
+        return event
+
+
+def _kind(value: Any) -> Any:
+    return type(value) if isinstance(value, BaseException) else value
+
+
 def configure(level: str) -> None:
     """Send the service's own log lines to standard output, as JSON.
 
@@ -47,6 +86,7 @@ def configure(level: str) -> None:
     """
     structlog.configure(
         processors=[
+            OncePerMinute(),
             *_PROCESSORS,
             _tracebacks(level),
             structlog.processors.JSONRenderer(serializer=orjson.dumps),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import redis
 
-from tests.support.polling import wait_until
+from tests.support.polling import DEADLINE, wait_until
 from tests.support.raw_http import connect, head, raw, status
-from tests.support.service import ADMIN_KEY, APP, COHORT_PATH, KEY, Service, running
+from tests.support.service import ADMIN_KEY, APP, COHORT_PATH, GUNICORN, KEY, Service, running
 
 READ_KEY = "TEST_READ_KEY"
 USER = "secret.person@example.com"
@@ -252,3 +254,36 @@ def test_expected_errors__are_not_told_to_sentry(
         everything(service)
         assert service.stop() == 0
     assert not sink.received
+
+
+def test_log__out_of_file_descriptors__is_json_and_calls_are_served_once_there_are_some(
+    store_url: str,
+) -> None:
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
+    command = (sys.executable, "-c", limit + "os.execv(sys.argv[1], sys.argv[1:])", *GUNICORN)
+    with running({"REDIS_URL": store_url}, command) as service:
+        connections = [connect(service) for _ in range(80)]
+
+        def lines() -> list[dict[str, object]]:
+            return [line for line in service.events() if line["event"] == "connections wait"]
+
+        wait_until(lambda: bool(lines()))
+        for connection in connections:
+            connection.close()
+        wait_until(lambda: service.post(identify()).status == 200)
+        assert lines()[0]["reason"] == "out_of_file_descriptors"
+        assert len(lines()) == 1
+    assert [line for line in service.lines if not line.startswith("{")] == []
+
+
+def test_log__of_an_outage__has_each_warning_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as broken:
+        broken.settimeout(DEADLINE)
+        with running({"REDIS_URL": f"redis://127.0.0.1:{broken.getsockname()[1]}"}) as service:
+            # Each task tries again every second, or every two.
+            for _ in range(50):
+                broken.accept()[0].close()
+            warnings = [line for line in service.events() if line["level"] == "warning"]
+    kinds = [(line["event"], line["reason"]) for line in warnings]
+    assert {event for event, _ in kinds} >= {"background work paused", "resyncs paused"}
+    assert len(kinds) == len(set(kinds)), kinds

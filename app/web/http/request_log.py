@@ -54,6 +54,8 @@ def init_app(app: Flask, sources: Collection[str], listeners: list[Listener]) ->
         for listener in listeners:
             listener(finished)
         log = logger.error if status >= 500 else logger.info
+        if status in (401, 403):
+            log = logger.warning  # the runbook of CallersRefused needs them
         if now.blueprint == "health" and status == 200:
             log = logger.debug  # probed every second by some platforms
         log("request", status=status, ms=round(seconds * 1000, 2), **event)
