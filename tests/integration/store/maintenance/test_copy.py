@@ -141,11 +141,12 @@ def everything(settings: Settings) -> dict[str, Any]:
 def work(settings: Settings) -> None:
     """Let the background work finish: renames, deletions."""
     store = open_store(settings)
-    for _ in range(3):
+    for _ in range(10):
         for job in store.jobs.pending():
             store.memberships.spread_name(job.app_id, job.cohort_id)
-            while store.jobs.lease(job) and store.jobs.step(job) is not None:
+            while store.jobs.lease(job) and store.jobs.step(job):
                 pass
+    assert not store.jobs.pending()
 
 
 @pytest.mark.parametrize("partitions", [1, 5])
