@@ -11,7 +11,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 
 from app import __version__, cli, create_app
-from app.settings import BadSettings
+from app.settings import BadSettings, Settings
 
 # The folder that holds this package.
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,11 @@ def main(context: click.Context) -> None:
 @click.option("--bind", metavar="ADDRESS", help="Where to listen. Default: 0.0.0.0:PORT.")
 def serve(bind: str | None) -> None:
     """Run the service until Ctrl-C or SIGTERM. It needs REDIS_URL and API_KEYS."""
+    try:
+        Settings.from_environ()
+    except BadSettings as error:
+        # Also WEB_CONCURRENCY, which gunicorn would read first, with a traceback.
+        sys.exit("\n".join(f"cohort-receiver: {line}" for line in str(error).splitlines()))
     if marks := os.environ.get("STORE_MARKS_FILE"):
         os.environ["STORE_MARKS_FILE"] = str(Path(marks).absolute())
     # gunicorn imports from the current folder first, which might hold another `app`.

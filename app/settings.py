@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,11 @@ KEY_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CLUSTER_URL = re.compile(r"rediss?://[^/?]*(/0?)?(\?.*)?")
 
 DEFAULT_APP = "default"
+
+MIN_KEY_LENGTH = 16
+_SHORT = f"has fewer than {MIN_KEY_LENGTH} characters, so it may be guessed."
+# How alike a name must be to one of ours (0 to 1): REDIS_ULR is, Heroku's REDIS_TLS_URL is not.
+_SIMILAR = 0.85
 
 _MASK = "***"
 # Slack and others keep the secret of a webhook in its path.
@@ -448,6 +454,28 @@ class Settings:
                 if entry.key in seen:
                     raise BadSettings(f"{name.upper()}: a key occurs twice; each may occur once")
                 seen.add(entry.key)
+
+    def warnings(self, environ: Mapping[str, str]) -> list[str]:
+        """Probable mistakes in ``environ``, which these settings come from; a line each."""
+        names = [env_name(f) for f in fields(self)]
+        found = []
+        for name in sorted(name for name, value in environ.items() if value):
+            similar = get_close_matches(name.upper(), names, 1, _SIMILAR)
+            if name not in names and similar:
+                found.append(f"{name}: not a setting, so it is ignored. Is {similar[0]} meant?")
+        for setting in ("api_keys", "read_api_keys", "admin_api_keys"):
+            for position, entry in enumerate(getattr(self, setting), 1):
+                if len(entry.key) < MIN_KEY_LENGTH:
+                    found.append(f"{setting.upper()}: the key of entry {position} {_SHORT}")
+        if self.metrics_token and len(self.metrics_token) < MIN_KEY_LENGTH:
+            found.append(f"METRICS_TOKEN: it {_SHORT}")
+        most = max(1, self.store_connections - 1)
+        if environ.get("APP_CONCURRENCY") and self.app_concurrency > most:
+            found.append(
+                f"APP_CONCURRENCY: {self.app_concurrency} has the effect of {most}, one less than "
+                "STORE_CONNECTIONS."
+            )
+        return found
 
     def check_store(self) -> None:
         """Check what every command needs. Raises BadSettings."""

@@ -20,10 +20,13 @@ _HEADERS = ("SETTING", "VALUE", "FROM")
 def config(as_json: bool) -> None:
     """Print all settings, with keys and passwords masked.
 
-    These are the settings that a service started in this environment would have. The command does
-    not access the store.
+    These are the settings that a service started in this environment would have. Probable mistakes
+    are reported on standard error. The command does not access the store.
     """
-    values = masked(services().settings)
+    settings = services().settings
+    values = masked(settings)
+    for line in settings.warnings(os.environ):
+        click.echo(line, err=True)
     if as_json:
         print_json(values)
         return

@@ -32,6 +32,9 @@ except BadSettings as error:
     # One clear line each, and no traceback.
     sys.exit("\n".join(f"cohort-receiver: {line}" for line in str(error).splitlines()))
 
+for _line in settings.warnings(os.environ):
+    print(f"cohort-receiver: {_line}", file=sys.stderr)  # noqa: T201
+
 bind = f"0.0.0.0:{settings.port}"
 workers = settings.web_concurrency
 

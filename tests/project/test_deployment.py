@@ -72,3 +72,15 @@ def test_heroku_hook__before_the_packages_are_installed__selects_those_of_the_se
     subprocess.run([ROOT / "bin" / "pre_compile"], cwd=tmp_path, check=True)
     text = (tmp_path / "requirements.txt").read_text()
     assert text == (ROOT / "requirements/service.txt").read_text()
+
+
+def test_app_json__plan__keeps_data_and_has_connections_for_a_release() -> None:
+    manifest = json.loads((ROOT / "app.json").read_text())
+    (plan,) = (addon["plan"].partition(":")[2] for addon in manifest["addons"])
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    row = re.search(rf"^\| {plan} \| \d+ MB \| (\d+) \| yes \|", page, re.M)
+    assert row
+    workers = Settings().web_concurrency
+    used = int(manifest["env"]["STORE_CONNECTIONS"]["value"]) * workers * 2
+    assert used <= int(row[1]) // 2  # the rest is for commands and readers
+    assert f"heroku addons:create heroku-redis:{plan} " in page

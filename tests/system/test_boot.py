@@ -160,3 +160,14 @@ def recorded(service: Service) -> int:
     """Accepted users, according to the sync history."""
     reply = service.request("GET", "/api/v1/syncs", api_key=ADMIN_KEY)
     return sum(sync["accepted"] for sync in reply.json()["syncs"])
+
+
+def test_start__probable_mistakes__are_a_line_each_and_it_starts(store_url: str) -> None:
+    env = {"REDIS_URL": store_url, "REDIS_ULR": "redis://elsewhere", "API_KEYS": "short"}
+    with running(env) as service:
+        lines = [line for line in service.lines if not line.startswith("{")]
+    assert lines == [
+        "cohort-receiver: REDIS_ULR: not a setting, so it is ignored. Is REDIS_URL meant?\n",
+        "cohort-receiver: API_KEYS: the key of entry 1 has fewer than 16 characters, so it may be "
+        "guessed.\n",
+    ]

@@ -42,13 +42,14 @@ def test_web_line__used_over_http__writes_to_the_store(
     assert redis_client.hgetall(f"cohorts:{{{APP}}}:user:{USER}") == {"Buyers:b1": "true"}
 
 
-def test_web_line__wrong_setting__is_one_clear_line() -> None:
+@pytest.mark.parametrize(("name", "value"), [("PORT", "web"), ("WEB_CONCURRENCY", "two")])
+def test_web_line__wrong_setting__is_one_clear_line(name: str, value: str) -> None:
     env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "API_KEYS": KEY}
     (line,) = (ROOT / "Procfile").read_text().splitlines()
     started = subprocess.run(
         ["/bin/sh", "-c", line.removeprefix("web: ")],
         cwd=ROOT,
-        env={**env, "REDIS_URL": "redis://127.0.0.1:1", "PORT": "web"},
+        env={**env, "REDIS_URL": "redis://127.0.0.1:1", name: value},
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -56,7 +57,7 @@ def test_web_line__wrong_setting__is_one_clear_line() -> None:
     )
     assert started.returncode == 1
     assert started.stdout == ""
-    assert started.stderr == "cohort-receiver: PORT: Not a valid integer.\n"
+    assert started.stderr == f"cohort-receiver: {name}: Not a valid integer.\n"
 
 
 def test_web_line__web_concurrency__starts_that_many_workers(web: Service) -> None:

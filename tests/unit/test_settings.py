@@ -183,3 +183,33 @@ def test_amplitude_keys__malformed__are_refused_without_showing_them(value: str)
 def test_amplitude_settings__that_are_wrong__are_refused(name: str, value: str) -> None:
     with pytest.raises(BadSettings, match=f"^{name}: "):
         Settings.from_environ({name: value})
+
+
+@pytest.mark.parametrize(
+    ("environ", "warnings"),
+    [
+        ({"REDIS_ULR": "x"}, ["REDIS_ULR: not a setting, so it is ignored. Is REDIS_URL meant?"]),
+        ({"API_KEY": "x"}, ["API_KEY: not a setting, so it is ignored. Is API_KEYS meant?"]),
+        ({"log_level": "x"}, ["log_level: not a setting, so it is ignored. Is LOG_LEVEL meant?"]),
+        ({"REDIS_ULR": ""}, []),
+        # Of Heroku, Kubernetes, gunicorn and shells.
+        (dict.fromkeys(("REDIS_TLS_URL", "REDIS_PORT", "HOST", "PATH", "DYNO", "PWD"), "x"), []),
+        (
+            {"API_KEYS": "a:0123456789abcdef,b:short", "METRICS_TOKEN": "tiny"},
+            [
+                "API_KEYS: the key of entry 2 has fewer than 16 characters, so it may be guessed.",
+                "METRICS_TOKEN: it has fewer than 16 characters, so it may be guessed.",
+            ],
+        ),
+        (
+            {"APP_CONCURRENCY": "8", "STORE_CONNECTIONS": "4"},
+            ["APP_CONCURRENCY: 8 has the effect of 3, one less than STORE_CONNECTIONS."],
+        ),
+        ({"APP_CONCURRENCY": "7"}, []),
+        ({"STORE_CONNECTIONS": "1"}, []),
+    ],
+)
+def test_warnings__name_probable_mistakes_and_quote_no_value(
+    environ: dict[str, str], warnings: list[str]
+) -> None:
+    assert Settings.from_environ(environ).warnings(environ) == warnings
