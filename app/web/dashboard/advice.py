@@ -51,11 +51,13 @@ ADVICE = {
     ),
     "missing_credentials": Advice(
         "No API key was sent.",
-        "Enter the key in the Amplitude destination as the username; leave the password empty.",
+        "Enter the key in Amplitude: in a destination as the username, without a password; in a "
+        "cohort webhook as the header api_key.",
     ),
     "invalid_credentials": Advice(
         "The API key is unknown or does not belong to the app in app_id.",
-        "Compare the key in the Amplitude destination with API_KEYS. Was a key rotated?",
+        "Compare the key in Amplitude (in a destination the username, in a cohort webhook the "
+        "header api_key) with API_KEYS. Was a key rotated?",
     ),
     "expired_key": Advice(
         "The API key has expired.",

@@ -15,24 +15,35 @@ _CLIP_RATIO = 4
 # A few bars are drawn no wider than if there were this many.
 _MIN_BARS = 12
 MAX_BARS = 40
+# Distances between ticks of the vertical axis, at most, and of the horizontal one.
+_STEPS, _TIMES = 4, 3
+
+
+class Tick(NamedTuple):
+    """A value on the vertical axis, and where it is, from 0 at the top to HEIGHT."""
+
+    value: int
+    y: float
 
 
 class Line(NamedTuple):
-    """A cohort's size over time.
+    """A cohort's size over time, from 0 at the bottom.
 
     Attributes:
         path, area: SVG paths of the line and of the area below it.
-        low, high: the values at the bottom and the top.
-        began_ms, ended_ms: the times at the left and the right.
+        high: the greatest value.
+        ticks: of the vertical axis, from the top.
+        times_ms: on the horizontal axis, at equal distances from its left to its right end.
+        points: the horizontal position of each size.
         first, last: the first and the last size.
     """
 
     path: str
     area: str
-    low: int
     high: int
-    began_ms: int
-    ended_ms: int
+    ticks: list[Tick]
+    times_ms: list[int]
+    points: list[tuple[float, Size]]
     first: int
     last: int
 
@@ -54,47 +65,60 @@ class Bars(NamedTuple):
 
     Attributes:
         middle: the zero line.
+        ticks: of the vertical axis, from the top; negative for users who left.
         most_entered, most_left: the values at the top and the bottom. A bar that is much longer
             than the others, such as the first sync's, is clipped there.
     """
 
     bars: list[Bar]
     middle: float
+    ticks: list[Tick]
     most_entered: int
     most_left: int
 
     @property
-    def is_clipped(self) -> bool:
-        return any(
-            bar.sync.entered > self.most_entered or bar.sync.left > self.most_left
+    def shown_ms(self) -> list[int]:
+        """The times of the first, the middle and the last bar, where they differ."""
+        times = [bar.sync.began_ms for bar in self.bars]
+        if len(times) % 2 and len(times) > 2:
+            return [times[0], times[len(times) // 2], times[-1]]
+        return [times[0], times[-1]] if len(times) > 1 else times
+
+    @property
+    def clipped(self) -> list[Sync]:
+        """The syncs with a clipped bar."""
+        return [
+            bar.sync
             for bar in self.bars
-        )
+            if bar.sync.entered > self.most_entered or bar.sync.left > self.most_left
+        ]
 
 
-def line(sizes: Sequence[Size], now_ms: int, *, from_zero: bool = False) -> Line | None:
+def line(sizes: Sequence[Size], now_ms: int) -> Line | None:
     """The chart of a cohort's size; None if no size is recorded."""
     if not sizes:
         return None
     began, ended = sizes[0].at_ms, max(now_ms, sizes[-1].at_ms + 1)
-    low = 0 if from_zero else min(size.members for size in sizes)
     high = max(size.members for size in sizes)
-    height = (high - low) or 1
+    step = _step(high)
+    top = max(-(-high // step) * step, step)
 
     def x(at_ms: int) -> float:
         return round((at_ms - began) / (ended - began) * WIDTH, 1)
 
     def y(members: int) -> float:
-        # A constant size is drawn in the middle, not at the edge.
-        share = 0.5 if high == low else (members - low) / height
-        return round(HEIGHT * (1 - share), 1)
+        return round(HEIGHT * (1 - members / top), 1)
 
-    points = [f"M0 {y(sizes[0].members)}"]
+    steps = [f"M0 {y(sizes[0].members)}"]
     for size in sizes[1:]:
-        points.append(f"H{x(size.at_ms)}V{y(size.members)}")
-    path = "".join(points) + f"H{WIDTH}"
+        steps.append(f"H{x(size.at_ms)}V{y(size.members)}")
+    path = "".join(steps) + f"H{WIDTH}"
     area = f"{path}V{HEIGHT}H0Z"
     first, last = sizes[0].members, sizes[-1].members
-    return Line(path, area, low, high, began, ended, first, last)
+    ticks = [Tick(value, y(value)) for value in range(top, -1, -step)]
+    times = [began + (ended - began) * n // _TIMES for n in range(_TIMES + 1)]
+    points = [(x(size.at_ms), size) for size in sizes]
+    return Line(path, area, high, ticks, times, points, first, last)
 
 
 def bars(syncs: Sequence[Sync]) -> Bars | None:
@@ -104,11 +128,14 @@ def bars(syncs: Sequence[Sync]) -> Bars | None:
     most_left = _scale_end([sync.left for sync in shown])
     if not most_entered + most_left:
         return None
+    step = _step(most_entered + most_left)
+    most_entered = -(-most_entered // step) * step
+    most_left = -(-most_left // step) * step
     scale = HEIGHT / (most_entered + most_left)
     middle = most_entered * scale
     width = WIDTH / max(len(shown), _MIN_BARS) * 0.7
     # The first bar starts at the left edge, and the last ends at the right edge.
-    step = (WIDTH - width) / max(len(shown) - 1, 1)
+    distance = (WIDTH - width) / max(len(shown) - 1, 1)
     drawn = []
     for index, sync in enumerate(shown):
         up = _height(min(sync.entered, most_entered), scale)
@@ -116,7 +143,7 @@ def bars(syncs: Sequence[Sync]) -> Bars | None:
         drawn.append(
             Bar(
                 sync,
-                round(index * step, 1),
+                round(index * distance, 1),
                 round(width, 1),
                 round(middle - up, 1),
                 up,
@@ -124,7 +151,21 @@ def bars(syncs: Sequence[Sync]) -> Bars | None:
                 down,
             )
         )
-    return Bars(drawn, round(middle, 1), most_entered, most_left)
+    ticks = [
+        Tick(value, round(middle - value * scale, 1))
+        for value in range(most_entered, -most_left - 1, -step)
+    ]
+    return Bars(drawn, round(middle, 1), ticks, most_entered, most_left)
+
+
+def _step(values: int) -> int:
+    """A round distance of ticks (1, 2 or 5 times a power of ten) for about four of them."""
+    step = 1
+    while True:
+        for factor in (1, 2, 5):
+            if step * factor * _STEPS >= values:
+                return step * factor
+        step *= 10
 
 
 def _scale_end(users: Sequence[int]) -> int:

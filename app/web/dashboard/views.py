@@ -153,7 +153,7 @@ def _cohort_page(
         freshness=freshness,
         completeness=completeness,
         sizes=sizes,
-        line=charts.line(sizes, now_ms(), from_zero=True),
+        line=charts.line(sizes, now_ms()),
         bars=charts.bars(found.syncs),
         syncs=latest,
         details=store().sync_history.first_details(app_id, latest),

@@ -17,15 +17,53 @@ function ago(then) {
   return relative.format(Math.round(seconds), "second");
 }
 
+// With the name of the zone, except on axes and in tooltips, where the foot of the page names it.
+function exactly(then, unit) {
+  const parts = { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
+  if (unit === "second") Object.assign(parts, { second: "2-digit", timeZoneName: "short" });
+  return then.toLocaleString([], parts);
+}
+
+// Charts: the value under the pointer, or chosen with the arrow keys, in words.
+function show(chart, point) {
+  for (const one of chart.querySelectorAll(".point.current")) one.classList.remove("current");
+  const readout = chart.parentElement.querySelector(".readout");
+  readout.textContent = point ? `${exactly(new Date(point.dataset.at), "minute")}: ${point.dataset.says}` : "";
+  if (point) point.classList.add("current");
+}
+
+function middle(point) {
+  const box = point.getBoundingClientRect();
+  return box.x + box.width / 2;
+}
+
+function pointAt(chart, x) {
+  const distance = (point) => Math.abs(middle(point) - x);
+  return [...chart.querySelectorAll(".point")].reduce((a, b) => (distance(b) < distance(a) ? b : a));
+}
+
+document.addEventListener("pointermove", (event) => {
+  const chart = event.target.closest?.(".drawing");
+  if (chart?.querySelector(".point")) show(chart, pointAt(chart, event.clientX));
+});
+document.addEventListener("keydown", (event) => {
+  const chart = event.target.closest?.(".drawing");
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  const points = chart ? [...chart.querySelectorAll(".point")] : [];
+  if (!step || !points.length) return;
+  event.preventDefault();
+  const now = points.findIndex((point) => point.classList.contains("current"));
+  show(chart, points[now < 0 ? points.length - 1 : Math.min(Math.max(now + step, 0), points.length - 1)]);
+});
+
 function showTimes(root) {
+  for (const title of root.querySelectorAll(".drawing title")) title.remove(); // they say less, in UTC
   for (const time of root.querySelectorAll("time[datetime]")) {
     const then = new Date(time.dateTime);
-    const timeStyle = time.dataset.exact === "minute" ? "short" : "medium";
-    const exact = then.toLocaleString([], { dateStyle: "medium", timeStyle });
-    if (time.dataset.exact) time.textContent = exact;
+    if (time.dataset.exact) time.textContent = exactly(then, time.dataset.exact);
     else {
       time.textContent = ago(then);
-      time.title = exact;
+      time.title = exactly(then, "second");
     }
   }
 }
@@ -116,6 +154,7 @@ function scheduleRefresh() {
 }
 
 showTimes(document);
+document.getElementById("zone").textContent = Intl.DateTimeFormat().resolvedOptions().timeZone;
 if (document.querySelector("[data-live]")) {
   setInterval(() => showTimes(document), REFRESH_SECONDS * 1000);
   scheduleRefresh();

@@ -434,9 +434,8 @@ class TestCohort:
         _add_syncs(store, times)
         page = browser.get(cohort_page("abc123")).text
         axis = page.partition('<figure class="chart bars"')[2].partition("</figure>")[0]
-        assert re.findall(r'datetime="([^"]+)"', axis) == [
-            formatting.iso(times[0]),
-            formatting.iso(times[-1]),
+        assert re.findall(r'<span><time datetime="([^"]+)"', axis) == [
+            formatting.iso(at) for at in times
         ]
 
     @pytest.mark.parametrize("cohort_id", ["a/b", "..", "a?b&c=d#e", "100%", "é 🎉", "<b>"])
@@ -849,16 +848,21 @@ class TestAssets:
 
 
 class TestCharts:
-    def test_line__of_sizes__is_steps_within_the_drawing(self) -> None:
+    def test_line__of_sizes__is_steps_from_zero_with_round_ticks(self) -> None:
         sizes = [Size(0, 10), Size(500, 20), Size(750, 0)]
-        line = charts.line(sizes, 1000)
+        line = charts.line(sizes, 900)
         assert line
-        assert line.path == "M0 50.0H500.0V0.0H750.0V100.0H1000"
-        assert (line.low, line.high, line.first, line.last) == (0, 20, 10, 0)
+        assert line.path == "M0 50.0H555.6V0.0H833.3V100.0H1000"
+        assert (line.high, line.first, line.last) == (20, 10, 0)
+        assert [tick.value for tick in line.ticks] == [20, 15, 10, 5, 0]
+        assert line.times_ms == [0, 300, 600, 900]
         assert charts.line([], 1000) is None
-        flat = charts.line([Size(0, 7)], 1000)
-        assert flat
-        assert flat.path == "M0 50.0H1000"
+        for members, top in ((0, 1), (7, 8), (7234, 8000), (1_000_000, 1_000_000)):
+            one = charts.line([Size(0, members)], 1000)
+            assert one
+            assert one.ticks[0].value == top
+            assert one.ticks[-1] == (0, charts.HEIGHT)
+            assert len(one.ticks) <= 5
 
     def test_bars__one_far_longer_than_the_others__is_clipped(self) -> None:
         def synced(*moves: tuple[int, int]) -> list[Sync]:
@@ -866,12 +870,14 @@ class TestCharts:
 
         even = charts.bars(synced((10, 0), (40, 5)))
         assert even
-        assert (even.most_entered, even.most_left, even.is_clipped) == (40, 5, False)
+        assert (even.most_entered, even.most_left, even.clipped) == (40, 20, [])
+        assert [tick.value for tick in even.ticks] == [40, 20, 0, -20]
         assert max(bar.entered_height for bar in even.bars) == even.middle
         assert (even.bars[0].x, even.bars[-1].x + even.bars[-1].width) == (0, charts.WIDTH)
         first = charts.bars(synced((10, 2), (8, 3), (5000, 0)))
         assert first
-        assert (first.most_entered, first.is_clipped) == (12, True)
+        assert first.most_entered == 15
+        assert [sync.entered for sync in first.clipped] == [5000]
         assert first.bars[0].entered_height == first.middle
         assert charts.bars(synced((0, 0))) is None
 
