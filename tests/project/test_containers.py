@@ -131,5 +131,6 @@ def test_workflow__tries_every_supported_python() -> None:
     versions = jobs["tests"]["strategy"]["matrix"]["python"]
     assert versions == ["3.11", "3.12", "3.13", "3.14"]
     assert f"python_requires = >={versions[0]}" in (ROOT / "setup.cfg").read_text()
+    assert jobs["tests"]["steps"][-1]["env"] == {"CI": "false"}
     commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
     assert {".ci/run", "make test", "make package", ".ci/image"} <= set(commands)
