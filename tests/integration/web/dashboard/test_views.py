@@ -662,6 +662,17 @@ class TestSyncs:
         assert browser.get("/syncs?problems=true").text.count("<details>") == 2
         assert browser.get("/syncs?cohort=1").text.count("<details>") == 1
 
+    def test_request__refused_as_too_large__shows_on_the_cohort_that_it_names(
+        self, app: Flask, store: Store, browser: Browser
+    ) -> None:
+        say(store, ONE, True, ["alice"])
+        users = [f"u{n}" for n in range(10_001)]
+        assert caller(app).post(COHORT_PATH, json=batch(users, ONE, True)).status_code == 400
+        services(app).sync_recorder.flush()
+        assert "1 failed" in browser.get(cohort_page("abc123")).text
+        reply = caller(app, READ_KEY).get("/api/v1/syncs?cohort=abc123&problems=true")
+        assert [sync["failed"] for sync in reply.json["syncs"]] == [1]
+
     def test_sync__that_is_gone__is_404(self, browser: Browser) -> None:
         assert "no longer in the history" in browser.get("/sync?id=7", 404).text
 
