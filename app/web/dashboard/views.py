@@ -374,6 +374,8 @@ def send_test_notification() -> BaseResponse:
     """Send a test to NOTIFY_URL, and say what came of it."""
     read_signed_form()
     parts, operator = services(), Operator.of_request()
+    if parts.settings.notify_url is None:
+        abort(404, "NOTIFY_URL is not set.")
     try:
         with Timeout(_NOTIFY_SECONDS):
             admin_actions.send_test_notification(

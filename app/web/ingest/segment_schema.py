@@ -85,6 +85,7 @@ class SegmentTraits(fields.Field[CohortTraits]):
     def json_schema(self) -> dict[str, Any]:
         return {
             "type": "object",
+            "additionalProperties": True,
             "patternProperties": {_BAD_NAME: {"not": {"type": "boolean"}}},
             "example": {"[Amplitude] Power users: abc123": True, "plan": "gold"},
         }
