@@ -91,7 +91,7 @@ def test_dashboard__shows_and_acknowledges_a_loss(lost: Flask, intended: bool) -
     assert "What to do" in browser.get("/health").text
     fields = {"intended": "true"} if intended else {}
     browser.send("/health/acknowledge-loss", token=browser.token(), **fields)
-    assert "The store lost its data" not in browser.get("/").text
+    assert "The store lost its data" not in browser.get("/syncs").text
     text = browser.get(f"/cohort?id={COHORT}").text
     assert ("This cohort is incomplete" in text) is not intended
 
