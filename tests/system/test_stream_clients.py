@@ -19,6 +19,7 @@ from tests.support.node import Program, node_folder
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.proxy import Proxy
 from tests.support.service import APP, Service, running
+from tests.support.stores import wait_for_loss
 
 READ_KEY = "TEST_READ_KEY"
 TRAIT = "[Amplitude] one: 1"
@@ -111,3 +112,5 @@ def test_browser__through_the_relay_of_the_page__misses_nothing_and_has_no_key(
         wait_until(lambda: seen()[-1][0] == "cursor_expired")
         wait_until(lambda: page.evaluate("source.readyState") == 2)
         browser.close()
+    send(service, "b")
+    wait_for_loss(redis_client, APP)
