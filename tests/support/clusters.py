@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from tests.support.polling import wait_until
+from tests.support.polling import DEADLINE, wait_until
 from tests.support.stores import reserved_ports, store_program
 
 SLOTS = 16384
@@ -102,6 +103,20 @@ class Cluster:
             if first <= slot <= last:
                 return next(node for node in self.nodes if node.port == port)
         raise AssertionError(f"no node has slot {slot}")
+
+    def promote(self, replica: Node) -> None:
+        """Make a replica the master of its slots, as a planned failover does."""
+        deadline = time.monotonic() + DEADLINE
+
+        def is_master() -> bool:
+            return bool(replica.client.info("replication")["role"] == "master")
+
+        while not is_master():
+            # Servers give up an attempt after 5 s, for example if the replica lags.
+            replica.client.cluster("FAILOVER")
+            with suppress(AssertionError):
+                wait_until(is_master, 6)
+            assert time.monotonic() < deadline, "the replica was not promoted"
 
     def _slots(self) -> Any:
         for node in self.nodes:

@@ -317,4 +317,4 @@ def test_stale_answers__wanted_by_many_threads_while_the_store_hangs__cost_one_t
             answers = [lookup.result(DEADLINE) for lookup in lookups]
             took = time.monotonic() - began
         assert {(answer.is_member, answer.stale) for answer in answers} == {(True, True)}
-        assert took < 2, took
+        assert took < 4, took  # more, if each thread waited for each of its lookups

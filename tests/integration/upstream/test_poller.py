@@ -147,25 +147,25 @@ def test_quiet_cohort__after_a_poll__is_not_late_for_as_long_as_the_poll_is_rece
 
 @pytest.mark.parametrize(
     ("sync", "state"),
-    [
-        (synced(1.4), FreshnessState.FRESH),
-        (synced(1.6), FreshnessState.LATE),
-        (synced(1.6, "daily"), FreshnessState.FRESH),
-        (synced(37, "daily"), FreshnessState.LATE),
-        (synced(0.01, "minute"), FreshnessState.FRESH),
-        (synced(0.2, "minute"), FreshnessState.LATE),
-        (synced(1.6, failed=0.1), FreshnessState.LATE),
-        (SyncInfo(frequency="hourly", last_failure=time.time() - 60), FreshnessState.LATE),
+    [  # functions: these times are relative to when the test runs
+        (lambda: synced(1.4), FreshnessState.FRESH),
+        (lambda: synced(1.6), FreshnessState.LATE),
+        (lambda: synced(1.6, "daily"), FreshnessState.FRESH),
+        (lambda: synced(37, "daily"), FreshnessState.LATE),
+        (lambda: synced(0.01, "minute"), FreshnessState.FRESH),
+        (lambda: synced(0.2, "minute"), FreshnessState.LATE),
+        (lambda: synced(1.6, failed=0.1), FreshnessState.LATE),
+        (lambda: SyncInfo(frequency="hourly", last_failure=time.time() - 60), FreshnessState.LATE),
         # Amplitude does not say how often: our own record decides.
-        (synced(9, "weekly"), FreshnessState.FRESH),
-        (SyncInfo(frequency="hourly"), FreshnessState.FRESH),
+        (lambda: synced(9, "weekly"), FreshnessState.FRESH),
+        (lambda: SyncInfo(frequency="hourly"), FreshnessState.FRESH),
     ],
 )
 def test_cohort__that_just_arrived__is_late_if_its_sync_is(
-    sync: SyncInfo, state: FreshnessState, here: Here, redis_client: redis.Redis
+    sync: Callable[[], SyncInfo], state: FreshnessState, here: Here, redis_client: redis.Redis
 ) -> None:
     arrived(here, "a1", 0, redis_client)
-    here.serve("a1", size=2, syncs=[sync])
+    here.serve("a1", size=2, syncs=[sync()])
     here.poll()
     assert here.freshness("a1") is state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from threading import Event
 
 import pytest
@@ -122,13 +122,14 @@ def test_failover__planned_on_a_cluster__is_reported_as_what_it_is(
             except StoreError as error:
                 reasons.add(error.reason)
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool, ExitStack() as stack:
+        stack.callback(stop.set)
         senders = [pool.submit(send, n) for n in range(8)]
         for node in cluster.nodes:
             if node.client.info("replication")["role"] == "slave":
-                node.client.cluster("FAILOVER")
-                wait_until(lambda n=node: n.client.info("replication")["role"] == "master")
+                cluster.promote(node)
         cluster.wait_until_healthy()
+        wait_until(lambda: acknowledged)
         stop.set()
         for sender in senders:
             sender.result()
