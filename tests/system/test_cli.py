@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -212,6 +213,8 @@ def test_ctrl_c__at_a_question__ends_with_130_and_changes_nothing(
     ) as process:
         assert process.stderr
         assert os.read(process.stderr.fileno(), 1000).startswith(b"Delete the cohort")
+        # A signal just before it waits for the answer would only count after that.
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
         process.send_signal(signal.SIGINT)
         # With its input still open: at the end of the input, the question is answered.
         assert process.wait(DEADLINE) == 130

@@ -12,10 +12,18 @@ import redis
 from tests.support.cli import flask
 from tests.support.polling import wait_until
 from tests.support.service import APP, KEY, Service, running
+from tests.support.stores import running_store
 
 ONE = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
 # What the documentation promises, in seconds, and what a busy machine may need besides.
 SOON = 5.0 + 10.0
+
+
+@pytest.fixture(scope="module")
+def store_url() -> Iterator[str]:
+    """A store that tests may empty: no other test's service takes that for a loss."""
+    with running_store() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from tests.support.cli import flask
 from tests.support.effort import THOROUGH
 from tests.support.polling import wait_until
 from tests.support.service import ADMIN_KEY, APP, KEY, Service, running
+from tests.support.stores import running_store
 
 SIZE = 100_000 if THOROUGH else 3_000
 API_KEY, SECRET_KEY = "an-api-key-of-amplitude", "a-secret-key-of-amplitude"
@@ -79,6 +80,13 @@ def notified() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/hook", received
         server.shutdown()
+
+
+@pytest.fixture
+def store_url() -> Iterator[str]:
+    """A store that tests may empty: no other test's service takes that for a loss."""
+    with running_store() as url:
+        yield url
 
 
 @pytest.fixture
