@@ -93,6 +93,7 @@ class Sender:
             self.answers[reply.status] += 1
 
 
+@thorough
 def test_adds_and_removes__of_the_same_users_at_once__leave_all_parts_in_agreement(
     settings: dict[str, str],
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from simulator import payloads
+from tests.support.effort import thorough
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, Service, running
 from tests.support.stores import running_store
@@ -47,6 +48,7 @@ def test_rename__of_many_members__ends_without_a_process_of_its_own(
     wait_until(lambda: fields(redis_client, users) == {NEW}, 90)
 
 
+@thorough
 def test_rename__worker_killed_in_the_middle__is_completed_by_another() -> None:
     users = payloads.user_ids(20_000)
     jobs = f"cohorts:{{{APP}}}:jobs"

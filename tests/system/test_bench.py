@@ -42,6 +42,7 @@ def check(group: Group, samples: Sequence[Sample]) -> Report:
     return found
 
 
+@thorough
 @pytest.mark.parametrize(
     "name",
     [

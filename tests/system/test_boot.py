@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import redis
 
+from tests.support.effort import thorough
 from tests.support.load import Load, check_complete
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import ADMIN_KEY, GUNICORN, KEY, ROOT, Service, running
@@ -114,6 +115,7 @@ def deploy(folder: Path, version: int) -> None:
     )
 
 
+@thorough
 def test_hup__deploys_under_load__mix_no_modules_and_lose_no_counts(
     store_url: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:

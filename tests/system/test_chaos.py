@@ -20,6 +20,7 @@ def test_chaos__every_fault__loses_nothing() -> None:
     assert outcome.users_checked > 1000
 
 
+@thorough
 def test_chaos__one_member_and_one_trait_lost__says_so() -> None:
     lost: list[str] = []
 

@@ -44,6 +44,7 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tls:
     return found
 
 
+@thorough
 @pytest.mark.parametrize(
     "over_tls", [pytest.param(False, id="plain"), pytest.param(True, id="over TLS", marks=thorough)]
 )

@@ -18,6 +18,7 @@ import pytest
 import redis
 
 from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify
+from tests.support.effort import thorough
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.raw_http import AUTH, JSON, connect, head, status
 from tests.support.service import APP, KEY, Service, running, stored
@@ -191,6 +192,7 @@ def keeps_turns(service: Service, work: Callable[[], None]) -> bool:
     return any(is_soon() for _ in range(4))
 
 
+@thorough
 def test_query__for_users_of_very_many_traits__is_answered_in_bounded_memory_and_turns(
     alone: Service, redis_client: redis.Redis
 ) -> None:

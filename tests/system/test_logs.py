@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import redis
 
+from tests.support.effort import thorough
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.raw_http import connect, head, raw, status
 from tests.support.service import ADMIN_KEY, APP, COHORT_PATH, GUNICORN, KEY, Service, running
@@ -256,6 +257,7 @@ def test_expected_errors__are_not_told_to_sentry(
     assert not sink.received
 
 
+@thorough
 def test_log__out_of_file_descriptors__is_json_and_calls_are_served_once_there_are_some(
     store_url: str,
 ) -> None:
@@ -278,6 +280,7 @@ def test_log__out_of_file_descriptors__is_json_and_calls_are_served_once_there_a
     assert [line for line in others if not line.startswith("cohort-receiver: ")] == []
 
 
+@thorough
 def test_log__of_an_outage__has_each_warning_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as broken:
         broken.settimeout(DEADLINE)

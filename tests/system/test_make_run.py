@@ -25,6 +25,7 @@ import psutil
 import pytest
 import redis
 
+from tests.support.effort import thorough
 from tests.support.load import Load, check_complete
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, COHORT_PATH, KEY, ROOT, Service, SlowRequest, running
@@ -187,6 +188,7 @@ def test_run__started_again__finds_the_data_and_the_same_keys(data_dir: Path) ->
             assert client.xlen("cohorts:{default}:changes") == 2
 
 
+@thorough
 def test_run__store_killed_under_load__loses_no_acknowledged_write(data_dir: Path) -> None:
     with make_run(data_dir) as service:
         with Load(lambda: service.url, ingest_key(data_dir)) as load:
@@ -206,6 +208,7 @@ def test_run__store_killed_under_load__loses_no_acknowledged_write(data_dir: Pat
             check_complete(client, "default", load.answered)
 
 
+@thorough
 def test_run__killed_under_load__next_run_finds_every_acknowledged_write(data_dir: Path) -> None:
     with ExitStack() as stack:
         service = stack.enter_context(make_run(data_dir))
@@ -239,6 +242,7 @@ def test_run__killed_under_load__next_run_finds_every_acknowledged_write(data_di
             check_complete(client, "default", load.answered)
 
 
+@thorough
 def test_run__service_or_store_cannot_continue__ends_with_one_line(data_dir: Path) -> None:
     with make_run(data_dir) as service:
         assert send(service, data_dir) == 200
@@ -386,6 +390,7 @@ def test_run__own_store_and_keys__are_used_and_not_printed(data_dir: Path, store
         assert client.hgetall(f"given:{{{APP}}}:user:ann") == {"Early birds:e1": "true"}
 
 
+@thorough
 def test_run__own_store_unavailable__says_so_before_any_guide(data_dir: Path) -> None:
     env = {"API_KEYS": "", "DATA_DIR": str(data_dir), "REDIS_URL": f"unix://{data_dir}/nothing"}
     with running(env, RUN) as service:

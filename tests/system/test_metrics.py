@@ -101,6 +101,7 @@ def test_metrics__of_three_workers__add_up_and_outlive_a_killed_one(store_url: s
         assert scrape(service)[accepted] == sent + 1
 
 
+@thorough
 def test_metrics__of_workers_that_are_killed_again_and_again__stay_and_their_files_do_not(
     store_url: str,
 ) -> None:

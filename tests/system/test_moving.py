@@ -115,6 +115,7 @@ def test_move__by_replication__loses_nothing(path: str) -> None:
         assert "store_held" in forgotten.stderr
 
 
+@thorough
 def test_move__by_copy_to_a_cluster__killed_and_repeated__loses_nothing(path: str) -> None:
     (copy,) = steps("Another number of partitions")
     users = payloads.user_ids(4000)

@@ -9,6 +9,7 @@ import time
 
 import redis
 
+from tests.support.effort import thorough
 from tests.support.load import USERS_PER_BATCH, Load, check_complete
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, KEY, SlowRequest, running
@@ -45,6 +46,7 @@ def test_sigterm__request_in_flight__is_answered_and_written(
     assert redis_client.zcard(f"cohorts:{{{APP}}}:cohort:b1:members") == 1000
 
 
+@thorough
 def test_ctrl_c__request_in_flight__is_answered_and_no_worker_complains(
     store_url: str, redis_client: redis.Redis
 ) -> None:
@@ -65,6 +67,7 @@ def test_ctrl_c__request_in_flight__is_answered_and_no_worker_complains(
     assert "Traceback" not in stopping
 
 
+@thorough
 def test_sigterm__body_that_never_ends__does_not_hold_up_the_end(store_url: str) -> None:
     # It waits for 8 s. Another program may have the machine for the two that are left, once.
     took = DEADLINE

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from simulator import payloads
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.service import APP, KEY, Service, running
 from tests.support.stores import running_store
@@ -89,6 +90,7 @@ def test_store_emptied_under_a_running_service__and_what_is_no_loss() -> None:
         assert [e["level"] for e in losses] == ["error"]  # one of the two workers found it
 
 
+@thorough
 def test_make_run__notices_a_loss_between_two_runs_but_no_restart(data_dir: Path) -> None:
     marks = data_dir / "store-marks.json"
     with make_run(data_dir) as service:

@@ -18,7 +18,7 @@ from simulator.cohort_sync import CohortSync, SyncResult
 from simulator.connection import Target
 from simulator.upstream import ALWAYS, ServedCohort, SyncInfo, Upstream
 from tests.support.cli import flask
-from tests.support.effort import THOROUGH
+from tests.support.effort import THOROUGH, thorough
 from tests.support.polling import wait_until
 from tests.support.service import ADMIN_KEY, APP, KEY, Service, running
 from tests.support.stores import running_store
@@ -177,6 +177,7 @@ def get_text(service: Service, path: str) -> str:
     return service.request("GET", path, Authorization=f"Bearer {ADMIN_KEY}").data.decode()
 
 
+@thorough
 def test_reconcile__over_http__finishes_in_the_background(
     store_url: str, redis_client: redis.Redis, upstream: Upstream
 ) -> None:
@@ -204,6 +205,7 @@ def test_reconcile__over_http__finishes_in_the_background(
         assert members(redis_client) == {*synced.members, "stale1"}
 
 
+@thorough
 def test_ingest__while_amplitude_fails__goes_on(
     store_url: str, redis_client: redis.Redis, upstream: Upstream
 ) -> None:

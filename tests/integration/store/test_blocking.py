@@ -13,7 +13,7 @@ from app.cohorts import Cohort, MembershipChange
 from app.cohorts.cohort import MAX_USER_ID_BYTES
 from app.settings import Settings
 from app.store import CohortFilter, Copy, Store, connect
-from tests.support.effort import THOROUGH
+from tests.support.effort import THOROUGH, thorough
 from tests.support.stores import running_store
 
 APP, COHORTS = "shop", 10_000
@@ -117,6 +117,7 @@ def test_store__of_users_in_ten_thousand_cohorts__is_not_held_up(
     assert not least_held_up(lambda number: call(open_store(url), number), client)
 
 
+@thorough
 def test_copy__of_users_in_thousands_of_cohorts__holds_up_neither_store() -> None:
     few = 2500
     for _ in range(ATTEMPTS):

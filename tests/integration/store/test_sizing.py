@@ -14,6 +14,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange, Rejection, RequestRecord, user_hash
 from app.settings import Settings
 from app.store import Store, SyncBatch, SyncGroup, connect, split_batches
+from tests.support.effort import thorough
 from tests.support.stores import running_store, store_program
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
@@ -104,6 +105,7 @@ LARGEST = SOME_LEFT_OUT._replace(
 )
 
 
+@thorough
 @pytest.mark.parametrize(
     ("record", "words"),
     [

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
 
@@ -100,19 +99,21 @@ def app(make_app: Callable[..., Flask]) -> Flask:
     )
 
 
-@cache
-def fill_caches() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def full_caches() -> Iterator[None]:
     """Fill the process's caches that have a bound: of trait names, and of the members of bodies."""
     names = {f"[Amplitude] n: {n}": 1 for n in range(20_000)}
     orjson.loads(orjson.dumps(names))
     for name in names:
         Cohort.from_trait(name)
+    gc.freeze()  # what other tests left need not be looked through each time
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("what", INPUTS)
 def test_inputs__of_many_values__leave_nothing_in_memory(app: Flask, what: str) -> None:
     client, send = caller(app), INPUTS[what]
-    fill_caches()
     numbers = count()
 
     def blocks_left(values: int) -> int:

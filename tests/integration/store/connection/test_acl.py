@@ -28,6 +28,7 @@ from tests.integration.store.maintenance.test_copy import rights
 from tests.integration.web.dashboard.test_views import Browser
 from tests.integration.web.test_apps import COHORT, PARTS, USER, path, rules
 from tests.support.clusters import Cluster, running_cluster
+from tests.support.effort import thorough
 from tests.support.stores import socket_url, start_store, store_folder
 
 ACL = Path(__file__).resolve().parents[4] / "docs" / "acl"
@@ -318,6 +319,7 @@ def cluster_service(cluster: Cluster, amplitude: Upstream) -> Flask:
     return make_service(amplitude, redis_url=url, store_cluster=True, store_partitions=6)
 
 
+@thorough
 def test_service__as_its_own_user_on_a_cluster__is_refused_nothing(
     cluster: Cluster, cluster_service: Flask
 ) -> None:

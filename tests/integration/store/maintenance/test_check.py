@@ -24,6 +24,7 @@ from app.store.errors import CohortPartlyDeleted
 from app.store.maintenance.findings import Problem
 from app.store.maintenance.key_names import parse
 from tests.integration.store_contents import contents, traits
+from tests.support.effort import thorough
 
 APP = "shop"
 ONE, TWO, OLD = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] old: 1"
@@ -428,6 +429,7 @@ def test_names__that_disagree_for_good__are_found_and_the_newest_is_spread(
     assert traits(redis_client, APP) == {user: {ONE: "true"} for user in USERS}
 
 
+@thorough
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_check__while_everything_goes_on_at_once__raises_no_alarm(
     partitions: int, store_url: str, redis_client: redis.Redis
