@@ -65,12 +65,12 @@ def running_store() -> Iterator[str]:
             server.wait(30)
 
 
-def empty(client: redis.Redis) -> None:
-    """Delete all but what a running service recognises its store by.
+def empty(client: redis.Redis, pattern: str = "*") -> None:
+    """Delete all keys, or those of a pattern, but what a running service recognises its store by.
 
     Without that, the service would report, in a later test, that the store lost its data.
     """
-    for key in client.scan_iter(count=10_000):
+    for key in client.scan_iter(pattern, count=10_000):
         if not key.endswith((":mark", ":changes:last")):
             client.delete(key)
 

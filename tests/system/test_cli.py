@@ -19,7 +19,7 @@ from tests.support.cli import FLASK, environment, flask, on_a_terminal
 from tests.support.effort import thorough
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, ROOT, Service, running
-from tests.support.stores import running_store
+from tests.support.stores import empty, running_store
 
 TRAIT = "[Amplitude] Power users: abc123"
 
@@ -33,7 +33,7 @@ def known_app(service: Service, redis_client: redis.Redis) -> None:
         return bool(redis_client.sismember("cohorts:apps", APP))
 
     wait_until(is_known)
-    redis_client.delete(*redis_client.scan_iter(match="*:{*"))
+    empty(redis_client, "*:{*")
 
 
 def test_commands__on_what_the_service_received__work_from_first_to_last(
