@@ -89,6 +89,7 @@ def test_boot__environment_of_app_json__starts() -> None:
         assert (reply.status, reply.json()["reason"]) == (503, "store_unreachable")
 
 
+@thorough
 def test_start__worker_nice__puts_the_workers_behind_the_store(store_url: str) -> None:
     env = {"REDIS_URL": store_url, "WORKER_NICE": "7", "WEB_CONCURRENCY": "2"}
     with running(env) as service:

@@ -64,6 +64,7 @@ def test_commands__on_what_the_service_received__work_from_first_to_last(
     assert flask(store_url, "store", "check").returncode == 0
 
 
+@thorough
 def test_register__of_twenty_thousand_from_a_file_and_a_pipe__lets_them_in(
     store_url: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from simulator import payloads
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.service import ADMIN_KEY, KEY, Service, running
 
@@ -61,6 +62,7 @@ def test_sigterm__last_requests__are_in_the_history(
     assert redis_client.hget(f"cohorts:{{ends}}:sync:{sync}", "requests") == "20"
 
 
+@thorough
 def test_store__away_meanwhile__history_tells_of_it_afterwards(
     store_url: str, redis_client: redis.Redis
 ) -> None:

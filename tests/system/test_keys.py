@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from tests.support.cli import flask
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.service import APP, KEY, Service, running
 from tests.support.stores import running_store
@@ -67,6 +68,7 @@ def test_key__made_and_revoked__is_known_to_all_workers_within_seconds(
     assert [event for event in three_workers.events() if event.get("key") == key_id]
 
 
+@thorough
 def test_key__that_expires__is_refused_by_all_workers_from_then_on(
     three_workers: Service, store_url: str
 ) -> None:

@@ -238,6 +238,7 @@ def test_unexpected_error__is_logged_and_told_to_sentry_without_secrets(
     assert DSN_KEY not in log
 
 
+@thorough
 def test_sentry__not_there__holds_up_no_call(store_url: str, redis_client: redis.Redis) -> None:
     break_a_cohort(redis_client)
     dsn = f"http://{DSN_KEY}@127.0.0.1:1/1"

@@ -25,7 +25,7 @@ import psutil
 import pytest
 import redis
 
-from tests.support.effort import thorough
+from tests.support.effort import THOROUGH, thorough
 from tests.support.load import Load, check_complete
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, COHORT_PATH, KEY, ROOT, Service, SlowRequest, running
@@ -275,6 +275,7 @@ def test_run__service_or_store_cannot_continue__ends_with_one_line(data_dir: Pat
         assert "Traceback" not in service.output()
 
 
+@thorough
 def test_run__ctrl_c_while_a_request_arrives__answers_it_and_ends_everything(
     data_dir: Path,
 ) -> None:
@@ -311,7 +312,10 @@ def test_run__port_taken__says_so_in_one_line(data_dir: Path) -> None:
     assert not (data_dir / "store.log").exists()  # nothing was started
 
 
-@pytest.mark.parametrize("name", ["run.lock", "ingest-key", "admin-key", "store.log", "store.sock"])
+@pytest.mark.parametrize(
+    "name",
+    ["run.lock", "store.sock", *(["ingest-key", "admin-key", "store.log"] if THOROUGH else [])],
+)
 def test_run__directory_where_a_file_belongs__says_so_in_one_line(
     data_dir: Path, name: str
 ) -> None:
@@ -341,6 +345,7 @@ def test_run__binary_key_file__says_so_in_one_line(data_dir: Path) -> None:
     assert "ingest-key does not hold a key. Delete it to get a new one." in lines[0]
 
 
+@thorough
 @pytest.mark.parametrize(
     ("prepare", "error"),
     [

@@ -149,6 +149,7 @@ def test_metrics__after_a_start_anew__begin_at_zero_and_leave_no_folder(store_ur
         assert scrape(service)["cohort_receiver_store_up"] == 1
 
 
+@thorough
 def test_metrics__store_gone__says_so_and_tells_the_rest() -> None:
     with store_folder() as folder:
         store = start_store(folder)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import redis
 
+from tests.support.effort import thorough
 from tests.support.raw_http import AUTH, JSON, connect, head, status
 from tests.support.service import running
 
@@ -13,6 +14,7 @@ LIMIT, CLIENTS = 1500, 32
 BODY = b'{"type":"identify","userId":"u","traits":{"n: 1":true}}'
 
 
+@thorough
 def test_limit__used_by_many_clients_at_once__lets_nearly_all_of_it_through(
     store_url: str, redis_client: redis.Redis
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from simulator import payloads
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.raw_http import AUTH, JSON, connect, head, status
 from tests.support.service import ADMIN_KEY, APP, Service, running
@@ -143,6 +144,7 @@ def test_headers__of_a_later_request_that_stop__are_cut_off(service: Service) ->
         assert sock.recv(1) == b""
 
 
+@thorough
 def test_connections__idle_ones__do_not_delay_the_exit(store_url: str) -> None:
     with running({"REDIS_URL": store_url}) as service, ExitStack() as stack:
         for _ in range(3):

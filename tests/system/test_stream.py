@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from simulator import payloads
+from tests.support.effort import thorough
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, Service, running
 from tests.support.stores import running_store, socket_url, start_store, store_folder
@@ -265,6 +266,7 @@ def test_shutdown__with_followers__ends_their_streams_and_the_process(store_url:
         assert time.monotonic() - started < 8
 
 
+@thorough
 def test_store__away_for_a_while__the_stream_goes_on_when_it_is_back(
     service: Service, redis_client: redis.Redis
 ) -> None:

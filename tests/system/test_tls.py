@@ -94,6 +94,7 @@ def tls_store(store_url: str, *names: str) -> Iterator[TlsProxy]:
         proxy.close()
 
 
+@thorough
 def test_tls__self_signed_and_not_to_be_verified__works(
     store_url: str, redis_client: redis.Redis
 ) -> None:
@@ -108,6 +109,7 @@ def test_tls__self_signed_and_not_to_be_verified__works(
     assert redis_client.hgetall(f"cohorts:{{{APP}}}:user:ann") == {"Buyers:b1": "true"}
 
 
+@thorough
 def test_tls__self_signed__is_refused_by_default() -> None:
     with (
         # Of its own: what another test has sent may come into the history of the shared one.

@@ -42,6 +42,7 @@ def test_hsts__is_sent_over_https_alone(store_url: str) -> None:
             assert protected.headers["Strict-Transport-Security"].startswith("max-age=")
 
 
+@thorough
 def test_store__whose_password_is_wrong__is_not_told_about_it() -> None:
     secret = "the-password-of-the-store"
     with store_folder() as folder:
@@ -66,6 +67,7 @@ AWAY = f"rediss://somebody:{SECRET}@127.0.0.1:1/0"
 ONE, MANY = {"STORE_CLUSTER": "false"}, {"STORE_CLUSTER": "true"}
 
 
+@thorough
 @pytest.mark.parametrize("kind", [ONE, MANY], ids=["single", "cluster"])
 def test_store__that_is_away__has_its_password_told_to_nobody(kind: dict[str, str]) -> None:
     env = {"REDIS_URL": AWAY, "LOG_LEVEL": "debug", **kind}
@@ -108,6 +110,7 @@ def test_cluster__whose_password_is_wrong__is_not_told_about_it() -> None:
     assert SECRET not in service.output() + reply.data.decode() + done.stdout + done.stderr
 
 
+@thorough
 def test_password__with_a_sign_that_breaks_the_address__is_not_told_when_it_is_refused(
     store_url: str,
 ) -> None:

@@ -110,6 +110,7 @@ def erase(store: Store, number: int) -> None:
     enter(store, USERS[number % len(USERS)])
 
 
+@thorough
 @pytest.mark.parametrize("call", [read, check, rename, delete, erase])
 def test_store__of_users_in_ten_thousand_cohorts__is_not_held_up(
     url: str, client: redis.Redis, call: Callable[[Store, int], None]
