@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any, cast
 
@@ -36,12 +37,17 @@ def load_script(client: Redis, name: str, folder: str = "lua") -> StoreScript:
 
     If it writes, it respects a hold and a deadline.
     """
-    source = (files("app.store") / folder / name).read_text()
+    source = _source(name, folder)
     first, rest = source.split("\n", 1)
     if "no-writes" in first:
         return register(client, source)
     expect = _EXPECT if "expect(" in rest else ""
     return register_fenced(client, f"{first}\n{_HOLD_CHECK}{expect}{rest}")
+
+
+@cache
+def _source(name: str, folder: str) -> str:
+    return (files("app.store") / folder / name).read_text()
 
 
 def register(client: Redis, source: str) -> StoreScript:
