@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from simulator import payloads
+from tests.support.effort import PARTITIONS
 from tests.support.service import APP, KEY, Service, running
 
 READ_KEY = "TEST_READ_KEY"
@@ -35,7 +36,7 @@ IDS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(scope="module", params=PARTITIONS)
 def service(request: pytest.FixtureRequest, store_url: str) -> Iterator[Service]:
     env = {
         "REDIS_URL": store_url,

@@ -18,6 +18,7 @@ from app.server.background import Background
 from app.services import services
 from app.store import Store, StoreError
 from tests.integration.store_contents import members, traits
+from tests.support.effort import PARTITIONS
 
 APP = "shop"
 ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
@@ -26,7 +27,7 @@ USERS = [f"u{n}" for n in range(20)]
 Run = Callable[..., Result]
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def flask_app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
     return make_app(store_partitions=request.param)
 

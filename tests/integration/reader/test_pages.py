@@ -23,6 +23,7 @@ from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.reader.conftest import Service
 from tests.integration.reader.docs_examples import DOCS, Example, examples
+from tests.support.effort import PARTITIONS
 from tests.support.polling import DEADLINE, wait_until
 
 NODE_MODULES = DOCS.parent / ".cache" / "node" / "node_modules"
@@ -170,7 +171,7 @@ def test_python_reader__example_of_a_follower__prints_what_it_says(
     assert printed == example.printed
 
 
-@pytest.mark.parametrize("partitions", [1, 3], ids=["one partition", "three partitions"])
+@pytest.mark.parametrize("partitions", PARTITIONS)
 def test_reading__rights__are_enough_and_not_more(
     partitions: int,
     make_app: Callable[..., Flask],

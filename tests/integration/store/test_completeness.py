@@ -21,13 +21,14 @@ from app.settings import ApiKey
 from app.store import Store, Tuning
 from tests.integration.conftest import APP, caller
 from tests.integration.web.api.read_api import say
+from tests.support.effort import PARTITIONS
 
 COHORT, TRAIT = "abc123", "[Amplitude] Power users: abc123"
 READ_KEY = "a-read-key"
 Reason = IncompleteReason
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
     return make_app(
         Tuning(freshness_noted_seconds=0),

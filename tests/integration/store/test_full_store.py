@@ -13,12 +13,13 @@ from app.settings import Settings
 from app.store import Store, StoreFull, connect
 from tests.integration.conftest import APP
 from tests.integration.store_contents import members, traits
+from tests.support.effort import PARTITIONS
 
 ONE, TWO, NEW = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] new: 1"
 USERS = [f"u{n}" for n in range(900)]
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
     return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
 

@@ -21,6 +21,7 @@ from app.store.errors import StoreHeld
 from simulator import payloads
 from tests.integration.conftest import APP, Run, caller
 from tests.integration.web.api.read_api import say
+from tests.support.effort import PARTITIONS
 
 TRAIT, COHORT, USER = "[Amplitude] Power users: abc123", "abc123", "alice"
 ADMIN = "the-admin-key"
@@ -37,7 +38,7 @@ def content(store_url: str) -> dict[bytes, Any]:
         return {key: client.dump(key) for key in client.scan_iter() if key != b"cohorts:apps"}
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
     return make_app(store_partitions=request.param, admin_api_keys=(ApiKey(APP, ADMIN),))
 

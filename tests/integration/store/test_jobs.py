@@ -14,13 +14,14 @@ from app.settings import Settings
 from app.store import Applied, Store, StoreError, Tuning, connect
 from app.store.jobs import Job
 from tests.integration.store_contents import Transition, members, traits, transitions
+from tests.support.effort import PARTITIONS
 
 APP = "shop"
 ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
 USERS = [f"u{n}" for n in range(20)]
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
     return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
 

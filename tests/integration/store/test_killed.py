@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.store import Store, connect
 from tests.integration.killed_process import KilledError, killed_at
 from tests.integration.store_contents import members, traits, transitions
+from tests.support.effort import PARTITIONS
 
 APP = "shop"
 ONE, TWO, NEW = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] new: 1"
@@ -93,7 +94,7 @@ class Trial:
         }
 
 
-@pytest.mark.parametrize("partitions", [1, 3], ids=["one partition", "three partitions"])
+@pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("name", WORK)
 def test_work__killed_between_any_two_commands__is_whole_after_a_repeat(
     store_url: str, redis_client: redis.Redis, name: str, partitions: int

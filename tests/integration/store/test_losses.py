@@ -16,6 +16,7 @@ from app.store import Loss, LossKind, Store, Tuning, connect
 from tests.integration.conftest import APP
 from tests.integration.web.api.read_api import say
 from tests.support.clusters import running_cluster, running_server
+from tests.support.effort import PARTITIONS
 from tests.support.polling import wait_until
 from tests.support.stores import socket_url, start_store, store_folder
 
@@ -59,7 +60,7 @@ class Worker:
         return [open.count for open in found.reasons]
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def start(
     request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis
 ) -> Callable[..., Worker]:

@@ -14,12 +14,13 @@ from app.server.background import Background
 from app.settings import Settings
 from app.store import Store, connect
 from tests.integration.store_contents import members, traits, transitions
+from tests.support.effort import PARTITIONS
 
 APP = "shop"
 OLD, NEW = "[Amplitude] old: 1", "[Amplitude] new: 1"
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
     client = connect(Settings(redis_url=store_url))
     return Store(client, partitions=request.param)

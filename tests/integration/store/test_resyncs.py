@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.store import Applied, FileCounts, ResyncPlace, Store, connect
 from tests.integration.killed_process import KilledError, killed_at
 from tests.integration.store_contents import Transition, members, traits, transitions
+from tests.support.effort import PARTITIONS
 
 APP = "shop"
 TRAIT, OTHER = "[Amplitude] one: 1", "[Amplitude] two: 2"
@@ -30,7 +31,7 @@ PLACE = ResyncPlace(APP, "1")
 USERS = [f"u{n}" for n in range(20)]
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
     return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
 

@@ -22,6 +22,7 @@ from app.services import services
 from app.settings import Settings
 from app.store import Store, connect
 from app.telemetry.notifications import MAX_LISTED, DeliveryFailed, Notifier, Sender
+from tests.support.effort import PARTITIONS
 
 APP = "shop"
 SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
@@ -90,7 +91,7 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
     return Store(connect(Settings(redis_url=store_url)), partitions=request.param)
 

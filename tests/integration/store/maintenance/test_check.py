@@ -24,14 +24,14 @@ from app.store.errors import CohortPartlyDeleted
 from app.store.maintenance.findings import Problem
 from app.store.maintenance.key_names import parse
 from tests.integration.store_contents import contents, traits
-from tests.support.effort import thorough
+from tests.support.effort import PARTITIONS, thorough
 
 APP = "shop"
 ONE, TWO, OLD = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] old: 1"
 USERS = [f"u{n}" for n in range(30)]
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def store(request: pytest.FixtureRequest, store_url: str, redis_client: redis.Redis) -> Store:
     """A store with two cohorts: users u0 to u19 are in 1, u20 to u29 have left it."""
     store = Store(connect(Settings(redis_url=store_url)), partitions=request.param)

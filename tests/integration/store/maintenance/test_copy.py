@@ -25,6 +25,7 @@ from simulator import payloads
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.web.api.read_api import say
 from tests.support.clusters import CALM, Cluster, running_cluster, running_server
+from tests.support.effort import PARTITIONS
 from tests.support.polling import wait_until
 from tests.support.stores import running_store
 
@@ -72,7 +73,7 @@ def copy(source: Settings, target: Settings, **options: Any) -> Any:
     return Copy(source, target).run(**{"notify": lambda line: None, **options})
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def source(
     request: pytest.FixtureRequest, store_url: str, make_app: Callable[..., Flask]
 ) -> Settings:

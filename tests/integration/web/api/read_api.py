@@ -15,6 +15,7 @@ from app.settings import ApiKey
 from app.store import Store
 from app.web.http.contract import JSON, Contract
 from tests.integration.conftest import APP, caller
+from tests.support.effort import PARTITIONS
 
 READ_KEY, ADMIN_KEY, OTHER_KEY = "the-read-key", "the-admin-key", "another-apps-read-key"
 KEYS: dict[str, Any] = {
@@ -72,7 +73,7 @@ class Reader:
 
 
 # For modules to take over as they are: `app, store = read_api.app, read_api.store`.
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
     return make_app(store_partitions=request.param, **KEYS)
 

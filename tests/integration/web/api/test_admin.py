@@ -18,13 +18,14 @@ from app.store import Store
 from simulator import payloads
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.store_contents import members, traits
+from tests.support.effort import PARTITIONS
 
 BOSS, OTHER = "the-admin-key", "the-admin-key-of-another-app"
 TRAIT, TWO = "[Amplitude] Power users: abc123", "[Amplitude] two: 2"
 USERS = [f"u{n}" for n in range(20)]
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def service(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
     keys = (ApiKey(APP, BOSS), ApiKey("other", OTHER))
     return make_app(store_partitions=request.param, admin_api_keys=keys)

@@ -17,6 +17,7 @@ from app.web.http.cursors import close_cursor
 from tests.integration.conftest import APP
 from tests.integration.web.api import read_api
 from tests.integration.web.api.read_api import ADMIN_KEY, KEYS, Reader, say
+from tests.support.effort import PARTITIONS
 
 HOUR = 3600 * 1000
 DAY = 24 * HOUR
@@ -25,7 +26,7 @@ DAY = 24 * HOUR
 store, reader = read_api.store, read_api.reader
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def app(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
     """The service, which notes every arrival."""
     tuning = Tuning(freshness_noted_seconds=0)

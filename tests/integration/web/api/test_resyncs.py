@@ -16,6 +16,7 @@ from app.settings import ApiKey
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import members, traits
+from tests.support.effort import PARTITIONS
 
 BOSS = "the-admin-key"
 TRAIT = "[Amplitude] Power users: abc123"
@@ -24,7 +25,7 @@ PATH = "/api/v1/cohorts/abc123/resync"
 FILE = "/api/v1/cohorts/abc123/members"
 
 
-@pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
+@pytest.fixture(params=PARTITIONS)
 def service(request: pytest.FixtureRequest, make_app: Callable[..., Flask]) -> Flask:
     return make_app(store_partitions=request.param, admin_api_keys=(ApiKey(APP, BOSS),))
 

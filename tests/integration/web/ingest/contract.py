@@ -21,6 +21,7 @@ from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import Transition, contents, members, traits, transitions
+from tests.support.effort import PARTITIONS
 
 NAME, COHORT = "Power: users", "abc123"
 TRAIT = payloads.trait_name(NAME, COHORT)
@@ -53,7 +54,7 @@ class CohortContract:
 
     many = 2500  # users, more than one call to the store takes
 
-    @pytest.fixture(autouse=True, params=[1, 3], ids=["one partition", "three partitions"])
+    @pytest.fixture(autouse=True, params=PARTITIONS)
     def service(
         self,
         request: pytest.FixtureRequest,
