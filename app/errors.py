@@ -225,6 +225,14 @@ class ResyncShrinks(Problem):
     )
 
 
+class ResyncStoreLost(Problem):
+    status, reason = 409, "resync_store_lost"
+    detail = (
+        "The store lost data after this began, and with it who was confirmed. "
+        "Abort it and begin again; this cannot be forced."
+    )
+
+
 class ResyncFinishing(Problem):
     status, reason = 409, "resync_finishing"
     detail = "The resync is finishing or has finished; it can no longer be aborted."

@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 from app.auth.admin_actions import OtherResync, ResyncRefused
 from app.auth.audit_trail import Operator, record
-from app.cohorts import Cohort, ResyncKind, resync_refusal
+from app.cohorts import Cohort, ResyncKind, ResyncRefusal, resync_refusal
 from app.store import FileCounts, ResyncPlace, Store
 
 
@@ -101,13 +101,15 @@ class MemberImport:
             force: even if there are no users, or most of the members would leave.
 
         Raises:
-            ResyncRefused: nothing has changed.
+            ResyncRefused: nothing has changed; or, if the store lost data, not all has.
             OtherResync: this import took too long, and was aborted.
         """
         place, cohort_id = self._place, self._place.cohort_id
         refused = resync_refusal(self._staged, self._counts.removed, self._counts.members)
         if refused is not None and not force:
             raise ResyncRefused(refused)
+        if self._resyncs.is_lost(place, self._resync):
+            raise ResyncRefused(ResyncRefusal.STORE_LOST)
         details = {"cohort": cohort_id, "forced": force, **self.preview._asdict()}
         record(self._store, self._operator, f"{self._kind}_members", place.app_id, **details)
         if self._new_name is not None:
@@ -117,6 +119,9 @@ class MemberImport:
             raise OtherResync
         self._is_applying = True
         yield from self._resyncs.steps(place)
+        done = self._resyncs.find(place)
+        if done is None or done.id != self._resync.id:
+            raise ResyncRefused(ResyncRefusal.STORE_LOST)
 
     def result(self) -> Imported:
         """What :meth:`apply` has done."""

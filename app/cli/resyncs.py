@@ -43,6 +43,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _REFUSED = {
     ResyncRefusal.EMPTY: "Nobody was confirmed: all members would leave. --force overrides this.",
     ResyncRefusal.SHRINKS: "More than half of the members would leave. --force overrides this.",
+    ResyncRefusal.STORE_LOST: "The store lost data meanwhile: nobody knows who was confirmed. "
+    "Abort it, and begin again.",
 }
 _UNFINISHED = "Another resync or import of the cohort is not finished: cohorts resync status."
 # How often to look whether another process has finished.

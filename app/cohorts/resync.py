@@ -26,10 +26,13 @@ class ResyncState(StrEnum):
 
 
 class ResyncRefusal(StrEnum):
-    """Why a resync is not finished unless that is forced."""
+    """Why a resync is not finished."""
 
+    # Unless that is forced.
     EMPTY = "resync_empty"
     SHRINKS = "resync_shrinks"
+    # In any case: the store lost data since the resync began, and with it who was confirmed.
+    STORE_LOST = "resync_store_lost"
 
 
 class Resync(NamedTuple):

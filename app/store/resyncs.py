@@ -33,6 +33,7 @@ from app.store.errors import store_errors
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
 from app.store.layout import Layout
+from app.store.losses import Losses
 from app.store.memberships import Memberships
 from app.store.registry import Registry
 from app.store.size_history import SizeHistory
@@ -54,6 +55,10 @@ RESULT_KEPT_MS = 24 * 3600 * 1000
 LOOK_MS = 10_000
 _RENEW_SECONDS = 3.0
 _DUE_AT_ONCE = 100
+
+
+class _StoreLostError(Exception):
+    """A partition lost data since the resync began."""
 
 
 class ResyncPlace(NamedTuple):
@@ -92,6 +97,7 @@ class Resyncs:
         *,
         known_only: bool,
         completeness: CompletenessStore,
+        losses: Losses,
     ) -> None:
         self._client = client
         self._keys = keys
@@ -102,6 +108,7 @@ class Resyncs:
         self._size_history = size_history
         self._known_only = known_only
         self._completeness = completeness
+        self._losses = losses
         self._script = load_script(client, "resync.lua")
         self._unconfirmed = load_script(client, "unconfirmed.lua")
         self._due = load_script(client, "resyncs_due.lua")
@@ -145,19 +152,26 @@ class Resyncs:
 
         Args:
             resync: as from :meth:`find`.
-            force: even if it would be refused.
+            force: even if nobody, or less than half of the members, would stay.
 
         Returns:
             Why it is refused.
         """
         if resync.state is not ResyncState.OPEN:
             return None
+        if self.is_lost(place, resync):
+            return ResyncRefusal.STORE_LOST
         members = resync.confirmed + resync.unconfirmed
         refused = resync_refusal(resync.confirmed, resync.unconfirmed, members)
         if refused and not force:
             return refused
         self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.FINISHING)
         return None
+
+    def is_lost(self, place: ResyncPlace, resync: Resync) -> bool:
+        """Whether the store lost data since a resync began, and with it who was confirmed."""
+        losses = self._losses.of([place.app_id])
+        return any(loss.at_ms >= resync.started_ms for loss in losses)
 
     def request_abort(self, place: ResyncPlace, resync: Resync) -> bool:
         """Let a resync end without any effect; :meth:`steps` does it.
@@ -237,14 +251,31 @@ class Resyncs:
             if resync.state is ResyncState.ABORTING:
                 self._abort(place, resync)
             elif resync.state in (ResyncState.APPLYING, ResyncState.FINISHING):
-                yield from self._renewing(place, resync, self._replace_members(place, resync))
-                self._finish(place, resync)
+                try:
+                    yield from self._renewing(place, resync, self._replace_members(place, resync))
+                except _StoreLostError:
+                    self._stop(place, resync)
+                else:
+                    self._finish(place, resync)
+
+    def _stop(self, place: ResyncPlace, resync: Resync) -> None:
+        """Remove nobody else: an import ends, a resync waits for an operator to abort it."""
+        finishing = (ResyncState.APPLYING, ResyncState.FINISHING)
+        if resync.kind is ResyncKind.RESYNC:
+            fields = ("refused", ResyncRefusal.STORE_LOST)
+            self._change(place, resync.id, finishing, ResyncState.OPEN, *fields)
+        elif self._change(place, resync.id, finishing, ResyncState.ABORTING):
+            self._abort(place, resync)
 
     def _replace_members(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
+        if self.is_lost(place, resync):
+            raise _StoreLostError
         if resync.state is ResyncState.APPLYING:
             yield from self._apply_file(place, resync)
             self._change(place, resync.id, (ResyncState.APPLYING,), ResyncState.FINISHING)
         yield from self._remove_unconfirmed(place, resync)
+        if self.is_lost(place, resync):
+            raise _StoreLostError
 
     def _renewing(
         self, place: ResyncPlace, resync: Resync, steps: Iterator[None]
@@ -355,6 +386,8 @@ class Resyncs:
             )
             if cursor == b"ended":
                 return
+            if cursor == b"lost":
+                raise _StoreLostError
             if cursor == b"restart":
                 cursor, run = "0", ""
                 continue

@@ -105,6 +105,7 @@ class Store:
             self.size_history,
             known_only=known_only,
             completeness=self.completeness,
+            losses=self.losses,
         )
         self.upstream = UpstreamStore(client, keys, self.freshness, tuning)
         self.news = News(client, keys)

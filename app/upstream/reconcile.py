@@ -19,7 +19,7 @@ import structlog
 from app.auth.admin_actions import OtherResync, ResyncRefused
 from app.auth.audit_trail import Operator, record
 from app.auth.member_import import MemberImport
-from app.cohorts import OpenReason, ResyncKind, Upstream, VerifiedBy
+from app.cohorts import OpenReason, ResyncKind, ResyncRefusal, Upstream, VerifiedBy
 from app.cohorts.upstream import UpstreamCohort
 from app.store import ResyncPlace, Store, StoreError, Tuning
 from app.store.upstream import RECONCILE
@@ -410,6 +410,8 @@ class _Run:
         except ResyncRefused as refused:
             report.state, report.reason = REFUSED, refused.reason
             report.detail = "Most members would leave, or all. Use force if that is right."
+            if refused.reason is ResyncRefusal.STORE_LOST:
+                report.detail = "The store lost data meanwhile. Reconcile again."
             return
         result = importing.result()
         report.state = DONE

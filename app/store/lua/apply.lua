@@ -153,9 +153,12 @@ end
 -- Whether this call removes members whom a resync has not confirmed.
 local removing = string.sub(mode, 1, #'resync ') == 'resync '
 
--- The members among some users whom a resync has not confirmed; none if it is no longer open.
+-- The members among some users whom a resync has not confirmed; none if it is no longer open, or if
+-- the partition lost data since it was opened.
 local function unconfirmed(prefix, resync, users)
   if mode ~= 'resync ' .. (resync or '') then return {} end
+  local marked = call('HGET', prefix .. ':state', 'resync_mark')
+  if marked and marked ~= call('HGET', base .. 'mark', 'identity') then return {} end
   local found = call('SMISMEMBER', prefix .. ':confirmed', unpack(users))
   local since = call('ZMSCORE', prefix .. ':members', unpack(users))
   local rest = {}

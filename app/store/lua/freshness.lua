@@ -38,7 +38,8 @@
 -- new state of each cohort whose completeness changed state}.
 --
 -- docs/data-model.md describes each cohort's freshness hash. These fields are private: 'starts', the
--- times at which the last syncs started; 'upstream_till', the time until which a judgement holds,
+-- times at which the last syncs started; 'verified_from', the time from which what arrived was
+-- verified at 'verified_at', if that was earlier; 'upstream_till', the time until which a judgement holds,
 -- 'upstream_behind' and 'count_differed'; 'excluded', as in anonymous. So are these keys:
 --   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
 --                     never arrived, +inf if its cadence is unknown
@@ -147,7 +148,9 @@ end
 local function raise_loss(cohort, loss_at, kind)
   local SAME_LOSS = 60 * 1000 -- as in mark.lua
   local current, reason = completeness_of(cohort), 'store_' .. kind
-  if loss_at <= tonumber(call('HGET', hash_of(cohort), 'verified_at') or 0) then return end
+  local verified_at, verified_from =
+    unpack(call('HMGET', hash_of(cohort), 'verified_at', 'verified_from'))
+  if loss_at <= tonumber(verified_at or 0) and loss_at < tonumber(verified_from or now) then return end
   for _, open in ipairs(current.reasons) do
     if open.reason == reason then
       if loss_at - (open.last or 0) > SAME_LOSS then
@@ -182,6 +185,11 @@ local function verify(cohort, by, since)
   current.reasons = rest
   forget_left_out(cohort, since)
   call('HSET', key, 'verified_at', integer(now), 'verified_by', by)
+  if since then
+    call('HSET', key, 'verified_from', integer(since))
+  else
+    call('HDEL', key, 'verified_from')
+  end
   if #cleared > 0 or (#rest == 0 and current.state ~= 'verified') then
     save(current, #rest > 0 and 'incomplete' or 'verified', '', cleared)
   end

@@ -21,7 +21,8 @@
 --
 -- In each partition:
 -- mark     ARGV[4]: ms to keep what is confirmed. From now on, the step confirms members, if the
---          partition knows the cohort. Returns 1, or 0 if it does not.
+--          partition knows the cohort. Returns 1, or 0 if it does not. Remembers the identity of
+--          the partition (mark.lua): after a loss, nobody knows who was confirmed.
 -- keep     ARGV[4]: the same, from now on. Returns 1.
 -- stage    ARGV[4]: ms to keep them; ARGV[5..]: users who count as confirmed. Returns how many are
 --          new.
@@ -55,7 +56,8 @@ end
 if action == 'mark' then
   call('UNLINK', confirmed)
   if call('HEXISTS', state, 'trait') == 0 then return 0 end
-  call('HSET', state, 'resync', id)
+  call('HSETNX', base .. 'mark', 'identity', id)
+  call('HSET', state, 'resync', id, 'resync_mark', call('HGET', base .. 'mark', 'identity'))
   return 1
 elseif action == 'keep' then
   call('PEXPIRE', confirmed, ARGV[4])
@@ -67,7 +69,7 @@ elseif action == 'stage' then
 elseif action == 'clear' then
   local open = call('HGET', state, 'resync')
   if not open or open == id then
-    call('HDEL', state, 'resync')
+    call('HDEL', state, 'resync', 'resync_mark')
     call('UNLINK', confirmed)
   end
   return 1

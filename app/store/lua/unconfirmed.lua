@@ -10,15 +10,20 @@
 --
 -- Returns {cursor for the next call, '0' at the end; the server process; members looked at; those
 -- not confirmed}. Members may be returned more than once. A cursor is not valid on another server
--- process: it returns {'restart'; …}. Returns {'ended'; …} if the resync is not open here.
+-- process: it returns {'restart'; …}. Returns {'ended'; …} if the resync is not open here, and
+-- {'lost'; …} if the partition lost data since it was opened.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local prefix = base .. 'cohort:' .. ARGV[1]
 local call = redis.call
 
 local run = string.match(call('INFO', 'server'), 'run_id:(%w+)')
-if ARGV[2] ~= '' and call('HGET', prefix .. ':state', 'resync') ~= ARGV[2] then
-  return {'ended', run, 0, {}}
+if ARGV[2] ~= '' then
+  local open, marked = unpack(call('HMGET', prefix .. ':state', 'resync', 'resync_mark'))
+  if open ~= ARGV[2] then return {'ended', run, 0, {}} end
+  if marked and marked ~= call('HGET', base .. 'mark', 'identity') then
+    return {'lost', run, 0, {}}
+  end
 end
 if ARGV[4] ~= '' and ARGV[4] ~= run then return {'restart', run, 0, {}} end
 

@@ -29,6 +29,7 @@ from app.errors import (
     ResyncEmpty,
     ResyncFinishing,
     ResyncShrinks,
+    ResyncStoreLost,
     ResyncUnfinished,
     UnknownCohort,
     UnsupportedMediaType,
@@ -48,6 +49,7 @@ FINISH_SECONDS = 20.0
 _REFUSALS: dict[ResyncRefusal, type[Problem]] = {
     ResyncRefusal.EMPTY: ResyncEmpty,
     ResyncRefusal.SHRINKS: ResyncShrinks,
+    ResyncRefusal.STORE_LOST: ResyncStoreLost,
 }
 _FORMATS = {
     "text/csv": FileFormat.CSV,
@@ -195,7 +197,7 @@ def get_resync(cohort_id: str) -> Response:
 @blueprint.post("/cohorts/<segment:cohort_id>/resync/finish")
 @requires(ADMIN)
 @describes(
-    *(InvalidParameter, NoResync, ResyncEmpty, ResyncShrinks),
+    *(InvalidParameter, NoResync, ResyncEmpty, ResyncShrinks, ResyncStoreLost),
     body=(_FINISH,),
     reply=ResyncReply(),
 )
@@ -235,7 +237,8 @@ def abort_resync(cohort_id: str) -> Response:
 @requires(ADMIN)
 @describes(
     *(InvalidParameter, InvalidFile, InvalidEncoding, BodyTimeout, UnsupportedMediaType),
-    *(UnknownCohort, CohortBeingDeleted, ResyncUnfinished, ResyncEmpty, ResyncShrinks),
+    *(UnknownCohort, CohortBeingDeleted, ResyncUnfinished),
+    *(ResyncEmpty, ResyncShrinks, ResyncStoreLost),
     query=_IMPORT,
     upload={
         "text/csv": "user_id\nuser1@example.com\n",

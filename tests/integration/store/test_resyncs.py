@@ -20,7 +20,8 @@ from app.cohorts import (
     VerifiedBy,
 )
 from app.settings import Settings
-from app.store import Applied, FileCounts, ResyncPlace, Store, connect
+from app.store import Applied, FileCounts, Partition, ResyncPlace, Store, connect
+from app.store.losses import Loss, LossKind
 from tests.integration.killed_process import KilledError, killed_at
 from tests.integration.store_contents import Transition, members, traits, transitions
 from tests.support.effort import PARTITIONS
@@ -384,3 +385,97 @@ class TestFile:
             assert members(redis_client, APP) == {"1": {*USERS[5:], "new"}}
             assert leftovers(redis_client) == []
         assert command > 3
+
+
+def lose(store: Store, client: redis.Redis, partition: int) -> None:
+    """Let a partition go back to what it was before anybody was confirmed, and be found out."""
+    place = Partition(APP, partition)
+    found, mark = store.losses.compare(place, None, None, "observer", advance=True)
+    assert (found, mark is not None) == (None, True)
+    client.unlink(store.keys.cohort(APP, partition, "1", "confirmed"))
+    client.hset(f"{store.keys.base(APP, partition)}mark", "position", 0)
+    found, _ = store.losses.compare(place, mark, None, "observer", advance=True)
+    assert found is LossKind.SET_BACK
+    (loss,) = store.losses.of([APP])
+    for _ in store.losses.mark_cohorts(loss):
+        pass
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_finish__after_the_store_was_set_back__is_refused_and_nobody_leaves(
+    store: Store, redis_client: redis.Redis, force: bool
+) -> None:
+    say(store, True, *USERS)
+    opened(store, quiet_ms=1)
+    say(store, True, *USERS)
+    lose(store, redis_client, 0)
+    assert finish(store, force=force) is ResyncRefusal.STORE_LOST
+    assert (found(store).state, found(store).refused) == (
+        ResyncState.OPEN,
+        ResyncRefusal.STORE_LOST,  # it would have finished by itself
+    )
+    assert members(redis_client, APP)["1"] == set(USERS)
+    assert store.resyncs.request_abort(PLACE, found(store))
+    run(store)
+    assert leftovers(redis_client) == []
+    opened(store)
+    say(store, True, *USERS[1:])
+    assert finish(store) is None
+    assert members(redis_client, APP)["1"] == set(USERS[1:])
+
+
+@pytest.mark.parametrize("kind", [ResyncKind.RESYNC, ResyncKind.IMPORT])
+def test_removal__when_the_store_is_set_back_meanwhile__stops(
+    store: Store, redis_client: redis.Redis, kind: ResyncKind
+) -> None:
+    say(store, True, *USERS)
+    opened(store, kind)
+    store.resyncs.stage(PLACE, found(store), USERS)
+    if kind is ResyncKind.IMPORT:
+        assert store.resyncs.request_apply(PLACE, found(store))
+    else:
+        assert store.resyncs.request_finish(PLACE, found(store), force=False) is None
+    steps = store.resyncs.steps(PLACE)
+    next(steps)
+    for partition in range(store.keys.partitions):
+        lose(store, redis_client, partition)
+    for _ in steps:
+        pass
+    assert members(redis_client, APP)["1"] == set(USERS)
+    if kind is ResyncKind.IMPORT:
+        assert store.resyncs.find(PLACE) is None
+        assert leftovers(redis_client) == []
+    else:
+        assert found(store).refused is ResyncRefusal.STORE_LOST
+
+
+def test_removal__asked_for_before_a_loss_and_carried_out_after_it__removes_nobody(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    assert store.resyncs.request_finish(PLACE, found(store), force=True) is None
+    by_partition = store.keys.by_partition(USERS)
+    for partition, users in by_partition.items():
+        lose(store, redis_client, partition)
+        removed = store.memberships.remove_unconfirmed(*PLACE, partition, found(store).id, users)
+        assert removed == 0
+    assert members(redis_client, APP)["1"] == set(USERS)
+
+
+def test_loss__before_the_end_and_noted_after_it__leaves_the_cohort_incomplete(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    say(store, True, *USERS)
+    started = found(store).started_ms
+    assert finish(store) is None
+    (before,) = store.completeness.of(APP, ["1"])
+    assert before.state is CompletenessState.VERIFIED
+    store.losses.spread(Loss(APP, LossKind.LOST, started, acknowledged=False))
+    (loss,) = store.losses.of([APP])
+    for _ in store.losses.mark_cohorts(loss):
+        pass
+    (after,) = store.completeness.of(APP, ["1"])
+    assert {open.reason for open in after.reasons} == {IncompleteReason.STORE_LOST}

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from app.services import services
 from app.settings import ApiKey
+from app.store.losses import Loss, LossKind
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import members, traits
@@ -87,6 +88,18 @@ class TestResync:
         assert outcome(boss.post(f"{PATH}/finish", json={"force": True})) == (200, "finished")
         assert members(redis_client, APP) == {"abc123": {"u0"}}
         assert outcome(boss.delete(PATH)) == (409, "resync_finishing")
+
+    def test_finish__after_the_store_lost_data__is_refused_though_forced(
+        self, service: Flask, boss: FlaskClient
+    ) -> None:
+        boss.post(PATH)
+        say(boss, True, *USERS)
+        started = boss.get(PATH).json["startedAt"]
+        store = services(service).store
+        store.losses.spread(Loss(APP, LossKind.SET_BACK, started + 1, acknowledged=False))
+        forced = boss.post(f"{PATH}/finish", json={"force": True})
+        assert outcome(forced) == (409, "resync_store_lost")
+        assert outcome(boss.delete(PATH)) == (200, "aborting")
 
     def test_abort__ends_it(self, boss: FlaskClient, redis_client: redis.Redis) -> None:
         boss.post(PATH)
