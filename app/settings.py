@@ -22,7 +22,13 @@ APP_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Printable ASCII, no space, no comma, and no colon: Basic authentication ends the username there.
 KEY = re.compile(r"[\x21-\x2b\x2d-\x39\x3b-\x7e]{1,256}")
 KEY_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+STORE_URL = re.compile(r"(rediss?(\+sentinel)?|unix)://")
 _CLUSTER_URL = re.compile(r"rediss?://[^/?]*(/0?)?(\?.*)?")
+_HOST = r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/?#@\[\],]+)(?::\d{1,5})?"
+_SENTINEL_URL = re.compile(
+    rf"rediss?\+sentinel://(?:[^\s/?#@\[\]]*@)?{_HOST}(?:,{_HOST})*/[^\s/?#@]+(?:/\d*)?"
+    r"(?:\?(?:&?sentinel_(?:username|password)=[^\s&#]*)+)?"
+)
 
 DEFAULT_APP = "default"
 
@@ -154,11 +160,15 @@ class Settings:
     redis_url: str | None = _setting(
         kinds.String(
             validate=validate.Regexp(
-                r"(redis|rediss|unix)://", error="must begin with redis://, rediss:// or unix://"
+                STORE_URL,
+                error="must begin with redis://, rediss://, unix://, redis+sentinel:// or "
+                "rediss+sentinel://",
             )
         ),
         default=None,
-        help="URL of the store: redis://, rediss:// (TLS) or unix://. Required.",
+        help="URL of the store: redis://, rediss:// (TLS), unix://, or with Sentinels "
+        "redis+sentinel://user:password@host:port,host:port/service/db (rediss+sentinel:// for "
+        "TLS). Required.",
         secret=True,
     )
     redis_tls_verify: bool = _setting(
@@ -484,6 +494,13 @@ class Settings:
                 "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
                 "example redis://localhost:6379/0; or use `make run`, which brings its own store."
             )
+        if "+sentinel://" in self.redis_url and not _SENTINEL_URL.fullmatch(self.redis_url):
+            raise BadSettings(
+                "REDIS_URL: not a valid URL of Sentinels. It must look like "
+                "redis+sentinel://user:password@host:26379,host:26379/service/0, with special "
+                "characters in the password written as in %2F, and may end with "
+                "?sentinel_password=… for the Sentinels' own"
+            )
         if not _can_be_read(self.redis_url):
             # Not the parser's own message: it quotes the password, which it takes for a port.
             raise BadSettings(
@@ -512,7 +529,7 @@ class Settings:
 
 def _can_be_read(url: str) -> bool:
     """Whether each part of a store's URL is where it belongs."""
-    if url.startswith("unix://"):
+    if url.startswith("unix://") or _SENTINEL_URL.fullmatch(url):
         return True
     try:
         parts = urlsplit(url)

@@ -24,7 +24,7 @@ from app.cli.group import (
     when,
 )
 from app.services import services
-from app.settings import KEY_PREFIX, BadSettings, store_address
+from app.settings import KEY_PREFIX, STORE_URL, BadSettings, store_address
 from app.store import MEANINGS, CheckReport, Copy, CopyRefused, CopyReport, StoreError
 
 store = Group("store", help="Check, hold and copy the store.", epilog=EXIT_CODES)
@@ -158,8 +158,8 @@ def copy(url: str, partitions: int, prefix: str | None, cluster: bool, as_json: 
         key_prefix=prefix or settings.key_prefix,
     )
     try:
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise click.UsageError("--to must begin with redis://, rediss:// or unix://")
+        if not STORE_URL.match(url):
+            raise click.UsageError("--to must be a URL in the form of REDIS_URL")
         if not KEY_PREFIX.fullmatch(other.key_prefix):
             raise click.UsageError(f"--prefix must match {KEY_PREFIX.pattern}")
         other.check_store()

@@ -170,4 +170,6 @@ def _without_credentials(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme == "unix":
         return "unix"
+    if "+sentinel" in parts.scheme:
+        return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
     return f"{parts.hostname}:{parts.port}{parts.path}"

@@ -39,7 +39,11 @@ def test_from_environ__rate_limit_off__is_none() -> None:
             "shop:a:key",
             "entry 1: the key must not contain a colon, where Basic authentication would end it",
         ),
-        ("REDIS_URL", "http://127.0.0.1", "must begin with redis://, rediss:// or unix://"),
+        (
+            "REDIS_URL",
+            "http://127.0.0.1",
+            "must begin with redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://",
+        ),
         ("STORE_PARTITIONS", "two", "Not a valid integer."),
         ("REDIS_TLS_VERIFY", "no", "Not a valid boolean."),
         ("USER_POLICY", "closed", "Must be one of: open, known."),
@@ -61,6 +65,34 @@ def test_check_store__password_with_a_sign_that_breaks_the_address__is_not_quote
     with pytest.raises(BadSettings, match="REDIS_URL: not a valid URL") as caught:
         Settings(redis_url=url).check_store()
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "a:26379/name",
+        "a,b,c/name/3",
+        "user:p%2Fw@a:1,b:2/name/",
+        ":password@[::1]:26379,b/name/0?sentinel_username=u&sentinel_password=p",
+    ],
+)
+def test_check_store__address_of_sentinels__is_accepted(rest: str) -> None:
+    for scheme in ("redis", "rediss"):
+        Settings.from_environ({"REDIS_URL": f"{scheme}+sentinel://{rest}"}).check_store()
+
+
+@pytest.mark.parametrize(
+    "rest", ["a:26379", "a:26379/", "a:b/name", "a,/name", "u:s3/cret@a/name", "a/name/0?passwd=s3"]
+)
+def test_check_store__bad_address_of_sentinels__is_refused_without_quoting_it(rest: str) -> None:
+    with pytest.raises(BadSettings, match="REDIS_URL: not a valid URL of Sentinels") as caught:
+        Settings.from_environ({"REDIS_URL": f"redis+sentinel://{rest}"}).check_store()
+    assert "s3" not in str(caught.value)
+
+
+def test_check_store__sentinels_of_a_cluster__are_refused() -> None:
+    with pytest.raises(BadSettings, match="REDIS_URL: for a cluster"):
+        Settings(redis_url="redis+sentinel://a/name", store_cluster=True).check_store()
 
 
 @pytest.mark.parametrize(

@@ -23,17 +23,20 @@ def connect(settings: Settings) -> redis.Redis:
     Hosted stores allow few connections, so calls queue for a free one.
     """
     assert settings.redis_url, "preflight has checked it"
-    options: dict[str, Any] = {}
-    if settings.redis_url.startswith("rediss://") and not settings.redis_tls_verify:
-        options = {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
-    options["client_name"] = CLIENT_NAME
-    options["socket_timeout"] = settings.store_timeout_seconds
-    options["socket_connect_timeout"] = settings.store_timeout_seconds
+    tls_options: dict[str, Any] = {}
+    if settings.redis_url.startswith("rediss") and not settings.redis_tls_verify:
+        tls_options = {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
+    options = {
+        "client_name": CLIENT_NAME,
+        "socket_timeout": settings.store_timeout_seconds,
+        "socket_connect_timeout": settings.store_timeout_seconds,
+    }
     if settings.store_cluster:
         cluster = ClusterClient(
             settings.redis_url,
             connections=settings.store_connections,
             timeout=settings.store_timeout_seconds,
+            **tls_options,
             **options,
         )
         return cast(redis.Redis, cluster)  # it has the same commands
@@ -41,6 +44,7 @@ def connect(settings: Settings) -> redis.Redis:
         settings.redis_url,
         max_connections=settings.store_connections,
         timeout=settings.store_timeout_seconds,
+        tls_options=tls_options,
         # One immediate retry on a new connection: since its last use, the pooled one may have died,
         # or its server may have been demoted. All commands may be repeated. Timeouts are not
         # retried: the caller has waited long enough.

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,7 @@ from redis.connection import AbstractConnection
 from app.store.connection.calls import NO_WAIT, Call, NotReplicated, Wait
 from app.store.connection.fence import ServerClock, is_late
 from app.store.connection.script import StoreScript
+from app.store.connection.sentinel import sentinel_connections
 
 # Errors of a server that is not, or no longer, the primary. It has done nothing.
 DEMOTED = (redis.ReadOnlyError, exceptions.MasterDownError)
@@ -209,16 +211,43 @@ class Client(redis.Redis):
             return error
 
 
-def make_pool(url: str, *, max_connections: int, timeout: float, **options: Any) -> Any:
+def make_pool(
+    url: str,
+    *,
+    max_connections: int,
+    timeout: float,
+    tls_options: Mapping[str, Any],
+    **options: Any,
+) -> Any:
     """A pool in which calls queue for a free connection, for up to ``timeout`` seconds."""
-    pool = Pool.from_url(
-        url, max_connections=max_connections, timeout=timeout, queue_class=FairLifoQueue, **options
-    )
-    pool.connection_class = pooled(pool.connection_class)
+    options |= {
+        "max_connections": max_connections,
+        "timeout": timeout,
+        "queue_class": FairLifoQueue,
+    }
+    servers = Servers()
+    if "+sentinel://" in url:
+        kind, more = sentinel_connections(url, timeout, servers.changed, **tls_options)
+        make: Any = Pool
+        return make(connection_class=pooled(kind, servers), **more, **options)
+    pool = Pool.from_url(url, **tls_options, **options)
+    pool.connection_class = pooled(pool.connection_class, servers)
     return pool
 
 
-def pooled(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+class Servers:
+    """Counts how often another server became the primary, as far as one pool has noticed."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+
+    def changed(self) -> None:
+        self.changes += 1
+
+
+def pooled(
+    kind: type[AbstractConnection], servers: Servers | None = None
+) -> type[AbstractConnection]:
     """The connection class for one pool: reconnects after a failover, and is not polled.
 
     A server that was demoted may keep its connections open, and what it is asked by them would fail
@@ -232,10 +261,10 @@ def pooled(kind: type[AbstractConnection]) -> type[AbstractConnection]:
 
     Each connection knows its server's clock, for the deadlines of calls that write.
     """
-    demotions = 0
+    noticed = servers or Servers()
 
     class Connection(kind):  # type: ignore[misc, valid-type]
-        demotions_before = 0
+        changes_before = 0
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
@@ -249,19 +278,18 @@ def pooled(kind: type[AbstractConnection]) -> type[AbstractConnection]:
             return False
 
         def connect(self) -> None:
-            if self._sock and self.demotions_before != demotions:
+            if self._sock and self.changes_before != noticed.changes:
                 self.disconnect()
             if not self._sock:
-                self.demotions_before = demotions
+                self.changes_before = noticed.changes
                 super().connect()
 
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
                 return super().read_response(*args, **options)
             except DEMOTED:
-                nonlocal demotions
-                if self.demotions_before == demotions:
-                    demotions += 1
+                if self.changes_before == noticed.changes:
+                    noticed.changed()
                 self.mark_for_reconnect()  # later: a pipeline reads all of its replies first
                 raise
 

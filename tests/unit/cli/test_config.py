@@ -88,3 +88,13 @@ def test_masked__of_what_was_shown__is_what_would_be_read() -> None:
 def test_from_environ__sentry_dsn_that_is_none__is_refused(dsn: str) -> None:
     with pytest.raises(Exception, match=r"^SENTRY_DSN: must look like"):
         Settings.from_environ({"SENTRY_DSN": dsn})
+
+
+@pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+sentinel"])
+def test_masked__sentinels__hides_both_passwords(scheme: str) -> None:
+    settings = Settings(
+        redis_url=f"{scheme}://u:s3cret@a:1,b:2/name/0?sentinel_username=w&sentinel_password=s3cret"
+    )
+    assert masked(settings)["REDIS_URL"] == (
+        f"{scheme}://u:***@a:1,b:2/name/0?sentinel_username=w&sentinel_password=***"
+    )
