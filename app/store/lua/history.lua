@@ -34,7 +34,8 @@ local totals, open = base .. 'history', base .. 'open'
 
 -- How long a repeated call is recognised, in ms.
 local REPEATED = 10 * 60 * 1000
-if not call('SET', base .. 'added:' .. ARGV[2], 1, 'NX', 'PX', REPEATED) then return 0 end
+local added = base .. 'added:' .. ARGV[2]
+if call('EXISTS', added) == 1 then return 0 end
 
 local function integer(value) return string.format('%d', value) end
 
@@ -112,11 +113,33 @@ local function add(batch, clean, others, position)
   keep_left_out(id, batch.left_out or {})
 end
 
+-- There is no rollback: whatever can fail must fail before the first write.
+
+local batches = {}
 local position = 4
 while position <= #ARGV do
   local batch = cjson.decode(ARGV[position])
-  local clean, others = tonumber(ARGV[position + 1]), tonumber(ARGV[position + 2])
-  add(batch, clean, others, position + 3)
-  position = position + 3 + clean + others
+  batch.clean, batch.others = tonumber(ARGV[position + 1]), tonumber(ARGV[position + 2])
+  batch.position = position + 3
+  batches[#batches + 1] = batch
+  position = batch.position + batch.clean + batch.others
 end
+
+expect('hash', totals, open)
+expect('zset', base .. 'problems', base .. 'left-out')
+local function expect_sync(id)
+  expect('hash', sync_key(id), sync_key(id) .. ':left-out')
+  expect('list', sync_key(id) .. ':requests', sync_key(id) .. ':problems')
+end
+local last_id = tonumber(call('HGET', totals, 'next') or 0)
+for number, batch in ipairs(batches) do
+  expect('zset', base .. batch.index)
+  if batch.cohort ~= '' then expect('zset', of_cohort(batch.cohort)) end
+  local id = call('HGET', open, batch.key)
+  if id then expect_sync(id) end
+  expect_sync(integer(last_id + number))
+end
+
+call('SET', added, 1, 'PX', REPEATED)
+for _, batch in ipairs(batches) do add(batch, batch.clean, batch.others, batch.position) end
 return 1

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import redis
 
-from app.cohorts import Cohort, MembershipChange
-from app.store import Job, Store, StoreError
+from app.cohorts import Cohort, MembershipChange, RequestRecord
+from app.store import Job, Store, StoreError, SyncBatch, SyncGroup
 from tests.integration.conftest import APP
 
 BASE = f"cohorts:{{{APP}}}:"
@@ -96,3 +96,34 @@ def contents(client: redis.Redis) -> dict[str, Any]:
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+HISTORY_KEYS = ("history", "open", "syncs", "problems", "left-out", f"cohort:{COHORT}:syncs")
+OF_SYNC = ("sync:1", "sync:1:requests", "sync:1:problems", "sync:1:left-out")
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["a new sync", "an open sync"])
+def test_history__with_any_key_of_another_type__is_added_whole_or_not_at_all(
+    begun: bool, store: Store, redis_client: redis.Redis
+) -> None:
+    now = time.time_ns() // 1_000_000
+    batches = []
+    for cohort, rejected in ((COHORT, 0), ("2", 1)):
+        batch = SyncBatch(SyncGroup(APP, cohort), now_ms=now)
+        record = RequestRecord(now, 1, 200, "list", "key", "id", rejected=rejected)
+        batch.add(record, {"unknown_user": rejected} if rejected else {})
+        batch.leave_out(["a"] * rejected)
+        batches.append(batch)
+    for key in (*HISTORY_KEYS, *OF_SYNC):
+        redis_client.flushall()
+        store.sync_history.add(APP, batches[: int(begun)], "before")
+        redis_client.unlink(BASE + key)
+        redis_client.set(BASE + key, "of another program")
+        before = contents(redis_client)
+        with pytest.raises((StoreError, redis.RedisError)):
+            store.sync_history.add(APP, batches, "portion")
+        assert changed(before, contents(redis_client)) == set(), key
+        if not begun:  # the refused call is not taken for the first of two
+            redis_client.unlink(BASE + key)
+            store.sync_history.add(APP, batches, "portion")
+            assert len(store.sync_history.syncs(APP).syncs) == 2, key
