@@ -76,8 +76,14 @@ class _Part(NamedTuple):
         names = {self.groups[start]: self.groups[start + 1] for start in self._starts()}
         return self.renamed({cohort_id: names[cohort_id] for cohort_id in cohort_ids})
 
-    def cohort_ids(self) -> set[str]:
-        return {self.groups[start] for start in self._starts()}
+    def cohort_ids(self, skipped: Collection[str] = ()) -> set[str]:
+        """The ids of its cohorts, without those all of whose users were skipped."""
+        return {
+            self.groups[start]
+            for start in self._starts()
+            if not (count := self.groups[start + 4])
+            or any(user not in skipped for user in self.groups[start + 5 : start + 5 + count])
+        }
 
     def _starts(self) -> Iterator[int]:
         start = 0
@@ -107,6 +113,10 @@ class _Reply(NamedTuple):
     def ids(self, name: bytes) -> list[str]:
         """A list of user or cohort ids."""
         return [item.decode() for item in self.lists.get(name, ())]
+
+    def skipped(self) -> set[str]:
+        """The ids of users who were not applied."""
+        return {*self.ids(b"unknown"), *self.ids(b"suppressed")}
 
 
 class Memberships:
@@ -310,12 +320,12 @@ class Memberships:
         done = []
         for part, reply in self._apply_where_known(app_id, parts, as_known, applied.not_known):
             yield part, reply
-            done.append((part, reply.ids(b"deleting"), reply.ids(b"unmet")))
-        refused = {cohort_id for _, deleting, _ in done for cohort_id in deleting}
+            done.append((part, reply))
+        refused = {cohort_id for _, reply in done for cohort_id in reply.ids(b"deleting")}
         if not refused:
             return
         over = {one for one in refused if not self._deletions.settle(app_id, one)}
-        again = [part.only(over.intersection(deleting)) for part, deleting, _ in done if deleting]
+        again = [part.only(over.intersection(reply.ids(b"deleting"))) for part, reply in done]
         again = [part for part in again if part.groups]
         in_progress = refused - over
         for part, reply in self._apply_where_known(app_id, again, as_known, applied.not_known):
@@ -323,8 +333,11 @@ class Memberships:
             in_progress.update(reply.ids(b"deleting"))
         accepted = [
             part
-            for part, deleting, unmet in done
-            if in_progress & part.cohort_ids().difference(deleting, unmet)
+            for part, reply in done
+            if in_progress
+            & part.cohort_ids(reply.skipped()).difference(
+                reply.ids(b"deleting"), reply.ids(b"unmet")
+            )
         ]
         if accepted:
             # The deletion undoes them, so the sender's repeat must count as new.

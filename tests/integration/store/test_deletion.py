@@ -58,6 +58,17 @@ def partitions(store_url: str, redis_client: redis.Redis) -> Store:
     return Store(connect(Settings(redis_url=store_url)), partitions=2)
 
 
+def test_request__of_which_one_partition_has_only_skipped_users__is_refused_as_a_whole(
+    partitions: Store,
+) -> None:
+    """Nothing of it was applied, so nothing is undone either."""
+    users = [next(u for u in NEW if partitions.keys.partition(u) == p) for p in (0, 1)]
+    say(partitions, *OLD)
+    partitions.erasure.erase(APP, users[0], suppress=True)
+    partitions.jobs.begin_deletion(APP, "1")
+    assert say(partitions, *users).refused == {"1"}
+
+
 def test_request__after_a_deletion_was_killed_anywhere__is_applied_or_can_be_repeated(
     make_store: Callable[..., Store], redis_client: redis.Redis
 ) -> None:
