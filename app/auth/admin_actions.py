@@ -6,6 +6,8 @@ The admin API, the dashboard and the commands all call these. Each raises StoreE
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from app.auth.audit_trail import Operator, record
 from app.cohorts import Resync, ResyncKind, ResyncRefusal, user_hash
@@ -24,6 +26,28 @@ class OtherResync(Exception):
     """Another resync or import of the cohort is not finished."""
 
 
+Place = TypeVar("Place", str, ResyncPlace)
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+
+
+def _confirmed(
+    action: Callable[Concatenate[Store, Operator, Place, Rest], Result],
+) -> Callable[Concatenate[Store, Operator, Place, Rest], Result]:
+    """Let an action wait until replicas have what it changed."""
+
+    @wraps(action)
+    def confirmed(
+        store: Store, operator: Operator, place: Place, /, *args: Rest.args, **options: Rest.kwargs
+    ) -> Result:
+        result = action(store, operator, place, *args, **options)
+        store.replication.confirm(place.app_id if isinstance(place, ResyncPlace) else place)
+        return result
+
+    return confirmed
+
+
+@_confirmed
 def begin_cohort_deletion(store: Store, operator: Operator, app_id: str, cohort_id: str) -> bool:
     """Begin to delete a cohort; the background work completes it.
 
@@ -34,6 +58,7 @@ def begin_cohort_deletion(store: Store, operator: Operator, app_id: str, cohort_
     return store.jobs.begin_deletion(app_id, cohort_id)
 
 
+@_confirmed
 def erase_user(
     store: Store,
     operator: Operator,
@@ -53,12 +78,14 @@ def erase_user(
     return store.erasure.erase(app_id, user_id, suppress=suppress, progress=progress)
 
 
+@_confirmed
 def unsuppress_user(store: Store, operator: Operator, app_id: str, user_id: str) -> bool:
     """Accept a suppressed user again. Returns False if the user was not suppressed."""
     record(store, operator, "unsuppress_user", app_id, user=user_hash(user_id))
     return store.erasure.unsuppress(app_id, user_id)
 
 
+@_confirmed
 def set_cadence(
     store: Store, operator: Operator, app_id: str, cohort_id: str, cadence_ms: int | None
 ) -> None:
@@ -68,6 +95,7 @@ def set_cadence(
     store.freshness.set_cadence(app_id, cohort_id, cadence_ms)
 
 
+@_confirmed
 def open_resync(
     store: Store, operator: Operator, place: ResyncPlace, quiet_ms: int | None = None
 ) -> Resync:
@@ -86,6 +114,7 @@ def open_resync(
     return resync
 
 
+@_confirmed
 def finish_resync(
     store: Store, operator: Operator, place: ResyncPlace, resync: Resync, *, force: bool
 ) -> None:
@@ -102,6 +131,7 @@ def finish_resync(
         raise ResyncRefused(refused)
 
 
+@_confirmed
 def abort_resync(store: Store, operator: Operator, place: ResyncPlace, resync: Resync) -> bool:
     """Abort a resync or import. Returns False if it is finishing or has finished."""
     record(store, operator, "abort_resync", place.app_id, cohort=place.cohort_id)
@@ -112,6 +142,7 @@ def abort_resync(store: Store, operator: Operator, place: ResyncPlace, resync: R
     return True
 
 
+@_confirmed
 def acknowledge_loss(store: Store, operator: Operator, app_id: str) -> bool:
     """Acknowledge that the store lost an app's data. Its cohorts stay incomplete.
 
@@ -122,6 +153,7 @@ def acknowledge_loss(store: Store, operator: Operator, app_id: str) -> bool:
     return bool(store.losses.acknowledge([app_id]))
 
 
+@_confirmed
 def forgive_loss(store: Store, operator: Operator, app_id: str) -> int:
     """Forget that an app's data was lost, as that was intended, and clear the reasons it gave.
 

@@ -122,6 +122,7 @@ class MemberImport:
         done = self._resyncs.find(place)
         if done is None or done.id != self._resync.id:
             raise ResyncRefused(ResyncRefusal.STORE_LOST)
+        self._store.replication.confirm(place.app_id)
 
     def result(self) -> Imported:
         """What :meth:`apply` has done."""

@@ -100,6 +100,7 @@ def create(app_id: str | None, scope: str, label: str, expires: int | None, as_j
     record(store, operator(), "create_key", kept.app_id, **about)
     if not store.api_keys.create(kept):
         raise click.ClickException("A key with this id exists. Run the command again.")
+    store.replication.confirm()
     if as_json:
         print_json({"key": key, **_from_store(store, kept)})
         return
@@ -144,6 +145,7 @@ def expire(key_id: str, expires: int | None) -> None:
         raise click.ClickException("The key was revoked, which is permanent.")
     record(store, operator(), "expire_key", key.app_id, key_id=key.id, expires=expires)
     store.api_keys.expire(key_id, expires)
+    store.replication.confirm()
     click.echo(f"The key {key_id} {_ends(expires)}.")
 
 
@@ -159,6 +161,7 @@ def revoke(key_id: str, yes: bool) -> None:
         click.confirm(f"Revoke the key {key.id}, last used {last}?", abort=True, err=True)
     record(store, operator(), "revoke_key", key.app_id, key_id=key.id)
     store.api_keys.revoke(key_id)
+    store.replication.confirm()
     click.echo(f"The key {key_id} is revoked.")
 
 

@@ -47,6 +47,7 @@ def register(file: BinaryIO, app_id: str | None) -> None:
     store = the_store()
     app = one_app(store, app_id, may_be_new=True)
     _work_through(file, "registered", lambda ids: store.registered_users.add(app, ids))
+    store.replication.confirm(app)
 
 
 @users.command("unregister", epilog=EXIT_CODES)
@@ -61,6 +62,7 @@ def unregister(file: BinaryIO, app_id: str | None) -> None:
     app = one_app(store, app_id)
     record(store, operator(), "unregister_users", app)
     _work_through(file, "unregistered", lambda ids: store.registered_users.remove(app, ids))
+    store.replication.confirm(app)
 
 
 @users.command("erase", epilog=EXIT_CODES)

@@ -31,6 +31,7 @@ from app.store.memberships import Memberships
 from app.store.news import News
 from app.store.registered_users import RegisteredUsers
 from app.store.registry import Registry
+from app.store.replication import Replication
 from app.store.resyncs import Resyncs
 from app.store.retention import Retention
 from app.store.server_info import ServerInfo
@@ -95,6 +96,7 @@ class Store:
         )
         self.jobs = Jobs(client, keys, deletions, self.memberships.spread_name)
         self.erasure = Erasure(client, keys, self.size_history, self.sync_history)
+        self.replication = Replication(client, keys, wait)
         self.resyncs = Resyncs(
             client,
             keys,

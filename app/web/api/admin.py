@@ -118,7 +118,9 @@ def register_users() -> Response:
     parts = services()
     schema = limited(RegisterUsersSchema, parts.settings.max_batch_users)
     _, user_ids = load(schema, read_json())
-    registered = parts.deletable_store().registered_users.add(g.caller.app_id, user_ids)
+    store, app_id = parts.deletable_store(), g.caller.app_id
+    registered = store.registered_users.add(app_id, user_ids)
+    store.replication.confirm(app_id)
     return _reply({"registered": registered})
 
 

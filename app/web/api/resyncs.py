@@ -218,6 +218,7 @@ def finish_resync(cohort_id: str) -> Response:
     for _ in _in_turns(store.resyncs.steps(place)):
         if time.monotonic() > ends:
             break
+    store.replication.confirm(place.app_id)
     return _reply(store, place, store.resyncs.find(place) or resync)
 
 

@@ -1,0 +1,43 @@
+"""Wait until replicas have what operators changed."""
+
+from __future__ import annotations
+
+import redis
+
+from app.store.connection.calls import Call, Wait
+from app.store.connection.cluster import ClusterClient
+from app.store.connection.scripts import call_partitions, load_script
+from app.store.errors import store_errors
+from app.store.keys import Keys
+
+
+class Replication:
+    """Waits for replicas as often as ``STORE_WAIT_REPLICAS`` asks for it. Raises StoreError.
+
+    Calls that change memberships wait themselves. An administrator's action is many calls, and
+    this waits once, at its end.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys, wait: Wait) -> None:
+        self._client = client
+        self._keys = keys
+        self._wait = wait
+        self._barrier = load_script(client, "barrier.lua")
+
+    def confirm(self, app_id: str | None = None) -> None:
+        """Wait until replicas have what was written about keys and, if given, an app.
+
+        Raises:
+            StoreError: ``store_not_replicated``. What was written is there, and may be repeated.
+        """
+        if not self._wait.replicas:
+            return
+        shared = (self._keys.api_keys(), self._keys.audit())
+        names = [f"{key}:{{{key}}}" for key in shared]  # each on the node of its key
+        if app_id is not None:
+            partitions = range(self._keys.partitions)
+            names += [f"{self._keys.base(app_id, n)}barrier" for n in partitions]
+        if not isinstance(self._client, ClusterClient):
+            names = names[-1:]  # one server has everything
+        with store_errors():
+            call_partitions(self._barrier, [Call(name, ()) for name in names], self._wait)
