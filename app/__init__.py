@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from app.settings import Settings
@@ -29,6 +30,7 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
     from app.server.flask_app import ServiceApp
     from app.services import EXTENSION, build
     from app.telemetry import logs, sentry
+    from app.telemetry.metrics.multiprocess_dir import VARIABLE
     from app.telemetry.sync_problems import record_problems
     from app.telemetry.sync_recorder import record_requests
 
@@ -55,4 +57,6 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
     web.fair_queue.init_app(app, parts.fair_queue)
     web.init_app(app)
     cli.init_app(app)
+    if os.environ.get(VARIABLE):  # it is a worker, whose counts are scraped
+        web.metrics.declare_series(app)
     return app

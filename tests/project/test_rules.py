@@ -136,7 +136,7 @@ def test_routes__every_one__has_a_scope_and_few_are_public() -> None:
     }
     assert set(scopes.values()) <= {INGEST, READ, ADMIN, METRICS, PUBLIC}, scopes
     assert {rule for rule, scope in scopes.items() if scope == PUBLIC} == {
-        *("/healthz", "/readyz"),
+        *("/healthz", "/readyz", "/version"),
         *("/openapi.json", "/docs", "/docs/<string:name>"),
         *("/login", "/assets/<string:name>"),
     }

@@ -155,3 +155,21 @@ def test_dashboard__every_panel_on_the_running_service__has_something_to_draw(
         finally:
             store.terminate()
             store.wait(30)
+
+
+@thorough
+def test_alerts__about_refused_calls__fire_at_the_first_burst(
+    prometheus: Callable[[str], Ask], store_url: str
+) -> None:
+    env = {"REDIS_URL": store_url, "METRICS_TOKEN": TOKEN, "WEB_CONCURRENCY": "2"}
+    with running(env | {"AUTH_FAILURE_RATE_LIMIT": "off", "RATE_LIMIT": "off"}) as service:
+        ask = prometheus(service.url.removeprefix("http://"))
+        wait_until(lambda: value(ask, "cohort_receiver_build_info") == 1)
+        assert value(ask, quote('ALERTS{alertstate="firing"}')) is None
+        for _ in range(15):
+            assert service.post({}, api_key="nobody").status == 401
+        for _ in range(40):
+            assert service.post(b"{").status == 400
+        for alert in ("CallersRefused", "PayloadsRefused"):
+            firing = f'ALERTS{{alertname="{alert}",alertstate="firing"}}'
+            wait_until(lambda firing=firing: value(ask, quote(firing)) == 1)

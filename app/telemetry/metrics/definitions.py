@@ -77,87 +77,113 @@ NOTIFICATIONS = Counter(
 )
 
 
-class StoreGauge(NamedTuple):
-    """A gauge that is read from the store when the metrics are scraped."""
+class ScrapedGauge(NamedTuple):
+    """A gauge that is read when the metrics are scraped: from the store or from the system."""
 
     name: str
     help: str
     labels: tuple[str, ...] = ()
 
 
-STORE_UP = StoreGauge("cohort_receiver_store_up", "1 while the store is usable, else 0.")
-STORE_PING_SECONDS = StoreGauge(
+STORE_UP = ScrapedGauge("cohort_receiver_store_up", "1 while the store is usable, else 0.")
+STORE_PING_SECONDS = ScrapedGauge(
     "cohort_receiver_store_ping_seconds", "Response time of the store at the last check."
 )
-STORE_MEMORY = StoreGauge("cohort_receiver_store_memory_bytes", "Memory used by the store.")
-STORE_MEMORY_LIMIT = StoreGauge(
+STORE_MEMORY = ScrapedGauge("cohort_receiver_store_memory_bytes", "Memory used by the store.")
+STORE_MEMORY_LIMIT = ScrapedGauge(
     "cohort_receiver_store_memory_limit_bytes", "The store's maxmemory; 0 if unlimited."
 )
-STORE_EVICTED = StoreGauge(
+STORE_EVICTED = ScrapedGauge(
     "cohort_receiver_store_evicted_keys",
     "Keys evicted by the store since it started.",
 )
-STORE_EVICTS = StoreGauge(
+STORE_EVICTS = ScrapedGauge(
     "cohort_receiver_store_may_evict",
     "1 if the store's maxmemory-policy permits eviction, 0 if it is noeviction.",
 )
-COHORTS = StoreGauge(
+COHORTS = ScrapedGauge(
     "cohort_receiver_cohorts",
     "Cohorts of all apps by freshness: fresh, late (nothing received for longer than its cadence "
     "allows), never (registered, but no users received yet).",
     ("freshness",),
 )
-COMPLETENESS = StoreGauge(
+COMPLETENESS = ScrapedGauge(
     "cohort_receiver_cohorts_by_completeness",
     "Cohorts of all apps by completeness: verified, unverified, incomplete.",
     ("completeness",),
 )
-INCOMPLETE = StoreGauge(
+INCOMPLETE = ScrapedGauge(
     "cohort_receiver_incomplete_cohorts",
     "Cohorts of all apps that are incomplete, by reason; one with two reasons counts twice.",
     ("reason",),
 )
-STORE_LOSSES = StoreGauge(
+STORE_LOSSES = ScrapedGauge(
     "cohort_receiver_store_losses",
     "Apps whose data the store lost, and no administrator has acknowledged it; by kind: lost, "
     "set_back.",
     ("kind",),
 )
-STORE_PERSISTENT = StoreGauge(
+STORE_PERSISTENT = ScrapedGauge(
     "cohort_receiver_store_persistent",
     "1 if the store keeps its data on disk, 0 if not; absent if unknown.",
 )
-LONGEST_LATE = StoreGauge(
+LONGEST_LATE = ScrapedGauge(
     "cohort_receiver_longest_late_seconds",
     "How long the most overdue cohort has been late; 0 if none is.",
 )
-JOBS = StoreGauge(
+JOBS = ScrapedGauge(
     "cohort_receiver_jobs",
     "Pending renames and deletions, counted per partition.",
 )
-KEY_EXPIRES = StoreGauge(
+KEY_EXPIRES = ScrapedGauge(
     "cohort_receiver_key_expiry_timestamp_seconds",
     "When the first of the API keys used in the last day expires; absent if none does.",
 )
-UPSTREAM_POLLED = StoreGauge(
+UPSTREAM_POLLED = ScrapedGauge(
     "cohort_receiver_upstream_poll_timestamp_seconds",
     "When Amplitude's own record was last read: the earliest of all apps in AMPLITUDE_KEYS; 0 if "
     "it was not read for one of them within a week. Absent without AMPLITUDE_KEYS.",
 )
-UPSTREAM_EXPORTS = StoreGauge(
+UPSTREAM_EXPORTS = ScrapedGauge(
     "cohort_receiver_upstream_exports",
     "Exports that reconciling has used this month: the most of any app. Absent without "
     "AMPLITUDE_KEYS.",
 )
-UPSTREAM_ABSENT = StoreGauge(
+UPSTREAM_ABSENT = ScrapedGauge(
     "cohort_receiver_upstream_absent_cohorts",
     "Cohorts that Amplitude syncs but that never arrived here, of all apps. Absent without "
     "AMPLITUDE_KEYS.",
 )
-UPSTREAM_BEHIND = StoreGauge(
+UPSTREAM_BEHIND = ScrapedGauge(
     "cohort_receiver_upstream_behind_cohorts",
     "Cohorts whose sync is overdue by Amplitude's own record, of all apps. Absent without "
     "AMPLITUDE_KEYS.",
+)
+
+BUILD_INFO = ScrapedGauge(
+    "cohort_receiver_build_info",
+    "1, with the versions of the service and of Python.",
+    ("version", "python"),
+)
+WORKER_MEMORY = ScrapedGauge(
+    "cohort_receiver_worker_resident_memory_bytes",
+    "Resident memory of each worker, numbered from the oldest. Absent where there is no /proc.",
+    ("worker",),
+)
+WORKER_CPU = ScrapedGauge(
+    "cohort_receiver_worker_cpu_seconds",
+    "CPU time that each worker has used. Absent where there is no /proc.",
+    ("worker",),
+)
+WORKER_FILES = ScrapedGauge(
+    "cohort_receiver_worker_open_fds",
+    "Open file descriptors of each worker. Absent where there is no /proc.",
+    ("worker",),
+)
+WORKER_STARTED = ScrapedGauge(
+    "cohort_receiver_worker_start_time_seconds",
+    "When each worker started, in seconds since the epoch. Absent where there is no /proc.",
+    ("worker",),
 )
 
 COUNTED: tuple[Counter | Histogram, ...] = (
@@ -192,6 +218,8 @@ STORE_GAUGES = (
     UPSTREAM_BEHIND,
 )
 
+PROCESS_GAUGES = (BUILD_INFO, WORKER_MEMORY, WORKER_CPU, WORKER_FILES, WORKER_STARTED)
+
 
 def samples() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Name, type, labels and help of every metric; a counter's name is that of its samples."""
@@ -199,7 +227,7 @@ def samples() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
         (family,) = metric.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         yield name, family.type, tuple(metric._labelnames), family.documentation
-    for gauge in STORE_GAUGES:
+    for gauge in (*STORE_GAUGES, *PROCESS_GAUGES):
         yield gauge.name, "gauge", gauge.labels, gauge.help
 
 

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from app.telemetry.metrics import definitions, exited_workers
 from app.telemetry.metrics.multiprocess_dir import VARIABLE
+from app.telemetry.metrics.process_gauges import ProcessGauges
 
 
 class _Observations:
@@ -44,6 +45,17 @@ class Meter:
         """Count a finished request."""
         self._counted[definitions.REQUESTS, method, route, status, reason] += 1
         self._observe(definitions.REQUEST_SECONDS, source, seconds)
+
+    def declare_request(self, method: str, route: str, status: int, reason: str) -> None:
+        """Let a count of requests begin at 0, so that Prometheus sees the first ones as well."""
+        definitions.REQUESTS.labels(method, route, status, reason)
+
+    def declare_source(self, source: str, reasons: Iterable[str]) -> None:
+        """The same for the users of a source, and those rejected for some reasons."""
+        definitions.USERS_ACCEPTED.labels(source)
+        definitions.USERS_CHANGED.labels(source)
+        for reason in reasons:
+            definitions.USERS_REJECTED.labels(source, reason)
 
     def users(self, source: str, accepted: int, changed: int, rejected: Mapping[str, int]) -> None:
         """Count the users of a request; ``rejected`` counts those of them by reason."""
@@ -109,4 +121,5 @@ def exposition(gauges: Collector) -> bytes:
     else:
         registry.register(definitions.REGISTRY)
     registry.register(gauges)
+    registry.register(ProcessGauges())
     return generate_latest(registry)

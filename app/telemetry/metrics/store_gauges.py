@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from app.store import LossKind, Store, StoreError, StoreFull
 from app.telemetry.metrics import definitions
-from app.telemetry.metrics.definitions import StoreGauge
+from app.telemetry.metrics.definitions import ScrapedGauge
 
 # However often the metrics are scraped, the store is queried at most this often.
 CACHE_SECONDS = 5.0
@@ -157,5 +157,5 @@ class StoreGauges(Collector):
         ]
 
 
-def _gauge(gauge: StoreGauge, value: float | None = None) -> GaugeMetricFamily:
+def _gauge(gauge: ScrapedGauge, value: float | None = None) -> GaugeMetricFamily:
     return GaugeMetricFamily(gauge.name, gauge.help, value, gauge.labels or None)

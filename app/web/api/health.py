@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 from marshmallow import fields, validate
 from orjson import dumps
 
+from app import __version__
 from app.auth.authenticate import PUBLIC, requires
 from app.errors import StoreUnavailable
 from app.services import services
@@ -17,6 +18,12 @@ class AliveReply(Reply):
     """The process is alive."""
 
     status = text("Always `ok`.", example="ok")
+
+
+class VersionReply(Reply):
+    """The version that replied."""
+
+    version = text("As `pip` reports it.", example=__version__)
 
 
 class CohortCounts(Reply):
@@ -61,6 +68,14 @@ blueprint = Blueprint("health", __name__)
 def healthz() -> Response:
     """200 while the process is alive, whatever the state of the store."""
     return Response(dumps({"status": "ok"}), mimetype="application/json")
+
+
+@blueprint.get("/version")
+@requires(PUBLIC)
+@describes(reply=VersionReply())
+def version() -> Response:
+    """The version of the service."""
+    return Response(dumps({"version": __version__}), mimetype="application/json")
 
 
 @blueprint.get("/readyz")

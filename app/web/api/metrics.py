@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from typing import Any
+
+from flask import Blueprint, Flask, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.auth.authenticate import METRICS, requires
@@ -10,6 +12,8 @@ from app.services import services
 from app.telemetry.metrics.meter import Meter, exposition
 from app.telemetry.request_event import FinishedRequest, Listener
 from app.web.http.contract import describes
+from app.web.http.problems import possible_problems
+from app.web.ingest import SOURCES
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -42,6 +46,28 @@ def count_requests(meter: Meter) -> Listener:
             meter.store(source, event["store_ms"] / 1000)
 
     return count
+
+
+def declare_series(app: Flask) -> None:
+    """Let the counts that alerts are about begin at 0.
+
+    Prometheus sees how much a series grew since the last scrape, and nothing of one that is new.
+    """
+    meter = services(app).meter
+    for rule in app.url_map.iter_rules():
+        view: Any = app.view_functions[rule.endpoint]
+        contract = getattr(view, "contract", None)
+        if contract is None:
+            continue
+        source = SOURCES.get(rule.endpoint.partition(".")[0])
+        problems = list(possible_problems(rule, contract, view.scope))
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+            for problem in problems:
+                if source or problem.status in (401, 403, 500):
+                    route = rule.rule.rstrip("/") or "/"
+                    meter.declare_request(method, route, problem.status, problem.reason)
+        if source:
+            meter.declare_source(source.name, {problem.reason for problem in contract.problems})
 
 
 @blueprint.get("/metrics")

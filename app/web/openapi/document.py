@@ -16,27 +16,15 @@ from werkzeug.routing import Rule
 from app import __version__
 from app.auth.authenticate import METRICS, PUBLIC
 from app.errors import (
-    BodyTimeout,
-    BodyTooLarge,
-    ExpiredKey,
-    HttpsRequired,
     InternalError,
-    InvalidCredentials,
-    InvalidEncoding,
-    InvalidJson,
-    InvalidPayload,
-    MissingCredentials,
-    MissingScope,
     NotFound,
     Problem,
-    RateLimited,
-    RevokedKey,
     StoreUnavailable,
-    UnsupportedMediaType,
 )
 from app.services import services
 from app.web.http.contract import IN_PATH, JSON, Contract
 from app.web.http.fields import Items, limited
+from app.web.http.problems import possible_problems
 from app.web.ingest import SOURCES
 from app.web.ingest.replies import PROBLEM_DOCUMENT, ErrorForm
 
@@ -94,19 +82,6 @@ _NEEDS = {
     METRICS: "Requires the metrics token, or a key with the scope `read`.",
 }
 
-_OF_CALLERS = (
-    MissingCredentials,
-    InvalidCredentials,
-    ExpiredKey,
-    RevokedKey,
-    HttpsRequired,
-    MissingScope,
-    RateLimited,
-)
-_OF_BODIES = (
-    *(InvalidJson, InvalidEncoding, InvalidPayload),
-    *(BodyTimeout, BodyTooLarge, UnsupportedMediaType),
-)
 # These have the same form for all calls.
 _WITHOUT_MEMBERS = (StoreUnavailable, NotFound)
 
@@ -299,7 +274,7 @@ class _Document:
             described = "The caller's version is current."
             responses["304"] = {"description": described, "headers": _header_refs(headers)}
         by_status: dict[int, list[Problem]] = {}
-        for problem in self._problems(rule, contract, scope):
+        for problem in possible_problems(rule, contract, scope):
             by_status.setdefault(problem.status, []).append(problem)
         errors = _error_form(rule)
         for status, problems in sorted(by_status.items()):
@@ -311,19 +286,6 @@ class _Document:
             return {"schema": {"type": "string"}, "example": contract.example}
         schema = self._converter.resolve_nested_schema(contract.reply)
         return {"schema": schema, "example": self._example(schema)}
-
-    def _problems(self, rule: Rule, contract: Contract, scope: str) -> Iterator[Problem]:
-        kinds: list[type[Problem]] = [
-            *contract.problems,
-            *([NotFound] if rule.arguments else []),
-            *(_OF_BODIES if contract.body else []),
-            *(_OF_CALLERS if scope != PUBLIC else []),
-            # Rate limits need the store. Metrics have none, and work without the store.
-            *([StoreUnavailable] if scope not in (PUBLIC, METRICS) else []),
-            InternalError,
-        ]
-        for kind in dict.fromkeys(kinds):
-            yield from kind.examples()
 
     def _refusal(self, errors: ErrorForm, status: int, problems: list[Problem]) -> dict[str, Any]:
         kind = _name(errors.schema)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from prometheus_client import Counter, Histogram
 
 from app.telemetry.metrics import definitions
-from app.telemetry.metrics.definitions import COUNTED, STORE_GAUGES, StoreGauge
+from app.telemetry.metrics.definitions import COUNTED, PROCESS_GAUGES, STORE_GAUGES, ScrapedGauge
 
 
 def test_lists__contain_every_declared_metric() -> None:
     declared = vars(definitions).values()
     assert list(COUNTED) == [value for value in declared if isinstance(value, Counter | Histogram)]
-    assert list(STORE_GAUGES) == [value for value in declared if isinstance(value, StoreGauge)]
+    scraped = [value for value in declared if isinstance(value, ScrapedGauge)]
+    assert [*STORE_GAUGES, *PROCESS_GAUGES] == scraped
 
 
 def test_registry__contains_every_counted_metric() -> None:

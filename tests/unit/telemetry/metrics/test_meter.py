@@ -58,6 +58,6 @@ def test_flush__twice__counts_once() -> None:
 
 
 def test_samples__name_every_metric_that_is_defined() -> None:
-    kinds = (Counter, Histogram, definitions.StoreGauge)
+    kinds = (Counter, Histogram, definitions.ScrapedGauge)
     defined = [value for value in vars(definitions).values() if isinstance(value, kinds)]
     assert len(defined) == len(list(definitions.samples())) > 10

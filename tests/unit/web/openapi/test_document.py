@@ -194,7 +194,7 @@ def test_document__every_call_with_a_key__can_be_refused(told: dict[str, Any]) -
         is_json = "application/json" in operation.get("requestBody", {}).get("content", ())
         assert is_json == ("413" in statuses), path  # a file may have any size
         assert "500" in statuses
-        assert ("503" in statuses) == (path not in ("/healthz", "/metrics"))
+        assert ("503" in statuses) == (path not in ("/healthz", "/version", "/metrics"))
 
 
 def test_document__sizes__are_those_of_the_settings() -> None:
