@@ -111,6 +111,8 @@ class Comparison:
     checked: int = 0
     uncertain: int = 0
     wrong: int = 0
+    found: int = 0
+    """Users who have a field for the cohort at all."""
     examples: list[Mismatch] = field(default_factory=list)
 
     @property
@@ -130,6 +132,7 @@ def compare(
             possible = expected.possible_values(user)
             value = traits.get(expected.trait)
             result.checked += 1
+            result.found += value is not None
             result.uncertain += len(possible) > 1
             if value not in possible:
                 result.wrong += 1

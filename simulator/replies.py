@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
 from typing import Any
 
 from .connection import Reply
@@ -56,7 +58,11 @@ def rejected_users(reply: Reply) -> int:
 
 
 def excerpt(body: bytes, limit: int = 200) -> str:
-    """Return the beginning of a body on one printable line."""
+    """Return the beginning of a body on one printable line; of a problem document, its detail."""
+    with suppress(ValueError, RecursionError):
+        document = json.loads(body)
+        if isinstance(document, dict) and isinstance(document.get("detail"), str):
+            body = document["detail"].encode("utf-8", "replace")
     text = " ".join(body[: limit * 4].decode("utf-8", "replace").split())
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

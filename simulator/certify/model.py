@@ -58,12 +58,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a check."""
+    """The outcome of a check. `compared`: whether a reader could see what was stored."""
 
     check: Check
     verdict: Verdict
     detail: str
     seconds: float
+    compared: bool = True
 
 
 @dataclass(frozen=True)

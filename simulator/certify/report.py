@@ -19,6 +19,8 @@ def line(outcome: Outcome) -> str:
     check = outcome.check
     should = " (should)" if check.level == "should" else ""
     text = f"{_MARKS[outcome.verdict]:<5}{check.name}{should}"
+    if outcome.verdict == "passed" and not outcome.compared:
+        text += " (replies only)"
     if outcome.detail:
         text += f": {outcome.detail}"
     if outcome.verdict == "failed":
@@ -35,11 +37,11 @@ def verdict(report: Report) -> str:
     elif not report.certified:
         text = f"NOT CERTIFIED: no check of level must was run ({numbers})."
     else:
-        text = f"CERTIFIED ({numbers})."
+        text = f"CERTIFIED{'' if report.compared else ' BY ITS REPLIES ONLY'} ({numbers})."
     if should:
         text += f" Checks of level should failed: {len(should)}."
     if not report.compared:
-        text += " The stored state was not compared: no --reader."
+        text += " A receiver that stores nothing passes too: --reader compares what it stored."
     return text
 
 
@@ -130,16 +132,20 @@ def html(report: Report) -> str:
 <h1>Amplitude cohort receiver</h1>
 <p><code>{escape(report.url)}</code>, {when}, {report.seconds:.1f} s, seed {report.seed}</p>
 <p class="{kind}">{escape(verdict(report))}</p>
-<h2>Latency</h2>
-{_chart(report.samples)}
-{_latency_table(report.samples)}
 <h2>Checks</h2>
 <table>
 <tr><th>Check</th><th>Level</th><th>Outcome</th><th>Requirement</th></tr>
-{"".join(map(_check_row, report.outcomes))}</table>
+{"".join(map(_check_row, sorted(report.outcomes, key=_failed_first)))}</table>
+<h2>Latency</h2>
+{_chart(report.samples)}
+{_latency_table(report.samples)}
 </body>
 </html>
 """
+
+
+def _failed_first(outcome: Outcome) -> bool:
+    return outcome.verdict != "failed"
 
 
 def _check_row(outcome: Outcome) -> str:
@@ -147,9 +153,13 @@ def _check_row(outcome: Outcome) -> str:
     detail = f"<br><small>{escape(outcome.detail)}</small>" if outcome.detail else ""
     return (
         f"<tr><td><code>{escape(check.name)}</code></td><td>{check.level}</td>"
-        f'<td><span class="{outcome.verdict}">{outcome.verdict}</span>{detail}</td>'
+        f'<td><span class="{outcome.verdict}">{outcome.verdict}</span>{_seen(outcome)}{detail}</td>'
         f"<td>{escape(check.requirement)} <small>({check.origin})</small></td></tr>\n"
     )
+
+
+def _seen(outcome: Outcome) -> str:
+    return " (replies only)" if outcome.verdict == "passed" and not outcome.compared else ""
 
 
 def _latency_table(samples: Sequence[Sample]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from .. import payloads
 from ..connection import describe_error
@@ -35,7 +36,7 @@ def run_checks(
         _try_key(context)
         report.samples.clear()
         for check in select_checks(checks, options):
-            outcome = _run(check, context)
+            outcome = replace(_run(check, context), compared=reader is not None)
             report.outcomes.append(outcome)
             if on_outcome:
                 on_outcome(outcome)

@@ -29,7 +29,7 @@ from .options import (
 
 
 @click.command(epilog=HELP)
-@target_options
+@target_options(url_required=False)
 @click.option(
     "--modes",
     default=",".join(CHECKED_MODES),
@@ -63,7 +63,7 @@ from .options import (
     help="Also write the report as an HTML page with a latency chart.",
 )
 def certify(
-    url: str,
+    url: str | None,
     key: str | None,
     app_id: str | None,
     auth: Any,
@@ -91,13 +91,15 @@ def certify(
 
     Certify a staging receiver: the checks write users and cohorts of their own to it.
     """
+    if url is None and not list_only:
+        raise click.UsageError("Missing argument 'URL'.")
     wanted = [mode.strip() for mode in modes.split(",")]
     if unknown := set(wanted) - set(CHECKED_MODES):
         raise click.UsageError(
             f"--modes: {', '.join(sorted(unknown))} is none of {', '.join(CHECKED_MODES)}"
         )
     options = Options(
-        target=Target(url, key, app_id, auth, timeout, parse_headers(header)),
+        target=Target(url or "", key, app_id, auth, timeout, parse_headers(header)),
         path=path,
         lists_path=lists_path,
         webhook_path=webhook_path,

@@ -12,7 +12,7 @@ from .options import check_target, parse_cohort, parse_headers, path_options, ta
 
 
 @click.command()
-@target_options
+@target_options()
 @click.option("--cohort", metavar="NAME:ID", default="cohort name:123", show_default=True)
 @click.option("--user", default="test.user@email.com", show_default=True)
 @path_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -38,8 +39,12 @@ def percent_encoded(_: object, __: object, path: str | None) -> str | None:
     return path and percent_encode(path)
 
 
-target_options = _combine(
-    click.argument("url"),
+def target_options(*, url_required: bool = True) -> Callable[[Function], Function]:
+    """Where to send requests, and with which key."""
+    return _combine(click.argument("url", required=url_required), *_KEY_OPTIONS)
+
+
+_KEY_OPTIONS = (
     click.option(
         "--key",
         envvar="SIMULATOR_KEY",
@@ -206,9 +211,35 @@ def check_reachable(target: Target) -> None:
     parts = urlsplit(target.url)
     address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection(address, CONNECT_TIMEOUT_SECONDS).close()
+        with socket.create_connection(address, CONNECT_TIMEOUT_SECONDS) as connection:
+            if problem := _protocol_problem(connection, target.url):
+                exit_with(ExitCode.UNREACHABLE, problem)
     except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         exit_with(ExitCode.UNREACHABLE, f"Cannot connect to {target.url}: {error}")
+
+
+def _protocol_problem(connection: socket.socket, url: str) -> str | None:
+    """Why the server at `url` cannot be spoken to as the address says; None if it can be."""
+    scheme, rest = url.split("://", 1)
+    host = urlsplit(url).hostname or ""
+    if scheme == "https":
+        try:
+            ssl.create_default_context().wrap_socket(connection, server_hostname=host).close()
+        except ssl.SSLCertVerificationError as error:
+            return f"The certificate of {url} is not trusted: {error.verify_message}"
+        except (ssl.SSLError, ConnectionError):
+            return f"The server does not speak HTTPS. Try http://{rest}"
+        return None
+    connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    try:
+        reply = connection.recv(2000)
+    except ConnectionError:
+        reply = b""
+    except TimeoutError:
+        return None  # slow is for the command's own time limit
+    if not reply.startswith(b"HTTP/") or b"to HTTPS port" in reply:
+        return f"The server does not speak HTTP. Try https://{rest}"
+    return None
 
 
 def open_reader(url: str | None, key: str, prefix: str, app: str, partitions: int) -> Reader | None:

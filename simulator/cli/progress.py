@@ -141,7 +141,7 @@ def summary(
         row("reading back failed", reader_error, True)
     if comparison is not None:
         verdict = "all as expected" if comparison.ok else f"{comparison.wrong:,} WRONG"
-        row("users read back", f"{comparison.checked:,}, {verdict}", not comparison.ok)
+        row("users compared", f"{comparison.checked:,}, {verdict}", not comparison.ok)
         if comparison.uncertain:
             row("users who may be in or out", f"{comparison.uncertain:,}")
         for example in comparison.examples[:5]:

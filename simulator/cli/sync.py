@@ -24,6 +24,7 @@ from .exit_codes import HELP, ExitCode
 from .options import (
     DEFAULT_TIMEOUT_SECONDS,
     check_reachable,
+    exit_with,
     open_reader,
     open_upstream,
     parse_cohort,
@@ -41,7 +42,7 @@ USERS_PER_READ = 5_000
 
 
 @click.command(epilog=HELP)
-@target_options
+@target_options()
 @click.option(
     "--mode",
     type=click.Choice(MODES),
@@ -235,12 +236,21 @@ def sync(
         except KeyboardInterrupt:
             cohort_sync.stop.set()
         exit_code = _exit_code(results, cohort_sync, comparison, reader_error)
+        problem = _wrong_address(results, cohort_sync)
         if as_json:
             report = _report(cohort_sync, results, comparison, reader_error, seed, exit_code)
             click.echo(json.dumps(report, indent=2))
+        elif problem:
+            exit_with(exit_code, problem)
         else:
             Console().print(summary(cohort_sync, results, comparison, reader_error))
             click.echo(f"Repeat with --seed {seed}" + (f". {example}" if example else ""))
+            if comparison is not None and comparison.wrong and not comparison.found:
+                click.echo(
+                    "The reader found nothing of this cohort. Are --app, --key-prefix and "
+                    "--partitions those of the receiver?",
+                    err=True,
+                )
         if upstream and upstream_stays and not cohort_sync.stop.is_set():
             sys.stdout.flush()
             with contextlib.suppress(KeyboardInterrupt):
@@ -297,6 +307,19 @@ def _exit_code(
     if cohort_sync.stats.gave_up or cohort_sync.stats.users_rejected:
         return ExitCode.FAILED
     return ExitCode.OK
+
+
+def _wrong_address(results: list[SyncResult], cohort_sync: CohortSync) -> str | None:
+    """In a sentence, why nothing can have been delivered at all; None if that is not so."""
+    stats = cohort_sync.stats
+    if any(result.unauthorised for result in results):
+        return f"The receiver refuses the key: {stats.last_problem}"
+    if stats.statuses.keys() == {404} and not stats.users_delivered:
+        return (
+            "Every request was answered 404. "
+            f"Is {cohort_sync.target.url} the receiver's base address, and --path its path?"
+        )
+    return None
 
 
 def _report(

@@ -8,14 +8,19 @@ import re
 import shlex
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import trustme
 from click.testing import CliRunner, Result
 
 from simulator import payloads
@@ -23,6 +28,7 @@ from simulator.cli import main, options
 from simulator.cli.exit_codes import ExitCode
 from simulator.reader import ReaderError, Traits
 from tests.integration.simulator.receiver import CLOSED_PORT, KEY, Receiver
+from tests.support.polling import DEADLINE
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -129,10 +135,49 @@ def test_sync__nothing_listens__says_so_at_once() -> None:
     assert "Cannot connect" in result.output
 
 
+def test_sync__address_of_another_protocol__says_so_at_once() -> None:
+    with Receiver() as receiver:
+        result = call("sync", receiver.url.replace("http:", "https:"))
+        assert result.exit_code == ExitCode.UNREACHABLE
+        assert result.stderr == f"Error: The server does not speak HTTPS. Try {receiver.url}\n"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(ssl.SSLError):
+                context.wrap_socket(connection, server_side=True)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        result = call("sync", f"http://{address}")
+        thread.join(DEADLINE)
+    assert result.exit_code == ExitCode.UNREACHABLE
+    assert result.stderr == f"Error: The server does not speak HTTP. Try https://{address}\n"
+
+
+def test_sync__wrong_path__is_one_line() -> None:
+    with Receiver() as receiver:
+        result = call("sync", f"{receiver.url}/nowhere", "--key", KEY, "--users", "3")
+    assert result.exit_code == ExitCode.FAILED
+    assert "Every request was answered 404. Is " in result.stderr
+    assert "successful syncs" not in result.stdout
+
+
+def test_certify__list_without_an_address__lists_the_checks() -> None:
+    assert call("certify", "--list").output.startswith("credentials.basic (must; document): ")
+    assert call("certify").exit_code == ExitCode.USAGE
+
+
 @pytest.mark.parametrize("flaws", [(), ("refusal-is-403",)])
 def test_sync__wrong_key__has_its_own_exit_code(flaws: tuple[str, ...]) -> None:
     with Receiver(*flaws) as receiver:
-        assert call("sync", receiver.url, "--key", "wrong").exit_code == ExitCode.UNAUTHORISED
+        result = call("sync", receiver.url, "--key", "wrong")
+        assert result.exit_code == ExitCode.UNAUTHORISED
+        assert "Error: The receiver refuses the key: 40" in result.stderr
+        assert result.stdout == ""
 
 
 def test_sync__requests_given_up__fail() -> None:
@@ -261,7 +306,7 @@ def test_certify__correct_receiver__exits_0_and_writes_the_page(tmp_path: Path) 
             *("--html", str(page)),
         )
     assert result.exit_code == ExitCode.OK, result.output
-    assert "CERTIFIED (" in result.output
+    assert "CERTIFIED BY ITS REPLIES ONLY (" in result.output
     assert "<svg" in page.read_text()
 
 
