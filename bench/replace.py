@@ -62,8 +62,8 @@ class _Replacement:
             f"| the same during a resync, users/s | {median(during):,.0f} |",
             f"| finishing, a tenth leaves, s | {finished:.1f} |",
             f"| ingest beside it, users/s | {beside_rate:,.0f} |",
-            f"| longest store command meanwhile, ms | {blocked_ms:.1f} |",
-            f"| import, rows/s | {imported:,.0f} |",
+            f"| its longest store command, ms | {blocked_ms:.1f} |",
+            f"| import into a new cohort, rows/s | {imported:,.0f} |",
             f"| resident memory meanwhile, all processes, MB | +{grown:.0f} |",
         ]
         verdicts = [
@@ -93,7 +93,12 @@ class _Replacement:
                 time.sleep(0.1)
             seconds = time.monotonic() - began
             beside_rate = 1000 * others(generator.Result())["flood_per_second"]
-        slow = [entry["duration"] / 1000 for entry in self._client.slowlog_get(10_000)]
+        # The flood is another app's: how long its commands take is what other groups measure.
+        slow = [
+            entry["duration"] / 1000
+            for entry in self._client.slowlog_get(10_000)
+            if b"{bench}" in entry["command"]
+        ]
         left = self._client.zcard(f"cohorts:{{bench}}:cohort:{COHORT_ID}:members")
         expected = 1000 * len(staying)
         if left != expected:
@@ -109,7 +114,8 @@ class _Replacement:
         )
         with beside.memory_samples(self._target(), self._service) as finish:
             began = time.monotonic()
-            reply = self._call("PUT", "/members?force=true", text, "text/csv")
+            path = "/api/v1/cohorts/imported/members?name=Imported"
+            reply = self._request("PUT", path, text, "text/csv")
             seconds = time.monotonic() - began
             grown = finish(generator.Result())["memory_mb"]
         if reply["added"] != rows:
@@ -126,13 +132,14 @@ class _Replacement:
             raise generator.LoadFailed("not all requests were answered")
         return result.answered * 1000 / result.seconds
 
-    def _call(
-        self, method: str, path: str, body: bytes = b"{}", content_type: str = "application/json"
-    ) -> dict[str, Any]:
+    def _call(self, method: str, path: str) -> dict[str, Any]:
+        return self._request(method, _PATH + path, b"{}", "application/json")
+
+    def _request(self, method: str, path: str, body: bytes, content_type: str) -> dict[str, Any]:
         connection = http.client.HTTPConnection(*self._service.address, timeout=120)
         headers = {"api_key": ADMIN_KEY, "Content-Type": content_type}
         try:
-            connection.request(method, _PATH + path, body, headers)
+            connection.request(method, path, body, headers)
             reply = connection.getresponse()
             content = reply.read()
         finally:
