@@ -25,21 +25,33 @@ local function has_trait(state)
   return false
 end
 
+-- The keys of a cohort in which the user may be, and its state.
+local function keys_of(cohort)
+  local prefix = base .. 'cohort:' .. cohort
+  local sets = {prefix .. ':members', prefix .. ':left', prefix .. ':seen', prefix .. ':seen-before'}
+  return sets, prefix .. ':state', prefix .. ':confirmed'
+end
+
+-- Everything that can fail, before the first write.
+expect('hash', hash)
+local kept = {}
+for i = 2, #ARGV do
+  local sets, state, confirmed = keys_of(ARGV[i])
+  expect('hash', state)
+  expect('set', confirmed)
+  expect('zset', unpack(sets))
+  kept[i] = has_trait(state)
+end
+
 local found = {}
 for i = 2, #ARGV do
-  local prefix = base .. 'cohort:' .. ARGV[i]
-  local members, left = prefix .. ':members', prefix .. ':left'
-  local seen, before = prefix .. ':seen', prefix .. ':seen-before'
-  expect('hash', prefix .. ':state')
-  expect('zset', members, left, seen, before)
-  call('SREM', prefix .. ':confirmed', user)
-  local member = call('ZSCORE', members, user)
-  local known = member or call('ZSCORE', left, user)
-    or call('ZSCORE', seen, user) or call('ZSCORE', before, user)
-  if known and not has_trait(prefix .. ':state') then
-    if member then call('HINCRBY', prefix .. ':state', 'left', 1) end
-    for _, key in ipairs({members, left, seen, before}) do call('ZREM', key, user) end
-    found[#found + 1] = ARGV[i]
+  local sets, state, confirmed = keys_of(ARGV[i])
+  call('SREM', confirmed, user)
+  if not kept[i] then
+    local member, known = call('ZSCORE', sets[1], user), 0
+    for _, key in ipairs(sets) do known = known + call('ZREM', key, user) end
+    if member then call('HINCRBY', state, 'left', 1) end
+    if known > 0 then found[#found + 1] = ARGV[i] end
   end
 end
 return found

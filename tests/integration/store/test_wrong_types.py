@@ -50,12 +50,21 @@ CALLS: dict[str, Callable[[Store], Any]] = {
     "erase": lambda store: store.erasure._erase(
         keys=[store.keys.changes(APP, 0)], args=["in", "suppress", 250, TRAIT, COHORT]
     ),
+    "erase whose hash is lost": lambda store: store.erasure._erase_memberships(
+        keys=[store.keys.changes(APP, 0)], args=["in", "2", COHORT]
+    ),
     "set a cadence": lambda store: store.freshness.set_cadence(APP, COHORT, 1000),
     "move": lambda store: store.jobs.step(Job(APP, 0, COHORT)),
 }
 
 
+def lose_hash(store: Store) -> None:
+    say(store, True, "in", trait="Another: 2")
+    store._client.unlink(store.keys.user(APP, "in"))
+
+
 PREPARATIONS: dict[str, Callable[[Store], Any]] = {
+    "erase whose hash is lost": lose_hash,
     "delete": lambda store: delete(store, "begin"),
     "end a deletion": lambda store: delete(store, "begin", "step", "step", "step"),
     "move": CALLS["rename"],
