@@ -203,8 +203,8 @@ INCOMPLETE_ADVICE = {
     ),
     IncompleteReason.SYNC_FAILED: Advice(
         "A request failed, and no retry succeeded.",
-        "Fix the cause; the syncs below show it. Amplitude sends what failed again with the next "
-        "sync, which clears this if it succeeds.",
+        "Fix the cause, which the page of the failed sync shows. Amplitude sends what failed again "
+        "with the next sync, which clears this if it succeeds.",
     ),
     IncompleteReason.DELETED_HERE: Advice(
         "The cohort was deleted here, and only differences have arrived since.", _REPLACE
