@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from app.cohorts import CohortSummary, CompletenessState, FreshnessState, Status
+from app.cohorts import CohortSummary, CompletenessState, FreshnessState, IncompleteReason, Status
 from app.store.completeness import completeness_of
 from app.store.connection.calls import Call
 from app.store.connection.scripts import call_partitions, load_script
@@ -49,14 +49,17 @@ class CohortFilter(NamedTuple):
     status: Status | None = None
     freshness: FreshnessState | None = None
     completeness: CompletenessState | None = None
+    reason: IncompleteReason | None = None
 
     def matches(self, cohort: CohortSummary, now_ms: int) -> bool:
         """Whether to list a cohort. A name matches any part of the trait name."""
+        reasons = (open.reason for open in cohort.completeness.reasons)
         return (
             (self.name is None or self.name.casefold() in cohort.trait.casefold())
             and (self.status is None or self.status == cohort.status)
             and (self.freshness is None or self.freshness == cohort.freshness.state(now_ms))
             and (self.completeness is None or self.completeness == cohort.completeness.state)
+            and (self.reason is None or self.reason in reasons)
         )
 
 

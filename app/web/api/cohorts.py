@@ -49,6 +49,7 @@ def get_cohorts() -> Response:
             asked.get("status"),
             asked.get("freshness"),
             asked.get("completeness"),
+            asked.get("reason"),
         ),
         sort=asked["sort"].lstrip("-"),
         descending=asked["sort"].startswith("-"),

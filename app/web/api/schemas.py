@@ -151,6 +151,11 @@ class CohortsQuery(Query):
         by_value=fields.String,
         metadata={"description": "Only cohorts in this state of completeness."},
     )
+    reason = fields.Enum(
+        IncompleteReason,
+        by_value=fields.String,
+        metadata={"description": "Only cohorts that are incomplete for this reason."},
+    )
     sort = fields.String(
         load_default="id",
         validate=validate.OneOf(LIST_SORTS),

@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from app.auth import admin_actions
 from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
-from app.cohorts import RequestRecord, ResyncRefusal, user_hash
+from app.cohorts import IncompleteReason, RequestRecord, ResyncRefusal, user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.cohorts.sync import HASH_BYTES
 from app.errors import UnknownCohort
@@ -81,7 +81,7 @@ def overview() -> Response:
     app_id, query = g.caller.app_id, _query(_OVERVIEW_QUERY)
     where = CohortFilter(
         " ".join(query.get("name", "").split()) or None,
-        *(query.get(name) for name in ("status", "freshness", "completeness")),
+        *(query.get(name) for name in ("status", "freshness", "completeness", "reason")),
     )
     sort, after = query["sort"], query["cursor"][1:] if "cursor" in query else None
     cohorts = store().cohort_list
@@ -108,6 +108,7 @@ def overview() -> Response:
         counts=counts,
         attention=attention(app_id, counts) if first_page else None,
         where=where,
+        reasons=list(IncompleteReason),
         sort=sort,
         next=list_cursor(sort, page.after),
         paged="cursor" in query,

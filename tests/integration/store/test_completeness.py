@@ -137,7 +137,7 @@ def test_unknown_cohort__is_skipped(store: Store, redis_client: redis.Redis) -> 
     assert set(redis_client.scan_iter()) == before
 
 
-def test_list__filters_by_state(store: Store, reader: FlaskClient) -> None:
+def test_list__filters_by_state_and_reason(store: Store, reader: FlaskClient) -> None:
     for cohort_id in ("verified1", "incomplete1"):
         say(store, f"n: {cohort_id}", True, ["bob"])
     store.completeness.verify(APP, "verified1", VerifiedBy.RESYNC)
@@ -151,6 +151,9 @@ def test_list__filters_by_state(store: Store, reader: FlaskClient) -> None:
     assert listed("incomplete") == ["incomplete1"]
     assert listed("unverified") == [COHORT]
     assert reader.get("/api/v1/cohorts?completeness=broken").status_code == 400
+    for reason, found in ((Reason.STORE_LOST, ["incomplete1"]), (Reason.SYNC_FAILED, [])):
+        reply = reader.get("/api/v1/cohorts", query_string={"reason": reason})
+        assert [row["id"] for row in reply.json["cohorts"]] == found
 
 
 def test_counts__by_state_and_reason(store: Store) -> None:

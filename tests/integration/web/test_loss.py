@@ -109,9 +109,10 @@ def test_dashboard__says_why_a_cohort_is_incomplete_and_what_to_do(
     text = browser.get(f"/cohort?id={COHORT}").text
     assert f"<code>{reason}</code>" in text
     assert "7 <code>invalid_user_id</code>" in text
-    listed = browser.get("/?completeness=incomplete").text
-    assert COHORT in listed
-    assert "id=other" not in listed
+    for query in ("completeness=incomplete", f"reason={reason}"):
+        listed = browser.get(f"/?{query}").text
+        assert COHORT in listed
+        assert "id=other" not in listed
     store.completeness.verify(APP, COHORT, VerifiedBy.IMPORT)
     assert "by import" in browser.get(f"/cohort?id={COHORT}").text
 
