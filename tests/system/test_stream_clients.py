@@ -32,6 +32,14 @@ def store_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def redis_client(store_url: str) -> Iterator[redis.Redis]:
+    """A plain client on a store with nothing at all, not even where the stream had ended."""
+    with redis.Redis.from_url(store_url, decode_responses=True) as client:
+        client.execute_command("FLUSHALL", "SYNC")
+        yield client
+
+
 @pytest.fixture(scope="module")
 def service(store_url: str) -> Iterator[Service]:
     env = {

@@ -122,6 +122,9 @@ class Primary:
             kind = exceptions.AuthenticationError if refused else exceptions.ConnectionError
             self._failure = kind(str(error))
             return
+        finally:
+            for sentinel in self._sentinel.sentinels:  # they are rarely asked
+                sentinel.close()
         self._failure = None
         if self._address not in (None, found):
             self._moved()

@@ -432,6 +432,8 @@ def test_finish__after_the_store_was_set_back__is_refused_and_nobody_leaves(
     lose(store, redis_client, 0)
     assert finish(store, force=force) is ResyncRefusal.STORE_LOST
 
+    say(store, True, "u0")
+
     def is_refused() -> bool:  # it would finish by itself
         run(store)
         return found(store).refused is ResyncRefusal.STORE_LOST
