@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from app.cohorts.completeness import IncompleteReason
 from app.telemetry.metrics.definitions import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +83,15 @@ def test_alerts__every_one__is_explained_where_it_says() -> None:
         assert f"docs/operations.md#{alert.lower()}\n" in rules, alert
         assert f"\n### {alert}\n" in page, alert
     assert sorted(re.findall(r"^### ([A-Z]\w+)$", page, re.M)) == sorted(ALERTS)
+
+
+def test_alerts__about_incomplete_cohorts__point_to_the_list_of_those_with_that_reason() -> None:
+    rules = (OPS / "alerts.yml").read_text().split("- alert: ")[1:]
+    about = [(re.search(r'incomplete_cohorts\{reason="(\w+)"', rule), rule) for rule in rules]
+    pages = {found[1]: rule for found, rule in about if found}
+    assert pages.keys() == set(IncompleteReason)
+    for reason, rule in pages.items():
+        assert f"dashboard: /dashboard?reason={reason}\n" in rule
 
 
 def test_dashboard__every_expression__is_valid(promtool: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import redis
 import urllib3
 
 from tests.support.cli import flask
@@ -173,3 +174,36 @@ def test_alerts__about_refused_calls__fire_at_the_first_burst(
         for alert in ("CallersRefused", "PayloadsRefused"):
             firing = f'ALERTS{{alertname="{alert}",alertstate="firing"}}'
             wait_until(lambda firing=firing: value(ask, quote(firing)) == 1)
+
+
+@thorough
+@pytest.mark.parametrize(
+    ("alert", "settings"),
+    [
+        ("StoreFull", {"maxmemory-policy": "noeviction", "maxmemory": "1mb"}),
+        ("StoreReadOnly", {"min-replicas-to-write": "1"}),
+    ],
+    ids=["StoreFull", "StoreReadOnly"],
+)
+def test_alerts__about_a_store_that_refuses_writes__fire_at_the_first_one(
+    prometheus: Callable[[str], Ask], alert: str, settings: dict[str, str]
+) -> None:
+    firing = quote(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+    with store_folder() as folder:
+        store = start_store(folder)
+        try:
+            url = socket_url(folder)
+            with running({"REDIS_URL": url, "METRICS_TOKEN": TOKEN}) as service:
+                body = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
+                assert service.post(body).status == 200
+                ask = prometheus(service.url.removeprefix("http://"))
+                wait_until(lambda: value(ask, "cohort_receiver_store_up") == 1)
+                assert value(ask, firing) is None
+                with redis.Redis.from_url(url) as client:
+                    for name, setting in settings.items():
+                        client.config_set(name, setting)
+                assert service.post({**body, "userId": "bob"}).status == 503
+                wait_until(lambda: value(ask, firing) == 1)
+        finally:
+            store.terminate()
+            store.wait(30)
