@@ -47,6 +47,17 @@ def test_service_requirements__have_the_versions_that_are_tested_and_no_test_too
     assert unwanted < everything.keys()
 
 
+def test_sbom__of_production_and_of_the_tests__is_of_the_packages_of_each() -> None:
+    done = subprocess.run(
+        ["make", "-n", "sbom"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    made = re.findall(r"cyclonedx-py requirements (\S+) .*-o (\S+)", done.stdout)
+    assert made == [
+        ("requirements/service.txt", "var/sbom.json"),
+        ("requirements.txt", "var/sbom-tests.json"),
+    ]
+
+
 def test_service_requirements__name_every_library_that_the_service_imports() -> None:
     listed = (ROOT / "requirements/service.in").read_text()
     named = {re.match(r"[\w-]+", line)[0] for line in listed.splitlines() if line[:1] != "#"}
