@@ -95,10 +95,10 @@ def test_add__malformed__names_the_place_and_writes_nothing(
     client: FlaskClient, redis_client: redis.Redis, body: dict, place: str
 ) -> None:
     create(client)
-    before = redis_client.keys("cohorts:{shop*")
+    before = set(redis_client.keys("cohorts:{shop*"))
     reply = client.post("/lists/abc/add", json=body)
     assert reply.status_code == 400
-    assert redis_client.keys("cohorts:{shop*") == before
+    assert set(redis_client.keys("cohorts:{shop*")) == before
     assert [error["place"] for error in reply.json["errors"]] == [place]
 
 
