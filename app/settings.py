@@ -25,10 +25,13 @@ KEY_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 STORE_URL = re.compile(r"(rediss?(\+sentinel)?|unix)://")
 _CLUSTER_URL = re.compile(r"rediss?://[^/?]*(/0?)?(\?.*)?")
 _HOST = r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/?#@\[\],]+)(?::\d{1,5})?"
-_SENTINEL_URL = re.compile(
-    rf"rediss?\+sentinel://(?:[^\s/?#@\[\]]*@)?{_HOST}(?:,{_HOST})*/[^\s/?#@]+(?:/\d*)?"
-    r"(?:\?(?:&?sentinel_(?:username|password)=[^\s&#]*)+)?"
+SENTINEL_URL = re.compile(
+    rf"(?P<scheme>rediss?)\+sentinel://(?:(?P<userinfo>[^\s/?#@\[\]]*)@)?"
+    rf"(?P<hosts>{_HOST}(?:,{_HOST})*)/(?P<service>[^\s/?#@]+)(?:/(?P<db>\d*))?"
+    r"(?:\?(?P<query>(?:&?sentinel_(?:username|password)=[^\s&#]*)+))?"
 )
+# Not urlsplit: it refuses several hosts if one is an IPv6 address.
+_LOCATION = re.compile(r"[^:/?#]*://(?:[^/?#]*@)?([^/?#]*)([^?#]*)")
 
 DEFAULT_APP = "default"
 
@@ -494,7 +497,7 @@ class Settings:
                 "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
                 "example redis://localhost:6379/0; or use `make run`, which brings its own store."
             )
-        if "+sentinel://" in self.redis_url and not _SENTINEL_URL.fullmatch(self.redis_url):
+        if "+sentinel://" in self.redis_url and not SENTINEL_URL.fullmatch(self.redis_url):
             raise BadSettings(
                 "REDIS_URL: not a valid URL of Sentinels. It must look like "
                 "redis+sentinel://user:password@host:26379,host:26379/service/0, with special "
@@ -529,7 +532,7 @@ class Settings:
 
 def _can_be_read(url: str) -> bool:
     """Whether each part of a store's URL is where it belongs."""
-    if url.startswith("unix://") or _SENTINEL_URL.fullmatch(url):
+    if url.startswith("unix://") or SENTINEL_URL.fullmatch(url):
         return True
     try:
         parts = urlsplit(url)
@@ -574,8 +577,14 @@ def _without_password(url: str) -> str:
 
 def store_address(url: str | None) -> str:
     """The host and port, or the socket, of a store's URL, without user and password."""
-    parts = urlsplit(url or "")
-    return parts.netloc.rpartition("@")[2] or parts.path
+    hosts, path = store_location(url or "")
+    return hosts or path
+
+
+def store_location(url: str) -> tuple[str, str]:
+    """The hosts and ports of a store's URL, and its path, without user, password and query."""
+    found = _LOCATION.match(url)
+    return (found[1], found[2]) if found else ("", "")
 
 
 def reference() -> str:

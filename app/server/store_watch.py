@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import orjson
 import structlog
 
-from app.settings import Settings
+from app.settings import Settings, store_location
 from app.store import Mark, Partition, Store, StoreError, Tuning
 
 # A mark is advanced this often if nothing changes; it is compared every second anyway.
@@ -167,9 +167,9 @@ class MarksFile:
 
 def _without_credentials(address: str) -> str:
     """The address without credentials, which may be rotated; of a socket, only that it is one."""
-    parts = urlsplit(address)
-    if parts.scheme == "unix":
+    if address.startswith("unix://"):
         return "unix"
-    if "+sentinel" in parts.scheme:
-        return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if "+sentinel://" in address:
+        return "".join(store_location(address))
+    parts = urlsplit(address)
     return f"{parts.hostname}:{parts.port}{parts.path}"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 _PORT = 26379
+_HOST = r"(?:\[[^\]]+\]|[^\s:/?#@\[\],]+)(?::\d+)?"
+# Not urlsplit: it refuses several hosts if one is an IPv6 address.
+_URL = re.compile(
+    rf"(rediss?)\+sentinel://(?:([^/?#@]*)@)?({_HOST}(?:,{_HOST})*)/([^/?#]+)(?:/(\d*))?(?:\?(.*))?"
+)
 
 
 def is_sentinel(url: str) -> bool:
@@ -26,17 +31,15 @@ def sentinel_arguments(url: str, options: dict[str, Any]) -> tuple[dict[str, Any
     Raises:
         ValueError: it has another form.
     """
-    parts = urlsplit(url)
-    userinfo, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = map(unquote, userinfo.partition(":"))
-    service, _, db = parts.path.removeprefix("/").partition("/")
-    addresses = [re.fullmatch(r"\[?([^\]]+?)\]?(?::(\d+))?", host) for host in hosts.split(",")]
-    if not service or not all(addresses) or not re.fullmatch(r"\d*", db):
+    found = _URL.fullmatch(url)
+    if not found:
         raise ValueError("expected redis+sentinel://host:port,host:port/service/db")
-    query = dict(parse_qsl(parts.query))
-    tls = {"ssl": True} if parts.scheme.startswith("rediss") else {}
+    scheme, userinfo, hosts, service, db, query_text = found.groups()
+    user, _, password = map(unquote, (userinfo or "").partition(":"))
+    query = dict(parse_qsl(query_text or ""))
+    tls = {"ssl": True} if scheme == "rediss" else {}
     return {
-        "sentinels": [(found[1], int(found[2] or _PORT)) for found in addresses if found],
+        "sentinels": [_address(host) for host in hosts.split(",")],
         "sentinel_kwargs": {
             "username": query.get("sentinel_username"),
             "password": query.get("sentinel_password"),
@@ -49,3 +52,8 @@ def sentinel_arguments(url: str, options: dict[str, Any]) -> tuple[dict[str, Any
         **tls,
         **options,
     }, unquote(service)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.removeprefix("[").partition("]:" if text.startswith("[") else ":")
+    return host.removesuffix("]"), int(port or _PORT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.settings import AmplitudeKeys, ApiKey, BadSettings, Settings, masked
+from app.settings import AmplitudeKeys, ApiKey, BadSettings, Settings, masked, store_address
 
 
 def test_from_environ__nothing_set__gives_the_defaults() -> None:
@@ -245,3 +245,19 @@ def test_warnings__name_probable_mistakes_and_quote_no_value(
     environ: dict[str, str], warnings: list[str]
 ) -> None:
     assert Settings.from_environ(environ).warnings(environ) == warnings
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://user:secret@host:6379/0?x=secret", "host:6379"),
+        (
+            "redis+sentinel://user:secret@[::1]:26379,b/name?sentinel_password=secret",
+            "[::1]:26379,b",
+        ),
+        ("unix:///folder/socket", "/folder/socket"),
+        (None, ""),
+    ],
+)
+def test_store_address__of_every_kind__has_no_password(url: str | None, address: str) -> None:
+    assert store_address(url) == address

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
+
+from app.settings import SENTINEL_URL
 
 _PORT = 26379
 # A Sentinel does little else than reply. After this long, the next one is asked.
@@ -42,27 +43,25 @@ class SentinelUrl(NamedTuple):
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
         """The parts of a URL that the settings have checked."""
-        parts = urlsplit(url)
-        userinfo, _, hosts = parts.netloc.rpartition("@")
-        user, _, password = map(unquote, userinfo.partition(":"))
-        service, _, db = parts.path.removeprefix("/").partition("/")
-        query = dict(parse_qsl(parts.query))
+        found = SENTINEL_URL.fullmatch(url)
+        assert found, "the settings have checked it"
+        user, _, password = map(unquote, (found["userinfo"] or "").partition(":"))
+        query = dict(parse_qsl(found["query"] or ""))
         return cls(
-            tuple(map(_address, hosts.split(","))),
-            unquote(service),
-            int(db or 0),
+            tuple(map(_address, found["hosts"].split(","))),
+            unquote(found["service"]),
+            int(found["db"] or 0),
             user or None,
             password or None,
             query.get("sentinel_username"),
             query.get("sentinel_password"),
-            parts.scheme.startswith("rediss"),
+            found["scheme"] == "rediss",
         )
 
 
 def _address(text: str) -> tuple[str, int]:
-    found = re.fullmatch(r"\[?([^\]]*?)\]?(?::(\d+))?", text)
-    assert found, "the settings have checked it"
-    return found[1], int(found[2] or _PORT)
+    host, _, port = text.removeprefix("[").partition("]:" if text.startswith("[") else ":")
+    return host.removesuffix("]"), int(port or _PORT)
 
 
 class Primary:
@@ -84,7 +83,7 @@ class Primary:
                 "password": url.sentinel_password,
                 "socket_timeout": timeout,
                 "socket_connect_timeout": timeout,
-                "retry": Retry(NoBackoff(), 1),  # an idle connection may have been closed
+                "retry": Retry(NoBackoff(), 1),  # by default ten, with pauses
                 "ssl": url.tls,
                 **options,
             },
