@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from prometheus_client import Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import CollectorRegistry
 
 # A single identify takes about a millisecond, a batch of 10,000 about a hundred. Two of the bounds
@@ -83,6 +84,10 @@ class ScrapedGauge(NamedTuple):
     name: str
     help: str
     labels: tuple[str, ...] = ()
+
+    def family(self, value: float | None = None) -> GaugeMetricFamily:
+        """The gauge for one scrape, with its value unless it has labels."""
+        return GaugeMetricFamily(self.name, self.help, value, self.labels or None)
 
 
 STORE_UP = ScrapedGauge("cohort_receiver_store_up", "1 while the store is usable, else 0.")

@@ -36,7 +36,7 @@ class ProcessGauges(Collector):
     """
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        info = _gauge(definitions.BUILD_INFO)
+        info = definitions.BUILD_INFO.family()
         info.add_metric([__version__, platform.python_version()], 1)
         yield info
         workers = sorted(_workers(os.getppid()), key=lambda worker: (worker.started, worker.pid))
@@ -46,7 +46,7 @@ class ProcessGauges(Collector):
             (definitions.WORKER_FILES, "files"),
             (definitions.WORKER_STARTED, "started"),
         ):
-            family = _gauge(gauge)
+            family = gauge.family()
             for number, worker in enumerate(workers, 1):
                 family.add_metric([str(number)], getattr(worker, field))
             yield family
@@ -72,7 +72,3 @@ def _workers(parent: int) -> Iterator[_Worker]:
                 cpu=cpu / ticks,
                 files=len(os.listdir(_PROC / pid / "fd")),
             )
-
-
-def _gauge(gauge: definitions.ScrapedGauge) -> GaugeMetricFamily:
-    return GaugeMetricFamily(gauge.name, gauge.help, labels=gauge.labels)

@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 
 from app.store import LossKind, Store, StoreError, StoreFull
 from app.telemetry.metrics import definitions
-from app.telemetry.metrics.definitions import ScrapedGauge
 
 # However often the metrics are scraped, the store is queried at most this often.
 CACHE_SECONDS = 5.0
@@ -51,7 +50,7 @@ class StoreGauges(Collector):
             self._families = self._query()
             self._queried_at = time.monotonic()
         expiry = self._key_expiry()
-        return self._families + ([_gauge(definitions.KEY_EXPIRES, expiry)] if expiry else [])
+        return self._families + ([definitions.KEY_EXPIRES.family(expiry)] if expiry else [])
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return []  # otherwise registration would query the store
@@ -99,47 +98,47 @@ class StoreGauges(Collector):
                 ):
                     up = False
                     break
-        return [_gauge(definitions.STORE_UP, up), *families]
+        return [definitions.STORE_UP.family(up), *families]
 
     def _ping(self) -> list[GaugeMetricFamily]:
-        return [_gauge(definitions.STORE_PING_SECONDS, self._store.check())]
+        return [definitions.STORE_PING_SECONDS.family(self._store.check())]
 
     def _cohorts(self) -> list[GaugeMetricFamily]:
-        family = _gauge(definitions.COHORTS)
+        family = definitions.COHORTS.family()
         for state, count in self.freshness().items():
             family.add_metric([state], count)
         return [
             family,
             *self._completeness(),
-            _gauge(definitions.LONGEST_LATE, self._store.longest_late_ms() / 1000),
+            definitions.LONGEST_LATE.family(self._store.longest_late_ms() / 1000),
         ]
 
     def _completeness(self) -> list[GaugeMetricFamily]:
         states, reasons = self._store.completeness_counts()
-        by_state, by_reason = _gauge(definitions.COMPLETENESS), _gauge(definitions.INCOMPLETE)
+        by_state, by_reason = definitions.COMPLETENESS.family(), definitions.INCOMPLETE.family()
         for state, count in states.items():
             by_state.add_metric([state], count)
         for reason, count in reasons.items():
             by_reason.add_metric([reason], count)
-        losses = _gauge(definitions.STORE_LOSSES)
+        losses = definitions.STORE_LOSSES.family()
         found = Counter(loss.kind for loss in self._store.unacknowledged_losses())
         for kind in LossKind:
             losses.add_metric([kind], found[kind])
         return [by_state, by_reason, losses]
 
     def _jobs(self) -> list[GaugeMetricFamily]:
-        return [_gauge(definitions.JOBS, len(self._store.jobs.pending()))]
+        return [definitions.JOBS.family(len(self._store.jobs.pending()))]
 
     def _memory(self) -> list[GaugeMetricFamily]:
         memory = self._store.server_info.memory()
         persistent = self._store.server_info.is_persistent()
-        known = [] if persistent is None else [_gauge(definitions.STORE_PERSISTENT, persistent)]
+        known = [] if persistent is None else [definitions.STORE_PERSISTENT.family(persistent)]
         return [
             *known,
-            _gauge(definitions.STORE_MEMORY, memory.used),
-            _gauge(definitions.STORE_MEMORY_LIMIT, memory.limit),
-            _gauge(definitions.STORE_EVICTED, memory.evicted),
-            _gauge(definitions.STORE_EVICTS, memory.may_evict),
+            definitions.STORE_MEMORY.family(memory.used),
+            definitions.STORE_MEMORY_LIMIT.family(memory.limit),
+            definitions.STORE_EVICTED.family(memory.evicted),
+            definitions.STORE_EVICTS.family(memory.may_evict),
         ]
 
     def _upstream(self) -> list[GaugeMetricFamily]:
@@ -150,12 +149,8 @@ class StoreGauges(Collector):
         exports = max(upstream.exports(app_id) for app_id in self._upstream_apps)
         polled = min((status.polled_ms or 0) / 1000 for status in polls)
         return [
-            _gauge(definitions.UPSTREAM_POLLED, polled),
-            _gauge(definitions.UPSTREAM_EXPORTS, exports),
-            _gauge(definitions.UPSTREAM_ABSENT, sum(status.absent_total for status in polls)),
-            _gauge(definitions.UPSTREAM_BEHIND, sum(status.behind for status in polls)),
+            definitions.UPSTREAM_POLLED.family(polled),
+            definitions.UPSTREAM_EXPORTS.family(exports),
+            definitions.UPSTREAM_ABSENT.family(sum(status.absent_total for status in polls)),
+            definitions.UPSTREAM_BEHIND.family(sum(status.behind for status in polls)),
         ]
-
-
-def _gauge(gauge: ScrapedGauge, value: float | None = None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(gauge.name, gauge.help, value, gauge.labels or None)
