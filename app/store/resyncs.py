@@ -366,42 +366,35 @@ class Resyncs:
                 yield
 
     def _remove_unconfirmed(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
-        # Where another process, or an earlier call, was.
-        first, cursor, run = self._position(place)
         position, noted = "", time.monotonic()
         try:
-            for partition in self._partitions()[first:]:
-                for found in self._scan(place, partition, resync.id, cursor, run):
-                    if found.users:
-                        removed = self._memberships.remove_unconfirmed(
-                            *place, partition, resync.id, found.users
-                        )
-                        self._count(place, resync.id, "removed", removed)
-                    position = f"{partition} {found.cursor} {found.run}"
-                    if found.cursor == "0":
-                        position = f"{partition + 1} 0 "
-                    if time.monotonic() - noted > _NOTE_SECONDS:
-                        noted = time.monotonic()
-                        self._note(place, resync.id, position)
-                    yield
-                cursor, run = "0", ""
+            for partition, found in self._rest(place, resync.id):
+                if found.users:
+                    removed = self._memberships.remove_unconfirmed(
+                        *place, partition, resync.id, found.users
+                    )
+                    self._count(place, resync.id, "removed", removed)
+                position = _position(partition, found)
+                if time.monotonic() - noted > _NOTE_SECONDS:
+                    noted = time.monotonic()
+                    self._note(place, resync.id, position)
+                yield
         except GeneratorExit:  # the caller has no more time
             self._note(place, resync.id, position)
             raise
 
+    def _rest(self, place: ResyncPlace, resync_id: str) -> Iterator[tuple[int, _Scanned]]:
+        """What a removal has not looked at yet, with its partition."""
+        noted: Any = self._client.hget(self._record_key(place), "position")
+        first, cursor, run = noted.decode().split(" ") if noted else ("0", "0", "")
+        for partition in self._partitions()[int(first) :]:
+            for found in self._scan(place, partition, resync_id, cursor, run):
+                yield partition, found
+            cursor, run = "0", ""
+
     def _note(self, place: ResyncPlace, resync_id: str, position: str) -> None:
         finishing = ResyncState.FINISHING
         self._change(place, resync_id, (finishing,), finishing, "position", position)
-
-    def _position(self, place: ResyncPlace) -> tuple[int, str, str]:
-        """How far the removal is: the partition, and the cursor of a server process in it."""
-        home = self._keys.partition(place.cohort_id)
-        key = self._keys.cohort(place.app_id, home, place.cohort_id, "resync")
-        found: Any = self._client.hget(key, "position")
-        if not found:
-            return 0, "0", ""
-        partition, cursor, run = found.decode().split(" ")
-        return int(partition), cursor, run
 
     def _finish(self, place: ResyncPlace, resync: Resync) -> None:
         for partition in self._partitions():
@@ -450,9 +443,7 @@ class Resyncs:
     # The record
 
     def _read(self, place: ResyncPlace) -> Resync | None:
-        home = self._keys.partition(place.cohort_id)
-        key = self._keys.cohort(place.app_id, home, place.cohort_id, "resync")
-        found: Any = self._client.hgetall(key)
+        found: Any = self._client.hgetall(self._record_key(place))
         if b"state" not in found:
             return None
         fields = {name.decode(): value.decode() for name, value in found.items()}
@@ -468,6 +459,10 @@ class Resyncs:
             members=int(fields["members"]) if "members" in fields else None,
             refused=ResyncRefusal(fields["refused"]) if fields.get("refused") else None,
         )
+
+    def _record_key(self, place: ResyncPlace) -> str:
+        home = self._keys.partition(place.cohort_id)
+        return self._keys.cohort(place.app_id, home, place.cohort_id, "resync")
 
     def _counts(self, place: ResyncPlace, resync: Resync) -> tuple[int, int]:
         """Members who are confirmed, and who are not."""
@@ -520,3 +515,10 @@ class Resyncs:
         """The time in a partition, in ms since the epoch, and the cohorts whose time it is."""
         now_ms, due = self._due(keys=[self._keys.changes(app_id, partition)], args=[_DUE_AT_ONCE])
         return int(now_ms), due
+
+
+def _position(partition: int, found: _Scanned) -> str:
+    """Where a removal goes on: the partition, and a cursor of a server process in it."""
+    if found.cursor == "0":
+        return f"{partition + 1} 0 "
+    return f"{partition} {found.cursor} {found.run}"

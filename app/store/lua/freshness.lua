@@ -39,8 +39,8 @@
 --
 -- docs/data-model.md describes each cohort's freshness hash. These fields are private: 'starts', the
 -- times at which the last syncs started; 'verified_from', the time from which what arrived was
--- verified at 'verified_at', if that was earlier; 'upstream_till', the time until which a judgement holds,
--- 'upstream_behind' and 'count_differed'; 'excluded', as in anonymous. So are these keys:
+-- verified at 'verified_at', if that was earlier; 'upstream_till', the time until which a judgement
+-- holds, 'upstream_behind' and 'count_differed'; 'excluded', as in anonymous. So are these keys:
 --   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
 --                     never arrived, +inf if its cadence is unknown
 --   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, since
