@@ -49,7 +49,7 @@ def connect(url: str, timeout_seconds: float = TIMEOUT_SECONDS, **options: Any) 
             ten retries.
         options: further ones of ``redis.Redis.from_url``.
     """
-    options |= _options(timeout_seconds, Retry(NoBackoff(), 1))
+    options = dict(**_options(timeout_seconds, Retry(NoBackoff(), 1)), **options)
     if is_sentinel(url):
         arguments, service = sentinel_arguments(url, options)
         sentinel = Sentinel(**arguments)  # type: ignore[no-untyped-call]
@@ -62,7 +62,7 @@ def connect_async(
     url: str, timeout_seconds: float = TIMEOUT_SECONDS, **options: Any
 ) -> redis.asyncio.Redis:
     """The same for asyncio, for :class:`AsyncCohortReader` and :class:`AsyncFollower`."""
-    options |= _options(timeout_seconds, AsyncRetry(NoBackoff(), 1))
+    options = dict(**_options(timeout_seconds, AsyncRetry(NoBackoff(), 1)), **options)
     if is_sentinel(url):
         arguments, service = sentinel_arguments(url, options)
         sentinel = AsyncSentinel(**arguments)  # type: ignore[no-untyped-call]
