@@ -64,7 +64,7 @@ class Outcome:
     verdict: Verdict
     detail: str
     seconds: float
-    compared: bool = True
+    compared: bool
 
 
 @dataclass(frozen=True)

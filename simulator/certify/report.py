@@ -18,9 +18,7 @@ def line(outcome: Outcome) -> str:
     """Return one check's outcome as text; a failure quotes the requirement."""
     check = outcome.check
     should = " (should)" if check.level == "should" else ""
-    text = f"{_MARKS[outcome.verdict]:<5}{check.name}{should}"
-    if outcome.verdict == "passed" and not outcome.compared:
-        text += " (replies only)"
+    text = f"{_MARKS[outcome.verdict]:<5}{check.name}{should}{_seen(outcome)}"
     if outcome.detail:
         text += f": {outcome.detail}"
     if outcome.verdict == "failed":

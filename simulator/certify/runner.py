@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from .. import payloads
 from ..connection import describe_error
@@ -36,7 +35,7 @@ def run_checks(
         _try_key(context)
         report.samples.clear()
         for check in select_checks(checks, options):
-            outcome = replace(_run(check, context), compared=reader is not None)
+            outcome = _run(check, context, compared=report.compared)
             report.outcomes.append(outcome)
             if on_outcome:
                 on_outcome(outcome)
@@ -61,7 +60,7 @@ def select_checks(checks: Sequence[Check], options: Options) -> list[Check]:
     ]
 
 
-def _run(check: Check, context: Context) -> Outcome:
+def _run(check: Check, context: Context, *, compared: bool) -> Outcome:
     context.begin(check.name)
     started = time.perf_counter()
     verdict: Verdict
@@ -76,7 +75,7 @@ def _run(check: Check, context: Context) -> Outcome:
         raise
     except Exception as error:  # noqa: BLE001 - an unexpected reply can break a check anywhere
         verdict, detail = "failed", describe_error(error)
-    return Outcome(check, verdict, detail, time.perf_counter() - started)
+    return Outcome(check, verdict, detail, time.perf_counter() - started, compared)
 
 
 def _try_key(context: Context) -> None:
