@@ -14,7 +14,7 @@ import redis
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.effort import LEFT_OUT, THOROUGH
-from tests.support.stores import running_store
+from tests.support.stores import client_of_empty_store, running_store
 
 hypothesis.settings.register_profile(
     "tests",
@@ -70,7 +70,5 @@ def store_url() -> Iterator[str]:
 @pytest.fixture
 def redis_client(store_url: str) -> Iterator[redis.Redis]:
     """A plain client, as a downstream reader has it, on an empty store."""
-    with redis.Redis.from_url(store_url, decode_responses=True) as client:
-        # Not in the background: how much room there is then may be what a test is about.
-        client.execute_command("FLUSHALL", "SYNC")
+    with client_of_empty_store(store_url) as client:
         yield client

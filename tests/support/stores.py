@@ -65,6 +65,15 @@ def running_store() -> Iterator[str]:
             server.wait(30)
 
 
+@contextmanager
+def client_of_empty_store(url: str) -> Iterator[redis.Redis]:
+    """A plain client, as a downstream reader has it, on a store that it has emptied."""
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        # Not in the background: how much room there is then may be what a test is about.
+        client.execute_command("FLUSHALL", "SYNC")
+        yield client
+
+
 def empty(client: redis.Redis, pattern: str = "*") -> None:
     """Delete all keys, or those of a pattern, but what a running service recognises its store by.
 

@@ -17,7 +17,13 @@ from tests.support.node import Program, node_folder, run_node
 from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
 from tests.support.service import Service, running
-from tests.support.stores import running_store, socket_url, start_store, store_folder
+from tests.support.stores import (
+    client_of_empty_store,
+    running_store,
+    socket_url,
+    start_store,
+    store_folder,
+)
 
 READ_KEY = "TEST_READ_KEY"
 TRAIT = "[Amplitude] Power users: abc123"
@@ -42,8 +48,7 @@ def store_url() -> Iterator[str]:
 @pytest.fixture
 def redis_client(store_url: str) -> Iterator[redis.Redis]:
     """A plain client on a store with nothing at all, not even where the stream had ended."""
-    with redis.Redis.from_url(store_url, decode_responses=True) as client:
-        client.execute_command("FLUSHALL", "SYNC")
+    with client_of_empty_store(store_url) as client:
         yield client
 
 

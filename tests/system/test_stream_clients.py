@@ -19,7 +19,7 @@ from tests.support.node import Program, node_folder
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.proxy import Proxy
 from tests.support.service import APP, Service, running
-from tests.support.stores import running_store
+from tests.support.stores import client_of_empty_store, running_store
 
 READ_KEY = "TEST_READ_KEY"
 TRAIT = "[Amplitude] one: 1"
@@ -35,8 +35,7 @@ def store_url() -> Iterator[str]:
 @pytest.fixture
 def redis_client(store_url: str) -> Iterator[redis.Redis]:
     """A plain client on a store with nothing at all, not even where the stream had ended."""
-    with redis.Redis.from_url(store_url, decode_responses=True) as client:
-        client.execute_command("FLUSHALL", "SYNC")
+    with client_of_empty_store(store_url) as client:
         yield client
 
 
