@@ -13,7 +13,7 @@ import pytest
 import redis
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.support.effort import LEFT_OUT, THOROUGH
+from tests.support.effort import THOROUGH
 from tests.support.stores import client_of_empty_store, running_store
 
 hypothesis.settings.register_profile(
@@ -29,14 +29,9 @@ hypothesis.settings.load_profile("tests")
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI, a skipped test fails: every program that a test needs must be installed there.
-
-    But for those that another run of the same CI does, with all effort.
-    """
+    """In CI, a skipped test fails: every program that a test needs must be installed there."""
     report = yield
-    left_out = not THOROUGH and LEFT_OUT in str(call.excinfo and call.excinfo.value)
-    is_ci = os.environ.get("CI") == "true"
-    if is_ci and report.skipped and not left_out and not hasattr(report, "wasxfail"):
+    if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"CI skips no test: {call.excinfo and call.excinfo.value}"
     return report

@@ -8,8 +8,7 @@ import pytest
 
 THOROUGH = os.environ.get("TEST_EFFORT") == "thorough"
 
-LEFT_OUT = "for TEST_EFFORT=thorough, as in CI"
-thorough = pytest.mark.skipif(not THOROUGH, reason=LEFT_OUT)
+thorough = pytest.mark.skipif(not THOROUGH, reason="for TEST_EFFORT=thorough, as in CI")
 
 _ONE, _THREE = pytest.param(1, id="one partition"), pytest.param(3, id="three partitions")
 # What holds with three partitions mostly does with one, which most tests have.
