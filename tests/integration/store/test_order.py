@@ -449,4 +449,5 @@ def test_any_sequence_of_statements__leaves_what_the_newest_says(
         told.setdefault(transition.user, []).append(transition.change)
     for user, changes in told.items():
         assert changes == (["entered", "left"] * len(changes))[: len(changes)], user
-    assert latest_stored_ms(redis_client) <= now_ms() or partitions > 1
+    # A score may be some 4096ths of a ms higher, so whole ms are too coarse.
+    assert latest_stored_ms(redis_client) <= time.time_ns() / 1_000_000 or partitions > 1
