@@ -1,4 +1,4 @@
-"""Cohort Receiver: takes Amplitude's behavioural cohorts and keeps them in Redis."""
+"""Cohort Receiver: receives Amplitude's behavioural cohorts and stores them in Redis."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ class ResyncShrinks(Problem):
 class ResyncStoreLost(Problem):
     status, reason = 409, "resync_store_lost"
     detail = (
-        "The store lost data after this began, and with it who was confirmed. "
+        "The store has lost data since this began, including who was confirmed. "
         "Abort it and begin again; this cannot be forced."
     )
 

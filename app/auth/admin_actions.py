@@ -118,7 +118,7 @@ def open_resync(
 def finish_resync(
     store: Store, operator: Operator, place: ResyncPlace, resync: Resync, *, force: bool
 ) -> None:
-    """Let a resync finish; its steps, or the background work, remove who was not confirmed.
+    """Let a resync finish; its steps, or the background work, remove the members not confirmed.
 
     Raises:
         ResyncRefused

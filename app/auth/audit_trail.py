@@ -19,10 +19,10 @@ HOLD_STORE = "hold_store"
 
 
 class Operator(NamedTuple):
-    """Who orders an action.
+    """Who performs an action.
 
     Attributes:
-        by: through what: ``API``, ``DASHBOARD`` or ``COMMAND``.
+        by: the interface: ``API``, ``DASHBOARD`` or ``COMMAND``.
         who: the label of the key; for a command, the name of the system's user.
         request_id: of the request, to find it in the log; None for a command.
     """

@@ -43,7 +43,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _REFUSED = {
     ResyncRefusal.EMPTY: "Nobody was confirmed: all members would leave. --force overrides this.",
     ResyncRefusal.SHRINKS: "More than half of the members would leave. --force overrides this.",
-    ResyncRefusal.STORE_LOST: "The store lost data meanwhile: nobody knows who was confirmed. "
+    ResyncRefusal.STORE_LOST: "The store has lost data since, including who was confirmed. "
     "Abort it, and begin again.",
 }
 _UNFINISHED = "Another resync or import of the cohort is not finished: cohorts resync status."
@@ -113,7 +113,7 @@ def status(cohort_id: str, app_id: str | None, as_json: bool) -> None:
 @_force_option
 @app_id_option()
 def finish(cohort_id: str, force: bool, app_id: str | None) -> None:
-    """Let the members leave who were not confirmed.
+    """Remove the members who were not confirmed.
 
     If the command is interrupted, run it again, or leave the rest to the web processes.
     """

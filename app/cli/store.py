@@ -78,10 +78,10 @@ def _lines(report: CheckReport) -> Iterator[str]:
             f"{what} of {proof.app_id}, partition {proof.partition}: {proof.transitions} changes, "
             f"{proof.agreeing} users agree with it."
         )
-        if proof.members_untold:
-            yield f"  Not proved: {proof.members_untold} members, who entered before it begins."
+        if proof.members_unverified:
+            yield f"  Not verified: {proof.members_unverified} members who entered before that."
         if proof.perhaps_erased:
-            yield f"  Not proved: {proof.perhaps_erased} changes, as users were erased since."
+            yield f"  Not verified: {proof.perhaps_erased} changes, as users were erased since."
     if report.ok:
         yield "No problems found."
         return
@@ -220,4 +220,4 @@ def acknowledge_loss(app_id: str | None, intended: bool) -> None:
         elif admin_actions.acknowledge_loss(there, operator(), loss.app_id):
             click.echo(f"{loss.app_id}: acknowledged ({loss.kind}, found {when(loss.at_ms)}).")
     if not losses:
-        click.echo("The store has lost nothing, as far as is known.")
+        click.echo("No unacknowledged loss is known.")

@@ -60,7 +60,7 @@ def reconcile(
     """Compare a cohort with Amplitude, user by user.
 
     Exports the cohort from Amplitude, which takes some minutes and counts against the exports of
-    the month. Who has moved since the last sync is reported too, and arrives with the next one.
+    the month. Users who moved since the last sync are reported too; they arrive with the next one.
     """
     if ids and as_json:
         raise click.UsageError("--ids and --json are mutually exclusive.")

@@ -31,7 +31,7 @@ class ResyncRefusal(StrEnum):
     # Unless that is forced.
     EMPTY = "resync_empty"
     SHRINKS = "resync_shrinks"
-    # In any case: the store lost data since the resync began, and with it who was confirmed.
+    # Even if forced: the store has lost data since the resync began, including who was confirmed.
     STORE_LOST = "resync_store_lost"
 
 

@@ -74,8 +74,8 @@ class CountCheck(NamedTuple):
     def is_exact(self) -> bool:
         """Whether the counts are the same.
 
-        That confirms the members even if it is unknown how many users are anonymous. They are never
-        sent, so to hide them there would have to be as many members too many.
+        That confirms the members even if the number of anonymous users is unknown. Anonymous users
+        are never sent, so both counts agree only if there are none, or just as many stale members.
         """
         return self.expected == self.members
 

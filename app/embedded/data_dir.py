@@ -103,7 +103,7 @@ class DataDir:
         return descriptor
 
     def place_socket(self, temporary: Path | None = None) -> Path:
-        """Where the store shall listen: here, or else in a temporary folder. Raises CannotRun.
+        """Where the store is to listen: here, or else in a temporary folder. Raises CannotRun.
 
         The path of a socket may have about 100 characters, and some shared folders take none.
         """

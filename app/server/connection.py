@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gevent import Timeout, getcurrent
 from gevent.socket import wait_write
 
-# While a client takes less than this of a reply, its patience runs out.
+# A client that takes less than this of a reply uses up the limit `send`.
 MIN_BYTES_PER_SECOND = 4096
 _CHECK_SECONDS = 0.5
 # How long a connection may be idle once the worker is about to exit.

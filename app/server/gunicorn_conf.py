@@ -82,7 +82,7 @@ def on_exit(server: Any) -> None:
     multiprocess_dir.remove(metrics_folder)
 
 
-# Workers import the service themselves. Nothing of it may stay in the master, or after a deploy a
-# HUP would mix the modules of both versions.
+# Workers import the service themselves. If the master kept any of its modules, a HUP after a deploy
+# would mix those of both versions.
 for _name in [name for name in sys.modules if name == "app" or name.startswith("app.")]:
     del sys.modules[_name]

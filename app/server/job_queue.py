@@ -24,7 +24,7 @@ class JobQueue:
         self._failures: dict[Job, int] = {}
 
     def update(self, pending: Iterable[Job], now: float) -> None:
-        """Take over which jobs there are. New ones and those whose pause is over get a turn."""
+        """Update the pending jobs. New ones and those whose pause is over get a turn."""
         listed = dict.fromkeys(pending)
         self._waiting = {
             job: until for job, until in self._waiting.items() if until > now and job in listed

@@ -41,8 +41,8 @@ _UPSTREAM = {
 class CompletenessStore:
     """Changes and reads the completeness of cohorts. Raises StoreError.
 
-    Each change is one atomic step. Unknown cohorts are skipped, so that whoever invents cohort ids
-    cannot fill the store.
+    Each change is one atomic step. Unknown cohorts are skipped, so that invented ids cannot
+    fill the store.
     """
 
     def __init__(self, client: redis.Redis, keys: Keys, freshness: FreshnessStore) -> None:

@@ -3,7 +3,7 @@
 The mark of the first partition decides whether a deletion is in progress: it is set before the
 others, and removed before them, once no partition has users of the cohort left. So a mark elsewhere
 that the first partition lacks is left over from a deletion that is complete, or arrived too late;
-whoever finds it removes it. docs/decisions/deletion.md has the reasons.
+the process that finds it removes it. docs/decisions/deletion.md has the reasons.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Keys:
         return f"{self.base(app_id, self.partition(app_id))}notifier-lease"
 
     def mark(self, app_id: str, partition: int) -> str:
-        """Hash: by which a partition is recognised as itself (app/store/losses.py). Private."""
+        """Hash: identifies the data of a partition (app/store/losses.py). Private."""
         return f"{self.base(app_id, partition)}mark"
 
     def loss(self, app_id: str, partition: int) -> str:

@@ -1,8 +1,8 @@
 """Resyncs and imports: replace the membership of a cohort.
 
 A resync has a record in the cohort's home partition. Every partition that knows the cohort is
-marked; from then on the atomic step keeps the members about whom it is called (a set, "confirmed").
-To finish, the members who are not in it leave. An import puts the users of a file into the same
+marked; from then on, the atomic step adds the members that requests name to a set, ``confirmed``.
+At the end, the members who are not in it leave. An import puts the users of a file into the same
 set, lets those enter who are not members yet, and finishes in the same way.
 
 Each step is one script call and may be repeated. The record says how far the resync is, so another
@@ -186,7 +186,7 @@ class Resyncs:
         return None
 
     def is_lost(self, place: ResyncPlace, resync: Resync) -> bool:
-        """Whether the store lost data since a resync began, and with it who was confirmed."""
+        """Whether the store has lost data since a resync began, including who was confirmed."""
         losses = self._losses.of([place.app_id])
         return any(loss.at_ms >= resync.started_ms for loss in losses)
 

@@ -112,7 +112,7 @@ class UpstreamStore:
             return bool(self._lease(keys=[key], args=[token, int(LEASE_SECONDS * 1000)]))
 
     def take_turn(self, app_id: str, work: str, seconds: float) -> bool:
-        """Claim work that is done at most once in so many seconds, by whichever process."""
+        """Claim work that one process does at most once in so many seconds."""
         key = self._keys.upstream_lease(app_id, f"{work}-turn")
         with store_errors():
             return bool(self._lease(keys=[key], args=[secrets.token_hex(8), int(seconds * 1000)]))

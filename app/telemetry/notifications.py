@@ -47,7 +47,7 @@ _PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 30.0, 3600.0
 _WHAT = {
     "incomplete": "is incomplete",
     "verified": "is verified again: its members were confirmed",
-    "unverified": "has no known gap any more",
+    "unverified": "no longer has a known gap",
     "late": "is late: nothing has arrived for longer than usual. It may have stopped, "
     "or nothing may have changed",
     "arriving": "is arriving again",

@@ -1,4 +1,4 @@
-"""Tell cohorts what their requests lacked: users who were left out, and failures for good.
+"""Record with each cohort the users who were left out, and the requests that failed for good.
 
 A request that is refused (4xx) has failed for good. One that failed by an error of this service or
 its store (5xx), a rate limit or a timeout is repeated by Amplitude for some minutes: it has failed
@@ -21,7 +21,7 @@ from app.telemetry.request_event import FinishedRequest, Listener
 
 # Amplitude repeats a request eight times; the longest pause before that is over two minutes.
 RETRIED_SECONDS = 300.0
-# Whoever handles requests of an app looks after its failures for so long afterwards.
+# A process that handled requests of an app decides about its failures for this much longer.
 LOOKED_AFTER_SECONDS = 1800.0
 SETTLE_SECONDS = 5.0
 # A request for more cohorts says too little about each of them.

@@ -180,7 +180,7 @@ class Client:
                 _save(reply, file, self._pace.reply_seconds)
                 return True
             location = urljoin(address, reply.headers.get("Location", ""))
-        # Pre-signed: it is for whoever has it, and no credentials may go there. It may not be
+        # Pre-signed: it grants access by itself, and no credentials may go there. It must not be
         # logged either, so it is requested without the library's retries, which log what they try.
         scheme = urlsplit(location).scheme
         if reply.status not in _REDIRECTS or scheme not in ("https", urlsplit(self._url).scheme):

@@ -2,7 +2,7 @@
 
 - :class:`CohortReader` looks up whether a user is in a cohort, a user's cohorts and a cohort's
   members, with an optional cache.
-- :class:`Follower` passes every membership change to a function of yours, at least once, in any
+- :class:`Follower` passes every membership change to your function, at least once, in any
   number of processes.
 - :class:`AsyncCohortReader` and :class:`AsyncFollower` are the same for asyncio.
 

@@ -24,7 +24,7 @@ def declared(where: str) -> dict[str, str]:
     """The cohort ids declared at ``module:name``, by name.
 
     Raises:
-        ValueError: there is nothing of the sort.
+        ValueError: there is no such name, or it has no cohort ids.
     """
     module, colon, name = where.partition(":")
     if not (module and colon and name):

@@ -119,7 +119,7 @@ def test_adds_and_removes__of_the_same_users_at_once__leave_all_parts_in_agreeme
     assert all(proof["whole"] for proof in proofs)
     assert sum(proof["agreeing"] for proof in proofs) == len(USERS)
     assert sum(proof["transitions"] for proof in proofs) > 10 * len(USERS)
-    assert sum(p["perhaps_erased"] + p["members_untold"] for p in proofs) == 0
+    assert sum(p["perhaps_erased"] + p["members_unverified"] for p in proofs) == 0
 
     # and the same without the checker, as a reader sees it
     with redis.Redis.from_url(url, decode_responses=True) as client:

@@ -250,8 +250,8 @@ def pooled(
 ) -> type[AbstractConnection]:
     """The connection class for one pool: reconnects after a failover, and is not polled.
 
-    A server that was demoted may keep its connections open, and what it is asked by them would fail
-    until a restart, or be out of date. So once one connection of the pool notices, all of them are
+    A demoted server may keep its connections open. Commands on them would fail until a restart, or
+    return outdated data. So once one connection of the pool notices, all of them are
     made anew before their next use.
 
     The library polls a connection before each use, in case it was closed. That costs a turn of the

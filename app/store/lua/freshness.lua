@@ -14,10 +14,9 @@
 --   set       use ARGV[3] as cadence, in ms
 --   learn     compute the cadence from the last syncs again
 -- Completeness, of cohorts that have arrived or are known; others are skipped:
---   verify    confirmed by ARGV[2], by what arrived from the time ARGV[3] on, in ms: clear the
---             reasons and the users left out that are older; by 'upstream', only if there are no
---             reasons
---   raise     incomplete for the reason ARGV[2], which ARGV[3] events gave
+--   verify    ARGV[2] confirmed the members, as of the time ARGV[3] in ms: clear older reasons
+--             and the users left out before it; 'upstream' does so only if there are no reasons
+--   raise     incomplete for the reason ARGV[2], after ARGV[3] more events
 --   clear     the reason ARGV[2] no longer applies
 --   loss      mark what the store's last loss made incomplete
 --   forgive   clear what losses of the store have marked
@@ -103,7 +102,7 @@ local function save(current, state, raised, cleared)
   call('PEXPIRE', base .. 'transitions', KEPT_FOR)
 end
 
--- Make a cohort incomplete for a reason, which some more events gave.
+-- Make a cohort incomplete for a reason, after some more events.
 local function raise(cohort, reason, events)
   local current = completeness_of(cohort)
   for _, open in ipairs(current.reasons) do

@@ -126,7 +126,7 @@ class StreamProof:
         whole: nothing was trimmed, so the stream has every change.
         transitions: replayed changes of single users.
         agreeing: (cohort, user) pairs whose last change agrees with the membership.
-        members_untold: members whose entry was trimmed, so that nothing can be verified.
+        members_unverified: members whose entry was trimmed, so they cannot be verified.
         perhaps_erased: (cohort, user) pairs that disagree, but may belong to erased users.
     """
 
@@ -135,7 +135,7 @@ class StreamProof:
     whole: bool = True
     transitions: int = 0
     agreeing: int = 0
-    members_untold: int = 0
+    members_unverified: int = 0
     perhaps_erased: int = 0
 
 

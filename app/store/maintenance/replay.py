@@ -72,7 +72,7 @@ class Replay:
         if not missing:
             return
         if not self._proof.whole:
-            self._proof.members_untold += len(missing)
+            self._proof.members_unverified += len(missing)
             return
         scores = self._catch_up(missing)
         for pair, score in zip(missing, scores, strict=True):

@@ -124,8 +124,7 @@ INCOMPLETE = ScrapedGauge(
 )
 STORE_LOSSES = ScrapedGauge(
     "cohort_receiver_store_losses",
-    "Apps whose data the store lost, and no administrator has acknowledged it; by kind: lost, "
-    "set_back.",
+    "Apps with a loss of data that no administrator has acknowledged, by kind: lost, set_back.",
     ("kind",),
 )
 STORE_PERSISTENT = ScrapedGauge(

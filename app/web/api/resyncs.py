@@ -202,7 +202,7 @@ def get_resync(cohort_id: str) -> Response:
     reply=ResyncReply(),
 )
 def finish_resync(cohort_id: str) -> Response:
-    """Let the members leave who were not confirmed. May be repeated.
+    """Remove the members who were not confirmed. May be repeated.
 
     If that takes longer than a reply may, the state is still `finishing`: repeat the call, or ask
     for the resync.

@@ -1,4 +1,4 @@
-"""What is wrong now, with which the list of cohorts begins. All of it is bounded."""
+"""What is wrong now, shown above the list of cohorts. All of it is bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.store import StoreError
 from app.web.api.lookup import store
 from app.web.dashboard.formatting import now_ms
 
-# Cohorts and syncs that are named for each thing that is wrong; the list has the others.
+# Cohorts and syncs named for each problem; the list has the others.
 NAMED = 5
 # Failed requests that name no cohort are shown for so long.
 FAILED_SHOWN_MS = 24 * 3_600_000
@@ -19,7 +19,7 @@ _FULL_SHARE = 0.9
 
 
 class Affected(NamedTuple):
-    """Cohorts with which something is wrong: how many, and some of them, each since when (ms)."""
+    """Cohorts with a problem: how many, and some of them with the time since when, in ms."""
 
     total: int
     cohorts: list[tuple[CohortRecord, int]]

@@ -372,7 +372,7 @@ def acknowledge_loss() -> BaseResponse:
 @blueprint.post("/health/test-notification")
 @requires(ADMIN, by_session=True)
 def send_test_notification() -> BaseResponse:
-    """Send a test to NOTIFY_URL, and say what came of it."""
+    """Send a test to NOTIFY_URL, and show the result."""
     read_signed_form()
     parts, operator = services(), Operator.of_request()
     if parts.settings.notify_url is None:

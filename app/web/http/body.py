@@ -152,7 +152,7 @@ def load(schema: Schema, body: dict[str, Any]) -> Any:
 
 
 def _keep_refused(body: bytes | dict[str, Any]) -> None:
-    """Keep a refused body, which may tell whom it was for, until the end of the request."""
+    """Keep a refused body, which may name its cohort, until the end of the request."""
     if has_app_context():
         g.refused_body = body
 

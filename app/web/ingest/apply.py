@@ -57,7 +57,7 @@ class Skipped(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a request.
+    """The result of a request.
 
     Attributes:
         accepted: identify calls that were applied, at least in part.

@@ -1,4 +1,4 @@
-"""The cohorts that a failed request names, as far as they can be told.
+"""The cohorts that a failed request names, as far as they are recognisable.
 
 A request that is refused, or fails before it is read, still belongs to its cohort: to its syncs,
 and to what is known of its completeness.
@@ -29,7 +29,7 @@ _COHORT_ID = re.compile(rb'["\']cohort_id["\']\s*:\s*["\']([^"\'\\:]{1,512})["\'
 def name_cohorts(response: Response) -> Response:
     """Attribute a failed request to the known cohorts that it names.
 
-    Unknown ones are left out: whoever invents ids must not fill the sync history.
+    Unknown ones are left out: invented ids must not fill the sync history.
     """
     if response.status_code < 400 or "outcome" in g or g.get("caller") is None:
         return response

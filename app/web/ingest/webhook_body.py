@@ -1,4 +1,4 @@
-"""Decode messages without what nobody reads: users may carry many properties.
+"""Decode messages without the members that are not used: users may have many properties.
 
 Decoding 10,000 users with 50 properties each would take half a million objects. Here, values that
 :class:`~app.web.ingest.webhook_schema.WebhookSchema` does not read are checked to be JSON and

@@ -87,7 +87,7 @@ def test_check__of_what_the_service_wrote__finds_nothing_and_proves_it_all(store
     assert all(proof.whole for proof in report.streams)
     assert sum(proof.transitions for proof in report.streams) == 30 + 10 + 15
     assert sum(proof.agreeing for proof in report.streams) == 30 + 15
-    assert all(p.perhaps_erased == p.members_untold == 0 for p in report.streams)
+    assert all(p.perhaps_erased == p.members_unverified == 0 for p in report.streams)
 
 
 def test_check__of_nothing__finds_nothing(store_url: str, redis_client: redis.Redis) -> None:
@@ -355,7 +355,7 @@ def test_stream__trimmed__proves_less_and_says_so(store: Store, hand: Hand) -> N
     report = check(store)
     assert report.findings == []
     assert not any(proof.whole for proof in report.streams)
-    assert sum(proof.members_untold for proof in report.streams) == 20
+    assert sum(proof.members_unverified for proof in report.streams) == 20
     # what is still there is proved all the same
     say(store, ONE, False, "u3")
     emit(hand, "left", "u3")
