@@ -34,7 +34,7 @@ from app.cli.group import (
     the_store,
     when,
 )
-from app.cohorts import Resync, ResyncKind, ResyncRefusal
+from app.cohorts import Cohort, Resync, ResyncKind, ResyncRefusal
 from app.cohorts.member_file import FileFormat, InvalidFile, MemberFile
 from app.store import ResyncPlace, Store
 
@@ -201,7 +201,10 @@ def import_file(
     if name is None or store.registry.find(*place) is not None:
         find_cohort(store, *place)
     else:
-        new_name = f"[Amplitude] {name}: {cohort_id}"
+        try:
+            new_name = Cohort.named(name, cohort_id).trait
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--name") from None
     members = MemberFile(_format(file_name, file_format), column)
     try:
         with MemberImport(store, operator(), place, new_name=new_name) as importing:

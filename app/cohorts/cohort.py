@@ -30,6 +30,21 @@ class Cohort(NamedTuple):
         """
         return _from_trait(trait)
 
+    @classmethod
+    def named(cls, name: str, cohort_id: str) -> Cohort:
+        """The cohort with this id, under the trait name that Amplitude would send.
+
+        Raises:
+            ValueError: no trait name has this name and id. The message says why.
+        """
+        trait = f"[Amplitude] {name}: {cohort_id}"
+        if problem := text_problem(trait, MAX_TRAIT_BYTES):
+            raise ValueError(f"With the id, as a trait name: {problem}")
+        cohort = cls.from_trait(trait)
+        if cohort.id != cohort_id:
+            raise ValueError("No trait name has this id: it has a colon, or blanks around it.")
+        return cohort
+
 
 @lru_cache(maxsize=4096)
 def _from_trait(trait: str) -> Cohort:

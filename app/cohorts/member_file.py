@@ -9,19 +9,18 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
+from app.cohorts.membership import MAX_WHOLE_ID
 
 USERS_AT_ONCE = 5000
 MAX_ERRORS = 50
 MAX_LINE_BYTES = 1 << 16
-# The largest number that every JSON implementation keeps exact.
-_MAX_WHOLE = 2**53
-# Column names of user ids, as letters and digits only: Amplitude's files differ.
-_COLUMN = "userid"
+_COLUMN = "user_id"
 # An export of this service puts a quote before ids that a spreadsheet would take for a formula.
 _OWN_HEADER = ["user_id", "since"]
 
@@ -82,8 +81,8 @@ class MemberFile:
     def _csv(self, lines: Iterator[str]) -> Iterator[tuple[int, str]]:
         reader = csv.reader(lines, strict=True)
         try:
-            header = next(reader, None)
-            if not header:
+            header = next(filter(None, reader), None)  # after empty lines
+            if header is None:
                 raise InvalidFile("The file is empty. A header line is needed.")
             place = self._place(header)
             quoted = header == _OWN_HEADER
@@ -96,12 +95,15 @@ class MemberFile:
             raise InvalidFile(f"Line {reader.line_num} is not valid CSV: {error}.") from None
 
     def _place(self, header: list[str]) -> int:
-        wanted = self.column
-        for place, name in enumerate(header):
-            if name == wanted or (wanted is None and _bare(name) == _COLUMN):
-                return place
+        wanted = self.column or _COLUMN
+        if wanted in header:
+            return header.index(wanted)
+        if self.column is None:  # Amplitude's files differ
+            for place, name in enumerate(header):
+                if _bare(name) == _bare(_COLUMN):
+                    return place
         names = ", ".join(name[:50] for name in header[:20])
-        raise InvalidFile(f"The header has no column {wanted or 'user_id'}. It has: {names}.")
+        raise InvalidFile(f"The header has no column {wanted}. It has: {names}.")
 
     def _ndjson(self, lines: Iterator[str]) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(lines, start=1):
@@ -113,13 +115,14 @@ class MemberFile:
                 raise InvalidFile(f"Line {number} is not valid JSON.") from None
             if isinstance(value, dict):
                 value = value.get("userId", value.get("user_id"))
-            if type(value) is int and 0 <= value <= _MAX_WHOLE:
+            if type(value) is int and abs(value) <= MAX_WHOLE_ID:
                 value = str(value)
             yield number, value if isinstance(value, str) else ""
 
 
 def _bare(name: str) -> str:
-    return "".join(filter(str.isalnum, name)).lower()
+    """A column name without case, blanks and punctuation."""
+    return re.sub(r"[\W_]", "", name).lower() if name.isprintable() else name
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from app.auth.admin_actions import OtherResync, ResyncRefused
 from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, requires
 from app.auth.member_import import MemberImport
-from app.cohorts import Resync, ResyncRefusal, ResyncState, Status
+from app.cohorts import Cohort, Resync, ResyncRefusal, ResyncState, Status
 from app.cohorts.cohort import MAX_TRAIT_BYTES
 from app.cohorts.member_file import FileFormat, MemberFile
 from app.cohorts.member_file import InvalidFile as FileProblem
@@ -266,7 +266,10 @@ def import_members(cohort_id: str) -> Response:
         if asked["name"] is None:
             raise
         place = ResyncPlace(g.caller.app_id, cohort_in_path(cohort_id))
-        new_name = f"[Amplitude] {asked['name']}: {cohort_id}"
+        try:
+            new_name = Cohort.named(asked["name"], cohort_id).trait
+        except ValueError as error:
+            raise InvalidParameter(errors=[{"place": "name", "message": str(error)}]) from None
     file = MemberFile(file_format, asked["column"])
     try:
         with MemberImport(store, Operator.of_request(), place, new_name=new_name) as importing:

@@ -93,14 +93,22 @@ def read_decompressed(limit: int) -> bytes:
     environ = request.environ
     if environ.get("CONTENT_TYPE") != "application/json":  # skip parsing the usual value
         _check_media_type()
-    encoding = environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower()
-    if encoding not in ("identity", "gzip", "x-gzip", ""):
-        raise UnsupportedMediaType(
-            "Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"}
-        )
+    encoding = content_encoding()
     raw = read_raw(settings, limit)
     fair_queue.begin()
-    return _gunzip(raw, limit) if encoding.endswith("gzip") else raw
+    return _gunzip(raw, limit) if encoding else raw
+
+
+def content_encoding() -> str:
+    """``gzip``, or "" for none. Raises UnsupportedMediaType for others."""
+    encoding = request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
+    if encoding in ("", "identity"):
+        return ""
+    if encoding in ("gzip", "x-gzip"):
+        return "gzip"
+    raise UnsupportedMediaType(
+        "Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"}
+    )
 
 
 def is_small(raw: bytes) -> bool:
@@ -175,6 +183,11 @@ def _check_media_type() -> None:
         mimetype.startswith("application/") and mimetype.endswith("+json")
     ):
         raise UnsupportedMediaType("Content-Type must be application/json.")
+    check_charset()
+
+
+def check_charset() -> None:
+    """Raise UnsupportedMediaType if the body is declared to be in another charset than UTF-8."""
     if request.mimetype_params.get("charset", "utf-8").lower() not in _CHARSETS:
         raise UnsupportedMediaType("The charset must be utf-8.")
 

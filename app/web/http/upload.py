@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from flask import request
-from gevent import Timeout
+from gevent import Timeout, sleep
 from gunicorn.http.errors import ParseException
 
 from app.errors import BodyTimeout, InvalidEncoding
 from app.services import services
+from app.web.http.body import check_charset, content_encoding
 
 _CHUNK_BYTES = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -19,20 +21,24 @@ _GZIP_MAGIC = b"\x1f\x8b"
 def read_upload() -> Iterator[bytes]:
     """The body of the current request in chunks, decompressed if it is gzip.
 
+    Other requests get a turn after each chunk: there may be nothing in it that waits for the store.
+
     Raises:
+        UnsupportedMediaType: not in UTF-8, or compressed by other than gzip.
         BodyTimeout: nothing arrived for ``BODY_TIMEOUT_SECONDS``.
         InvalidEncoding: it ended early, or is not valid gzip.
     """
+    check_charset()
+    encoding = content_encoding()
     chunks = _raw_chunks(services().settings.body_timeout_seconds)
     first = next(chunks, b"")
-    whole = _chain(first, chunks)
+    whole: Iterator[bytes] = chain((first,), chunks)
     # Also without a Content-Encoding, as for a file that is stored as gzip.
-    return _gunzip(whole) if first.startswith(_GZIP_MAGIC) else whole
-
-
-def _chain(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+    if encoding or first.startswith(_GZIP_MAGIC):
+        whole = _gunzip(whole)
+    for chunk in whole:
+        yield chunk
+        sleep(0)
 
 
 def _raw_chunks(pause_seconds: float) -> Iterator[bytes]:

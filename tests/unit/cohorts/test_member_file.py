@@ -61,6 +61,13 @@ def test_column__if_given__is_read() -> None:
     assert read(MemberFile(CSV, "email"), "user_id,email\n1,a@example.com\n") == ["a@example.com"]
 
 
+@pytest.mark.parametrize(
+    "text", ["User ID,user_id\nwrong,alice\n", "\n\nuser_id\nalice\n", "x,USER-ID\n1,alice\n"]
+)
+def test_column__of_that_very_name__comes_first(text: str) -> None:
+    assert read(MemberFile(CSV), text) == ["alice"]
+
+
 def test_rows_without_a_user_id__are_counted_and_the_first_reported() -> None:
     file = MemberFile(CSV)
     rows = ["1,", "2,  ", f"3,{'x' * 1025}", "4,a\0b", "5", *["6,"] * 100, "7,alice"]
@@ -75,8 +82,8 @@ def test_rows_without_a_user_id__are_counted_and_the_first_reported() -> None:
     ]
     lines = MemberFile(NDJSON)
     text = '{"userId": null}\ntrue\n1.0\n-1\n9007199254740993\n{"userId": ["x"]}\n"\\ud800"\n"ok"'
-    assert read(lines, text) == ["ok"]
-    assert lines.rejected == 7
+    assert read(lines, text) == ["-1", "ok"]  # as every source accepts them
+    assert lines.rejected == 6
 
 
 @pytest.mark.parametrize(
@@ -87,6 +94,7 @@ def test_rows_without_a_user_id__are_counted_and_the_first_reported() -> None:
         (CSV, 'user_id\n"a"b\n', "Line 2 is not valid CSV: "),
         (CSV, 'user_id\n"never closed\n', "Line 2 is not valid CSV: "),
         (CSV, b"user_id\nok\n\xff\xfe\n", "Line 3 is not valid UTF-8."),
+        (CSV, "user_id\nok\n".encode("utf-16-le"), "The header has no column user_id. "),
         (CSV, "user_id\n" + "x" * (MAX_LINE_BYTES + 1), "Line 2 is longer than "),
         (CSV, 'user_id\n"' + "x\n" * MAX_LINE_BYTES, "Line "),
         (NDJSON, '"a"\n{"userId": \n', "Line 2 is not valid JSON."),

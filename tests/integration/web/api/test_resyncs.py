@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 import pytest
 import redis
 from flask import Flask
@@ -14,6 +15,7 @@ from flask.testing import FlaskClient
 from app.services import services
 from app.settings import ApiKey
 from app.store.losses import Loss, LossKind
+from app.web.http.upload import read_upload
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import members, traits
@@ -175,6 +177,21 @@ class TestImport:
         assert traits(redis_client, APP)["alice"] == {"[Amplitude] VIPs: xyz": "true"}
 
     @pytest.mark.parametrize(
+        ("cohort_id", "name"), [("us:7", "VIPs"), ("%20x", "VIPs"), ("xyz", "x" * 500)]
+    )
+    def test_name__that_no_call_could_have__creates_nothing(
+        self, boss: FlaskClient, redis_client: redis.Redis, cohort_id: str, name: str
+    ) -> None:
+        reply = boss.put(
+            f"/api/v1/cohorts/{cohort_id}/members?name={name}",
+            data="user_id\nalice\n",
+            content_type="text/csv",
+        )
+        assert outcome(reply) == (400, "invalid_parameter")
+        assert reply.json["errors"][0]["place"] == "name"
+        assert set(members(redis_client, APP)) == {"abc123"}
+
+    @pytest.mark.parametrize(
         ("data", "query", "refused"),
         [
             ("user_id\n", "", (409, "resync_empty")),
@@ -204,9 +221,39 @@ class TestImport:
         assert self.put(boss, "user_id\nu0\n", "force=true").json["removed"] == 19
         assert members(redis_client, APP) == {"abc123": {"u0"}}
 
-    def test_type__of_something_else__is_refused(self, boss: FlaskClient) -> None:
-        reply = self.put(boss, "{}", content_type="application/json")
-        assert outcome(reply) == (415, "unsupported_media_type")
+    @pytest.mark.parametrize(
+        ("content_type", "encoding", "refused"),
+        [
+            ("application/json", "", (415, "unsupported_media_type")),
+            ("text/csv; charset=latin-1", "", (415, "unsupported_media_type")),
+            ("text/csv", "br", (415, "unsupported_media_type")),
+            ("text/csv", "gzip", (400, "invalid_encoding")),
+        ],
+    )
+    def test_type__of_something_else__is_refused(
+        self, boss: FlaskClient, content_type: str, encoding: str, refused: tuple[int, str]
+    ) -> None:
+        headers = {"Content-Encoding": encoding} if encoding else {}
+        reply = self.put(
+            boss, "user_id\nu0\n", "force=true", content_type=content_type, headers=headers
+        )
+        assert outcome(reply) == refused
+
+    def test_file__without_any_users__lets_others_have_a_turn(self, service: Flask) -> None:
+        turns = 0
+
+        def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                gevent.sleep(0)
+
+        other = gevent.spawn(take_turns)
+        body = gzip.compress(b"\n" * 5_000_000)
+        with service.test_request_context(method="PUT", data=body, content_type="text/csv"):
+            assert sum(map(len, read_upload())) == 5_000_000
+        other.kill()
+        assert turns > 50
 
 
 def test_import__of_users_who_are_not_registered__rejects_them(
