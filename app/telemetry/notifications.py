@@ -30,16 +30,10 @@ MAX_LISTED = 20
 MAX_SINGLE = 5
 SECRET_PREFIX = "whsec_"  # noqa: S105
 _TIMEOUT_SECONDS = 10.0
-# After 1, 2, 4 and 8 seconds.
+_REPEATED = frozenset({408, 429, 500, 502, 503, 504})
+# At once, then after 2, 4 and 8 seconds.
 _RETRIES = urllib3.Retry(
-    total=4,
-    backoff_factor=1,
-    backoff_max=8,
-    redirect=0,
-    status_forcelist=(408, 429, 500, 502, 503, 504),
-    allowed_methods=None,
-    raise_on_status=False,
-    retry_after_max=10,
+    total=4, backoff_factor=1, backoff_max=8, allowed_methods=None, retry_after_max=10
 )
 # After a notification failed with all its retries; doubled each time.
 _PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 30.0, 3600.0
@@ -99,8 +93,9 @@ class Sender:
         self._secret = None
         if secret is not None:
             self._secret = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+        self._retries = retries
         self._http = urllib3.PoolManager(
-            timeout=_TIMEOUT_SECONDS, retries=retries, ca_certs=certifi.where()
+            timeout=_TIMEOUT_SECONDS, retries=False, ca_certs=certifi.where()
         )
 
     def send(self, notification: Notification) -> None:
@@ -112,13 +107,29 @@ class Sender:
         body = notification.body()
         headers = {"Content-Type": "application/json", "User-Agent": "cohort-receiver"}
         headers |= self._signed(notification.id, body)
-        try:
-            reply = self._http.request("POST", self._url, body=body, headers=headers)
-        except urllib3.exceptions.HTTPError as error:
-            reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
-            raise DeliveryFailed(type(reason).__name__) from None
-        if not 200 <= reply.status < 300:
-            raise DeliveryFailed(f"status {reply.status}")
+        retries = self._retries
+        while True:
+            reply = None
+            try:
+                reply = self._http.request(
+                    *("POST", self._url),
+                    body=body,
+                    headers=headers,
+                    redirect=False,
+                    preload_content=False,
+                )
+                reply.close()  # its body may have no end
+            except urllib3.exceptions.HTTPError as error:
+                if not retries.total:
+                    raise DeliveryFailed(type(error).__name__) from None
+                retries = retries.increment("POST", self._url, error=error)
+            else:
+                if 200 <= reply.status < 300:
+                    return
+                if reply.status not in _REPEATED or not retries.total:
+                    raise DeliveryFailed(f"status {reply.status}")
+                retries = retries.increment("POST", self._url, response=reply)
+            retries.sleep(reply)
 
     def _signed(self, message_id: str, body: bytes) -> dict[str, str]:
         sent = str(int(time.time()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -185,7 +185,7 @@ class Client:
         scheme = urlsplit(location).scheme
         if reply.status not in _REDIRECTS or scheme not in ("https", urlsplit(self._url).scheme):
             raise UpstreamBadReply
-        with _closing(
+        with closing(
             self._http.request("GET", location, redirect=False, preload_content=False)
         ) as reply:
             if reply.status != 200:
@@ -213,7 +213,7 @@ class Client:
         """The reply to a call, other than an error. Waits while Amplitude limits the rate."""
         waited = 0.0
         while True:
-            with _closing(self._request(url)) as reply:
+            with closing(self._request(url)) as reply:
                 if reply.status != 429:
                     if reply.status in (401, 403):
                         raise UpstreamForbidden
@@ -230,39 +230,26 @@ class Client:
             waited += pause
 
     def _request(self, url: str) -> urllib3.BaseHTTPResponse:
+        # A 429 is waited out in `_call`, for longer than an error is retried.
         retries = Retry(
             self._pace.retries,
-            redirect=0,
-            status_forcelist=_SERVER_ERRORS,
             backoff_factor=self._pace.backoff_seconds,
-            # A 429 is waited out in `_call`, for longer than an error is retried.
             respect_retry_after_header=False,
-            raise_on_status=False,
         )
-        try:
-            return self._http.request(
-                "GET",
-                url,
-                headers=self._authorisation,
-                retries=retries,
-                redirect=False,
-                preload_content=False,
-            )
-        except urllib3.exceptions.HTTPError:
-            raise UpstreamUnreachable from None
-
-
-@contextmanager
-def _closing(reply: urllib3.BaseHTTPResponse) -> Iterator[urllib3.BaseHTTPResponse]:
-    """Keep the connection if the reply was read to its end; else close it."""
-    try:
-        yield reply
-    except BaseException:
-        reply.close()
-        raise
-    if reply.status != 200:
-        reply.drain_conn()
-    reply.release_conn()
+        while True:
+            try:
+                reply = self._http.request(
+                    "GET", url, headers=self._authorisation, redirect=False, preload_content=False
+                )
+                if reply.status not in _SERVER_ERRORS or not retries.total:
+                    return reply
+                reply.close()  # its body may have no end; the library would read it
+                retries = retries.increment("GET", url, response=reply)
+            except urllib3.exceptions.HTTPError as error:
+                if not retries.total:
+                    raise UpstreamUnreachable from None
+                retries = retries.increment("GET", url, error=error)
+            retries.sleep()
 
 
 def _chunks(reply: urllib3.BaseHTTPResponse, most: int, seconds: float) -> Iterator[bytes]:

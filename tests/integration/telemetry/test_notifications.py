@@ -8,7 +8,7 @@ import hmac
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -26,14 +26,9 @@ from tests.support.effort import PARTITIONS
 
 APP = "shop"
 SECRET = "whsec_" + base64.b64encode(b"s" * 24).decode()
-QUICK = urllib3.Retry(
-    total=3,
-    backoff_factor=0.01,
-    status_forcelist=(500,),
-    allowed_methods=None,
-    raise_on_status=False,
-    redirect=0,
-)
+QUICK = urllib3.Retry(total=3, backoff_factor=0.01, allowed_methods=None)
+# Bytes of a body that nobody should read.
+ENDLESS = 32 << 20
 
 
 class Received(NamedTuple):
@@ -46,12 +41,16 @@ class Received(NamedTuple):
 
 
 class Receiver:
-    """Receives notifications; ``statuses`` are the next replies, then 204."""
+    """Receives notifications; ``statuses`` are the next replies, then 204.
+
+    While ``is_endless``, replies have a body of ENDLESS bytes, of which ``taken`` were taken.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.received: list[Received] = []
         self.statuses: list[int] = []
+        self.is_endless, self.taken = False, 0
 
     def types(self) -> list[str]:
         return [one.document["type"] for one in self.received]
@@ -66,9 +65,14 @@ def running_receiver() -> Iterator[Receiver]:
             if status < 300:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 receiver.received.append(Received(headers, body))
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_response(200 if receiver.is_endless and status == 204 else status)
+            self.send_header("Content-Length", str(ENDLESS if receiver.is_endless else 0))
             self.end_headers()
+            if receiver.is_endless:
+                with suppress(OSError):
+                    for _ in range(ENDLESS >> 20):
+                        self.wfile.write(bytes(1 << 20))
+                        receiver.taken += 1 << 20
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -234,6 +238,14 @@ def test_receiver__that_fails__is_tried_again_and_gets_it_once(
     assert len(receiver.received) == 1
     work(notifier)
     assert receiver.types() == ["cohort.incomplete", "cohort.unverified"]
+
+
+def test_receiver__whose_replies_have_no_end__is_not_read(store: Store, receiver: Receiver) -> None:
+    receiver.is_endless = True
+    receiver.statuses = [500]
+    Notifier(store, Sender(receiver.url, None, QUICK), None).send_test()
+    assert receiver.taken < ENDLESS // 2
+    assert receiver.types() == ["test"]
 
 
 @pytest.mark.parametrize("status", [301, 400, 410])

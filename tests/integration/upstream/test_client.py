@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -74,8 +74,11 @@ def test_cohorts__with_several_syncs__have_the_one_furthest_behind(
 
 
 @contextmanager
-def replying(*replies: tuple[int, bytes]) -> Iterator[str]:
-    """A server that gives these replies, the last one again and again."""
+def replying(*replies: tuple[int, bytes], taken: list[int] | None = None) -> Iterator[str]:
+    """A server that gives these replies, the last one again and again.
+
+    Notes in ``taken`` how many bytes of the bodies the client took.
+    """
     remaining = list(replies)
 
     class Handler(BaseHTTPRequestHandler):
@@ -84,7 +87,12 @@ def replying(*replies: tuple[int, bytes]) -> Iterator[str]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            with suppress(OSError):  # a client that does not read it
+                for start in range(0, len(body), 1 << 20):
+                    part = body[start : start + (1 << 20)]
+                    self.wfile.write(part)
+                    if taken is not None:
+                        taken.append(len(part))
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -167,6 +175,14 @@ def test_call__answered_5xx__is_retried(upstream: Upstream, make_client: MakeCli
     upstream.faults["unavailable"] = ALWAYS
     with pytest.raises(errors.UpstreamUnavailable):
         make_client().cohorts()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_call__answered_with_an_error_without_end__reads_none_of_it(status: int) -> None:
+    endless, taken = bytes(32 << 20), list[int]()
+    with replying((status, endless), (200, b'{"cohorts": []}'), taken=taken) as url:
+        assert Client(url, "key", "secret", pace=QUICK).cohorts() == []
+    assert sum(taken) < len(endless) // 2
 
 
 def test_call__without_a_server__is_unreachable(make_client: MakeClient) -> None:
