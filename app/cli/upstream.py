@@ -35,7 +35,11 @@ _ABSENT_HEADERS = ("ID", "NAME", "SIZE", "SYNCED", "LAST SUCCESS", "DESTINATION"
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("cohort_id", metavar="ID")
-@click.option("--apply", is_flag=True, help="Replace the members by those in Amplitude.")
+@click.option(
+    "--apply",
+    is_flag=True,
+    help="Replace the members by those in Amplitude; creates the cohort if it is unknown.",
+)
 @click.option(
     "--force", is_flag=True, help="Even if nobody, or less than half of the members, would stay."
 )
@@ -65,8 +69,9 @@ def reconcile(
     if ids and as_json:
         raise click.UsageError("--ids and --json are mutually exclusive.")
     store = the_store()
-    app = one_app(store, app_id)
-    find_cohort(store, app, cohort_id)
+    app = one_app(store, app_id, may_be_new=apply)
+    if not apply:
+        find_cohort(store, app, cohort_id)
     order = Order(operator(), app, cohort_id, apply=apply, force=force, column=column)
     try:
         report = services().reconciler.run(

@@ -19,7 +19,7 @@ import structlog
 from app.auth.admin_actions import OtherResync, ResyncRefused
 from app.auth.audit_trail import Operator, record
 from app.auth.member_import import MemberImport
-from app.cohorts import OpenReason, ResyncKind, ResyncRefusal, Upstream, VerifiedBy
+from app.cohorts import Cohort, OpenReason, ResyncKind, ResyncRefusal, Upstream, VerifiedBy
 from app.cohorts.upstream import UpstreamCohort
 from app.store import ResyncPlace, Store, StoreError, Tuning
 from app.store.upstream import RECONCILE
@@ -30,6 +30,7 @@ from app.upstream.errors import (
     ReconcileEnded,
     ReconcileRunning,
     ResyncOpen,
+    UpstreamBadReply,
     UpstreamError,
     UpstreamFileIncomplete,
     UpstreamNotConfigured,
@@ -111,7 +112,7 @@ class Order:
 
     Attributes:
         operator: who ordered it, for the audit trail.
-        apply: replace the members by those of the export.
+        apply: replace the members by those of the export. Creates a cohort that is unknown here.
         force: even if most members, or all, would leave.
         column: the user property that the sync maps to the user id, if it is another one.
     """
@@ -289,7 +290,7 @@ class _Run:
             folder = Path(stack.enter_context(_temporary_folder()))
             # Opened before Amplitude exports: whatever arrives later is newer than the file, and
             # stays as it is.
-            importing = stack.enter_context(self._import()) if order.apply else None
+            importing = stack.enter_context(self._import(listed)) if order.apply else None
             received, reasons = self._received(), self._reasons()
             with _repeating(self._keep_import, self.keep_seconds) if importing else nullcontext():
                 file, contents = self._export(folder, listed)
@@ -379,12 +380,19 @@ class _Run:
                 yield user_id
 
     @contextmanager
-    def _import(self) -> Iterator[MemberImport]:
+    def _import(self, listed: UpstreamCohort) -> Iterator[MemberImport]:
         """An open import, which is aborted at the end unless it has been applied."""
-        order = self._order
+        order, new_name = self._order, None
+        if self._store.registry.find(*order.place) is None:
+            try:
+                new_name = Cohort.named(listed.name, listed.id).trait
+            except ValueError:
+                raise UpstreamBadReply from None
         try:
             with MemberImport(
-                self._store, order.operator, order.place, kind=ResyncKind.RECONCILE
+                *(self._store, order.operator, order.place),
+                kind=ResyncKind.RECONCILE,
+                new_name=new_name,
             ) as importing:
                 yield importing
         except OtherResync:

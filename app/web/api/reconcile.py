@@ -134,10 +134,13 @@ _RECONCILE = ReconcileBody()
 def reconcile(cohort_id: str) -> Response:
     """Begin to compare a cohort with an export from Amplitude, which takes some minutes.
 
-    Ask for the result with `GET`. It counts against the exports of the month.
+    Ask for the result with `GET`. It counts against the exports of the month. With `apply`, a
+    cohort that never arrived here, or is lost, is created under its name in Amplitude.
     """
     asked = load(_RECONCILE, read_optional_json())
-    known_cohort(cohort_in_path(cohort_id))
+    cohort_in_path(cohort_id)
+    if not asked["apply"]:
+        known_cohort(cohort_id)
     return _reply(begin_reconcile(cohort_id, **asked), 202)
 
 
@@ -146,9 +149,9 @@ def reconcile(cohort_id: str) -> Response:
 @describes(InvalidParameter, UnknownCohort, NoReconcile, reply=ReconcileReply())
 def get_reconcile(cohort_id: str) -> Response:
     """The reconcile of a cohort, or the last one for a day."""
-    known_cohort(cohort_in_path(cohort_id))
-    report = services().reconciler.report(g.caller.app_id, cohort_id)
+    report = services().reconciler.report(g.caller.app_id, cohort_in_path(cohort_id))
     if report is None:
+        known_cohort(cohort_id)
         raise NoReconcile()
     return _reply(report)
 
@@ -156,7 +159,7 @@ def get_reconcile(cohort_id: str) -> Response:
 def begin_reconcile(
     cohort_id: str, *, apply: bool, force: bool = False, column: str | None = None
 ) -> Report:
-    """Begin a reconcile of a known cohort in the background of this process.
+    """Begin a reconcile in the background of this process.
 
     Raises:
         UpstreamUnset, ReconcileUnfinished, ExportsUsedUp

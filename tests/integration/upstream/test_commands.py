@@ -99,6 +99,9 @@ class TestReconcileCommand:
 
     def test_reconcile__of_an_unknown_cohort__is_an_error(self, here: Here) -> None:
         assert "Unknown cohort" in run(here, "reconcile", "b2").stderr
+        applied = run(here, "reconcile", "b2", "--apply")
+        assert (applied.exit_code, "upstream_not_listed" in applied.stderr) == (1, True)
+        assert run(here, "upstream", "--json").exit_code == 0
 
 
 class TestUpstreamCommand:
@@ -166,6 +169,18 @@ class TestReconcileCall:
         self, body: dict[str, Any], boss: FlaskClient
     ) -> None:
         assert boss.post(PATH, json=body).json["reason"] == "invalid_payload"
+
+    def test_reconcile__applied_to_a_cohort_that_was_lost__creates_it(
+        self, here: Here, boss: FlaskClient
+    ) -> None:
+        here.serve("b2", user_ids=["u1", "u2"])
+        path = "/api/v1/cohorts/b2/reconcile"
+        assert boss.post(path, json={"apply": True}).status_code == 202
+        finish()
+        assert boss.get(path).json["added"] == 2
+        cohort = boss.get("/api/v1/cohorts/b2").json
+        assert (cohort["trait"], cohort["members"]) == ("[Amplitude] A cohort: b2", 2)
+        assert cohort["completeness"]["state"] == "verified"
 
     def test_reconcile__of_an_unknown_cohort__is_a_404(self, boss: FlaskClient) -> None:
         path = "/api/v1/cohorts/b2/reconcile"
