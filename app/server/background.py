@@ -96,8 +96,14 @@ class Background:
 
     def remove_old(self) -> None:
         """Remove what is older than its limit, some of each app in turn."""
-        self._store.api_keys.forget_ended()
-        self._store.sync_history.forget_unknown_callers()
+        for forget in (
+            self._store.api_keys.forget_ended,
+            self._store.sync_history.forget_unknown_callers,
+        ):
+            try:
+                forget()
+            except StoreError as error:
+                self._log.warning("old data not removed", reason=error.reason)
         partitions = range(self._store.keys.partitions)
         rest = deque(
             (app_id, self._store.retention.steps(app_id, partition))

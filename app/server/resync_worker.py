@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from app.store import ResyncPlace, Store, StoreError
+from app.store import Attempts, ResyncPlace, Store, StoreError
 
 # How long to work before the store is asked again what is due.
 ROUND_SECONDS = 1.0
@@ -26,16 +26,21 @@ class ResyncWorker:
     def work(self) -> None:
         """Work for a second at most; called every second. A failing resync is tried again."""
         try:
-            for app_id in self._store.apps():
-                for place in self._store.resyncs.due(app_id):
-                    self._running.setdefault(place, self._store.resyncs.steps(place))
+            self._find()
         except StoreError as error:
             self._log.warning("resyncs paused", reason=error.reason)
-            return
         ends = time.monotonic() + ROUND_SECONDS
         while self._running and time.monotonic() < ends:
             for place in list(self._running):
                 self._advance(place)
+
+    def _find(self) -> None:
+        attempts = Attempts()
+        for app_id in self._store.apps():
+            with attempts.one():
+                for place in self._store.resyncs.due(app_id):
+                    self._running.setdefault(place, self._store.resyncs.steps(place))
+        attempts.raise_first()
 
     def _advance(self, place: ResyncPlace) -> None:
         began = time.monotonic()

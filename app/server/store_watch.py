@@ -56,6 +56,7 @@ class StoreWatch:
                 self._examine_server()
         with suppress(StoreError):
             self._compare()
+        with suppress(StoreError):
             self._mark_cohorts()
 
     def _examine_server(self) -> None:
@@ -77,7 +78,8 @@ class StoreWatch:
         before = dict(self._marks)
         try:
             for partition in some:
-                self._compare_one(partition)
+                with suppress(StoreError):  # others may be available
+                    self._compare_one(partition)
         finally:
             if self._marks != before:
                 self.memory.write(self._marks)

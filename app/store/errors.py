@@ -87,6 +87,29 @@ class CohortPartlyDeleted(StoreError):
     detail = "The deletion of a cohort began during the request. Send the same again."
 
 
+class Attempts:
+    """Work on several apps, each of which is attempted though the store failed for others.
+
+    On a cluster, one of them may need a node that is down.
+    """
+
+    def __init__(self) -> None:
+        self._first: StoreError | None = None
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Attempt one; a StoreError ends it, and nothing else."""
+        try:
+            yield
+        except StoreError as error:
+            self._first = self._first or error
+
+    def raise_first(self) -> None:
+        """Raise the first StoreError, if there was one."""
+        if self._first is not None:
+            raise self._first
+
+
 # The store did not reply as one that works: what was known before still stands.
 UNAVAILABLE = StoreUnreachable, StoreTimeout, StoreLoading
 

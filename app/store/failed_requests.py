@@ -10,6 +10,7 @@ import redis
 from app.store.errors import store_errors
 from app.store.hold import Hold
 from app.store.keys import Keys
+from app.store.layout import Layout
 
 # More than a sender retries at once. What exceeds it is not remembered.
 _MAX_KEPT = 10_000
@@ -30,16 +31,19 @@ class FailedRequest(NamedTuple):
 class FailedRequests:
     """The requests of each app that have failed and not been made good. Raises StoreError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, layout: Layout, hold: Hold) -> None:
         self._client = client
         self._keys = keys
+        self._layout = layout
+        self._hold = hold
 
     def add(self, app_id: str, failed: Mapping[FailedRequest, int]) -> None:
         """Remember requests, with the time of their last failure in ms since the epoch."""
         key = self._keys.failed_requests(app_id)
         rows = {f"{one.content:x}:{one.cohort_id}": at_ms for one, at_ms in failed.items()}
         with store_errors():
-            Hold(self._client, self._keys).check()
+            self._layout.check_writable(app_id)
+            self._hold.check_partition(app_id, self._keys.partition(app_id))
             if self._client.zcard(key) < _MAX_KEPT:
                 self._client.zadd(key, rows, gt=True)
                 self._client.expire(key, _KEPT_SECONDS)

@@ -48,6 +48,13 @@ class Hold:
         if held:
             raise StoreHeld()
 
+    def check_partition(self, app_id: str, partition: int) -> None:
+        """As :meth:`check`, for writes to a partition of a registered app. Needs only its node."""
+        with store_errors():
+            held = self._client.exists(self._keys.partition_hold(app_id, partition))
+        if held:
+            raise StoreHeld()
+
     def value(self) -> bytes | None:
         """The value of the global flag, which identifies the hold; None if there is none."""
         with store_errors():

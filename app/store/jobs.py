@@ -36,11 +36,13 @@ class Jobs:
         self,
         client: redis.Redis,
         keys: Keys,
+        apps: Callable[[], list[str]],
         deletions: Deletions,
         spread_name: Callable[[str, str], int],
     ) -> None:
         self._client = client
         self._keys = keys
+        self._apps = apps
         self._deletions = deletions
         self._spread_name = spread_name
         # The number of the rename that all partitions have had, by rename in progress.
@@ -55,10 +57,7 @@ class Jobs:
         Raises:
             StoreError: none is available.
         """
-        with store_errors():
-            known: set[Any] = self._client.smembers(self._keys.apps())
-        apps = sorted(app.decode() for app in known)
-        places = [(app, p) for app in apps for p in range(self._keys.partitions)]
+        places = [(app, p) for app in self._apps() for p in range(self._keys.partitions)]
         return [
             Job(app_id, partition, cohort_id.decode())
             for (app_id, partition), cohort_ids in zip(places, self._listed(places), strict=True)

@@ -17,7 +17,7 @@ from app.store.completeness import CompletenessStore
 from app.store.connection.calls import NO_WAIT, Wait
 from app.store.deletion import Deletions
 from app.store.erasure import Erasure
-from app.store.errors import StoreFull, store_errors
+from app.store.errors import UNAVAILABLE, StoreFull, store_errors
 from app.store.failed_requests import FailedRequests
 from app.store.freshness import FreshnessStore
 from app.store.hold import Hold
@@ -65,6 +65,7 @@ class Store:
     ) -> None:
         self._client = client
         self._store_now = tuning.store_now
+        self._apps: list[str] | None = None
         self.keys = keys = Keys(prefix, partitions)
         self.hold = Hold(client, keys)
         self.layout = Layout(client, keys, self.hold, tuning)
@@ -88,13 +89,13 @@ class Store:
         self.lookups = Lookups(client, keys)
         self.cohort_list = CohortList(client, keys, self.registry, tuning)
         self.change_stream = ChangeStream(client, keys, tuning)
-        self.sync_history = SyncHistory(client, keys, history, tuning)
-        self.failed_requests = FailedRequests(client, keys)
+        self.sync_history = SyncHistory(client, keys, self.layout, self.hold, history, tuning)
+        self.failed_requests = FailedRequests(client, keys, self.layout, self.hold)
         self.size_history = SizeHistory(client, keys, tuning)
         self.retention = Retention(
             client, keys, changes_max_age_hours * _MS_PER_HOUR, self.sync_history
         )
-        self.jobs = Jobs(client, keys, deletions, self.memberships.spread_name)
+        self.jobs = Jobs(client, keys, self.apps, deletions, self.memberships.spread_name)
         self.erasure = Erasure(client, keys, self.size_history, self.sync_history)
         self.replication = Replication(client, keys, wait)
         self.resyncs = Resyncs(
@@ -129,10 +130,20 @@ class Store:
         return int(seconds) + int(microseconds) / 1e6
 
     def apps(self) -> list[str]:
-        """The ids of all apps with stored data."""
-        with store_errors():
-            known: set[Any] = self._client.smembers(self.keys.apps())
-        return sorted(app_id.decode() for app_id in known)
+        """The ids of all apps with stored data.
+
+        While the node with the list is unavailable, those that were read last: the work on their
+        data may need other nodes only.
+        """
+        try:
+            with store_errors():
+                known: set[Any] = self._client.smembers(self.keys.apps())
+        except UNAVAILABLE:
+            if self._apps is None:
+                raise
+        else:
+            self._apps = sorted(app_id.decode() for app_id in known)
+        return list(self._apps)
 
     def freshness_counts(self) -> dict[FreshnessState, int]:
         """The number of fresh, late and never received cohorts, of the first hundred apps."""

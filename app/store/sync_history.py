@@ -14,6 +14,7 @@ from app.store.connection.scripts import load_script
 from app.store.errors import store_errors
 from app.store.hold import Hold
 from app.store.keys import Keys
+from app.store.layout import Layout
 from app.store.sync_batches import FAILURES, LEFT_OUT, PROBLEMS, SYNCS, SyncBatch, decode
 from app.store.tuning import DEFAULT, Tuning
 
@@ -49,12 +50,16 @@ class SyncHistory:
         self,
         client: redis.Redis,
         keys: Keys,
+        layout: Layout,
+        hold: Hold,
         limits: HistoryLimits,
         tuning: Tuning = DEFAULT,
     ) -> None:
         self._store_now = tuning.store_now
         self._client = client
         self._keys = keys
+        self._layout = layout
+        self._hold = hold
         self.is_kept = limits.requests > 0
         # If history has been turned off, what is stored is removed like anything too old.
         self._max_age_ms = limits.age_hours * _MS_PER_HOUR if self.is_kept else 0
@@ -68,8 +73,7 @@ class SyncHistory:
         args = [argument for batch in batches for argument in batch.arguments()]
         with store_errors():
             # Trimming needs the app's id, even if nothing else was ever stored for the app.
-            self._client.sadd(self._keys.apps(), app_id)
-            Hold(self._client, self._keys).check()
+            self._layout.check_writable(app_id)
             self._script(
                 keys=[self._keys.history(app_id, SYNCS)],
                 args=[self._limits[0], portion, self._max_left_out, *args],
@@ -150,7 +154,7 @@ class SyncHistory:
     def erase(self, app_id: str, user_id: str) -> None:
         """Remove a user's id from all syncs that left the user out."""
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
-            Hold(self._client, self._keys).check()
+            self._hold.check_partition(app_id, self._keys.partition(app_id))
             for key in self._left_out_keys(app_id):
                 pipeline.hdel(key, user_hash(user_id))
             pipeline.execute()

@@ -20,7 +20,15 @@ import orjson
 import structlog
 import urllib3
 
-from app.store import Lateness, Loss, LossKind, Store, StoreError, changed_cohorts
+from app.store import (
+    Attempts,
+    Lateness,
+    Loss,
+    LossKind,
+    Store,
+    StoreError,
+    changed_cohorts,
+)
 from app.telemetry.metrics.definitions import NOTIFICATIONS
 
 POLL_SECONDS = 5.0
@@ -163,9 +171,12 @@ class Notifier:
             return
         self._due = time.monotonic() + POLL_SECONDS
         try:
+            attempts = Attempts()
             for app_id in self._store.apps():
-                if self._store.news.lease(app_id):
-                    self._notify(app_id)
+                with attempts.one():
+                    if self._store.news.lease(app_id):
+                        self._notify(app_id)
+            attempts.raise_first()
         except StoreError as error:
             self._log.warning("notifications paused", reason=error.reason)
         except DeliveryFailed as error:

@@ -96,16 +96,9 @@ class SyncProblems:
     def work(self) -> None:
         """Write what is buffered, and decide about earlier failures; if the store fails, later."""
         self._sort()
-        try:
-            self._flush()
-            self._decide()
-        except StoreError as error:
-            if isinstance(error, StoreRefused):
-                # Repeating it would fail again, and block all that follows.
-                self._log.error("sync problems refused")
-                self._left_out.clear()
-                self._refused.clear()
-                self._failed.clear()
+        self._flush()
+        self._decide()
+        self._flush()
 
     def finish(self) -> None:
         """Write what is buffered before the process ends, within LAST_FLUSH_SECONDS."""
@@ -143,22 +136,45 @@ class SyncProblems:
         return len(self._left_out) + len(self._refused) < self._max_buffered
 
     def _flush(self) -> None:
-        completeness = self._store.completeness
-        while self._left_out:
-            (app_id, cohort_id), counts = next(iter(self._left_out.items()))
+        """Write what is buffered. One partition that is unavailable delays no other's."""
+        unavailable: set[tuple[str, int]] = set()
+        for key in dict.fromkeys((*self._left_out, *self._refused)):
+            app_id, cohort_id = key
+            place = app_id, self._store.keys.partition(cohort_id)
+            if place in unavailable:
+                continue
+            try:
+                self._flush_cohort(app_id, cohort_id)
+            except StoreRefused:
+                self._log_refused(app_id)
+                self._left_out.pop(key, None)
+                self._refused.pop(key, None)
+            except StoreError:
+                unavailable.add(place)
+        for app_id, failed in list(self._failed.items()):
+            try:
+                self._store.failed_requests.add(app_id, failed)
+            except StoreRefused:
+                self._log_refused(app_id)
+            except StoreError:
+                continue
+            del self._failed[app_id]
+
+    def _flush_cohort(self, app_id: str, cohort_id: str) -> None:
+        completeness, key = self._store.completeness, (app_id, cohort_id)
+        if counts := self._left_out.get(key):
             while counts:
                 reason, users = next(iter(counts.items()))
                 completeness.leave_out(app_id, cohort_id, {reason: users})
                 del counts[reason]
-            del self._left_out[app_id, cohort_id]
-        while self._refused:
-            (app_id, cohort_id), requests = next(iter(self._refused.items()))
+            del self._left_out[key]
+        if requests := self._refused.get(key):
             completeness.raise_reason(app_id, cohort_id, IncompleteReason.SYNC_FAILED, requests)
-            del self._refused[app_id, cohort_id]
-        while self._failed:
-            app_id, failed = next(iter(self._failed.items()))
-            self._store.failed_requests.add(app_id, failed)
-            del self._failed[app_id]
+            del self._refused[key]
+
+    def _log_refused(self, app_id: str) -> None:
+        # What was to be written is dropped: repeating it would fail again, and block what follows.
+        self._log.error("sync problems refused", app=app_id)
 
     def _decide(self) -> None:
         """Forget failures that a retry made good, and raise those that none did in time."""
@@ -169,23 +185,28 @@ class SyncProblems:
                 del self._apps[app_id]
                 self._settled.pop(app_id, None)
                 continue
-            failed = self._store.failed_requests.all(app_id)
-            good = [one for one, at_ms in failed.items() if self._is_good(app_id, one, at_ms)]
-            if good:
-                self._store.failed_requests.take(app_id, good)
-            limit = (now - RETRIED_SECONDS) * 1000
-            final = [one for one, at_ms in failed.items() if at_ms < limit and one not in good]
-            for one in self._store.failed_requests.take(app_id, final) if final else ():
-                self._refused[app_id, one.cohort_id] += 1
-            if settle:
-                open_ids = {one.cohort_id for one in failed}
-                start = self._settled.get(app_id, 0)
-                self._settled[app_id] = self._store.completeness.settle_failed(
-                    app_id, open_ids, start
-                )
+            try:
+                self._decide_about(app_id, now, settle=settle)
+            except StoreRefused:
+                self._log_refused(app_id)
+            except StoreError:
+                pass  # the next call tries again
         if settle:
             self._settle_at = time.monotonic() + SETTLE_SECONDS
-        self._flush()
+
+    def _decide_about(self, app_id: str, now: float, *, settle: bool) -> None:
+        failed = self._store.failed_requests.all(app_id)
+        good = [one for one, at_ms in failed.items() if self._is_good(app_id, one, at_ms)]
+        if good:
+            self._store.failed_requests.take(app_id, good)
+        limit = (now - RETRIED_SECONDS) * 1000
+        final = [one for one, at_ms in failed.items() if at_ms < limit and one not in good]
+        for one in self._store.failed_requests.take(app_id, final) if final else ():
+            self._refused[app_id, one.cohort_id] += 1
+        if settle:
+            open_ids = {one.cohort_id for one in failed}
+            start = self._settled.get(app_id, 0)
+            self._settled[app_id] = self._store.completeness.settle_failed(app_id, open_ids, start)
 
     def _is_good(self, app_id: str, failed: FailedRequest, at_ms: int) -> bool:
         """Whether this process has seen the request succeed.

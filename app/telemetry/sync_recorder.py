@@ -17,7 +17,16 @@ import structlog
 from gevent.lock import RLock
 
 from app.cohorts import Moves, RequestRecord
-from app.store import Store, StoreError, StoreRefused, SyncBatch, SyncGroup, Tuning, split_batches
+from app.store import (
+    Attempts,
+    Store,
+    StoreError,
+    StoreRefused,
+    SyncBatch,
+    SyncGroup,
+    Tuning,
+    split_batches,
+)
 from app.telemetry.request_event import FinishedRequest, Listener
 
 # Interval at which the sizes of changed cohorts are recorded.
@@ -36,7 +45,6 @@ class Write(NamedTuple):
     """One call to the store; its id makes it safe to repeat."""
 
     id: str
-    app_id: str
     batches: list[SyncBatch]
     requests: int
 
@@ -53,8 +61,9 @@ class SyncRecorder:
         self._log = structlog.get_logger()
         # Each with the time at which it finished, on the monotonic clock.
         self._finished: deque[tuple[float, FinishedRequest]] = deque()
-        self._writes: deque[Write] = deque()
-        self._requests_in_writes = 0
+        # By app, oldest first; each app's requests wait for the part of the store that has them.
+        self._writes: dict[str, deque[Write]] = {}
+        self._waiting: Counter[str] = Counter()
         self._dropped = 0
         self._unknown: Counter[str] = Counter()
         self._changed: dict[str, set[str]] = {}
@@ -64,10 +73,24 @@ class SyncRecorder:
 
     def record(self, request: FinishedRequest) -> None:
         """Buffer a request."""
-        if len(self._finished) + self._requests_in_writes < self._max_buffered:
+        full = len(self._finished) + self._waiting.total() >= self._max_buffered
+        if not full or self._make_room(request.event.get("app")):
             self._finished.append((self._monotonic(), request))
         else:
             self._dropped += 1
+
+    def _make_room(self, app_id: str | None) -> bool:
+        """Drop the latest requests of the app with the most, if it is another one."""
+        if app_id is None or not self._waiting:
+            return False
+        largest, waiting = self._waiting.most_common(1)[0]
+        # The first write may be on its way to the store.
+        if waiting <= self._waiting[app_id] or len(self._writes[largest]) < 2:
+            return False
+        dropped = self._writes[largest].pop().requests
+        self._waiting[largest] -= dropped
+        self._dropped += dropped
+        return True
 
     def work(self) -> None:
         """Flush; while the store is unavailable, leave it to the next call."""
@@ -103,30 +126,38 @@ class SyncRecorder:
         """
         with self._lock:
             self._prepare_writes()
-            while self._writes:
-                write = self._writes[0]
-                try:
-                    self._store.sync_history.add(write.app_id, write.batches, write.id)
-                except StoreError as error:
-                    if not isinstance(error, StoreRefused):
-                        raise
-                    # Repeating it would fail again, and block all later writes.
-                    self._log.error("sync history refused", requests=write.requests)
-                self._writes.popleft()
-                self._requests_in_writes -= write.requests
+            attempts = Attempts()
+            for app_id in list(self._writes):
+                with attempts.one():
+                    self._write(app_id)
             if self._unknown:
-                self._store.sync_history.count_unknown_callers(self._unknown)
-                self._unknown.clear()
+                with attempts.one():
+                    self._store.sync_history.count_unknown_callers(self._unknown)
+                    self._unknown.clear()
             if sizes:
-                self._record_sizes()
+                for app_id in list(self._changed):
+                    with attempts.one():
+                        self._record_sizes(app_id)
+                self._sizes_due = time.monotonic() + SIZES_SECONDS
+            attempts.raise_first()
 
-    def _record_sizes(self) -> None:
-        while self._changed:
-            app_id, cohort_ids = next(iter(self._changed.items()))
-            recorded = sorted(cohort_ids)
-            self._store.size_history.record(app_id, recorded)
-            del self._changed[app_id]
-        self._sizes_due = time.monotonic() + SIZES_SECONDS
+    def _write(self, app_id: str) -> None:
+        writes = self._writes[app_id]
+        while writes:
+            write = writes[0]
+            try:
+                self._store.sync_history.add(app_id, write.batches, write.id)
+            except StoreRefused:
+                # Repeating it would fail again, and block all later writes.
+                self._log.error("sync history refused", requests=write.requests)
+            writes.popleft()
+            self._waiting[app_id] -= write.requests
+        del self._writes[app_id], self._waiting[app_id]
+
+    def _record_sizes(self, app_id: str) -> None:
+        recorded = sorted(self._changed[app_id])
+        self._store.size_history.record(app_id, recorded)
+        del self._changed[app_id]
 
     def _prepare_writes(self) -> None:
         """Group the buffered requests into as few writes as possible."""
@@ -153,8 +184,9 @@ class SyncRecorder:
         for app_id, batches in apps.items():
             for part in split_batches(batches):
                 requests = sum(batch.size for batch in part)
-                self._writes.append(Write(secrets.token_hex(8), app_id, part, requests))
-                self._requests_in_writes += requests
+                write = Write(secrets.token_hex(8), part, requests)
+                self._writes.setdefault(app_id, deque()).append(write)
+                self._waiting[app_id] += requests
 
     def _group(
         self, at: float, request: FinishedRequest, groups: dict[SyncGroup, list[SyncBatch]]

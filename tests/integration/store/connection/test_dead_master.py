@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 
 import pytest
@@ -11,7 +12,7 @@ from limits import parse
 
 from app.auth.keyring import ADMIN, INGEST, Caller, make_key
 from app.services import services
-from app.store import Store, Tuning
+from app.store import Store, StoreError, Tuning
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.support.clusters import Cluster, Node, running_cluster
@@ -64,11 +65,21 @@ def test_calls__that_need_other_nodes__continue_whichever_shared_keys_are_unavai
     )
     parts, dead = services(app), cluster.masters[master]
     alive = Alive(cluster, parts.store, dead)
+    keys = parts.store.keys
+    # Its history needs a node that is not down.
+    other = next(
+        name
+        for n in count()
+        if cluster.master_of(keys.history(name := f"app-{n}", "syncs")) is not dead
+    )
     ingest, stored = make_key(APP, INGEST)
+    ingest_other, stored_other = make_key(other, INGEST)
     admin, stored_admin = make_key(APP, ADMIN)
     parts.store.api_keys.create(stored)
+    parts.store.api_keys.create(stored_other)
     parts.store.api_keys.create(stored_admin)
     sender, reader = caller(app, ingest), caller(app, admin)
+    sender_of_other = caller(app, ingest_other)
 
     def call() -> None:
         parts.keyring.refresh()
@@ -79,19 +90,28 @@ def test_calls__that_need_other_nodes__continue_whichever_shared_keys_are_unavai
             path = f"/api/v1/cohorts/{alive.cohort}/members/{user}"
             assert reader.get(path).json["member"] is True
             assert app.test_client().get("/readyz").status_code == 200
+        assert sender_of_other.post(payloads.COHORT_PATH, json={}).status_code == 400
+        with suppress(StoreError):  # what is on the node that is down waits
+            parts.sync_recorder.flush()
+        assert parts.store.jobs.pending() == []
         with app.test_request_context("/login"):
             parts.sessions.set_cookie(
                 parts.sessions.open(Caller(APP, ADMIN, "k")), request, Response()
             )
 
+    def recorded() -> int:
+        return sum(sync.requests for sync in parts.store.sync_history.syncs(other).syncs)
+
     call()
+    assert recorded() == 1
     dead.kill()
     try:
         parts.sessions._secret_due = 0.0
         call()
+        assert recorded() == 2
     finally:
         dead.start()
         cluster.wait_until_healthy()
-    for key in (stored, stored_admin):  # what the node had is lost
+    for key in (stored, stored_admin, stored_other):  # what the node had is lost
         parts.store.api_keys.create(key)
     call()
