@@ -5,6 +5,7 @@ Requests remove old data only as they add to it, and only some at a time.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from app.store.sync_history import SyncHistory
 
 # How long a process that looks through a partition keeps the others from doing the same. A little
 # less than the pause after which each tries again.
-_LEASE_SECONDS = 50
+_LEASE_MS = 50_000
 
 
 class Retention:
@@ -31,6 +32,7 @@ class Retention:
         self._max_age_ms = changes_max_age_ms
         self._sync_history = sync_history
         self._age = load_script(client, "age.lua")
+        self._lease = load_script(client, "lease.lua")
 
     def steps(self, app_id: str, partition: int) -> Iterator[None]:
         """Remove what is too old in a partition; each step is a call of about a millisecond.
@@ -54,7 +56,7 @@ class Retention:
     def _begin(self, app_id: str, partition: int) -> bool:
         key = self._keys.looked_through(app_id, partition)
         with store_errors():
-            return bool(self._client.set(key, 1, nx=True, ex=_LEASE_SECONDS))
+            return bool(self._lease(keys=[key], args=[secrets.token_hex(8), _LEASE_MS]))
 
 
 def given_up(client: redis.Redis, stream: str) -> list[str]:

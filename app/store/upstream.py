@@ -122,10 +122,11 @@ class UpstreamStore:
         with store_errors():
             self._client.unlink(self._keys.upstream_lease(app_id, f"{work}-turn"))
 
-    def is_turn_taken(self, app_id: str, work: str) -> bool:
+    def is_turn_taken(self, app_id: str, work: str, seconds: float) -> bool:
         """Whether :meth:`take_turn` would return False."""
         with store_errors():
-            return bool(self._client.exists(self._keys.upstream_lease(app_id, f"{work}-turn")))
+            left_ms: Any = self._client.pttl(self._keys.upstream_lease(app_id, f"{work}-turn"))
+        return bool(0 <= left_ms <= 2000 * seconds)  # as in lease.lua
 
     def is_leased(self, app_id: str, work: str) -> bool:
         """Whether some process has the lease."""

@@ -70,7 +70,7 @@ class Poller:
         upstream = self._store.upstream
         for app_id in self._clients:
             try:
-                if upstream.is_turn_taken(app_id, POLL):
+                if upstream.is_turn_taken(app_id, POLL, self._seconds):
                     continue
                 with upstream.lease(app_id, POLL) as is_ours:
                     if is_ours and upstream.take_turn(app_id, POLL, self._seconds):

@@ -149,7 +149,9 @@ local function raise_loss(cohort, loss_at, kind)
   local current, reason = completeness_of(cohort), 'store_' .. kind
   local verified_at, verified_from =
     unpack(call('HMGET', hash_of(cohort), 'verified_at', 'verified_from'))
-  if loss_at <= tonumber(verified_at or 0) and loss_at < tonumber(verified_from or now) then return end
+  verified_at = tonumber(verified_at or 0)
+  if verified_at > now + PAUSE then verified_at = 0 end -- from a clock that was ahead
+  if loss_at <= verified_at and loss_at < tonumber(verified_from or now) then return end
   for _, open in ipairs(current.reasons) do
     if open.reason == reason then
       if loss_at - (open.last or 0) > SAME_LOSS then
@@ -272,7 +274,9 @@ local function note_freshness(cohort)
   last, cadence, starts = tonumber(last), tonumber(cadence), starts and cjson.decode(starts) or {}
   if action == 'received' then
     note_gaps(cohort, last)
-    if not last or now - last > PAUSE then
+    -- Times ahead of the present are from a clock that was wrong.
+    while starts[#starts] and starts[#starts] > now + PAUSE do table.remove(starts) end
+    if not last or math.abs(now - last) > PAUSE then
       starts[#starts + 1] = now
       if #starts > STARTS_KEPT then table.remove(starts, 1) end
       call('HSET', key, 'starts', cjson.encode(starts))

@@ -10,6 +10,7 @@
 -- Returns 1, or 0 if the lease has another owner.
 
 local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 0 end
+-- A lease that ends later than one from now is from a clock that was ahead.
+if owner and owner ~= ARGV[1] and redis.call('PTTL', KEYS[1]) <= 2 * ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1

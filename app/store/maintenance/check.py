@@ -30,6 +30,8 @@ USERS_PER_CALL = 250
 # A call examines no further user after this many fields; a user with more is read in parts.
 _FIELDS_PER_CALL = 1000
 _COHORTS_PER_CALL = 100
+# A server's clock may differ this much from that of the one before a failover, see apply.lua.
+_SKEW_MS = 2 * 60 * 1000
 _KEYS_PER_PAGE = 1000
 # Members whose fields are searched for the lost name of a cohort.
 _NAME_SAMPLE = 100
@@ -74,6 +76,7 @@ class Checker:
         self._fields_script = self._script("check_fields.lua")
         self._changes_script = self._script("check_changes.lua")
         self._repair_cohort = self._script("repair_cohort.lua")
+        self._repair_times = self._script("repair_times.lua")
         self._repair_user = self._script("repair_user.lua")
 
     def _script(self, name: str) -> StoreScript:
@@ -232,7 +235,7 @@ class Checker:
         stream = self._keys.changes(*place)
         with self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
-                self._cohort_script(keys=[stream], args=[cohort_id], client=pipeline)
+                self._cohort_script(keys=[stream], args=[cohort_id, _SKEW_MS], client=pipeline)
             replies = pipeline.execute()
         for cohort_id, reply in zip(cohort_ids, replies, strict=True):
             if not reply:
@@ -243,6 +246,10 @@ class Checker:
                     self._introduce(place.app_id, _text(cohort_id), [place.partition])
                 name = self._lost_name(place, cohort_id)
                 self._repair_cohort(keys=[stream], args=[cohort_id, name])
+                if Problem.TIME_AHEAD.encode() in reply[::2]:
+                    args = [cohort_id, _SKEW_MS, USERS_PER_CALL]
+                    while self._repair_times(keys=[stream], args=args):
+                        pass
             for problem, detail in zip(reply[::2], reply[1::2], strict=True):
                 walk.report.add(
                     Finding(

@@ -3,6 +3,7 @@
 --
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  cohort id
+-- ARGV[2]  how far ahead, in ms, the clock of another server may be
 --
 -- Returns a flat list: problem, detail, problem, detail …
 
@@ -44,4 +45,23 @@ if job and not (moving or deleting) then problem('job_without_work', '') end
 if not job and (moving or deleting) then
   problem('work_without_job', deleting and 'deletion' or 'rename')
 end
+
+-- Times ahead of the present are from a clock that was wrong; repair_times.lua corrects them.
+local clock = call('TIME')
+local latest = clock[1] * 1000 + math.floor(clock[2] / 1000) + tonumber(ARGV[2])
+local ahead = {}
+for _, part in ipairs({'members', 'left'}) do
+  local users = call('ZCOUNT', prefix .. ':' .. part, '(' .. string.format('%d', latest), '+inf')
+  if users > 0 then ahead[#ahead + 1] = users .. ' in ' .. part end
+end
+local function look(key, fields)
+  for i, time in ipairs(call('HMGET', key, unpack(fields))) do
+    if time and (tonumber(time) or 0) > latest then ahead[#ahead + 1] = fields[i] end
+  end
+end
+look(state, {'first', 'last', 'named', 'repeated'})
+if call('EXISTS', prefix .. ':freshness') == 1 then
+  look(prefix .. ':freshness', {'last_received', 'verified_at', 'verified_from'})
+end
+if #ahead > 0 then problem('time_ahead', table.concat(ahead, ', ')) end
 return found

@@ -29,6 +29,7 @@ class Problem(StrEnum):
     WRONG_COUNTERS = "wrong_counters"
     JOB_WITHOUT_WORK = "job_without_work"
     WORK_WITHOUT_JOB = "work_without_job"
+    TIME_AHEAD = "time_ahead"
     NAMES_DISAGREE = "names_disagree"
     CHANGE_REPEATED = "change_repeated"
     CHANGE_MISSING = "change_missing"
@@ -83,6 +84,10 @@ MEANINGS = {
     Problem.WRONG_COUNTERS: _repairable("entered minus left is not the number of members"),
     Problem.JOB_WITHOUT_WORK: _repairable("a job is listed for a cohort without background work"),
     Problem.WORK_WITHOUT_JOB: _repairable("a rename or deletion is missing in the list of jobs"),
+    Problem.TIME_AHEAD: _repairable(
+        "times of a cohort are in the future: the store's clock was ahead, and is right again. "
+        "Those of users become a day ago, those of the cohort the present"
+    ),
     Problem.NAMES_DISAGREE: _repairable(
         "two partitions have different names of a cohort, and no rename is in progress"
     ),

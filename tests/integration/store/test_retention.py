@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.store import Store, connect
 from app.store.api_keys import StoredKey
 from app.store.change_stream import EntryId, PositionLost
+from app.store.jobs import Job
 
 APP, SILENT = "shop", "silent"
 HOUR, DAY = 3600, 24 * 3600
@@ -161,3 +162,22 @@ def test_remove_old__an_app_whose_history_is_broken__leaves_the_others_their_tur
         redis_client.set(broken, "of another type")
     Background(store).remove_old()
     assert entries(redis_client, SILENT) == 0
+
+
+def test_leases__of_a_clock_that_was_ahead__do_not_outlast_it(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    """The store keeps the time at which a key ends, so setting its clock back extends it."""
+    say(store, APP, "u")
+    age(redis_client, 30)
+    job = Job(APP, 0, "1")
+    assert store.jobs.lease(job)
+    Background(store).remove_old()
+    age(redis_client, 30)
+    for key in (*redis_client.keys("*:lease"), *redis_client.keys("*:looked-through")):
+        redis_client.set(key, "a process that has ended", px=2 * DAY * 1000)
+    assert store.jobs.lease(job)
+    say(store, APP, "v")
+    age(redis_client, 30)
+    Background(store).remove_old()
+    assert entries(redis_client, APP) == 0

@@ -29,6 +29,7 @@ from tests.support.effort import PARTITIONS, thorough
 APP = "shop"
 ONE, TWO, OLD = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] old: 1"
 USERS = [f"u{n}" for n in range(30)]
+HOUR, DAY = 3_600_000, 86_400_000
 
 
 @pytest.fixture(params=PARTITIONS)
@@ -186,6 +187,30 @@ def lost_job(hand: Hand) -> None:
     hand.client.hset(hand.part("u3", "state"), "moving", "")
 
 
+def ahead_ms() -> int:
+    return time.time_ns() // 1_000_000 + 2 * DAY
+
+
+def users_of_a_clock_ahead(hand: Hand) -> None:
+    for user, part in (("u3", "members"), ("u5", "members"), ("u25", "left")):
+        hand.client.zadd(hand.part(user, part), {user: ahead_ms()})
+
+
+def names_of_a_clock_ahead(hand: Hand) -> None:
+    times = ("first", "last", "named", "repeated", "way:test")
+    hand.client.hset(hand.part("u3", "state"), mapping=dict.fromkeys(times, ahead_ms()))
+
+
+def arrivals_of_a_clock_ahead(hand: Hand) -> None:
+    key, ahead = hand.store.keys.freshness(APP, "1"), ahead_ms()
+    late = {"last_received": ahead, "late_after": ahead + HOUR, "verified_at": ahead}
+    reasons = [{"reason": "sync_failed", "since": ahead, "last": ahead, "count": 1}]
+    lists = {"starts": json.dumps([ahead]), "reasons": json.dumps(reasons)}
+    hand.client.hset(key, mapping={**late, **lists})
+    due = hand.store.keys.due(APP, hand.store.keys.partition("1"))
+    hand.client.zadd(due, {"1": ahead + HOUR})
+
+
 REPAIRED: list[tuple[Callable[[Hand], None], list[Problem]]] = [
     (lose_field, [Problem.MEMBER_WITHOUT_TRAIT]),
     (wrong_value, [Problem.MEMBER_WITHOUT_TRAIT]),
@@ -208,6 +233,9 @@ REPAIRED: list[tuple[Callable[[Hand], None], list[Problem]]] = [
     (lose_counts, [Problem.WRONG_COUNTERS]),
     (job_of_nothing, [Problem.JOB_WITHOUT_WORK]),
     (lost_job, [Problem.WORK_WITHOUT_JOB]),
+    (users_of_a_clock_ahead, [Problem.TIME_AHEAD]),
+    (names_of_a_clock_ahead, [Problem.TIME_AHEAD]),
+    (arrivals_of_a_clock_ahead, [Problem.TIME_AHEAD]),
 ]
 
 
@@ -225,6 +253,31 @@ def test_damage__of_each_kind__is_found_repaired_and_gone(
     assert all(finding.repaired for finding in repaired.findings)
     assert check(store).findings == []
     assert {key: hand.client.xlen(key) for key in hand.client.keys("*:changes")} == emitted
+
+
+def test_repair__of_times_ahead__leaves_none_in_the_future_that_a_later_statement_has_to_beat(
+    store: Store, hand: Hand
+) -> None:
+    for damage in (users_of_a_clock_ahead, names_of_a_clock_ahead, arrivals_of_a_clock_ahead):
+        damage(hand)
+    check(store, repair=True)
+    now = time.time_ns() // 1_000_000
+    for key in hand.client.scan_iter(match="*:cohort:1:*"):
+        if hand.client.type(key) == "zset":
+            scores = [score for _, score in hand.client.zrange(key, 0, -1, withscores=True)]
+            assert max(scores) <= now
+        elif hand.client.type(key) == "hash":
+            times = {
+                name: int(value)
+                for name, value in hand.client.hgetall(key).items()
+                if value.isdigit() and name != "late_after"
+            }
+            assert max(times.values()) <= now, times
+    (freshness,) = store.freshness.of(APP, ["1"])
+    assert freshness.late_after_ms == (freshness.last_received_ms or 0) + HOUR
+    # A webhook that was computed before the repair, and is retried after it.
+    leave = MembershipChange(Cohort.from_trait(ONE), False, ["u3"], now - HOUR)
+    assert store.memberships.apply(APP, [leave], source="test").changed == 1
 
 
 def test_repair__of_hashes__makes_them_as_they_were(

@@ -249,6 +249,17 @@ class TestFreshness:
             say(store, "n: 1", True, ["u"])
         assert abs(self.fresh(reader)["cadence"] - HOUR) < 60_000
 
+    def test_cadence__after_a_clock_that_was_ahead__is_learned_from_later_syncs(
+        self, store: Store, reader: Reader, at: Callable[..., None]
+    ) -> None:
+        say(store, "n: 1", True, ["u"])
+        at("1", -2 * DAY)
+        for pause in (0, HOUR, HOUR):
+            at("1", pause)
+            say(store, "n: 1", True, ["u"])
+        assert abs(self.fresh(reader)["cadence"] - HOUR) < 60_000
+        assert self.fresh(reader)["state"] == "fresh"
+
     def test_cadence__that_changed__is_learned_anew(
         self, store: Store, reader: Reader, at: Callable[..., None]
     ) -> None:
