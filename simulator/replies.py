@@ -31,21 +31,26 @@ def is_retried(reply: Reply) -> bool:
 def list_id(body: Any) -> str | None:
     """Return the list id in the reply to a list creation, or None.
 
-    Amplitude doesn't document where it is. `list_id`, `listId` and `id` are accepted, at the top
-    level and inside `response`; the first two are known to work in production.
+    Where Amplitude looks depends on a path that each integration sets. To work with any receiver,
+    this takes `list_id`, `listId` and `id`, at the top level and inside `response`; whether the id
+    is where Amplitude looks is for `list_id_at`.
     """
-    if not isinstance(body, dict):
-        return None
-    for container in (body, body.get("response")):
-        if isinstance(container, dict):
-            for name in ("list_id", "listId", "id"):
-                value = container.get(name)
-                if isinstance(value, bool) or not isinstance(value, str | int):
-                    continue
-                # A lone surrogate can't be sent in a path.
-                if (text := str(value)) and not _SURROGATE.search(text):
-                    return text
+    names = ("list_id", "listId", "id")
+    for path in (*names, *(f"response.{name}" for name in names)):
+        if (found := list_id_at(body, path)) is not None:
+            return found
     return None
+
+
+def list_id_at(body: Any, path: str) -> str | None:
+    """Return the list id at a path such as `response.listId`, or None if there is no usable one."""
+    for name in path.split("."):
+        body = body.get(name) if isinstance(body, dict) else None
+    if isinstance(body, bool) or not isinstance(body, str | int):
+        return None
+    text = str(body)
+    # A lone surrogate can't be sent in a path.
+    return text if text and not _SURROGATE.search(text) else None
 
 
 def rejected_users(reply: Reply) -> int:

@@ -36,6 +36,7 @@ class Options:
     path: str = payloads.COHORT_PATH
     lists_path: str = payloads.LISTS_PATH
     webhook_path: str = payloads.WEBHOOK_PATH
+    list_id_path: str = "response.listId"
     modes: Sequence[Mode] = CHECKED_MODES
     only: Sequence[str] = ()
     skip: Sequence[str] = ()

@@ -53,6 +53,13 @@ from .options import (
     help="Seconds to wait for a reply.",
 )
 @path_options
+@click.option(
+    "--list-id-path",
+    metavar="PATH",
+    default=Options.list_id_path,
+    show_default=True,
+    help="The path to the list id, as set in Amplitude's portal.",
+)
 @click.option("--seed", type=int, help="Makes a run repeatable. [default: random, and printed]")
 @reader_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
@@ -78,6 +85,7 @@ def certify(
     path: str,
     lists_path: str,
     webhook_path: str,
+    list_id_path: str,
     seed: int | None,
     reader_url: str | None,
     reader_key: str,
@@ -103,6 +111,7 @@ def certify(
         path=path,
         lists_path=lists_path,
         webhook_path=webhook_path,
+        list_id_path=list_id_path,
         modes=[mode for mode in CHECKED_MODES if mode in wanted],
         only=only,
         skip=skip,

@@ -11,6 +11,19 @@ from ... import payloads, replies
 from ...connection import Reply
 from ..context import Context, Failed, expect
 
+# What stands in the place of the user id if a user has none.
+BAD_IDS = ("", None)
+
+
+def users_around_bad_ids(c: Context) -> list[tuple[str | None, list[str]]]:
+    """Return each bad id with two good ones that no other check uses."""
+    return [(bad_id, c.users(2)) for bad_id in BAD_IDS]
+
+
+def numeric_id(c: Context) -> int:
+    """Draw a whole number as user id."""
+    return int(c.users(1)[0][:12], 16)
+
 
 def create_list(c: Context, trait: str) -> str:
     """Create a list and return its id."""

@@ -5,23 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from ... import payloads
-from ...replies import list_id
+from ...replies import excerpt, list_id, list_id_at
 from ..context import Context, Failed, expect
-from .calls import create_list, list_path
+from .calls import BAD_IDS, create_list, list_path, numeric_id, users_around_bad_ids
 from .group import CheckGroup
 
 group = CheckGroup()
 
 
 @group.check(
-    "list.create",
+    "list.id-for-testing",
     "list",
-    "“You must call a list creation API on the first sync.” The reply contains the list id "
-    "(list_id or listId, at the top level or in “response”: the document doesn't specify it).",
+    "Amplitude's Testing tab wraps the reply to a list creation in “response” and reads the list "
+    "id at the path set in the portal (--list-id-path).",
+    origin="known",
 )
-def list_create(c: Context) -> str:
-    found = create_list(c, c.trait())
-    return f"list id {found!r}"
+def list_id_for_testing(c: Context) -> str:
+    return read_list_id(c, "response")
+
+
+@group.check(
+    "list.id-for-syncs",
+    "list",
+    "Amplitude's syncs read the list id at the same path in the reply as it is.",
+    origin="known",
+)
+def list_id_for_syncs(c: Context) -> str:
+    return read_list_id(c)
 
 
 @group.check(
@@ -187,3 +197,55 @@ def list_names(c: Context) -> None:
         trait, [user] = c.trait(name), c.users(1)
         expect(c.post(list_path(c, create_list(c, trait), "add"), payloads.list_users([user])), 200)
         c.expect_trait(trait, {user: True})
+
+
+@group.check(
+    "list.bad-id",
+    "list",
+    "One user without a usable id doesn't cost the others: they are added.",
+    origin="known",
+)
+def list_bad_id(c: Context) -> None:
+    trait, cases = c.trait(), users_around_bad_ids(c)
+    path = list_path(c, create_list(c, trait), "add")
+    for bad_id, users in cases:
+        body = payloads.list_users(users)
+        body["userIds"].insert(1, bad_id)
+        expect(c.post(path, body), 200, label=f"id {bad_id!r} between two good ones")
+        c.expect_trait(trait, dict.fromkeys(users, True))
+
+
+@group.check(
+    "list.only-bad-ids",
+    "list",
+    "“404: Invalid User ID”, if no user has a usable id.",
+    level="should",
+)
+def list_only_bad_ids(c: Context) -> None:
+    path = list_path(c, create_list(c, c.trait()), "add")
+    expect(c.post(path, {"userIds": list(BAD_IDS), "context": payloads.context()}), 404)
+
+
+@group.check(
+    "list.numeric-ids",
+    "list",
+    "An item template without quotes around the user id sends a number.",
+    level="should",
+    origin="known",
+)
+def list_numbers(c: Context) -> None:
+    trait, number = c.trait(), numeric_id(c)
+    path = list_path(c, create_list(c, trait), "add")
+    expect(c.post(path, {"userIds": [number], "context": payloads.context()}), 200)
+    c.expect_trait(trait, {str(number): True})
+
+
+def read_list_id(c: Context, wrapped_in: str = "") -> str:
+    """Create a list, and read its id as Amplitude does: in the reply, or one that is wrapped."""
+    trait, path = c.trait(), c.options.list_id_path
+    reply = expect(c.post(c.options.lists_path, payloads.list_create(trait)), 200, label="create")
+    document = {wrapped_in: reply.json()} if wrapped_in else reply.json()
+    if (found := list_id_at(document, path)) is None:
+        which = f"the reply, wrapped in {wrapped_in!r}" if wrapped_in else "the reply"
+        raise Failed(f"no list id at {path!r} (--list-id-path) in {which}: {excerpt(reply.body)}")
+    return f"list id {found!r}"

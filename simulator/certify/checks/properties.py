@@ -8,7 +8,7 @@ from typing import Any
 from ... import payloads
 from ...connection import Reply
 from ..context import Context, Skipped, expect
-from .calls import create_list, list_path, time_batches
+from .calls import BAD_IDS, create_list, list_path, numeric_id, time_batches, users_around_bad_ids
 from .group import CheckGroup
 
 group = CheckGroup()
@@ -89,6 +89,47 @@ def property_user_ids(c: Context) -> None:
     c.expect_trait(trait, dict.fromkeys(users, True))
     lower = users[0].lower()
     c.expect_trait(trait, {lower: None})
+
+
+@group.check(
+    "property.bad-id",
+    "property",
+    "One user of a batch without a usable id doesn't cost the others: they are updated.",
+    origin="known",
+)
+def property_bad_id(c: Context) -> None:
+    trait, cases = c.trait(), users_around_bad_ids(c)
+    for bad_id, users in cases:
+        body = payloads.batch(users, trait, True)
+        body["batch"].insert(1, payloads.identify("", trait, True) | {"userId": bad_id})
+        expect(c.identify(body), 200, label=f"id {bad_id!r} between two good ones")
+        c.expect_trait(trait, dict.fromkeys(users, True))
+
+
+@group.check(
+    "property.only-bad-ids",
+    "property",
+    "“404: Invalid User ID”, if no user of a batch has a usable id.",
+    level="should",
+)
+def property_only_bad_ids(c: Context) -> None:
+    item = payloads.identify("", c.trait(), True)
+    expect(c.identify({"batch": [item | {"userId": bad_id} for bad_id in BAD_IDS]}), 404)
+
+
+@group.check(
+    "property.numeric-ids",
+    "property",
+    "An item template without quotes around the user id sends a number.",
+    level="should",
+    origin="known",
+)
+def property_numbers(c: Context) -> None:
+    trait, numbers = c.trait(), [numeric_id(c), numeric_id(c)]
+    items = [payloads.identify("", trait, True) | {"userId": number} for number in numbers]
+    expect(c.identify(items[0]), 200, label="single")
+    expect(c.identify({"batch": items[1:]}), 200, label="batch")
+    c.expect_trait(trait, {str(number): True for number in numbers})
 
 
 @group.check(

@@ -6,7 +6,7 @@ import time
 
 from ... import payloads
 from ..context import Context, expect
-from .calls import time_batches, webhook_body
+from .calls import BAD_IDS, numeric_id, time_batches, users_around_bad_ids, webhook_body
 from .group import CheckGroup
 
 group = CheckGroup()
@@ -109,6 +109,51 @@ def webhook_properties(c: Context) -> None:
 
 
 @group.check(
+    "webhook.5000-users-with-properties",
+    "webhook",
+    "A template may add up to 50 user properties: 5 MB for 5,000 users.",
+    level="should",
+    origin="known",
+)
+def webhook_many_properties(c: Context) -> str:
+    cohort, users = c.cohort(), c.users(5_000)
+    properties = {f"property {n}": f"value {n}" for n in range(50)}
+    body = webhook_body(c, cohort, users, True)
+    for user in body["users"]:
+        user["user_properties"] = properties
+    reply = expect(c.webhook(body), 200)
+    c.expect_trait(payloads.trait_name(*cohort), dict.fromkeys(users, True))
+    return f"reply after {reply.seconds:.3f} s"
+
+
+@group.check(
+    "webhook.bad-id",
+    "webhook",
+    "An anonymous user, who has no user id, doesn't cost the others: they are updated.",
+    origin="known",
+)
+def webhook_bad_id(c: Context) -> None:
+    cohort, cases, now = c.cohort(), users_around_bad_ids(c), int(time.time())
+    for bad_id, users in cases:
+        body = webhook_body(c, cohort, users, True, now)
+        body["users"].insert(1, {"user_id": bad_id})
+        expect(c.webhook(body), 200, label=f"id {bad_id!r} between two good ones")
+        c.expect_trait(payloads.trait_name(*cohort), dict.fromkeys(users, True))
+
+
+@group.check(
+    "webhook.only-bad-ids",
+    "webhook",
+    "“404: Invalid User ID”, if no user has a usable id.",
+    level="should",
+)
+def webhook_only_bad_ids(c: Context) -> None:
+    body = webhook_body(c, c.cohort(), [], True)
+    body["users"] = [{"user_id": bad_id} for bad_id in BAD_IDS]
+    expect(c.webhook(body), 404)
+
+
+@group.check(
     "webhook.numeric-ids",
     "webhook",
     "A template without quotes around the user id sends a number.",
@@ -116,7 +161,7 @@ def webhook_properties(c: Context) -> None:
     origin="known",
 )
 def webhook_numbers(c: Context) -> None:
-    cohort, number = c.cohort(), int(c.users(1)[0][:12], 16)
+    cohort, number = c.cohort(), numeric_id(c)
     body = webhook_body(c, cohort, [], True)
     body["users"] = [{"user_id": number}]
     expect(c.webhook(body), 200)

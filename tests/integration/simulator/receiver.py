@@ -57,15 +57,19 @@ FLAWS = {
     "one-cohort": "a user's other cohorts are forgotten",
     "second-list": "a repeated list creation makes a second list",
     "racing-lists": "two simultaneous list creations make two lists",
-    "no-list-id": "list creation doesn't return the id",
     "list-id-elsewhere": "list creation returns the id in an unusual place",
+    "list-id-once": "list creation returns the id at the top level only",
+    "list-id-in-response": "list creation returns the id inside response only",
     "creation-empties": "a repeated list creation empties the list",
     "lists-apart": "a list's trait is its id, not its name",
     "unknown-list-ok": "an unknown list is answered 200",
     "empty-add-refused": "an add without users is refused",
     "no-user-ids": "user_ids is not accepted",
     "no-document-url": "an identify at the list's remove URL is refused",
-    "webhook-strings-only": "numeric ids in a webhook are refused",
+    "strings-only": "numeric ids are not usable",
+    "one-bad-id-refuses": "a request with one bad id is refused",
+    "bad-ids-are-400": "a request in which nobody has a usable id is a 400",
+    "body-limit": "bodies over 4 MiB are refused",
     "webhook-as-it-comes": "a webhook's time is ignored",
     "applies-half-bodies": "the users of a truncated body are applied",
     "one-at-a-time": "requests are handled one after the other, body included",
@@ -76,6 +80,10 @@ FLAWS = {
     "throttles-with-503": "too many requests are answered 503",
     "acknowledges-and-forgets": "every tenth request is acknowledged but not applied",
 }
+
+
+# A user ("" for none), the trait, whether they have it, and the time of that.
+Statement = tuple[str, str, bool, float | None]
 
 
 class Rejection(Exception):
@@ -177,6 +185,8 @@ class Receiver:
                 if self.fail_first > 0:
                     self.fail_first -= 1
                     raise Rejection(self.fail_status, {"reason": "failing on purpose"})
+            if len(raw) > 4 << 20 and "body-limit" in self.flaws:
+                raise Rejection(413)
             need(
                 headers["Content-Type"] == "application/json"
                 or "exact-content-type" not in self.flaws
@@ -256,15 +266,14 @@ class Receiver:
         need(isinstance(items, list) and items)
         if "loses-batch-tail" in self.flaws:
             items = items[:1000]
-        statements: list[tuple[str, str, bool, float | None]] = []
+        statements: list[Statement] = []
         for item in items:
             try:
                 statements += [(*found, None) for found in self._items(item)]
             except Rejection:
                 if "half-batch" in self.flaws:
                     self._write(*statements)
-                if "drops-bad-items" not in self.flaws:
-                    raise
+                raise
         return self._write(*statements)
 
     def _items(self, item: Any) -> list[tuple[str, str, bool]]:
@@ -274,8 +283,7 @@ class Receiver:
             item.keys() <= {"type", "traits", "userId", "context"}
             or "strict-fields" not in self.flaws
         )
-        user, traits = item.get("userId"), item.get("traits")
-        need(isinstance(user, str) and user and "\0" not in user)
+        user, traits = self._user(item.get("userId")), item.get("traits")
         need(isinstance(traits, dict) and traits)
         if user == INVALID_USER and "invalid-user-ok" not in self.flaws:
             raise Rejection(404, {"reason": "invalid user id"})
@@ -285,6 +293,12 @@ class Receiver:
             need(trait.startswith("[Amplitude]") or "needs-prefix" not in self.flaws)
             found.append((user, trait, bool(value)))
         return found
+
+    def _user(self, value: Any) -> str:
+        """The user id in a JSON value; "" if it is not usable."""
+        if type(value) is int and "strings-only" not in self.flaws:
+            return str(value)
+        return value if isinstance(value, str) and "\0" not in value else ""
 
     def _create_list(self, body: dict[str, Any]) -> dict[str, Any]:
         name: Any = body.get("name")
@@ -302,11 +316,12 @@ class Receiver:
             elif "creation-empties" in self.flaws:
                 for traits in self.users.values():
                     traits.pop(name, None)
-        if "no-list-id" in self.flaws:
-            return {}
         if "list-id-elsewhere" in self.flaws:
             return {"created": {"identifier": known}}
-        return {"list_id": known, "listId": known}
+        ids = {"list_id": known, "listId": known}
+        if "list-id-once" in self.flaws:
+            return ids
+        return {"response": ids} if "list-id-in-response" in self.flaws else ids | {"response": ids}
 
     def _list_users(self, list_id: str, member: bool, body: dict[str, Any]) -> dict[str, Any]:
         trait = self.lists.get(list_id)
@@ -317,9 +332,9 @@ class Receiver:
         users: Any = body.get("userIds")
         if users is None and "no-user-ids" not in self.flaws:
             users = body.get("user_ids")
-        need(isinstance(users, list) and all(isinstance(user, str) and user for user in users))
+        need(isinstance(users, list))
         need(users or "empty-add-refused" not in self.flaws)
-        return self._write(*[(user, trait, member, None) for user in users])
+        return self._write(*[(self._user(user), trait, member, None) for user in users])
 
     def _webhook(self, body: dict[str, Any]) -> dict[str, Any]:
         name: Any = body.get("cohort_name")
@@ -331,15 +346,19 @@ class Receiver:
         need(isinstance(users, list) and isinstance(computed, str) and computed.isdigit())
         plain = {"cohort_name", "cohort_id", "in_cohort", "computed_time", "message_id", "users"}
         need(body.keys() <= plain or "strict-fields" not in self.flaws)
-        ids: list[Any] = [user.get("user_id") if isinstance(user, dict) else None for user in users]
-        if "webhook-strings-only" not in self.flaws:
-            ids = [str(i) if isinstance(i, int) and not isinstance(i, bool) else i for i in ids]
-        need(all(isinstance(user, str) and user for user in ids))
+        need(all(isinstance(user, dict) for user in users))
+        ids = [self._user(user.get("user_id")) for user in users]
         when = -math.inf if "webhook-as-it-comes" in self.flaws else float(computed)
         trait = payloads.trait_name(name, cohort)
         return self._write(*[(user, trait, member, when) for user in ids])
 
-    def _write(self, *statements: tuple[str, str, bool, float | None]) -> dict[str, Any]:
+    def _write(self, *given: Statement) -> dict[str, Any]:
+        """Apply the statements, without those that have no user."""
+        statements = [statement for statement in given if statement[0]]
+        rejected = len(given) - len(statements)
+        need(not rejected or not statements or "one-bad-id-refuses" not in self.flaws)
+        if given and not statements:
+            raise Rejection(400 if "bad-ids-are-400" in self.flaws else 404)
         need(len(statements) <= 500 or "small-limit" not in self.flaws)
         if len(statements) == 1000:
             time.sleep(2.05 if "slow" in self.flaws else 1.05 if "rather-slow" in self.flaws else 0)
@@ -370,7 +389,8 @@ class Receiver:
                     traits[trait] = member
                 if not member and "false-deletes" in self.flaws:
                     del traits[trait]
-        return {"accepted": len(statements), "rejected": 0}
+        rejected *= "drops-bad-items" not in self.flaws
+        return {"accepted": len(statements), "rejected": rejected}
 
 
 def need(condition: object) -> None:

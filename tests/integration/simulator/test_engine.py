@@ -315,7 +315,7 @@ def test_sync__second_list_made__is_noticed() -> None:
 
 
 def test_sync__no_list_id_answered__fails_with_the_answer() -> None:
-    with Receiver("no-list-id") as receiver, cohort_sync(receiver, "list", size=5) as sync:
+    with Receiver("list-id-elsewhere") as receiver, cohort_sync(receiver, "list", size=5) as sync:
         result = sync.sync()
         assert not result.succeeded
         assert "no list id" in result.problems[0]
