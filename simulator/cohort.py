@@ -60,6 +60,7 @@ class Cohort:
         self._random = random.Random(f"cohort {cohort_id} {seed}")
         self._members = list(range(self.size))
         self._outside = list(range(self.size, len(ids)))
+        self._entered_later: set[int] = set()
         self._started = False
         self._synced = False
         self._changed: dict[int, bool] = {}
@@ -77,6 +78,11 @@ class Cohort:
     def members(self) -> list[int]:
         """The current members."""
         return self._members
+
+    @property
+    def users_so_far(self) -> int:
+        """How many users are or were members, as of the last `advance`."""
+        return self.size + len(self._entered_later) if self._started else 0
 
     def advance(self) -> tuple[Sequence[int], Sequence[int]]:
         """Change the membership and return what the next sync has to send: (entered, left).
@@ -104,6 +110,7 @@ class Cohort:
         leaving = self._draw(self._members, count)
         entering = self._draw(self._outside, count)
         self._members += entering
+        self._entered_later.update(user for user in entering if user >= self.size)
         self._outside += leaving
         if self._synced:
             self._record(leaving, False)

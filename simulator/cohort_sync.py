@@ -68,11 +68,15 @@ class Attempt:
 
 @dataclass
 class SyncResult:
-    """The outcome of one sync. `number` starts at 0."""
+    """The outcome of one sync. `number` starts at 0.
+
+    `late_only`: it is no sync, but the late retries that were sent after the last one.
+    """
 
     number: int
     entered: int
     left: int
+    late_only: bool = False
     requests: int = 0
     failed_requests: int = 0
     late_requests: int = 0
@@ -235,7 +239,7 @@ class CohortSync:
         self.stats.start()
         started = time.perf_counter()
         late = self._take_late()
-        result = SyncResult(self._sync, 0, 0)
+        result = SyncResult(self._sync, 0, 0, late_only=True)
         if self.mode != "webhook":
             self._wait_until_settled()
         self._send(iter(late), result)
@@ -451,18 +455,19 @@ class CohortSync:
             self._give_up(result, "no list id in the reply", excerpt(reply.body))
             return
         rejected = rejected_users(reply)
-        self.stats.add(users_delivered=len(request.users) - rejected, users_rejected=rejected)
+        changed = len(request.users) - rejected
+        self.stats.add(changes_acknowledged=changed, changes_rejected=rejected)
 
     def _record_refusal(
         self, request: Request, reply: Reply, queue: RequestQueue, result: SyncResult
     ) -> None:
         if reply.status == 404 and request.kind in ("identify", "batch"):
             # "404: Invalid User ID": the receiver doesn't know these users. The sync goes on.
-            self.stats.add(users_rejected=len(request.users))
+            self.stats.add(changes_rejected=len(request.users))
         else:
             reason = f"{request.kind} refused with {reply.status}"
             self._give_up(result, reason, excerpt(reply.body))
-        if reply.status in (401, 403) and not self.stats.users_delivered:
+        if reply.status in (401, 403) and not self.stats.changes_acknowledged:
             result.unauthorised = True
             queue.abort()
 

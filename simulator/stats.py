@@ -1,4 +1,8 @@
-"""Counters and latencies of a run."""
+"""Counters and latencies of a run.
+
+A *membership change* is one user who enters the cohort or leaves it. In one sync each user changes
+at most once, but over several syncs there are more changes than users.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +51,12 @@ class Stats:
     retries: int = 0
     gave_up: int = 0
     """Undelivered requests: retries exhausted, or refused with a status that isn't retried."""
-    users_sent: int = 0
-    """Users in all HTTP requests, including retries and duplicates."""
-    users_delivered: int = 0
-    """Users in acknowledged requests, each request counted once."""
-    users_rejected: int = 0
-    """Users whom the receiver rejected: 404, or `rejected` in its reply."""
+    changes_sent: int = 0
+    """Membership changes in all HTTP requests, including retries and duplicates."""
+    changes_acknowledged: int = 0
+    """Membership changes in acknowledged requests, each request counted once."""
+    changes_rejected: int = 0
+    """Membership changes that the receiver rejected: 404, or `rejected` in its reply."""
     statuses: Counter[int] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -63,12 +67,12 @@ class Stats:
     _timeouts: array[float] = field(default_factory=lambda: array("d"), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def record_attempt(self, users: int, retry: bool, reply: Reply, fault: Fault | None) -> None:
+    def record_attempt(self, changes: int, retry: bool, reply: Reply, fault: Fault | None) -> None:
         """Count one HTTP request and its reply."""
         with self._lock:
             self.requests += 1
             self.retries += retry
-            self.users_sent += users
+            self.changes_sent += changes
             if fault:
                 self.faults[fault] += 1
             if reply.status is not None:
@@ -105,9 +109,14 @@ class Stats:
         self.ended = time.perf_counter()
 
     @property
-    def users_done(self) -> int:
-        """Users delivered or rejected."""
-        return self.users_delivered + self.users_rejected
+    def changes_done(self) -> int:
+        """Membership changes acknowledged or rejected."""
+        return self.changes_acknowledged + self.changes_rejected
+
+    @property
+    def throttled(self) -> int:
+        """How many requests were answered 429."""
+        return self.statuses[429]
 
     @property
     def seconds(self) -> float:
@@ -115,6 +124,11 @@ class Stats:
         if self.started is None:
             return 0.0
         return (self.ended or time.perf_counter()) - self.started
+
+    @property
+    def changes_per_second(self) -> float:
+        """Acknowledged membership changes per second."""
+        return self.changes_acknowledged / max(self.seconds, 1e-9)
 
     def latencies(self, last: int | None = None) -> Latencies:
         """Return the latencies of all replies, or of the `last` ones."""
@@ -138,14 +152,15 @@ class Stats:
                 "seconds": round(self.seconds, 3),
                 "requests": self.requests,
                 "retries": self.retries,
-                "gave_up": self.gave_up,
+                "requests_given_up": self.gave_up,
+                "throttled": self.throttled,
                 "statuses": {str(code): count for code, count in sorted(self.statuses.items())},
                 "errors": dict(sorted(self.errors.items())),
                 "faults": dict(sorted(self.faults.items())),
-                "users_sent": self.users_sent,
-                "users_delivered": self.users_delivered,
-                "users_rejected": self.users_rejected,
-                "users_per_second": round(self.users_delivered / max(self.seconds, 1e-9)),
+                "changes_sent": self.changes_sent,
+                "changes_acknowledged": self.changes_acknowledged,
+                "changes_rejected": self.changes_rejected,
+                "changes_per_second": round(self.changes_per_second),
                 "latency_p50": latencies.p50,
                 "latency_p99": latencies.p99,
                 "latency_max": latencies.longest,

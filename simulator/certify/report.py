@@ -30,21 +30,22 @@ def verdict(report: Report) -> str:
     """Return the outcome in a sentence or two."""
     counts, must, should = report.counts(), report.failed("must"), report.failed("should")
     numbers = ", ".join(f"{counts[name]} {name}" for name in _MARKS)
+    numbers = f"{counts.total()} checks: {numbers}"
     if must:
-        text = f"NOT CERTIFIED: checks of level must failed: {len(must)} ({numbers})."
+        text = f"NOT CERTIFIED: failed checks of level must: {len(must)} ({numbers})."
     elif not report.certified:
         text = f"NOT CERTIFIED: no check of level must was run ({numbers})."
     else:
         text = f"CERTIFIED{'' if report.compared else ' BY ITS REPLIES ONLY'} ({numbers})."
     if should:
-        text += f" Checks of level should failed: {len(should)}."
+        text += f" Failed checks of level should: {len(should)}."
     if not report.compared:
         text += " A receiver that stores nothing passes too: --reader compares what it stored."
     return text
 
 
 def latencies(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Return count, p50, p99 and maximum (seconds) by mode and request size."""
+    """Return count, p50, p99 and maximum (seconds) of successful requests, by mode and size."""
     rows = []
     for mode in CHECKED_MODES:
         for users in sorted({sample.users for sample in samples if sample.mode == mode}):
@@ -53,7 +54,7 @@ def latencies(samples: Sequence[Sample]) -> list[dict[str, Any]]:
                 {
                     "mode": mode,
                     "users": users,
-                    "requests": len(values),
+                    "successful_requests": len(values),
                     "p50": percentile(values, 0.5),
                     "p99": percentile(values, 0.99),
                     "max": values[-1],
@@ -167,7 +168,7 @@ def _latency_table(samples: Sequence[Sample]) -> str:
             f'<td class="number">{value}</td>'
             for value in (
                 f"{row['users']:,}",
-                f"{row['requests']:,}",
+                f"{row['successful_requests']:,}",
                 f"{row['p50'] * 1000:,.1f}",
                 f"{row['p99'] * 1000:,.1f}",
                 f"{row['max'] * 1000:,.1f}",
@@ -179,8 +180,9 @@ def _latency_table(samples: Sequence[Sample]) -> str:
         for row in latencies(samples)
     )
     return (
-        "<table>\n<tr><th>Mode</th><th>Users per request</th><th>Requests</th><th>p50, ms</th>"
-        "<th>p99, ms</th><th>max, ms</th><th>over 1 s</th><th>over 2 s</th></tr>\n"
+        "<table>\n<tr><th>Mode</th><th>Users per request</th><th>Successful requests</th>"
+        "<th>p50, ms</th><th>p99, ms</th><th>max, ms</th>"
+        "<th>replies over 1 s</th><th>replies over 2 s</th></tr>\n"
         f"{rows}</table>"
     )
 

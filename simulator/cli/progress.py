@@ -20,13 +20,14 @@ from ..stats import Stats
 
 class _StartedSync(NamedTuple):
     number: int
-    users: int
+    changes: int
     done_before: int
+    retries_before: int
     started: float
 
 
 class SyncProgress:
-    """A bar for each sync: users, users per second, retries, latency of the last replies.
+    """A bar for each sync: changes, changes per second, retries, latency of the last replies.
 
     Call `start_sync` from any thread, `update` from one thread only.
     """
@@ -36,7 +37,7 @@ class SyncProgress:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} users"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} changes"),
             TextColumn("{task.fields[speed]}"),
             TextColumn("{task.fields[retries]}"),
             TextColumn("{task.fields[latency]}"),
@@ -60,9 +61,11 @@ class SyncProgress:
     ) -> None:
         self._progress.stop()
 
-    def start_sync(self, number: int, users: int, done_before: int) -> None:
-        """Add a bar for a sync of `users` users; earlier syncs finished `done_before` users."""
-        self._syncs.append(_StartedSync(number, users, done_before, time.monotonic()))
+    def start_sync(self, number: int, changes: int, stats: Stats) -> None:
+        """Add a bar for a sync of so many membership changes; `stats` are those of earlier ones."""
+        self._syncs.append(
+            _StartedSync(number, changes, stats.changes_done, stats.retries, time.monotonic())
+        )
 
     def update(self, stats: Stats) -> None:
         """Bring the bars up to date."""
@@ -75,7 +78,7 @@ class SyncProgress:
                 self._progress.update(self._task, problem="")
             self._task = self._progress.add_task(
                 f"sync {sync.number + 1}",
-                total=sync.users,
+                total=sync.changes,
                 speed="",
                 retries="",
                 latency="",
@@ -84,22 +87,22 @@ class SyncProgress:
         if self._task is None:
             return
         sync = self._syncs[self._shown]
-        done = stats.users_done - sync.done_before
+        done = stats.changes_done - sync.done_before
         latencies = stats.latencies(last=1000)
         self._advance(done, time.monotonic() - sync.started)
         self._progress.update(
             self._task,
-            retries=f"{stats.retries:,} retries",
+            retries=f"{stats.retries - sync.retries_before:,} retries",
             latency=f"p99 {_milliseconds(latencies.p99)}",
-            problem=stats.last_problem[:40] if done < sync.users else "",
+            problem=stats.last_problem[:40] if done < sync.changes else "",
         )
 
-    def _advance(self, users: int, seconds: float) -> None:
-        """Set the bar to `users`; once it is full, the speed stays as it is."""
+    def _advance(self, changes: int, seconds: float) -> None:
+        """Set the bar to `changes`; once it is full, the speed stays as it is."""
         assert self._task is not None
         if not self._progress.tasks[self._task].finished:
-            speed = f"{users / max(seconds, 1e-9):,.0f}/s"
-            self._progress.update(self._task, completed=users, speed=speed)
+            speed = f"{changes / max(seconds, 1e-9):,.0f}/s"
+            self._progress.update(self._task, completed=changes, speed=speed)
 
 
 def summary(
@@ -109,41 +112,54 @@ def summary(
     reader_error: str = "",
 ) -> Table:
     """Return the table at the end of a run; `reader_error` is why the state couldn't be read."""
-    stats, latency = sync.stats, sync.stats.latencies()
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=Text(sync.cohort.trait))
+    stats, latency, cohort = sync.stats, sync.stats.latencies(), sync.cohort
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=Text(cohort.trait))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
 
     def row(name: str, value: object, wrong: bool = False) -> None:
         table.add_row(name, Text(str(value), style="red" if wrong else ""))
 
-    succeeded = sum(result.succeeded for result in results)
-    row("successful syncs", f"{succeeded:,} of {len(results):,}", succeeded < len(results))
-    row("users delivered", f"{stats.users_delivered:,}")
-    row("users per second", f"{stats.users_delivered / max(stats.seconds, 1e-9):,.0f}")
-    row("users sent, with retries", f"{stats.users_sent:,}")
-    if stats.users_rejected:
-        row("users rejected", f"{stats.users_rejected:,}", True)
-    row("requests", f"{stats.requests:,}")
-    row("retries", f"{stats.retries:,}")
+    syncs = [result for result in results if not result.late_only]
+    succeeded = sum(result.succeeded for result in syncs)
+    row("syncs that succeeded", f"{succeeded:,} of {len(syncs):,}", succeeded < len(syncs))
+    row("users to sync", f"{cohort.users_so_far:,} ({len(cohort.members):,} are members now)")
+    entered, left = (sum(getattr(r, name) for r in syncs) for name in ("entered", "left"))
+    row("changes to send", f"{entered + left:,} ({entered:,} entered, {left:,} left)")
+    row(
+        "changes acknowledged",
+        f"{stats.changes_acknowledged:,} ({stats.changes_per_second:,.0f} per second)",
+    )
+    if stats.changes_rejected:
+        row("changes rejected", f"{stats.changes_rejected:,}", True)
+    row("HTTP requests", f"{stats.requests:,} ({stats.retries:,} of them retries)")
+    row("changes in all requests", f"{stats.changes_sent:,}")
     row("requests given up", f"{stats.gave_up:,}", stats.gave_up > 0)
-    row("replies", _counts(stats.statuses) or "none")
+    row("replies by status", _counts(stats.statuses) or "none")
+    if stats.throttled:
+        row("rate limit", f"hit: {stats.throttled:,} requests were answered 429, and sent again")
     if stats.errors:
-        row("no reply", _counts(stats.errors))
+        row("requests without reply", _counts(stats.errors))
     if stats.faults:
         row("injected faults", _counts(stats.faults))
-    row("latency", f"p50 {_milliseconds(latency.p50)}, p99 {_milliseconds(latency.p99)}")
-    row("over 1 s, over 2 s", f"{latency.over_1s:,}, {latency.over_2s:,}")
-    row("seconds", f"{stats.seconds:,.1f}")
+    row("time to reply", f"p50 {_milliseconds(latency.p50)}, p99 {_milliseconds(latency.p99)}")
+    row("replies over 1 s, over 2 s", f"{latency.over_1s:,}, {latency.over_2s:,}")
+    row("duration", f"{stats.seconds:,.1f} s")
     for problem in dict.fromkeys(p for result in results for p in result.problems):
         row("problem", problem, True)
     if reader_error:
         row("reading back failed", reader_error, True)
     if comparison is not None:
         verdict = "all as expected" if comparison.ok else f"{comparison.wrong:,} WRONG"
-        row("users compared", f"{comparison.checked:,}, {verdict}", not comparison.ok)
+        not_sent = comparison.checked - cohort.users_so_far
+        of_whom = f" ({not_sent:,} of them never sent)" if not_sent else ""
+        row(
+            "users read back and compared",
+            f"{comparison.checked:,}{of_whom}: {verdict}",
+            not comparison.ok,
+        )
         if comparison.uncertain:
-            row("users who may be in or out", f"{comparison.uncertain:,}")
+            row("of them, users who may be in or out", f"{comparison.uncertain:,}")
         for example in comparison.examples[:5]:
             row("", example, True)
     return table

@@ -200,7 +200,7 @@ def sync(
     def on_plan(number: int, entered: int, left: int) -> None:
         if upstream:
             upstream.computed(cohort_id, [simulated.ids[user] for user in simulated.members])
-        progress.start_sync(number, entered + left, cohort_sync.stats.users_done)
+        progress.start_sync(number, entered + left, cohort_sync.stats)
 
     def on_result(result: SyncResult) -> None:
         if upstream:
@@ -304,7 +304,7 @@ def _exit_code(
         return ExitCode.DIFFERENT
     if reader_error:
         return ExitCode.USAGE
-    if cohort_sync.stats.gave_up or cohort_sync.stats.users_rejected:
+    if cohort_sync.stats.gave_up or cohort_sync.stats.changes_rejected:
         return ExitCode.FAILED
     return ExitCode.OK
 
@@ -314,7 +314,7 @@ def _wrong_address(results: list[SyncResult], cohort_sync: CohortSync) -> str | 
     stats = cohort_sync.stats
     if any(result.unauthorised for result in results):
         return f"The receiver refuses the key: {stats.last_problem}"
-    if stats.statuses.keys() == {404} and not stats.users_delivered:
+    if stats.statuses.keys() == {404} and not stats.changes_acknowledged:
         return (
             "Every request was answered 404. "
             f"Is {cohort_sync.target.url} the receiver's base address, and --path its path?"
@@ -340,11 +340,14 @@ def _report(
             "trait": cohort.trait,
             "members": len(cohort.members),
         },
+        "users_to_sync": cohort.users_so_far,
+        "changes_to_send": sum(result.entered + result.left for result in results),
         "seed": seed,
         "outcome": exit_code.name.lower(),
         "syncs": [
             {
                 "number": result.number,
+                "late_retries_only": result.late_only,
                 "entered": result.entered,
                 "left": result.left,
                 "seconds": round(result.seconds, 3),
@@ -358,9 +361,9 @@ def _report(
     }
     if comparison is not None:
         report["read_back"] = {
-            "checked": comparison.checked,
-            "wrong": comparison.wrong,
-            "uncertain": comparison.uncertain,
+            "users_compared": comparison.checked,
+            "users_wrong": comparison.wrong,
+            "users_uncertain": comparison.uncertain,
             "examples": [str(example) for example in comparison.examples],
         }
     if reader_error:

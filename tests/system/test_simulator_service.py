@@ -78,8 +78,8 @@ def test_sync_command__with_a_reader__reads_every_user_back(
         )
         found = json.loads(run.stdout)
         assert found["outcome"] == "ok"
-        assert found["read_back"]["checked"] == 2200
-        assert found["read_back"]["wrong"] == 0
+        assert found["read_back"]["users_compared"] == 2200
+        assert found["read_back"]["users_wrong"] == 0
 
 
 def test_sync_command__state_changed_behind_its_back__exits_5(

@@ -91,9 +91,9 @@ def whole_sync(c: Context, mode: Mode, path: str) -> str:
         problems = [problem for result in results for problem in result.problems]
         if problems:
             raise Failed(problems[0])
-        if sync.stats.users_rejected:
-            raise Failed(f"{sync.stats.users_rejected} users were rejected")
-        sent = f"{sync.stats.requests} requests, {sync.stats.retries} of them retries"
+        if sync.stats.changes_rejected:
+            raise Failed(f"{sync.stats.changes_rejected} users were rejected")
+        sent = f"{sync.stats.requests} HTTP requests, {sync.stats.retries} of them retries"
         if c.reader is None:
             return f"{sent}; the state was not compared"
         comparison = compare(sync.expected, c.reader)

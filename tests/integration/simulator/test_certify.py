@@ -334,7 +334,7 @@ def test_as_dict__report__is_json_with_latencies_by_mode_and_size() -> None:
     assert data["counts"] == {"passed": 2, "failed": 0, "skipped": 0}
     assert [check["name"] for check in data["checks"]] == ["property.1000-users", "webhook.late"]
     rows = {(row["mode"], row["users"]): row for row in data["latencies"]}
-    assert rows["property", 1000]["requests"] == 1
+    assert rows["property", 1000]["successful_requests"] == 1
     assert 0 < rows["webhook", 1]["p50"] <= rows["webhook", 1]["p99"] <= rows["webhook", 1]["max"]
 
 

@@ -37,17 +37,28 @@ def call(*words: str) -> Result:
     return CliRunner(env={"COLUMNS": "80"}).invoke(main, words)
 
 
-def test_sync__table__shows_what_was_done() -> None:
+def test_sync__table__says_what_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as receiver:
-        result = call("sync", receiver.url, "--key", KEY, "--users", "2500", "--syncs", "2")
+        monkeypatch.setattr(options, "HttpReader", lambda *_: receiver)
+        result = call(
+            *("sync", receiver.url, "--key", KEY, "--users", "2500", "--syncs", "2"),
+            *("--reader", "http://reader"),
+        )
         assert result.exit_code == ExitCode.OK, result.output
-        rows = {tuple(line.split()) for line in result.output.splitlines()}
-        assert ("users", "delivered", "2,750") in rows  # 5% left and as many entered
-        assert ("requests", "5") in rows
-        assert ("replies", "200:", "5") in rows
+        rows = dict(re.findall(r"^ *(\S.*?)   +(\S.*?) *$", result.output, re.MULTILINE))
+        # 5% left and as many entered; as many again could have entered later.
+        assert rows["syncs that succeeded"] == "2 of 2"
+        assert rows["users to sync"] == "2,625 (2,500 are members now)"
+        assert rows["changes to send"] == "2,750 (2,625 entered, 125 left)"
+        assert rows["changes acknowledged"].startswith("2,750 (")
+        assert rows["HTTP requests"] == "5 (0 of them retries)"
+        assert rows["changes in all requests"] == "2,750"
+        assert rows["replies by status"] == "200: 5"
+        assert rows["users read back and compared"].startswith("2,750 (125 of them never sent)")
+        assert "rate limit" not in rows
         assert "Repeat with --seed" in result.output
-        assert re.findall(r"2,500/2,500 users +[1-9][0-9,]*/s", result.stderr)
-        assert re.findall(r"250/250 users +[1-9][0-9,]*/s", result.stderr)
+        assert re.findall(r"2,500/2,500 changes +[1-9][0-9,]*/s", result.stderr)
+        assert re.findall(r"250/250 changes +[1-9][0-9,]*/s", result.stderr)
         assert sum(trait for user in receiver.users.values() for trait in user.values()) == 2500
 
 
@@ -61,7 +72,7 @@ def test_sync__json__is_one_object() -> None:
         assert found["outcome"] == "ok"
         assert found["cohort"]["trait"] == "[Amplitude] Power: users: a1"
         assert found["requests"] == 6
-        assert found["users_delivered"] == 30
+        assert found["changes_acknowledged"] == 30
         assert found["list_ids"] == ["list 1/ü"]
         assert len(found["syncs"]) == 1
 
@@ -75,6 +86,25 @@ def test_sync__ids_from_a_file__are_sent(tmp_path: Path) -> None:
         assert receiver.users == {user: {"[Amplitude] n: 1": True} for user in ("alice", "bob")}
 
 
+def test_sync__receiver_that_limits_the_rate__is_reported() -> None:
+    for words, limited in ((("--json",), '"throttled": 3'), ((), "3 requests were answered 429")):
+        with Receiver(fail_first=3, fail_status=429) as receiver:
+            result = call(
+                *("sync", receiver.url, "--key", KEY, "--users", "5", "--mode", "single"),
+                *("--time-scale", "0.001", *words),
+            )
+        assert result.exit_code == ExitCode.OK
+        assert limited in result.stdout
+
+
+def test_sync__late_retries__are_not_counted_as_a_sync() -> None:
+    with Receiver() as receiver:
+        words = ("--users", "40", "--batch-size", "5", "--syncs", "2", "--time-scale", "0.001")
+        words = ("sync", receiver.url, "--key", KEY, *words, "--seed", "1")
+        result = call(*words, "--misbehave", "late=1", "--mode", "webhook")
+    assert "2 of 2" in result.stdout
+
+
 def test_sync__misbehaviour__is_counted() -> None:
     with Receiver() as receiver:
         result = call(
@@ -85,7 +115,7 @@ def test_sync__misbehaviour__is_counted() -> None:
         found = json.loads(result.stdout)
         assert found["faults"]["duplicate"] > 20
         assert found["faults"]["drop-reply"] == found["retries"] > 5
-        assert found["users_delivered"] == 1000
+        assert found["changes_acknowledged"] == 1000
 
 
 @pytest.mark.parametrize(
@@ -207,7 +237,7 @@ def test_sync__interrupted__prints_the_table_and_exits_130() -> None:
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=20)
         assert process.returncode == 130
-        assert "users delivered" in output
+        assert "changes acknowledged" in output
         assert "0 of 1" in output
 
 
@@ -250,7 +280,7 @@ def test_sync__reader_fails_or_is_interrupted__still_prints_what_was_done(
     assert str(error) in table.stdout
     report = json.loads(found.stdout)
     assert report["outcome"] == outcome
-    assert report["users_delivered"] == syncs * 30
+    assert report["changes_acknowledged"] == syncs * 30
     assert report.get("reader_error", "") == str(error)
 
 

@@ -60,7 +60,7 @@ def test_run__correct_receiver__ends_in_the_expected_state(mode: Mode) -> None:
         assert comparison.checked == 350
         assert sync.expected.member_count() == 250
         assert sync.expected.uncertain_users == 0
-        assert sync.stats.users_delivered == 250 + 3 * 100
+        assert sync.stats.changes_acknowledged == 250 + 3 * 100
         assert receiver.statuses == {200: sync.stats.requests}
 
 
@@ -209,8 +209,8 @@ def test_sync__path_given__replaces_the_documents() -> None:
         result = sync.sync()
         assert {path for path, _ in receiver.bodies} == {"/elsewhere"}
         assert result.succeeded  # 404 means: no such user
-        assert sync.stats.users_rejected == 1
-        assert sync.stats.users_delivered == 0
+        assert sync.stats.changes_rejected == 1
+        assert sync.stats.changes_acknowledged == 0
 
 
 def test_retry_wait__eight_retries__from_one_second_to_over_two_minutes() -> None:
@@ -375,8 +375,8 @@ def test_sync__users_rejected_in_the_reply__are_uncertain_and_counted() -> None:
 
         receiver._write = write  # type: ignore[method-assign]
         sync.sync()
-        assert sync.stats.users_rejected == 5
-        assert sync.stats.users_delivered == 15
+        assert sync.stats.changes_rejected == 5
+        assert sync.stats.changes_acknowledged == 15
         assert sync.expected.uncertain_users == 20
 
 

@@ -222,7 +222,7 @@ def test_stats__attempts__are_counted_and_faulty_ones_not_timed() -> None:
     found = stats.as_dict()
     assert found["requests"] == 5
     assert found["retries"] == 4
-    assert found["users_sent"] == 50
+    assert found["changes_sent"] == 50
     assert found["statuses"] == {"200": 2, "503": 1}
     assert found["errors"] == {"timeout": 1}
     assert found["faults"] == {"cut": 1, "slow": 1}
