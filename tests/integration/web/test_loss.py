@@ -80,7 +80,7 @@ def test_intended_loss__takes_one_command(lost: Flask, run: Run) -> None:
     assert "1 cohorts cleared" in result.output
     assert ready(lost) == []
     assert 'cohort_receiver_incomplete_cohorts{reason="store_lost"} 0.0' in metrics(lost)
-    assert "lost nothing" in run("store", "acknowledge-loss").output
+    assert "No unacknowledged loss" in run("store", "acknowledge-loss").output
 
 
 @pytest.mark.parametrize("intended", [False, True])
