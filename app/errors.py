@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import structlog
 from flask import Flask, Response, g, request
-from orjson import dumps
+from orjson import OPT_APPEND_NEWLINE, dumps
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.http import HTTP_STATUS_CODES
 
@@ -344,7 +344,10 @@ def render(problem: Problem, **members: Any) -> Response:
         # The sender receives the whole list but seldom shows it to anybody.
         g.event["first_error"] = "{place}: {message}".format(**problem.errors[0])[:200]
     return Response(
-        dumps(document), problem.status, problem.headers, mimetype="application/problem+json"
+        dumps(document, option=OPT_APPEND_NEWLINE),
+        problem.status,
+        problem.headers,
+        mimetype="application/problem+json",
     )
 
 

@@ -158,7 +158,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # without types
         log = logger.error if problem.status >= 500 else logger.info
         event = {"request_id": request_id, "status": problem.status, "reason": problem.reason}
         log("request", **event, error=error, ip=addr[0] if addr else None)
-        body = orjson.dumps(problem.document(request_id))
+        body = orjson.dumps(problem.document(request_id), option=orjson.OPT_APPEND_NEWLINE)
         title = HTTP_STATUS_CODES[problem.status]
         head = _REPLY.format(problem.status, title, len(body), request_id)
         with suppress(OSError):  # the client has disconnected

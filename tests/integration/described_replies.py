@@ -52,6 +52,8 @@ def complaint(rule: str, method: str, reply: Response) -> str | None:
     if reply.status_code >= 400 and reply.json["reason"] not in content["examples"]:
         return f"{reply.json['reason']} is not described"
     if reply.is_json:
+        if not reply.data.endswith(b"}\n"):
+            return "it does not end in a newline"
         for error in validator(path, method.lower(), str(reply.status_code)).iter_errors(
             reply.json
         ):

@@ -197,6 +197,8 @@ def test_request__that_breaks_http__is_answered_and_logged_with_its_reason(
     reply, _, body = raw(service, data).partition(b"\r\n\r\n")
     assert status(reply) == code
     assert b"\r\nContent-Type: application/problem+json\r\n" in reply
+    assert body.endswith(b"}\n")
+    assert f"Content-Length: {len(body)}\r\n" in reply.decode()
     problem = json.loads(body)
     assert (problem["status"], problem["reason"]) == (code, reason)
     assert f"X-Request-ID: {problem['requestId']}" in reply.decode()

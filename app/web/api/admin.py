@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flask import Blueprint, Response, g
-from orjson import dumps
 
 from app.auth import admin_actions
 from app.auth.audit_trail import Operator
@@ -13,7 +12,7 @@ from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import cohort_in_path, describes, parameters, user_in_path
 from app.web.http.fields import Query, YesOrNo, limited, user_ids_field
-from app.web.http.replies import Reply, count, text, yes_or_no
+from app.web.http.replies import Reply, count, json_reply, text, yes_or_no
 from app.web.ingest.list_schema import ListUsersSchema
 
 
@@ -78,7 +77,7 @@ def delete_cohort(cohort_id: str) -> Response:
     operator, store = Operator.of_request(), services().deletable_store()
     if not admin_actions.begin_cohort_deletion(store, operator, g.caller.app_id, cohort_id):
         raise UnknownCohort()
-    return _reply({"cohortId": cohort_id, "status": "deleting"}, 202)
+    return json_reply({"cohortId": cohort_id, "status": "deleting"}, 202)
 
 
 @blueprint.delete("/users/<rest:user_id>")
@@ -89,7 +88,7 @@ def erase_user(user_id: str) -> Response:
     user_id, suppress = user_in_path(user_id), parameters(_ERASE)["suppress"]
     operator, store = Operator.of_request(), services().deletable_store()
     erased = admin_actions.erase_user(store, operator, g.caller.app_id, user_id, suppress=suppress)
-    return _reply(
+    return json_reply(
         {
             "traits": erased.traits,
             "streamEntriesRemoved": erased.stream_entries_removed,
@@ -107,7 +106,7 @@ def unsuppress_user(user_id: str) -> Response:
     user_id = user_in_path(user_id)
     operator, store = Operator.of_request(), services().deletable_store()
     removed = admin_actions.unsuppress_user(store, operator, g.caller.app_id, user_id)
-    return _reply({"removed": removed})
+    return json_reply({"removed": removed})
 
 
 @blueprint.post("/users")
@@ -121,8 +120,4 @@ def register_users() -> Response:
     store, app_id = parts.deletable_store(), g.caller.app_id
     registered = store.registered_users.add(app_id, user_ids)
     store.replication.confirm(app_id)
-    return _reply({"registered": registered})
-
-
-def _reply(document: dict[str, object], status: int = 200) -> Response:
-    return Response(dumps(document), status, mimetype="application/json")
+    return json_reply({"registered": registered})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 from marshmallow import fields, validate
-from orjson import dumps
 
 from app import __version__
 from app.auth.authenticate import PUBLIC, requires
 from app.errors import StoreUnavailable
 from app.services import services
 from app.web.http.contract import describes
-from app.web.http.replies import Reply, count, text
+from app.web.http.replies import Reply, count, json_reply, text
 
 
 class AliveReply(Reply):
@@ -67,7 +66,7 @@ blueprint = Blueprint("health", __name__)
 @describes(reply=AliveReply())
 def healthz() -> Response:
     """200 while the process is alive, whatever the state of the store."""
-    return Response(dumps({"status": "ok"}), mimetype="application/json")
+    return json_reply({"status": "ok"})
 
 
 @blueprint.get("/version")
@@ -75,7 +74,7 @@ def healthz() -> Response:
 @describes(reply=VersionReply())
 def version() -> Response:
     """The version of the service."""
-    return Response(dumps({"version": __version__}), mimetype="application/json")
+    return json_reply({"version": __version__})
 
 
 @blueprint.get("/readyz")
@@ -97,4 +96,4 @@ def readyz() -> Response:
         "cohorts": gauges.freshness(),
         "warnings": gauges.warnings(),
     }
-    return Response(dumps(document), mimetype="application/json")
+    return json_reply(document)

@@ -125,7 +125,7 @@ def _users(pieces: Iterable[list[User]]) -> Iterator[bytes]:
     for users in pieces:
         yield before + dumps(list(map(_shown_user, users)), option=OPT_SORT_KEYS)[1:-1]
         before = b","
-    yield b"]}" if before == b"," else before + b"]}"
+    yield b"]}\n" if before == b"," else before + b"]}\n"
 
 
 def _shown_user(user: User) -> dict[str, Any]:

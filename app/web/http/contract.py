@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 from flask import Response, request
 from marshmallow import Schema, ValidationError
-from orjson import OPT_SORT_KEYS, dumps
+from orjson import OPT_APPEND_NEWLINE, OPT_SORT_KEYS, dumps
 
 from app.cohorts.cohort import MAX_TRAIT_BYTES
 from app.errors import InvalidParameter, Problem
@@ -155,7 +155,7 @@ def send(data: Any, *, tagged: bool = False, next_cursor: str | None = None) -> 
         tagged: add an ETag, and reply 304 to a caller who already has this version.
         next_cursor: the cursor of the next page, for the Link header (RFC 8288).
     """
-    body = dumps(data, option=OPT_SORT_KEYS)
+    body = dumps(data, option=OPT_SORT_KEYS | OPT_APPEND_NEWLINE)
     response = Response(body, mimetype=JSON)
     if next_cursor is not None:
         response.headers["Link"] = f'<{_this_call(cursor=next_cursor)}>; rel="next"'

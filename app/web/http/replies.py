@@ -1,10 +1,18 @@
-"""Building blocks of reply schemas, and the schema of problem documents."""
+"""JSON replies, building blocks of their schemas, and the schema of problem documents."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from flask import Response
 from marshmallow import RAISE, Schema, fields
+from orjson import OPT_APPEND_NEWLINE, dumps
+
+
+def json_reply(document: dict[str, Any], status: int = 200) -> Response:
+    """A reply with a JSON document, on a line of its own."""
+    body = dumps(document, option=OPT_APPEND_NEWLINE)
+    return Response(body, status, mimetype="application/json")
 
 
 class Reply(Schema):

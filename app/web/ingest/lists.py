@@ -10,7 +10,6 @@ from typing import Any
 
 from flask import Blueprint, Response, g
 from marshmallow import fields
-from orjson import dumps
 
 from app.auth.authenticate import INGEST, requires
 from app.cohorts import Cohort, Outcome, UniformIdentifies
@@ -19,7 +18,7 @@ from app.services import services
 from app.web.http.body import load, read_json
 from app.web.http.contract import describes, list_in_path
 from app.web.http.fields import limited
-from app.web.http.replies import Reply, text
+from app.web.http.replies import Reply, json_reply, text
 from app.web.ingest import identify
 from app.web.ingest.apply import PROBLEMS, UnknownTrait, apply
 from app.web.ingest.identify_schema import BatchSchema, IdentifySchema
@@ -59,7 +58,7 @@ def create_list() -> Response:
     g.outcome = Outcome({created.id: created.trait})
     # Amplitude does not document where it reads the id; these are the places known to work.
     ids = {"list_id": created.id, "listId": created.id}
-    return Response(dumps({**ids, "response": ids}), mimetype="application/json")
+    return json_reply({**ids, "response": ids})
 
 
 @blueprint.post("/lists/<path:list_id>/add")

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from flask import Response
 from marshmallow import Schema, fields
-from orjson import dumps
 
 from app.errors import Problem, render
-from app.web.http.replies import ProblemReply, Reply, count, text
+from app.web.http.replies import ProblemReply, Reply, count, json_reply, text
 from app.web.ingest.apply import Result
 
 
@@ -69,4 +68,4 @@ def applied(result: Result, **members: Any) -> Response:
         ],
         **members,
     }
-    return Response(dumps(document), mimetype="application/json")
+    return json_reply(document)

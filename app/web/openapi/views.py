@@ -21,7 +21,7 @@ from flask import (
     send_from_directory,
     url_for,
 )
-from orjson import dumps
+from orjson import OPT_APPEND_NEWLINE, dumps
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -63,7 +63,7 @@ def get_document() -> Response:
 
 @lru_cache(maxsize=1)  # routes and settings don't change
 def _document(app: Flask) -> bytes:
-    return dumps(document(app))
+    return dumps(document(app), option=OPT_APPEND_NEWLINE)
 
 
 @blueprint.get("/docs")
