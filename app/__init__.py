@@ -36,7 +36,7 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
 
     settings = settings or Settings.from_environ()
     settings.check_store()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     sentry.configure(settings.sentry_dsn)
 
     app = ServiceApp(__name__, static_folder=None)

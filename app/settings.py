@@ -431,6 +431,11 @@ class Settings:
         help="Lowest level that is logged. debug also logs the messages of unexpected errors, "
         "which may quote what was sent.",
     )
+    log_format: str = _setting(
+        kinds.String(validate=validate.OneOf(["json", "text"])),
+        default="json",
+        help="json for programs, text for people: one short line per event. `make run` sets text.",
+    )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -71,6 +71,7 @@ def run(environ: Mapping[str, str], data: DataDir) -> None:
         env = {
             "STORE_MARKS_FILE": str(data.store_marks),
             **environ,
+            "LOG_FORMAT": environ.get("LOG_FORMAT") or "text",
             **{GENERATED_KEYS[scope]: key for scope, key in keys.items()},
         }
         store = None

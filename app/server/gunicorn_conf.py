@@ -63,7 +63,7 @@ timeout = 60
 
 control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108  # nosec B108
-logconfig_dict = stdlib_config(settings.log_level)
+logconfig_dict = stdlib_config(settings.log_level, settings.log_format)
 logger_class = QuietLogger
 
 # Set before anything that counts is imported: docs/metrics.md

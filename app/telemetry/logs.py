@@ -1,4 +1,4 @@
-"""The form of log lines: one JSON object per line, on standard output."""
+"""Log lines on standard output: one JSON object per line, or a short line for people."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 import structlog
+
+from app.telemetry.log_lines import text_line
 
 _REPEAT_SECONDS = 60.0
 _MAX_REMEMBERED = 1000
@@ -79,8 +81,16 @@ def _kind(value: Any) -> Any:
     return type(value) if isinstance(value, BaseException) else value
 
 
-def configure(level: str) -> None:
-    """Send the service's own log lines to standard output, as JSON.
+def _text(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    return text_line(event)
+
+
+def _text_bytes(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
+    return text_line(event).encode("utf-8", "backslashreplace")
+
+
+def configure(level: str, form: str) -> None:
+    """Send the service's own log lines to standard output, in the form ``json`` or ``text``.
 
     Error messages are left out, except at level ``debug``.
     """
@@ -89,7 +99,9 @@ def configure(level: str) -> None:
             OncePerMinute(),
             *_PROCESSORS,
             _tracebacks(level),
-            structlog.processors.JSONRenderer(serializer=orjson.dumps),
+            _text_bytes
+            if form == "text"
+            else structlog.processors.JSONRenderer(serializer=orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.BytesLoggerFactory(),
@@ -108,7 +120,7 @@ def on_stderr() -> Iterator[None]:
         structlog.configure(**before)
 
 
-def stdlib_config(level: str) -> dict[str, Any]:
+def stdlib_config(level: str, form: str) -> dict[str, Any]:
     """A ``logging.config`` dictionary that renders library log lines (gunicorn's) the same way.
 
     gunicorn never logs at ``debug``, where it quotes whole requests, including keys.
@@ -118,11 +130,11 @@ def stdlib_config(level: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "json": {
+            "lines": {
                 "()": structlog.stdlib.ProcessorFormatter,
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    structlog.processors.JSONRenderer(),
+                    _text if form == "text" else structlog.processors.JSONRenderer(),
                 ],
                 "foreign_pre_chain": [
                     *_PROCESSORS,
@@ -135,7 +147,7 @@ def stdlib_config(level: str) -> dict[str, Any]:
             "stdout": {
                 "class": "logging.StreamHandler",
                 "stream": "ext://sys.stdout",
-                "formatter": "json",
+                "formatter": "lines",
             }
         },
         "root": {"handlers": ["stdout"], "level": level.upper()},

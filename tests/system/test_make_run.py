@@ -141,8 +141,10 @@ def test_guide__commands_pasted__work_in_a_folder_with_an_odd_and_long_name(
         assert simulate
 
         sent = paste(curl[0])
-        assert sent.stdout == '{"accepted":1,"changed":1,"rejected":0,"errors":[]}', sent.stderr
-        assert sent.stdout in output, "the reply to expect was not printed"
+        assert sent.stdout == '{"accepted":1,"changed":1,"rejected":0,"errors":[]}\n', sent.stderr
+        assert sent.stdout.strip() in output, "the reply to expect was not printed"
+        logged = rf"\d\d:\d\d:\d\d POST {COHORT_PATH} 200 in [\d.]+ ms app=default .*changed=1.*\n"
+        wait_until(lambda: any(re.fullmatch(logged, line) for line in service.lines))
         found = paste(read[0])
         assert found.stdout == "{'cohort name:123': 'true'}\n", found.stderr
         simulated = paste(simulate[0].replace("--users 100000", "--users 20"))
@@ -398,6 +400,7 @@ def test_run__own_store_and_keys__are_used_and_not_printed(data_dir: Path, store
 @thorough
 def test_run__own_store_unavailable__says_so_before_any_guide(data_dir: Path) -> None:
     env = {"API_KEYS": "", "DATA_DIR": str(data_dir), "REDIS_URL": f"unix://{data_dir}/nothing"}
+    env["LOG_FORMAT"] = "json"
     with running(env, RUN) as service:
         wait_until(lambda: "its store is not available yet" in service.output())
         assert "store_unreachable" in {event.get("reason") for event in service.events()}

@@ -322,7 +322,7 @@ def test_download__logs_no_signature(
     """urllib3 logs what it requests; the service's logging must not pass that on."""
     from app.telemetry.logs import stdlib_config
 
-    levels = stdlib_config("debug")["loggers"]
+    levels = stdlib_config("debug", "json")["loggers"]
     assert levels["urllib3"]["level"] == "ERROR"
     upstream.inline_bytes = 0
     lines: list[str] = []

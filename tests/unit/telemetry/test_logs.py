@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from typing import Any
 
@@ -15,9 +16,9 @@ from app.telemetry.logs import OncePerMinute, stdlib_config
 USER = "alice@example.com"
 
 
-def formatted(level: str) -> str:
+def formatted(level: str, form: str = "json") -> str:
     """The line for an error that quotes a user's id."""
-    make = stdlib_config(level)["formatters"]["json"]
+    make = stdlib_config(level, form)["formatters"]["lines"]
     formatter = make.pop("()")(**make)
     try:
         raise ValueError(USER)
@@ -35,6 +36,13 @@ def test_error__that_a_library_logs__has_its_message_at_debug_alone(
     assert json.loads(line)["event"] == "It broke"
     assert "ValueError" in line
     assert (USER in line) is quotes
+
+
+def test_error__that_a_library_logs__has_its_traceback_below_a_line_of_text() -> None:
+    lines = formatted("info", "text").splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d error: It broke logger=lib", lines[0])
+    assert lines[-1] == "ValueError"
+    assert USER not in "".join(lines)
 
 
 class TestOncePerMinute:
