@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Sequence
@@ -111,6 +112,10 @@ class HttpReader:
             try:
                 with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310  # nosec B310
                     found += [user["traits"] for user in json.load(reply)["users"]]
+            except urllib.error.HTTPError as error:
+                error.close()
+                hint = " It needs a key with the scope read." if error.code in (401, 403) else ""
+                raise ReaderError(f"{self._where} was answered {error.code}.{hint}") from None
             except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
                 raise ReaderError(f"{self._where}: {error}") from None
         return found

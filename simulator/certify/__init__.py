@@ -1,7 +1,7 @@
 """Certify a receiver: check it against Amplitude's document, and report the result."""
 
 from .model import CHECKED_MODES, Check, Options, Outcome, Report
-from .runner import Unauthorised, run_checks, select_checks
+from .runner import Unauthorised, WrongPath, run_checks, select_checks
 
 __all__ = [
     "CHECKED_MODES",
@@ -10,6 +10,7 @@ __all__ = [
     "Outcome",
     "Report",
     "Unauthorised",
+    "WrongPath",
     "run_checks",
     "select_checks",
 ]

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from .. import payloads
+from ..cohort_sync import Mode
 from ..connection import describe_error
 from ..reader import Reader, ReaderError
 from ..replies import excerpt
 from .context import Context, Failed, Skipped
 from .model import Check, Options, Outcome, Report, Verdict
 
+PATH_OPTIONS: dict[Mode, str] = {
+    "property": "--path",
+    "list": "--lists-path",
+    "webhook": "--webhook-path",
+}
+
 
 class Unauthorised(Exception):
     """The receiver refuses the key."""
+
+
+class WrongPath(Exception):
+    """There is nothing at a path. The text says so in a sentence."""
 
 
 def run_checks(
@@ -26,15 +38,17 @@ def run_checks(
 ) -> Report:
     """Run the selected checks one after the other and return the report.
 
-    Raises `Unauthorised` if the receiver refuses the key, and `ReaderError`.
+    Raises `Unauthorised` if the receiver refuses the key, `WrongPath` if one of the selected modes
+    is answered 404, and `ReaderError`.
     """
     report = Report(options.target.url, options.seed, reader is not None, time.time())
     started = time.perf_counter()
     context = Context(options, reader, report.samples)
     try:
-        _try_key(context)
+        selected = select_checks(checks, options)
+        _try_modes(context, {check.mode for check in selected})
         report.samples.clear()
-        for check in select_checks(checks, options):
+        for check in selected:
             outcome = _run(check, context, compared=report.compared)
             report.outcomes.append(outcome)
             if on_outcome:
@@ -78,23 +92,31 @@ def _run(check: Check, context: Context, *, compared: bool) -> Outcome:
     return Outcome(check, verdict, detail, time.perf_counter() - started, compared)
 
 
-def _try_key(context: Context) -> None:
+def _try_modes(context: Context, modes: Collection[Mode]) -> None:
+    """Send one request of each mode, to find a wrong key or path before all checks fail by it."""
     context.begin("the key")
     options, users, cohort = context.options, context.users(1), context.cohort()
-    trait = payloads.trait_name(*cohort)
-    if "property" in options.modes:
-        reply = context.identify(payloads.identify(users[0], trait, True))
-    elif "list" in options.modes:
-        reply = context.post(options.lists_path, payloads.list_create(trait))
-    else:
-        reply = context.webhook(
+    trait, now = payloads.trait_name(*cohort), int(time.time())
+    bodies: dict[Mode, tuple[str, Any]] = {
+        "property": (options.path, payloads.identify(users[0], trait, True)),
+        "list": (options.lists_path, payloads.list_create(trait)),
+        "webhook": (
+            options.webhook_path,
             payloads.webhook(
-                *cohort,
-                users,
-                True,
-                computed_time=int(time.time()),
-                message_id=context.message_id(),
+                *cohort, users, True, computed_time=now, message_id=context.message_id()
+            ),
+        ),
+    }
+    for mode, (path, body) in bodies.items():
+        if mode not in modes:
+            continue
+        reply = context.post(path, body)
+        if reply.status in (401, 403):
+            raise Unauthorised(f"{reply.status} {excerpt(reply.body)}")
+        if reply.status == 404:
+            raise WrongPath(
+                f"A request to {path} was answered 404 ({excerpt(reply.body)}). "
+                f"Is {options.target.url} the receiver's base address, "
+                f"and {PATH_OPTIONS[mode]} its path? "
+                f"If the receiver doesn't support the mode {mode}, leave it out of --modes."
             )
-        )
-    if reply.status in (401, 403):
-        raise Unauthorised(f"{reply.status} {excerpt(reply.body)}")

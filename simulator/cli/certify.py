@@ -11,7 +11,15 @@ from typing import Any
 
 import click
 
-from ..certify import CHECKED_MODES, Options, Unauthorised, report, run_checks, select_checks
+from ..certify import (
+    CHECKED_MODES,
+    Options,
+    Unauthorised,
+    WrongPath,
+    report,
+    run_checks,
+    select_checks,
+)
 from ..certify.checks import CHECKS
 from ..connection import Target
 from ..reader import ReaderError
@@ -24,6 +32,7 @@ from .options import (
     parse_headers,
     path_options,
     reader_options,
+    refused_key,
     target_options,
 )
 
@@ -138,11 +147,13 @@ def certify(
             on_outcome=None if as_json else lambda outcome: click.echo(report.line(outcome)),
         )
     except Unauthorised as error:
-        exit_with(ExitCode.UNAUTHORISED, f"The receiver refuses the key: {error}")
+        exit_with(ExitCode.UNAUTHORISED, refused_key(options.target, str(error)))
+    except WrongPath as error:
+        exit_with(ExitCode.FAILED, str(error))
     except ReaderError as error:
         raise click.UsageError(f"--reader: {error}") from None
     except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+        exit_with(ExitCode.INTERRUPTED, "Interrupted, so there is no verdict.")
     if html_file:
         html_file.write_text(report.html(result), encoding="utf-8")
     if as_json:

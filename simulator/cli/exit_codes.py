@@ -30,6 +30,6 @@ Exit codes:
     2  the command line is invalid, or a file or reader is unusable
     3  the receiver refuses the key
     4  nothing listens at the address
-    5  the receiver's state differs from the expected state (with --reader)
-  130  stopped by Ctrl-C; the table shows what was done until then
+    5  the receiver's state differs from the expected state (`sync` with --reader)
+  130  stopped by Ctrl-C; the table of `sync` shows what was done until then
 """

@@ -13,8 +13,16 @@ from .options import check_target, parse_cohort, parse_headers, path_options, ta
 
 @click.command()
 @target_options()
-@click.option("--cohort", metavar="NAME:ID", default="cohort name:123", show_default=True)
-@click.option("--user", default="test.user@email.com", show_default=True)
+@click.option(
+    "--cohort",
+    metavar="NAME:ID",
+    default="cohort name:123",
+    show_default=True,
+    help="The id follows the last colon.",
+)
+@click.option(
+    "--user", default="test.user@email.com", show_default=True, help="The user in the payloads."
+)
 @path_options
 def mock(
     url: str,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -71,13 +73,18 @@ path_options = _combine(
         help="Path for identifies and batches.",
     ),
     click.option(
-        "--lists-path", default=payloads.LISTS_PATH, show_default=True, callback=percent_encoded
+        "--lists-path",
+        default=payloads.LISTS_PATH,
+        show_default=True,
+        callback=percent_encoded,
+        help="Path for list creation; /<list id>/add and /remove are below it.",
     ),
     click.option(
         "--webhook-path",
         default=payloads.WEBHOOK_PATH,
         show_default=True,
         callback=percent_encoded,
+        help="Path for Cohort Webhooks.",
     ),
 )
 
@@ -215,7 +222,8 @@ def check_reachable(target: Target) -> None:
             if problem := _protocol_problem(connection, target.url):
                 exit_with(ExitCode.UNREACHABLE, problem)
     except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
-        exit_with(ExitCode.UNREACHABLE, f"Cannot connect to {target.url}: {error}")
+        reason = getattr(error, "strerror", None) or error
+        exit_with(ExitCode.UNREACHABLE, f"Cannot connect to {target.url}: {reason}")
 
 
 def _protocol_problem(connection: socket.socket, url: str) -> str | None:
@@ -240,6 +248,20 @@ def _protocol_problem(connection: socket.socket, url: str) -> str | None:
     if not reply.startswith(b"HTTP/") or b"to HTTPS port" in reply:
         return f"The server does not speak HTTP. Try https://{rest}"
     return None
+
+
+def refused_key(target: Target, reply: str) -> str:
+    """Say that the receiver refuses the key; `reply` is what it answered."""
+    if target.key is None and target.auth != "none" and not target.extra_headers:
+        return "The receiver needs a key. Give it as --key, or in the variable SIMULATOR_KEY."
+    return f"The receiver refuses the key: {reply}"
+
+
+def wait_for_ctrl_c() -> None:
+    """Return once the user has pressed Ctrl-C."""
+    click.echo("Press Ctrl-C to stop it.", err=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 def open_reader(url: str | None, key: str, prefix: str, app: str, partitions: int) -> Reader | None:

@@ -137,7 +137,7 @@ def summary(
     row("requests given up", f"{stats.gave_up:,}", stats.gave_up > 0)
     row("replies by status", _counts(stats.statuses) or "none")
     if stats.throttled:
-        row("rate limit", f"hit: {stats.throttled:,} requests were answered 429, and sent again")
+        row("rate limit", f"hit: {stats.throttled:,} requests were answered 429, to be sent again")
     if stats.errors:
         row("requests without reply", _counts(stats.errors))
     if stats.faults:

@@ -31,8 +31,10 @@ from .options import (
     parse_headers,
     percent_encoded,
     reader_options,
+    refused_key,
     target_options,
     upstream_options,
+    wait_for_ctrl_c,
 )
 from .progress import SyncProgress, summary
 
@@ -253,8 +255,7 @@ def sync(
                 )
         if upstream and upstream_stays and not cohort_sync.stop.is_set():
             sys.stdout.flush()
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+            wait_for_ctrl_c()
     sys.exit(exit_code)
 
 
@@ -313,7 +314,7 @@ def _wrong_address(results: list[SyncResult], cohort_sync: CohortSync) -> str | 
     """In a sentence, why nothing can have been delivered at all; None if that is not so."""
     stats = cohort_sync.stats
     if any(result.unauthorised for result in results):
-        return f"The receiver refuses the key: {stats.last_problem}"
+        return refused_key(cohort_sync.target, stats.last_problem)
     if stats.statuses.keys() == {404} and not stats.changes_acknowledged:
         return (
             "Every request was answered 404. "

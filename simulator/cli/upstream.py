@@ -10,7 +10,7 @@ import click
 
 from ..cohort import Cohort, InvalidIdFile, read_ids
 from ..upstream import ServedCohort, SyncInfo
-from .options import open_upstream, parse_cohort, upstream_options
+from .options import open_upstream, parse_cohort, upstream_options, wait_for_ctrl_c
 
 
 @click.command()
@@ -27,7 +27,13 @@ from .options import open_upstream, parse_cohort, upstream_options
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A file of user ids, one per line.",
 )
-@click.option("--cohort", metavar="NAME:ID", default="Simulated cohort:sim1", show_default=True)
+@click.option(
+    "--cohort",
+    metavar="NAME:ID",
+    default="Simulated cohort:sim1",
+    show_default=True,
+    help="The id follows the last colon.",
+)
 @click.option(
     "--frequency",
     type=click.Choice(("minute", "hourly", "daily", "none")),
@@ -74,8 +80,4 @@ def upstream(
     )
     with served:
         click.echo(f"Behavioral Cohorts API: {served.url}")
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            pass
+        wait_for_ctrl_c()

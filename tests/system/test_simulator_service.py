@@ -49,7 +49,7 @@ def test_sync__with_every_misbehaviour__leaves_the_truth_in_the_store(
 
 
 def test_http_reader__of_a_key_that_may_not_read__says_so(service: Service) -> None:
-    with pytest.raises(ReaderError, match="403"):
+    with pytest.raises(ReaderError, match=r"403\. It needs a key with the scope read"):
         HttpReader(service.url, KEY).traits(["u"])
 
 

@@ -26,6 +26,7 @@ from click.testing import CliRunner, Result
 from simulator import payloads
 from simulator.cli import main, options
 from simulator.cli.exit_codes import ExitCode
+from simulator.cohort_sync import CohortSync
 from simulator.reader import ReaderError, Traits
 from tests.integration.simulator.receiver import CLOSED_PORT, KEY, Receiver
 from tests.support.polling import DEADLINE
@@ -162,7 +163,7 @@ def test_certify__page_in_no_folder__is_said_before_anything_is_sent(tmp_path: P
 def test_sync__nothing_listens__says_so_at_once() -> None:
     result = call("sync", f"http://127.0.0.1:{CLOSED_PORT}")
     assert result.exit_code == ExitCode.UNREACHABLE
-    assert "Cannot connect" in result.output
+    assert result.output.endswith(": Connection refused\n")
 
 
 def test_sync__address_of_another_protocol__says_so_at_once() -> None:
@@ -194,6 +195,47 @@ def test_sync__wrong_path__is_one_line() -> None:
     assert result.exit_code == ExitCode.FAILED
     assert "Every request was answered 404. Is " in result.stderr
     assert "successful syncs" not in result.stdout
+
+
+def test_certify__wrong_path__is_one_line() -> None:
+    with Receiver() as receiver:
+        for words in ((), ("--webhook-path", "/x", "--only", "webhook.*")):
+            url = receiver.url if words else f"{receiver.url}/nowhere"
+            result = call("certify", url, "--key", KEY, *words)
+            assert result.exit_code == ExitCode.FAILED
+            assert result.stdout == ""
+            assert result.stderr.count("\n") == 1
+            assert "was answered 404 (" in result.stderr
+            assert f"and {words[0] if words else '--path'} its path?" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["sync", "certify"])
+def test_command__without_a_key__says_how_to_give_one(command: str) -> None:
+    with Receiver() as receiver:
+        result = call(command, receiver.url)
+    assert result.exit_code == ExitCode.UNAUTHORISED
+    assert "Error: The receiver needs a key. Give it as --key" in result.stderr
+
+
+def test_certify__interrupted__says_that_there_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.modules["simulator.cli.certify"], "run_checks", _interrupt)
+    with Receiver() as receiver:
+        result = call("certify", receiver.url, "--key", KEY)
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert result.stderr == "Error: Interrupted, so there is no verdict.\n"
+
+
+def test_bench_sink__interrupted__ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CohortSync, "sync", _interrupt)
+    result = call("bench-sink", "--users", "10")
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert result.output == ""
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_certify__list_without_an_address__lists_the_checks() -> None:
