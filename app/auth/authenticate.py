@@ -169,7 +169,10 @@ def _network(address: str) -> str:
 
 
 def _sent_key(request: Request) -> str | None:
-    authorization = request.authorization
+    try:
+        authorization = request.authorization
+    except ValueError:  # werkzeug, on Basic credentials that are not ASCII
+        return None
     if authorization is not None:
         if authorization.type == "basic" and authorization.username:
             return authorization.username

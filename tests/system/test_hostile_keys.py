@@ -120,6 +120,7 @@ def test_key__in_the_address_before_the_host__is_refused(service: Service, user_
         "Authorization: Basic",
         "Authorization: Basic !!!!",
         "Authorization: Basic //79",
+        "Authorization: Basic é",
         "Authorization: Basic " + "QUFB" * 1000,
         "Authorization: Bearer",
         "Authorization: Bearer " + "x" * 4000,
