@@ -110,8 +110,8 @@ def deploy(folder: Path, version: int) -> None:
     health.write_text(
         health.read_text().replace(
             '{"status": "ok"}',
-            '{m.DEPLOYED: n for n, m in __import__("sys").modules.items() '
-            'if n.partition(".")[0] == "app"}, option=4',
+            '{str(m.DEPLOYED): n for n, m in __import__("sys").modules.items() '
+            'if n.partition(".")[0] == "app"}',
         )
     )
 
