@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from flask import Flask, Request, g, request
 
-from app.auth.keyring import ADMIN, INGEST, METRICS, READ, Caller, KeyRing
+from app.auth.keyring import ADMIN, INGEST, METRICS, NEEDED, READ, Caller, KeyRing
 from app.errors import (
     InvalidCredentials,
     MissingCredentials,
@@ -82,7 +82,7 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: RateLimiter) 
         now.caller = caller
         now.event.update(app=caller.app_id, key=caller.label)
         if scope is None or not caller.may(scope):
-            raise MissingScope(f"This call needs a key with the scope {scope}.")
+            raise MissingScope(f"This call needs a key with {NEEDED[scope or ADMIN]}.")
         if scope == METRICS:
             return  # not rate-limited: metrics must not wait for a store that does not reply
         retry_after = rates.hit(

@@ -25,6 +25,13 @@ SCOPES = (INGEST, READ, ADMIN)
 METRICS = "metrics"  # of METRICS_TOKEN, which opens /metrics and nothing else
 # For each scope that a view requires, the scopes that grant it.
 _GRANTED_BY = {INGEST: {INGEST, ADMIN}, READ: {READ, ADMIN}, METRICS: {METRICS, READ, ADMIN}}
+# The same for people, as the end of "a key with …".
+NEEDED = {
+    INGEST: "scope ingest or admin",
+    READ: "scope read or admin",
+    ADMIN: "scope admin",
+    METRICS: "scope read or admin, or METRICS_TOKEN",
+}
 
 # Interval at which the times of last use are written to the store.
 USES_SECONDS = 30.0

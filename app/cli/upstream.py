@@ -142,8 +142,11 @@ def read_upstream(app_id: str | None, as_json: bool) -> None:
     if app_id is None and len(apps) == 1:
         app_id = apps[0]
     if app_id not in apps:
-        known = f"It has: {', '.join(apps)}." if apps else "It is not set."
-        raise click.UsageError(f"Select an app of AMPLITUDE_KEYS with --app-id. {known}")
+        if not apps:
+            raise click.UsageError("AMPLITUDE_KEYS is not set.")
+        raise click.UsageError(
+            f"Select an app with --app-id. AMPLITUDE_KEYS has: {', '.join(apps)}."
+        )
     if failure := parts.poller.poll(app_id):
         raise click.ClickException(f"{failure} ({failure.reason})")
     status = store.upstream.poll_status(app_id)

@@ -144,7 +144,7 @@ def summary(
         row("injected faults", _counts(stats.faults))
     row("time to reply", f"p50 {_milliseconds(latency.p50)}, p99 {_milliseconds(latency.p99)}")
     row("replies over 1 s, over 2 s", f"{latency.over_1s:,}, {latency.over_2s:,}")
-    row("duration", f"{stats.seconds:,.1f} s")
+    row("duration", f"{stats.seconds:,.2f} s")
     for problem in dict.fromkeys(p for result in results for p in result.problems):
         row("problem", problem, True)
     if reader_error:

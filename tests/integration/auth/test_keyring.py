@@ -72,6 +72,19 @@ def test_key__of_each_scope__opens_what_it_says(
     assert http.delete("/api/v1/cohorts/b1").status_code == admin
 
 
+@pytest.mark.parametrize(
+    ("path", "needed"),
+    [
+        ("/api/v1/cohorts", "scope read or admin."),
+        ("/metrics", "scope read or admin, or METRICS_TOKEN."),
+    ],
+)
+def test_key__without_the_scope__is_told_which_keys_would_do(
+    app: Flask, path: str, needed: str
+) -> None:
+    assert caller(app).get(path).json["detail"] == f"This call needs a key with {needed}"
+
+
 def test_key__of_one_app__is_no_key_of_another(app: Flask, run: Run) -> None:
     key, _ = make(run, app_id="staging")
     refresh(app)

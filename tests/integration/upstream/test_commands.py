@@ -124,7 +124,16 @@ class TestUpstreamCommand:
     def test_upstream__of_another_app__is_wrong_usage(self, here: Here) -> None:
         result = run(here, "upstream", "--app-id", "other")
         assert result.exit_code == 2
-        assert f"It has: {APP}." in result.stderr
+        assert f"AMPLITUDE_KEYS has: {APP}." in result.stderr
+
+    def test_upstream__without_keys__says_which_setting_is_missing(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        result = make_app().test_cli_runner().invoke(args=["cohorts", "upstream"])
+        assert (result.exit_code, "Error: AMPLITUDE_KEYS is not set.\n" in result.stderr) == (
+            2,
+            True,
+        )
 
 
 class TestReconcileCall:
