@@ -87,16 +87,20 @@ class StoreWatch:
     def _compare_one(self, partition: Partition) -> None:
         acknowledged, known = self._store.memberships.acknowledged, self._marks.get(partition)
         newest = acknowledged.get(partition)
-        due = time.monotonic() - self._advanced.get(partition, -math.inf) >= ADVANCE_SECONDS
-        loss, mark = self._store.losses.compare(
-            partition, known, newest, self._token, advance=newest is not None or due
+        now = time.monotonic()
+        advance = (
+            newest is not None or now - self._advanced.get(partition, -math.inf) >= ADVANCE_SECONDS
         )
+        loss, mark = self._store.losses.compare(
+            partition, known, newest, self._token, advance=advance
+        )
+        if advance:
+            self._advanced[partition] = now
         if loss or acknowledged.get(partition) == newest:
             acknowledged.pop(partition, None)
         if mark is None:
             return
         if mark != known:
-            self._advanced[partition] = time.monotonic()
             self._marks[partition] = mark
         if loss:
             self._log.error(

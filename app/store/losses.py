@@ -18,6 +18,7 @@ from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import store_errors
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
+from app.store.replication import Replication
 
 # Cohorts in one step: about 3 ms of the store's time.
 COHORTS_PER_STEP = 100
@@ -79,10 +80,17 @@ class _Record(NamedTuple):
 class Losses:
     """Finds losses, marks the cohorts concerned, and keeps the records. Raises StoreError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, freshness: FreshnessStore) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        freshness: FreshnessStore,
+        replication: Replication,
+    ) -> None:
         self._client = client
         self._keys = keys
         self._freshness = freshness
+        self._replication = replication
         self._mark = load_script(client, "mark.lua")
         self._record = load_script(client, "loss.lua")
         self._lease = load_script(client, "lease.lua")
@@ -117,11 +125,13 @@ class Losses:
         call = Call(self._stream(partition), [*known, entry, token, what, secrets.token_hex(8)])
         with store_errors():
             ((found, identity, *position),) = call_partitions(self._mark, [call])
-        if found == b"empty":
-            return None, None
-        if position:
-            mark = Mark(identity.decode(), position[0], token)
-        return None if found == b"same" else LossKind(found.decode()), mark
+            if found == b"empty":
+                return None, None
+            loss = None if found == b"same" else LossKind(found.decode())
+            # A position that no replica has is lost in a failover that loses nothing acknowledged.
+            if position and (loss or self._replication.has_reached(*partition)):
+                mark = Mark(identity.decode(), position[0], token)
+        return loss, mark
 
     def of(self, app_ids: Collection[str]) -> list[Loss]:
         """The last loss of each app that had one in the last 90 days."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import redis
 
-from app.store.connection.calls import Call, Wait
+from app.store.connection.calls import Call, NotReplicated, Wait
 from app.store.connection.cluster import ClusterClient
 from app.store.connection.scripts import call_partitions, load_script
 from app.store.errors import store_errors
 from app.store.keys import Keys
+
+_LOOK_MS = 100
 
 
 class Replication:
@@ -41,3 +43,17 @@ class Replication:
             names = names[-1:]  # one server has everything
         with store_errors():
             call_partitions(self._barrier, [Call(name, ()) for name in names], self._wait)
+
+    def has_reached(self, app_id: str, partition: int) -> bool:
+        """Whether replicas have what was written to a partition; True if none is waited for.
+
+        Looks for a tenth of a second, which replicas that are in step need not.
+        """
+        if not self._wait.replicas:
+            return True
+        barrier = Call(f"{self._keys.base(app_id, partition)}barrier", ())
+        try:
+            call_partitions(self._barrier, [barrier], self._wait._replace(timeout_ms=_LOOK_MS))
+        except NotReplicated:
+            return False
+        return True

@@ -72,7 +72,8 @@ class Store:
         self.registry = Registry(client, keys)
         self.freshness = FreshnessStore(client, keys, self._introduce, tuning)
         self.completeness = CompletenessStore(client, keys, self.freshness)
-        self.losses = Losses(client, keys, self.freshness)
+        self.replication = Replication(client, keys, wait)
+        self.losses = Losses(client, keys, self.freshness, self.replication)
         deletions = Deletions(client, keys, changes_max_entries)
         self.memberships = Memberships(
             client,
@@ -97,7 +98,6 @@ class Store:
         )
         self.jobs = Jobs(client, keys, self.apps, deletions, self.memberships.spread_name)
         self.erasure = Erasure(client, keys, self.size_history, self.sync_history)
-        self.replication = Replication(client, keys, wait)
         self.resyncs = Resyncs(
             client,
             keys,

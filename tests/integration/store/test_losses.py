@@ -12,7 +12,7 @@ import redis
 from app.cohorts import VerifiedBy
 from app.server.store_watch import MarksFile, StoreWatch
 from app.settings import Settings
-from app.store import Loss, LossKind, Store, Tuning, connect
+from app.store import Loss, LossKind, Store, StoreError, Tuning, connect, wait_for
 from tests.integration.conftest import APP
 from tests.integration.web.api.read_api import say
 from tests.support.clusters import running_cluster, running_server
@@ -30,9 +30,15 @@ Back = Callable[[], AbstractContextManager[None]]
 class Worker:
     """A process of the service, as far as it concerns losses; in a test, it works when told to."""
 
-    def __init__(self, url: str, memory: Path | None = None, partitions: int = 1) -> None:
-        settings = Settings(redis_url=url, store_partitions=partitions)
-        self.store = Store(connect(settings), partitions=partitions, tuning=TUNING)
+    def __init__(
+        self, url: str, memory: Path | None = None, partitions: int = 1, *, replicas: int = 0
+    ) -> None:
+        settings = Settings(
+            redis_url=url, store_partitions=partitions, store_wait_replicas=replicas
+        )
+        self.store = Store(
+            connect(settings), partitions=partitions, wait=wait_for(settings), tuning=TUNING
+        )
         # At one address: a failover behind it, or another server, isn't noticed.
         file = MarksFile(memory, "redis://the-store", "cohorts", partitions)
         self._watch = StoreWatch(self.store, TUNING, file)
@@ -288,6 +294,22 @@ def test_failover_to_a_replica_that_lagged() -> None:
 
 
 # What is not ------------------------------------------------------------------------------------
+
+
+def test_failover_to_a_replica_that_has_all_that_was_acknowledged__is_no_loss() -> None:
+    with running_server() as primary, running_server() as replica, store_folder() as folder:
+        replica.client.replicaof("127.0.0.1", primary.port)
+        wait_until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        worker = Worker(primary.url, folder / "marks.json", replicas=1)
+        worker.send("alice")
+        worker.work()
+        replica.client.replicaof("NO", "ONE")
+        with pytest.raises(StoreError, match="too few replicas"):
+            worker.send("bob")  # and will be sent again
+        Worker(primary.url, folder / "marks.json", replicas=1).work()  # advances the mark
+        after = Worker(replica.url, folder / "marks.json")
+        after.work()
+        assert after.kind() is None
 
 
 def test_emptied_before_anything_was_stored__is_no_loss(
