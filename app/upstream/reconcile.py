@@ -285,12 +285,12 @@ class _Run:
         order, report = self._order, self._report
         self.progress("Asking Amplitude")
         listed = self._listed()
-        self._spend_export(exports_most)
         with ExitStack() as stack:
             folder = Path(stack.enter_context(_temporary_folder()))
             # Opened before Amplitude exports: whatever arrives later is newer than the file, and
             # stays as it is.
             importing = stack.enter_context(self._import(listed)) if order.apply else None
+            self._spend_export(exports_most)
             received, reasons = self._received(), self._reasons()
             with _repeating(self._keep_import, self.keep_seconds) if importing else nullcontext():
                 file, contents = self._export(folder, listed)
@@ -388,6 +388,7 @@ class _Run:
                 new_name = Cohort.named(listed.name, listed.id).trait
             except ValueError:
                 raise UpstreamBadReply from None
+        self._abort_abandoned()
         try:
             with MemberImport(
                 *(self._store, order.operator, order.place),
@@ -397,6 +398,16 @@ class _Run:
                 yield importing
         except OtherResync:
             raise ResyncOpen from None
+
+    def _abort_abandoned(self) -> None:
+        """End the import of a reconcile whose process was killed: only this one has the lease."""
+        resyncs, place = self._store.resyncs, self._order.place
+        left = resyncs.find(place)
+        if left is None or left.kind is not ResyncKind.RECONCILE:
+            return
+        if resyncs.request_abort(place, left):
+            for _ in resyncs.steps(place):
+                pass
 
     def _keep_import(self) -> None:
         """Show that an import which waits for its file goes on."""

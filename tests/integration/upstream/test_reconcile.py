@@ -167,6 +167,14 @@ def test_reconcile__that_waits_long_for_the_export__keeps_its_import_open(
     assert members(here) == {"user0", "user1"}
 
 
+def test_reconcile__after_one_whose_process_was_killed__begins_anew(here: Here) -> None:
+    here.send("a1", ["user0"])
+    here.serve("a1", user_ids=["user0", "user1"])
+    assert here.parts.store.resyncs.open(ResyncPlace(APP, "a1"), ResyncKind.RECONCILE)
+    assert reconcile(here, apply=True).state == "done"
+    assert members(here) == {"user0", "user1"}
+
+
 def test_reconcile__that_would_remove_most__is_refused_unless_forced(here: Here) -> None:
     here.send("a1", 9)
     here.serve("a1", user_ids=["user0", "user1"])
@@ -386,6 +394,7 @@ def test_reconcile__applied_during_a_resync__is_refused(here: Here) -> None:
     here.serve("a1", user_ids=["user0"])
     here.parts.store.resyncs.open(ResyncPlace(APP, "a1"), ResyncKind.RESYNC)
     assert reconcile(here, apply=True).reason == "resync_open"
+    assert here.parts.store.upstream.exports(APP) == 0
     assert here.server.exports == 0
     assert reconcile(here).state == "done"
 
