@@ -9,7 +9,7 @@ from tests.chaos.run import Outcome
 
 def as_markdown(outcomes: list[Outcome]) -> str:
     """The figures of all runs, one column per run."""
-    heads = [f"{o.partitions} partition{'s' * (o.partitions > 1)}" for o in outcomes]
+    heads = [f"{o.title}, {o.partitions} partition{'s' * (o.partitions > 1)}" for o in outcomes]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(outcomes) + 1) + "|"]
 
     def row(name: str, values: list[object]) -> None:
@@ -32,6 +32,10 @@ def as_markdown(outcomes: list[Outcome]) -> str:
     rows([o.misbehaviour for o in outcomes])
     row("**users compared after the syncs**", [o.checked_after_syncs for o in outcomes])
     row("**users compared at the end**", [o.users_checked for o in outcomes])
+    row(
+        "longest 503 after a new primary served, s",
+        ["" if o.longest_unavailable is None else f"{o.longest_unavailable:.1f}" for o in outcomes],
+    )
     row("lost or wrong", [o.users_wrong for o in outcomes])
     row("transitions in the stream", [o.transitions for o in outcomes])
     row("duplicate transitions", [o.repeated_transitions for o in outcomes])

@@ -61,6 +61,7 @@ class Outcome:
 
     seconds: float = 0.0
     partitions: int = 1
+    title: str = "faults"
     faults: Counter[str] = field(default_factory=Counter)
     misbehaviour: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -75,6 +76,10 @@ class Outcome:
     transitions: int = 0
     repeated_transitions: int = 0
     wrong: list[str] = field(default_factory=list)
+    unavailable_at: list[float] = field(default_factory=list)
+    """When there was a 503, by the monotonic clock."""
+    longest_unavailable: float | None = None
+    """Seconds from when a new primary, with a replica, served to the last 503 after a failover."""
 
 
 def run(
@@ -94,60 +99,81 @@ def run(
         plant: damages the store before the last comparison, which must notice it.
     """
     outcome = Outcome(partitions=partitions)
-    started = time.monotonic()
-    with _stage(partitions) as (service, store, proxy, folder):
-        with ExitStack() as stack:
-            syncs = [
-                stack.enter_context(_sync(service.url, n, seed, share, outcome))
-                for n in range(len(COHORTS))
-            ]
-            reader = RedisReader(store.url, app=APP, partitions=partitions)
-            stack.callback(reader.close)
-            stream = Stream(store.url)
-            stack.callback(stream.close)
-            faults = Faults(service, store, proxy, seed, kinds)
-            over = threading.Event()
-            with ThreadPoolExecutor(len(syncs)) as pool:
-                checked = [
-                    pool.submit(_sync_repeatedly, sync, over, reader, stream, outcome)
-                    for sync in syncs
-                ]
-                try:
-                    faults.run(seconds)
-                finally:
-                    over.set()
-            after_syncs = [checks for each in checked for checks in each.result()]
-            outcome.syncs = len(after_syncs)
-            outcome.checked_after_syncs = sum(after_syncs)
-            outcome.faults = faults.done
-            _calm_down(syncs, outcome)
-            if plant is not None:
-                with redis.Redis.from_url(store.url, decode_responses=True) as client:
-                    plant(client)
-            for sync in syncs:
-                _compare_at_the_end(sync, reader, stream, outcome)
-            for sync in syncs:
-                stats = sync.stats
-                outcome.requests += stats.requests
-                outcome.retries += stats.retries
-                outcome.misbehaviour.update(stats.faults)
-            _compare_stream(store, stream, syncs, outcome)
-        _check_store(store, partitions, outcome)
-        log = (folder / "service.log").read_text()
-        for status in sorted(outcome.statuses.keys() - ALLOWED_STATUSES):
-            outcome.wrong.append(f"{outcome.statuses[status]} responses were a {status}")
-        if '"unexpected error"' in log:
-            outcome.wrong.append("the service logged an unexpected error")
-        outcome.seconds = time.monotonic() - started
-        if outcome.wrong:
-            kept = Path(tempfile.mkdtemp(prefix="chaos-log-")) / "service.log"
-            kept.write_text(log)
-            outcome.wrong.append(f"the service's log is in {kept}")
+    with stage(partitions) as (service, store, proxy, _):
+        faults = Faults(service, store, proxy, seed, kinds)
+        outcome.faults = faults.done
+        sync_during(
+            lambda: faults.run(seconds), service, store.url, outcome, seed, share=share, plant=plant
+        )
     return outcome
 
 
+def sync_during(
+    faults: Callable[[], None],
+    service: ServiceProcess,
+    store_url: str,
+    outcome: Outcome,
+    seed: int,
+    *,
+    share: float = 1.0,
+    plant: Callable[[redis.Redis], object] | None = None,
+) -> None:
+    """Sync while `faults` runs, and then until all is delivered; compare all along.
+
+    Args:
+        store_url: where to read what is stored.
+    """
+    started, partitions = time.monotonic(), outcome.partitions
+    with ExitStack() as stack:
+        syncs = [
+            stack.enter_context(_sync(service.url, n, seed, share, outcome))
+            for n in range(len(COHORTS))
+        ]
+        reader = RedisReader(store_url, app=APP, partitions=partitions)
+        stack.callback(reader.close)
+        stream = Stream(store_url)
+        stack.callback(stream.close)
+        over = threading.Event()
+        with ThreadPoolExecutor(len(syncs)) as pool:
+            checked = [
+                pool.submit(_sync_repeatedly, sync, over, reader, stream, outcome) for sync in syncs
+            ]
+            try:
+                faults()
+            finally:
+                over.set()
+        after_syncs = [checks for each in checked for checks in each.result()]
+        outcome.syncs = len(after_syncs)
+        outcome.checked_after_syncs = sum(after_syncs)
+        _calm_down(syncs, outcome)
+        if plant is not None:
+            with redis.Redis.from_url(store_url, decode_responses=True) as client:
+                plant(client)
+        for sync in syncs:
+            _compare_at_the_end(sync, reader, stream, outcome)
+        for sync in syncs:
+            stats = sync.stats
+            outcome.requests += stats.requests
+            outcome.retries += stats.retries
+            outcome.misbehaviour.update(stats.faults)
+        _compare_stream(store_url, stream, syncs, outcome)
+    check_store(store_url, outcome)
+    log = service.log.read_text()
+    for status in sorted(outcome.statuses.keys() - ALLOWED_STATUSES):
+        outcome.wrong.append(f"{outcome.statuses[status]} responses were a {status}")
+    if '"unexpected error"' in log:
+        outcome.wrong.append("the service logged an unexpected error")
+    outcome.seconds = time.monotonic() - started
+    if outcome.wrong:
+        kept = Path(tempfile.mkdtemp(prefix="chaos-log-")) / "service.log"
+        kept.write_text(log)
+        outcome.wrong.append(f"the service's log is in {kept}")
+
+
 @contextmanager
-def _stage(partitions: int) -> Iterator[tuple[ServiceProcess, StoreProcess, Proxy, Path]]:
+def stage(
+    partitions: int, **env: str
+) -> Iterator[tuple[ServiceProcess, StoreProcess, Proxy, Path]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         store_port, service_port = stack.enter_context(reserved_ports(2))
@@ -163,6 +189,7 @@ def _stage(partitions: int) -> Iterator[tuple[ServiceProcess, StoreProcess, Prox
                 "STORE_PARTITIONS": str(partitions),
                 "STORE_TIMEOUT_SECONDS": str(STORE_TIMEOUT),
                 "RATE_LIMIT": "100000/second",
+                **env,
             },
             folder / "service.log",
             service_port,
@@ -182,6 +209,8 @@ def _sync(url: str, number: int, seed: int, share: float, outcome: Outcome) -> C
                 outcome.unanswered += 1
             else:
                 outcome.statuses[attempt.reply.status] += 1
+            if attempt.reply.status == 503:
+                outcome.unavailable_at.append(time.monotonic())
 
     # All cohorts have the same users, so that they share hashes.
     cohort = Cohort.synthetic(name, f"c{number}", int(users * share), churn=0.2, seed=seed)
@@ -290,12 +319,12 @@ def _compare_at_the_end(
 
 
 def _compare_stream(
-    store: StoreProcess, stream: Stream, syncs: list[CohortSync], outcome: Outcome
+    store_url: str, stream: Stream, syncs: list[CohortSync], outcome: Outcome
 ) -> None:
     """Each user's transitions must alternate, and the last must agree with the members."""
     cohorts = [sync.cohort.cohort_id for sync in syncs]
     entered = {(cohort, user) for cohort in cohorts for user in stream.entered(cohort)}
-    with redis.Redis.from_url(store.url, decode_responses=True) as client:
+    with redis.Redis.from_url(store_url, decode_responses=True) as client:
         members = {
             (key.split(":cohort:")[1].removesuffix(":members"), user)
             for key in client.scan_iter(match="cohorts:*:members", count=10_000)
@@ -309,15 +338,20 @@ def _compare_stream(
         outcome.wrong.append(f"stream and members differ about {len(entered ^ members)} users")
 
 
-def _check_store(store: StoreProcess, partitions: int, outcome: Outcome) -> None:
+def check_store(store_url: str, outcome: Outcome) -> None:
     """Run the project's own check of the store."""
+    checked = store_command(store_url, outcome.partitions, "check")
+    if checked.returncode:
+        outcome.wrong.append(f"store check failed: {checked.stdout} {checked.stderr}")
+
+
+def store_command(store_url: str, partitions: int, name: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the group ``store``."""
     env = {
         "PATH": os.environ.get("PATH", ""),
-        "REDIS_URL": store.url,
+        "REDIS_URL": store_url,
         "API_KEYS": f"{APP}:{KEY}",
         "STORE_PARTITIONS": str(partitions),
     }
-    command = [str(Path(sys.executable).with_name("flask")), "--app", "wsgi", "store", "check"]
-    checked = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    if checked.returncode:
-        outcome.wrong.append(f"store check failed: {checked.stdout} {checked.stderr}")
+    command = [sys.executable, "-m", "app", "store", name]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)

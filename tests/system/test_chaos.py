@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import redis
 
 from simulator.faults import FAULT_KINDS
+from tests.chaos import failovers, losses
 from tests.chaos.run import run
 from tests.support.effort import thorough
 
@@ -37,3 +39,22 @@ def test_chaos__one_member_and_one_trait_lost__says_so() -> None:
     assert "users are wrong" in wrong
     assert "stream and members differ about 1 users" in wrong
     assert "store check failed" in wrong
+
+
+@thorough
+def test_losses__of_each_kind__are_found_and_repaired() -> None:
+    outcome = losses.run(0, seed=7, partitions=2, share=0.1)
+    assert outcome.wrong == []
+    assert {"store emptied", "store set back to an earlier state"} <= outcome.faults.keys()
+    assert outcome.faults["repaired by reconcile"] == outcome.faults["repaired by resync"] == 3
+    assert outcome.users_checked > 3000
+
+
+@thorough
+@pytest.mark.parametrize("behind_sentinels", [False, True], ids=["one address", "Sentinels"])
+def test_failovers__lose_nothing_and_end_soon(behind_sentinels: bool) -> None:
+    outcome = failovers.run(0, seed=7, behind_sentinels=behind_sentinels, share=0.05)
+    assert outcome.wrong == []
+    assert outcome.faults.total() == 1 + behind_sentinels
+    assert outcome.statuses[503] > 0
+    assert outcome.checked_after_syncs > 1000
