@@ -121,6 +121,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         *(meter.flush, recorder.work, problems.work, watch.work),
         *(resyncs.work, notifier.work),
         *(keyring.refresh, keyring.write_uses, poller.work),
+        store.follow_primary,
     ]
     return Services(
         settings=settings,

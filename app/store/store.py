@@ -15,6 +15,7 @@ from app.store.change_stream import ChangeStream
 from app.store.cohort_list import CohortList
 from app.store.completeness import CompletenessStore
 from app.store.connection.calls import NO_WAIT, Wait
+from app.store.connection.sentinel import follow_primary
 from app.store.deletion import Deletions
 from app.store.erasure import Erasure
 from app.store.errors import UNAVAILABLE, StoreFull, store_errors
@@ -163,6 +164,10 @@ class Store:
     def longest_late_ms(self) -> float:
         """How long the most overdue cohort of the first hundred apps has been late."""
         return self.freshness.longest_late_ms(self.apps()[:_APPS_COUNTED])
+
+    def follow_primary(self) -> None:
+        """Ask the Sentinels, if there are any, which server is the primary now."""
+        follow_primary(self._client)
 
     def check(self) -> float:
         """Check that the store is available and configured as it should be.

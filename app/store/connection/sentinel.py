@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
+import redis
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection
@@ -144,6 +146,19 @@ class SentinelConnection(Connection):
 
 class SentinelSSLConnection(SentinelConnection, SSLConnection):
     """The same with TLS."""
+
+
+def follow_primary(client: redis.Redis) -> None:
+    """Ask the Sentinels, if the store has any, which server is the primary now.
+
+    A former one that was paused or cut off keeps its connections, and replies to them, until the
+    Sentinels demote it. That takes them some ten seconds after it is back.
+    """
+    pool = getattr(client, "connection_pool", None)  # a cluster has several
+    primary = pool.connection_kwargs.get("primary") if pool else None
+    if primary is not None:
+        with suppress(exceptions.ConnectionError):
+            primary.address()
 
 
 def sentinel_connections(

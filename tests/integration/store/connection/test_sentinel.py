@@ -16,6 +16,7 @@ from app.settings import Settings
 from app.store import Store, StoreError, connect
 from simulator import payloads
 from tests.integration.conftest import APP, caller
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 from tests.support.sentinels import Sentinels, running_sentinels
 
@@ -63,6 +64,28 @@ def test_primary__that_stops__is_left_for_its_successor(
     assert None not in found
     members = {member.user_id for member in store.lookups.members(APP, COHORT, limit=100)[0]}
     assert members == {"after", *(f"before-{n}" for n in range(30))}
+
+
+@thorough
+def test_primary__that_is_back_before_it_is_demoted__is_left_for_its_successor(
+    make_app: Callable[..., Flask],
+) -> None:
+    with running_sentinels() as sentinels:
+        store = services(make_app(redis_url=sentinels.url, store_timeout_seconds=0.5)).store
+        store.registered_users.add("other", ["before"])
+        old = sentinels.primary()
+        old.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: sentinels.primary() is not old)
+        old.client.connection_pool.disconnect()
+        old.process.send_signal(signal.SIGCONT)
+
+        def writes_to_the_successor() -> bool:
+            store.follow_primary()  # as each worker does every second
+            store.registered_users.add("other", ["after"])
+            registered = "cohorts:{other}:registered"
+            return bool(sentinels.primary().client.sismember(registered, "after"))
+
+        wait_until(writes_to_the_successor, 5)
 
 
 def test_sentinels__without_their_password__are_reported_as_misconfigured(
