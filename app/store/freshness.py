@@ -20,7 +20,6 @@ from app.store.errors import StoreError, store_errors
 from app.store.keys import Keys
 from app.store.tuning import DEFAULT, Tuning
 
-_MAX_REMEMBERED = 10_000
 _COHORTS_PER_CALL = 200
 _FIELDS = ("last_received", "cadence", "cadence_source", "late_after")
 
@@ -39,6 +38,7 @@ class FreshnessStore:
         self._client = client
         self._keys = keys
         self._record_seconds = tuning.freshness_noted_seconds
+        self._max_remembered = tuning.arrivals_remembered
         self._script = load_script(client, "freshness.lua")
         self._recorded: dict[tuple[str, str], float] = {}
 
@@ -56,7 +56,7 @@ class FreshnessStore:
         ]
         if not new:
             return
-        if len(self._recorded) + len(new) > _MAX_REMEMBERED:
+        if len(self._recorded) + len(new) > self._max_remembered:
             self._recorded.clear()
         with suppress(StoreError):
             self.call(app_id, "received", new)

@@ -20,6 +20,7 @@ class Tuning:
         layout_check_seconds: how long a check of the stored layout is valid. Short, as the store
             may lose its data or be replaced at any time.
         freshness_noted_seconds: an arrival this soon after one that was noted is not noted again.
+        arrivals_remembered: cohorts whose last noted arrival a process keeps.
         cohorts_per_call: summaries in one script call: about 2 ms of the store's time.
         cohorts_examined: for one page in the order of ids; a filter may match few of them.
         cohorts_sorted: any other order needs all cohorts. The list of an app with more can only be
@@ -42,6 +43,7 @@ class Tuning:
     waited_seconds: float = 0.25
     layout_check_seconds: float = 1.0
     freshness_noted_seconds: float = 1.0
+    arrivals_remembered: int = 10_000
     cohorts_per_call: int = 250
     cohorts_examined: int = 10_000
     cohorts_sorted: int = 100_000

@@ -9,10 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from app import create_app
 from app.cohorts.completeness import IncompleteReason
+from app.settings import ApiKey, Settings
 from app.telemetry.metrics.definitions import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +94,16 @@ def test_alerts__about_incomplete_cohorts__point_to_the_list_of_those_with_that_
     pages = {found[1]: rule for found, rule in about if found}
     assert pages.keys() == set(IncompleteReason)
     for reason, rule in pages.items():
-        assert f"dashboard: /dashboard?reason={reason}\n" in rule
+        assert f"dashboard: /?reason={reason}\n" in rule
+
+
+def test_alerts__that_link_to_the_dashboard__name_a_page_of_it() -> None:
+    app = create_app(Settings(redis_url="unix:///nowhere", api_keys=(ApiKey("a", "k"),)))
+    links = re.findall(r"^ +dashboard: (\S+)$", (OPS / "alerts.yml").read_text(), re.M)
+    assert links
+    for link in links:
+        endpoint, _ = app.url_map.bind("").match(urlsplit(link).path, method="GET")
+        assert endpoint.startswith("dashboard."), link
 
 
 def test_dashboard__every_expression__is_valid(promtool: str, tmp_path: Path) -> None:
