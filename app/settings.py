@@ -241,7 +241,7 @@ class Settings:
             )
         ),
         default=None,
-        help="Key that opens /metrics and nothing else. Keys with the scope read open it too.",
+        help="Key that opens /metrics and nothing else. Keys with scope read or admin open it too.",
         secret=True,
     )
     user_policy: str = _setting(
@@ -275,14 +275,14 @@ class Settings:
     head_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=5.0,
-        help="Time in which the headers of a request must arrive, and the first request of a "
-        "connection.",
+        help="Time in which the headers of a request must arrive; also how long a new connection "
+        "may wait before its first request.",
     )
     send_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=20.0,
-        help="Time that a client may take no more of its reply. A client that takes less than 4 "
-        "KiB/s for longer is disconnected too.",
+        help="How long a client may read nothing of its reply before it is disconnected. So is a "
+        "client that reads less than 4 KiB/s for longer than that.",
     )
     rate_limit: RateLimitItem | None = _setting(
         _Rate(), default=parse("1000/second"), help="Requests per key; off for no limit."
@@ -343,9 +343,9 @@ class Settings:
     history_left_out_users: int = _setting(
         _whole(0, 2000),
         default=1000,
-        help="User ids per sync that are kept for administrators because the users were left out, "
-        "not being registered (`USER_POLICY=known`); for a week, and for the last 100 such syncs. "
-        "0 keeps none.",
+        help="With USER_POLICY=known: how many ids of unregistered users are kept per sync, so "
+        "that administrators can see who was left out. Kept for a week, for the last 100 such "
+        "syncs; 0 keeps none.",
     )
     stream_heartbeat_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
@@ -390,7 +390,7 @@ class Settings:
     amplitude_exports_per_month: int = _setting(
         _whole(0, 100_000),
         default=100,
-        help="Exports per app and month that reconciling may use, of Amplitude's 500.",
+        help="Exports per app and month that reconciling may use. Amplitude allows 500.",
     )
     sentry_dsn: str | None = _setting(
         kinds.String(

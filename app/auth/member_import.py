@@ -1,4 +1,4 @@
-"""Replace the members of a cohort by those of a file, or of another list."""
+"""Replace the members of a cohort with those of a file, or of another list."""
 
 from __future__ import annotations
 

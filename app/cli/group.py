@@ -21,8 +21,8 @@ from app.store import Store, StoreError
 from app.telemetry import logs
 
 EXIT_CODES = (
-    "Exit codes: 0 success; 1 something was found, or the command failed; 2 wrong usage; "
-    "130 interrupted."
+    "Exit codes: 0 success; 1 problems or differences were found, or the command failed; "
+    "2 wrong usage; 130 interrupted."
 )
 _COMMAND_LINE = ParameterSource.COMMANDLINE
 _INTERRUPTED = 130  # as a shell reports a program that SIGINT has ended

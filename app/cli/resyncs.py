@@ -51,12 +51,14 @@ _UNFINISHED = "Another resync or import of the cohort is not finished: cohorts r
 _POLL_SECONDS = 0.5
 
 _force_option = click.option(
-    "--force", is_flag=True, help="Even if nobody, or less than half of the members, would stay."
+    "--force",
+    is_flag=True,
+    help="Proceed even if nobody, or less than half of the members, would stay.",
 )
 
 
 resync = Group(
-    "resync", help="Replace a cohort's members by those of a full sync.", epilog=EXIT_CODES
+    "resync", help="Replace a cohort's members with those of a full sync.", epilog=EXIT_CODES
 )
 
 
@@ -165,7 +167,9 @@ class _Input:
 @click.argument(
     "file_name", metavar="FILE", type=click.Path(exists=True, dir_okay=False, allow_dash=True)
 )
-@click.option("--column", metavar="NAME", help="The CSV column with the user ids: user_id.")
+@click.option(
+    "--column", metavar="NAME", help="The CSV column with the user ids. Default: user_id."
+)
 @click.option(
     "--format",
     "file_format",
@@ -189,7 +193,7 @@ def import_file(
     app_id: str | None,
     as_json: bool,
 ) -> None:
-    """Replace a cohort's members by those in FILE; - reads standard input.
+    """Replace a cohort's members with those in FILE, or in standard input if FILE is -.
 
     FILE is CSV with a column user_id, as Amplitude writes it, or has a JSON object with userId, or
     a string, on each line; plain or gzip. If the command is interrupted while it reads, nothing has

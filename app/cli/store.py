@@ -137,7 +137,7 @@ def release() -> None:
     type=click.IntRange(1, 16384),
     help="STORE_PARTITIONS of the other store.",
 )
-@click.option("--prefix", help="KEY_PREFIX of the other store. Without it, the same.")
+@click.option("--prefix", help="KEY_PREFIX of the other store. Default: that of this store.")
 @click.option("--cluster", is_flag=True, help="The other store is a cluster.")
 @json_option
 def copy(url: str, partitions: int, prefix: str | None, cluster: bool, as_json: bool) -> None:
@@ -208,8 +208,9 @@ def _copy_lines(report: CopyReport) -> Iterator[str]:
 def acknowledge_loss(app_id: str | None, intended: bool) -> None:
     """Acknowledge that the store lost data, which ends the alert.
 
-    Cohorts stay incomplete until a resync, an import or a reconcile, and those that arrive for the
-    first time since the loss become so. With --intended, all of that is forgotten.
+    Cohorts stay incomplete until a resync, an import or a reconcile, and a cohort that arrives for
+    the first time after the loss becomes incomplete too. With --intended, later cohorts are no
+    longer marked, and those that the loss made incomplete are cleared.
     """
     there = the_store()
     losses = there.losses.of([app_id] if app_id else there.apps())

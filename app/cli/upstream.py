@@ -38,15 +38,17 @@ _ABSENT_HEADERS = ("ID", "NAME", "SIZE", "SYNCED", "LAST SUCCESS", "DESTINATION"
 @click.option(
     "--apply",
     is_flag=True,
-    help="Replace the members by those in Amplitude; creates the cohort if it is unknown.",
+    help="Replace the members with those in Amplitude; creates the cohort if it is unknown.",
 )
 @click.option(
-    "--force", is_flag=True, help="Even if nobody, or less than half of the members, would stay."
+    "--force",
+    is_flag=True,
+    help="Proceed even if nobody, or less than half of the members, would stay.",
 )
 @click.option(
     "--column",
     metavar="PROPERTY",
-    help="The user property that the sync maps to the user id, if it is another one.",
+    help="The user property that the sync sends in place of the user id.",
 )
 @click.option("--ids", is_flag=True, help="Print every missing and extra user on a line.")
 @app_id_option()

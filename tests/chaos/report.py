@@ -23,7 +23,7 @@ def as_markdown(outcomes: list[Outcome]) -> str:
     row("seconds", [round(o.seconds) for o in outcomes])
     row("syncs", [o.syncs for o in outcomes])
     row("requests", [o.requests for o in outcomes])
-    row("of them retries", [o.retries for o in outcomes])
+    row("of which retries", [o.retries for o in outcomes])
     row("without a response", [o.unanswered for o in outcomes])
     rows([{f"status {k}": v for k, v in o.statuses.items()} for o in outcomes])
     row("**injected faults**", [o.faults.total() for o in outcomes])

@@ -80,13 +80,13 @@ MEANINGS = {
         "freshness, completeness or sizes are left of a deleted cohort"
     ),
     Problem.COHORT_WITHOUT_STATE: _repairable("a cohort's names and counters are lost"),
-    Problem.COHORT_NOT_LISTED: _repairable("a cohort is missing in the list of cohorts"),
+    Problem.COHORT_NOT_LISTED: _repairable("a cohort is missing from the list of cohorts"),
     Problem.WRONG_COUNTERS: _repairable("entered minus left is not the number of members"),
     Problem.JOB_WITHOUT_WORK: _repairable("a job is listed for a cohort without background work"),
-    Problem.WORK_WITHOUT_JOB: _repairable("a rename or deletion is missing in the list of jobs"),
+    Problem.WORK_WITHOUT_JOB: _repairable("a rename or deletion is missing from the list of jobs"),
     Problem.TIME_AHEAD: _repairable(
         "times of a cohort are in the future: the store's clock was ahead, and is right again. "
-        "Those of users become a day ago, those of the cohort the present"
+        "Repair sets times of users to a day ago, and times of the cohort to the present"
     ),
     Problem.NAMES_DISAGREE: _repairable(
         "two partitions have different names of a cohort, and no rename is in progress"

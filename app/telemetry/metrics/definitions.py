@@ -21,14 +21,14 @@ REGISTRY = CollectorRegistry()
 
 REQUESTS = Counter(
     "cohort_receiver_requests",
-    "Requests with a reply. route is the path with names in place of values, or none; reason is "
-    "that of the error, or none.",
+    "Requests with a reply. route is the path with names in place of values; reason is that of the "
+    "error. Either can be none.",
     ["method", "route", "status", "reason"],
     registry=REGISTRY,
 )
 REQUEST_SECONDS = Histogram(
     "cohort_receiver_request_seconds",
-    "Time until the reply was ready, by source, or by kind of call if it has none.",
+    "Time until the reply was ready.",
     ["source"],
     buckets=BUCKETS_SECONDS,
     registry=REGISTRY,
@@ -150,7 +150,7 @@ UPSTREAM_POLLED = ScrapedGauge(
 )
 UPSTREAM_EXPORTS = ScrapedGauge(
     "cohort_receiver_upstream_exports",
-    "Exports that reconciling has used this month: the most of any app. Absent without "
+    "Exports that reconciling has used this month, for the app that used most. Absent without "
     "AMPLITUDE_KEYS.",
 )
 UPSTREAM_ABSENT = ScrapedGauge(

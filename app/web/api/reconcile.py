@@ -48,8 +48,8 @@ def _flag(description: str) -> fields.Boolean:
 class ReconcileBody(Base):
     """Options of a reconcile."""
 
-    apply = _flag("Replace the members by those in Amplitude.")
-    force = _flag("Even if nobody, or less than half of the members, would stay.")
+    apply = _flag("Replace the members with those in Amplitude.")
+    force = _flag("Proceed even if nobody, or less than half of the members, would stay.")
     column = Text(
         MAX_TRAIT_BYTES,
         load_default=None,

@@ -1,4 +1,4 @@
-"""Replace the members of a cohort: by a full sync, or by a file."""
+"""Replace the members of a cohort: with a full sync, or with a file."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def abort_resync(cohort_id: str) -> Response:
     reply=ImportReply(),
 )
 def import_members(cohort_id: str) -> Response:
-    """Replace the members by those of a file of any size, plain or gzip.
+    """Replace the members with those of a file of any size, plain or gzip.
 
     CSV has a header and a column `user_id`, among others if need be. Newline-delimited JSON has
     `{"userId": …}` or a string on each line. The files that Amplitude writes are accepted. Until
