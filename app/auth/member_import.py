@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 from app.auth.admin_actions import OtherResync, ResyncRefused
 from app.auth.audit_trail import Operator, record
 from app.cohorts import Cohort, ResyncKind, ResyncRefusal, resync_refusal
-from app.store import FileCounts, ResyncPlace, Store
+from app.store import ConfirmedLost, FileCounts, ResyncPlace, Store
 
 
 class Imported(NamedTuple):
@@ -80,8 +80,15 @@ class MemberImport:
                 pass
 
     def stage(self, user_ids: Sequence[str]) -> None:
-        """Add some users."""
-        self._staged += self._resyncs.stage(self._place, self._resync, user_ids)
+        """Add some users.
+
+        Raises:
+            ResyncRefused: those added before are gone, or the import was aborted.
+        """
+        try:
+            self._staged += self._resyncs.stage(self._place, self._resync, user_ids)
+        except ConfirmedLost:
+            raise ResyncRefused(ResyncRefusal.STORE_LOST) from None
 
     def compare(self) -> Iterator[None]:
         """Compare the users with the members, yielding after each step."""

@@ -34,7 +34,7 @@ from app.cli.group import (
     the_store,
     when,
 )
-from app.cohorts import Cohort, Resync, ResyncKind, ResyncRefusal
+from app.cohorts import Cohort, Resync, ResyncKind, ResyncRefusal, ResyncState
 from app.cohorts.member_file import FileFormat, InvalidFile, MemberFile
 from app.store import ResyncPlace, Store
 
@@ -276,7 +276,11 @@ def _found(store: Store, place: ResyncPlace) -> Resync:
 
 
 def _finished(store: Store, place: ResyncPlace, before: Resync, total: int, label: str) -> Resync:
-    """Do the steps of a resync, which other processes may do as well, until it has finished."""
+    """Do the steps of a resync, which other processes may do as well, until it has finished.
+
+    Raises:
+        ClickException: it was stopped.
+    """
     with progress(total, label) as advance:
         removed = before.removed
         for _ in store.resyncs.steps(place):
@@ -287,4 +291,6 @@ def _finished(store: Store, place: ResyncPlace, before: Resync, total: int, labe
         found = _found(store, place)
         if found.is_finished or found.id != before.id:
             return found
+        if found.state is ResyncState.OPEN and found.refused:
+            raise click.ClickException(_REFUSED[found.refused])
         time.sleep(_POLL_SECONDS)

@@ -15,7 +15,7 @@ from app.store.maintenance.findings import MEANINGS, CheckReport
 from app.store.memberships import Applied
 from app.store.news import Lateness, Transition, changed_cohorts
 from app.store.rate_limiter import RateLimiter
-from app.store.resyncs import FileCounts, ResyncPlace
+from app.store.resyncs import ConfirmedLost, FileCounts, ResyncPlace
 from app.store.size_history import Size
 from app.store.store import Store
 from app.store.sync_batches import SyncBatch, SyncGroup, split_batches
@@ -32,6 +32,7 @@ __all__ = [
     "ChangeEntry",
     "CheckReport",
     "CohortFilter",
+    "ConfirmedLost",
     "Copy",
     "CopyRefused",
     "CopyReport",

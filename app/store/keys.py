@@ -58,8 +58,8 @@ class Keys:
         false, by the time of the statement; ``seen`` and ``seen-before``, sorted sets of members
         about whom the same statement was repeated, by its time; ``state``, a hash with names,
         counts, times and work in progress; ``confirmed``, the set of users whom an open resync
-        keeps; ``resync``, in the home partition, the record of a resync (hash), and
-        ``resync-lease``.
+        keeps, and ``confirmed-of``, its id; ``resync``, in the home partition, the record of a
+        resync (hash), and ``resync-lease``.
         """
         return f"{self.base(app_id, partition)}cohort:{cohort_id}:{part}"
 

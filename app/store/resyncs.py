@@ -44,7 +44,8 @@ USERS_PER_STEP = 1000
 LEASE_MS = 5000
 # A resync that nobody finishes is aborted after this long.
 MAX_OPEN_MS = 7 * 24 * 3600 * 1000
-# What is confirmed is kept for this long after the background work last looked at the resync.
+# What is confirmed is kept for this long after the last look at the resync. It is removed at its
+# end; this is for a store that no service works on any more.
 KEEP_MS = MAX_OPEN_MS
 # An upload that stops for longer than this is aborted.
 UPLOAD_PAUSE_MS = 5 * 60 * 1000
@@ -58,8 +59,8 @@ _NOTE_SECONDS = 1.0
 _DUE_AT_ONCE = 100
 
 
-class _StoreLostError(Exception):
-    """A partition lost data since the resync began."""
+class ConfirmedLost(Exception):
+    """Who was confirmed is unknown: a partition lost data since the resync began, or it expired."""
 
 
 class ResyncPlace(NamedTuple):
@@ -202,15 +203,20 @@ class Resyncs:
     # Files
 
     def stage(self, place: ResyncPlace, resync: Resync, user_ids: Sequence[str]) -> int:
-        """Add users of a file to an open import. Returns how many were not in it yet."""
+        """Add users of a file to an open import. Returns how many were not in it yet.
+
+        Raises:
+            ConfirmedLost: the import has ended, or those added before are gone.
+        """
         new = 0
         with store_errors():
             for partition, users in self._keys.by_partition(user_ids).items():
                 for start in range(0, len(users), USERS_PER_STEP):
                     part = users[start : start + USERS_PER_STEP]
-                    new += self._in_partition(
-                        "stage", place, partition, resync.id, UPLOAD_PAUSE_MS, *part
-                    )
+                    added = self._in_partition("stage", place, partition, resync.id, KEEP_MS, *part)
+                    if added < 0:
+                        raise ConfirmedLost
+                    new += added
             self._at_home("look", place, resync.id, UPLOAD_PAUSE_MS)
         return new
 
@@ -270,7 +276,7 @@ class Resyncs:
             elif resync.state in (ResyncState.APPLYING, ResyncState.FINISHING):
                 try:
                     yield from self._renewing(place, resync, self._replace_members(place, resync))
-                except _StoreLostError:
+                except ConfirmedLost:
                     self._stop(place, resync)
                 else:
                     self._finish(place, resync)
@@ -286,13 +292,14 @@ class Resyncs:
 
     def _replace_members(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
         if self.is_lost(place, resync):
-            raise _StoreLostError
+            raise ConfirmedLost
+        self._keep(place, resync)
         if resync.state is ResyncState.APPLYING:
             yield from self._apply_file(place, resync)
             self._change(place, resync.id, (ResyncState.APPLYING,), ResyncState.FINISHING)
         yield from self._remove_unconfirmed(place, resync)
         if self.is_lost(place, resync):
-            raise _StoreLostError
+            raise ConfirmedLost
 
     def _renewing(
         self, place: ResyncPlace, resync: Resync, steps: Iterator[None]
@@ -332,9 +339,12 @@ class Resyncs:
                     return
                 fields = ("refused", refused)
                 self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, *fields)
+        self._keep(place, resync)
+        self._at_home("look", place, resync.id, LOOK_MS)
+
+    def _keep(self, place: ResyncPlace, resync: Resync) -> None:
         for partition in self._partitions():
             self._in_partition("keep", place, partition, resync.id, KEEP_MS)
-        self._at_home("look", place, resync.id, LOOK_MS)
 
     def _abort(self, place: ResyncPlace, resync: Resync) -> None:
         for partition in self._partitions():
@@ -362,8 +372,9 @@ class Resyncs:
                     entered = applied.moves[place.cohort_id].entered if applied.moves else 0
                     self._count(place, resync.id, "added", entered)
                     self._count(place, resync.id, "unknown", len(applied.unknown))
-                    self._client.pexpire(key, KEEP_MS)
                 yield
+            if self._client.get(f"{key}-of") != resync.id.encode():
+                raise ConfirmedLost
 
     def _remove_unconfirmed(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
         position, noted = "", time.monotonic()
@@ -432,7 +443,7 @@ class Resyncs:
             if cursor == "ended":
                 return
             if cursor == "lost":
-                raise _StoreLostError
+                raise ConfirmedLost
             if cursor == "restart":
                 cursor, run = "0", ""
                 continue

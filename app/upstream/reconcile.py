@@ -418,12 +418,12 @@ class _Run:
     def _apply(self, importing: MemberImport, file: ExportFile) -> None:
         self.progress("Applying")
         report, user_ids = self._report, file.user_ids()
-        while some := list(islice(user_ids, _STAGED_AT_ONCE)):
-            importing.stage(some)
-            self.breathe()
-        for _ in importing.compare():
-            self.breathe()
         try:
+            while some := list(islice(user_ids, _STAGED_AT_ONCE)):
+                importing.stage(some)
+                self.breathe()
+            for _ in importing.compare():
+                self.breathe()
             for _ in importing.apply(force=self._order.force):
                 self.breathe()
         except ResyncRefused as refused:

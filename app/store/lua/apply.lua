@@ -153,10 +153,11 @@ end
 -- Whether this call removes members whom a resync has not confirmed.
 local removing = string.sub(mode, 1, #'resync ') == 'resync '
 
--- The members among some users whom a resync has not confirmed; none if it is no longer open, or if
--- the partition lost data since it was opened.
+-- The members among some users whom a resync has not confirmed; none if it is no longer open, if the
+-- partition lost data since it was opened, or if what was confirmed has expired.
 local function unconfirmed(prefix, resync, users)
   if mode ~= 'resync ' .. (resync or '') then return {} end
+  if call('GET', prefix .. ':confirmed-of') ~= resync then return {} end
   local marked = call('HGET', prefix .. ':state', 'resync_mark')
   if marked and marked ~= call('HGET', base .. 'mark', 'identity') then return {} end
   local found = call('SMISMEMBER', prefix .. ':confirmed', unpack(users))

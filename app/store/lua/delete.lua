@@ -66,7 +66,8 @@ if action == 'end' then
   expect('zset', base .. 'resyncs', base .. 'due', base .. 'cohorts', base .. 'deleted')
   for _, name in ipairs(COMPLETENESS) do expect('zset', base .. 'completeness:' .. name) end
   call('UNLINK', members, left, state, prefix .. ':seen', prefix .. ':seen-before',
-    prefix .. ':freshness', prefix .. ':sizes', prefix .. ':resync', prefix .. ':confirmed')
+    prefix .. ':freshness', prefix .. ':sizes', prefix .. ':resync', prefix .. ':confirmed',
+    prefix .. ':confirmed-of')
   call('ZREM', base .. 'resyncs', cohort)
   call('ZREM', base .. 'due', cohort)
   for _, name in ipairs(COMPLETENESS) do

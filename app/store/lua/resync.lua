@@ -25,13 +25,18 @@
 --          the partition (mark.lua): after a loss, nobody knows who was confirmed.
 -- keep     ARGV[4]: the same, from now on. Returns 1.
 -- stage    ARGV[4]: ms to keep them; ARGV[5..]: users who count as confirmed. Returns how many are
---          new.
+--          new, or -1 if those before them are gone.
 -- clear    Ends it: members are no longer confirmed. Returns 1.
+--
+-- What is confirmed may expire unnoticed: the store's clock may jump, or no process look after it.
+-- Those confirmed later would then seem to be all. So `confirmed-of` names the resync, from its
+-- beginning on, and expires at the same time: without it, nobody may be removed.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local action, cohort, id = ARGV[1], ARGV[2], ARGV[3]
 local prefix = base .. 'cohort:' .. cohort
 local record, confirmed, state = prefix .. ':resync', prefix .. ':confirmed', prefix .. ':state'
+local confirmed_of = prefix .. ':confirmed-of'
 local resyncs = base .. 'resyncs'
 local call = redis.call
 
@@ -53,24 +58,31 @@ if action == 'open' then
   return 1
 end
 
+local function keep(ms)
+  call('PEXPIRE', confirmed_of, ms) -- first: it must not be the one that stays
+  call('PEXPIRE', confirmed, ms)
+end
+
 if action == 'mark' then
   call('UNLINK', confirmed)
+  call('SET', confirmed_of, id, 'PX', ARGV[4])
   if call('HEXISTS', state, 'trait') == 0 then return 0 end
   call('HSETNX', base .. 'mark', 'identity', id)
   call('HSET', state, 'resync', id, 'resync_mark', call('HGET', base .. 'mark', 'identity'))
   return 1
 elseif action == 'keep' then
-  call('PEXPIRE', confirmed, ARGV[4])
+  keep(ARGV[4])
   return 1
 elseif action == 'stage' then
+  if call('GET', confirmed_of) ~= id then return -1 end
   local added = call('SADD', confirmed, unpack(ARGV, 5))
-  call('PEXPIRE', confirmed, ARGV[4])
+  keep(ARGV[4])
   return added
 elseif action == 'clear' then
   local open = call('HGET', state, 'resync')
   if not open or open == id then
     call('HDEL', state, 'resync', 'resync_mark')
-    call('UNLINK', confirmed)
+    call('UNLINK', confirmed, confirmed_of)
   end
   return 1
 end

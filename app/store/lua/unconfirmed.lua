@@ -11,7 +11,7 @@
 -- Returns {cursor for the next call, '0' at the end; the server process; members looked at; those
 -- not confirmed}. Members may be returned more than once. A cursor is not valid on another server
 -- process: it returns {'restart'; …}. Returns {'ended'; …} if the resync is not open here, and
--- {'lost'; …} if the partition lost data since it was opened.
+-- {'lost'; …} if the partition lost data since it was opened, or if what was confirmed has expired.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local prefix = base .. 'cohort:' .. ARGV[1]
@@ -21,7 +21,8 @@ local run = string.match(call('INFO', 'server'), 'run_id:(%w+)')
 if ARGV[2] ~= '' then
   local open, marked = unpack(call('HMGET', prefix .. ':state', 'resync', 'resync_mark'))
   if open ~= ARGV[2] then return {'ended', run, 0, {}} end
-  if marked and marked ~= call('HGET', base .. 'mark', 'identity') then
+  local is_same = not marked or marked == call('HGET', base .. 'mark', 'identity')
+  if not is_same or call('GET', prefix .. ':confirmed-of') ~= open then
     return {'lost', run, 0, {}}
   end
 end

@@ -49,7 +49,9 @@ _OF_COHORT = {
     **dict.fromkeys((b"freshness", b"sizes", b"syncs"), Kind.WHOLE),
     b"state": Kind.STATE,
     # A copy ends the resyncs that are open.
-    **dict.fromkeys((b"lease", b"resync", b"resync-lease", b"confirmed"), Kind.SKIPPED),
+    **dict.fromkeys(
+        (b"lease", b"resync", b"resync-lease", b"confirmed", b"confirmed-of"), Kind.SKIPPED
+    ),
     b"reconcile": Kind.SKIPPED,
 }
 _BY_HEAD = {
@@ -70,7 +72,7 @@ _GLOBAL = {
 
 # The type of each key by the part of its name after the hash tag, or after the prefix.
 _STRINGS = (
-    rb"cohort:.*:(?:lease|resync-lease|sizes|reconcile)|message:.*|added:.*|changes:last"
+    rb"cohort:.*:(?:lease|resync-lease|confirmed-of|sizes|reconcile)|message:.*|added:.*|changes:last"
     rb"|changes:begun|changes:.*:(?:lease|lost)|loss:lease|upstream-lease:.*|looked-through|hold"
     rb"|notifier-lease"
 )

@@ -20,7 +20,15 @@ from app.cohorts import (
     VerifiedBy,
 )
 from app.settings import Settings
-from app.store import Applied, FileCounts, Partition, ResyncPlace, Store, connect
+from app.store import (
+    Applied,
+    ConfirmedLost,
+    FileCounts,
+    Partition,
+    ResyncPlace,
+    Store,
+    connect,
+)
 from app.store.losses import Loss, LossKind
 from tests.integration.killed_process import KilledError, killed_at
 from tests.integration.store_contents import Transition, members, traits, transitions
@@ -69,7 +77,9 @@ def run(store: Store) -> None:
 def leftovers(client: redis.Redis) -> list[str]:
     """What a resync keeps while it is open."""
     marks = [key for key in client.scan_iter(match="*:state") if client.hexists(key, "resync")]
-    return marks + list(client.scan_iter(match="*:confirmed")) + list(client.scan_iter("*:resyncs"))
+    return (
+        marks + list(client.scan_iter(match="*:confirmed*")) + list(client.scan_iter("*:resyncs"))
+    )
 
 
 def test_finish__removes_who_was_not_confirmed__as_real_transitions(
@@ -420,6 +430,52 @@ def lose(store: Store, client: redis.Redis, partition: int) -> None:
     (loss,) = store.losses.of([APP])
     for _ in store.losses.mark_cohorts(loss):
         pass
+
+
+def pass_time(client: redis.Redis, hours: float) -> None:
+    """Let keys expire as if nobody had worked on the store for so long."""
+    for key in client.scan_iter():
+        if 0 <= client.pttl(key) <= hours * 3600 * 1000:
+            client.delete(key)
+
+
+@pytest.mark.parametrize("kind", [ResyncKind.RESYNC, ResyncKind.IMPORT])
+@pytest.mark.parametrize(("hours", "all_stay"), [(6 * 24, False), (8 * 24, True)])
+def test_process__killed_before_the_first_step__removes_nobody_once_what_was_confirmed_has_expired(
+    store: Store, redis_client: redis.Redis, kind: ResyncKind, hours: float, all_stay: bool
+) -> None:
+    say(store, True, *USERS)
+    opened(store, kind)
+    if kind is ResyncKind.IMPORT:
+        store.resyncs.stage(PLACE, found(store), [*USERS[:15], "new"])
+        assert store.resyncs.request_apply(PLACE, found(store))
+    else:
+        say(store, True, *USERS[:15], "new")
+        assert store.resyncs.request_finish(PLACE, found(store), force=True) is None
+    pass_time(redis_client, hours)
+    run(store)
+    stay = {*USERS, "new"} if kind is ResyncKind.RESYNC else set(USERS)
+    assert members(redis_client, APP)["1"] == (stay if all_stay else {*USERS[:15], "new"})
+    (completeness,) = store.completeness.of(APP, ["1"])
+    assert (completeness.state is CompletenessState.VERIFIED) != all_stay
+    if all_stay and kind is ResyncKind.RESYNC:
+        assert found(store).refused is ResyncRefusal.STORE_LOST
+    else:
+        assert leftovers(redis_client) == []
+
+
+def test_upload__after_its_first_users_have_expired__is_refused(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, True, *USERS)
+    opened(store, ResyncKind.IMPORT)
+    store.resyncs.stage(PLACE, found(store), USERS)
+    pass_time(redis_client, 8 * 24)
+    with pytest.raises(ConfirmedLost):
+        store.resyncs.stage(PLACE, found(store), USERS)
+    assert store.resyncs.request_abort(PLACE, found(store))
+    run(store)
+    assert leftovers(redis_client) == []
 
 
 @pytest.mark.parametrize("force", [False, True])
