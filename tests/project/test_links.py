@@ -43,3 +43,9 @@ def test_paths__that_pages_name__exist() -> None:
     named = {(page, path) for page in pages for path in _PATH.findall(page.read_text())}
     assert len(named) > 100
     assert not [(page.name, path) for page, path in named if not (ROOT / path).exists()]
+
+
+def test_decisions__each_page__is_in_their_list() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = set(_LINK.findall((folder / "README.md").read_text()))
+    assert listed == {page.name for page in folder.glob("*.md")} - {"README.md"}
