@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import redis
 
+from app.store.connection.scripts import load_script
 from app.store.errors import store_errors
-from app.store.hold import Hold
 from app.store.keys import Keys
 from app.store.layout import Layout
 
 # More than a sender retries at once. What exceeds it is not remembered.
 _MAX_KEPT = 10_000
-_KEPT_SECONDS = 3600
+_KEPT_MS = 3600 * 1000
+# About 1 ms of the store's time.
+_REQUESTS_PER_CALL = 500
 
 
 class FailedRequest(NamedTuple):
@@ -31,22 +34,21 @@ class FailedRequest(NamedTuple):
 class FailedRequests:
     """The requests of each app that have failed and not been made good. Raises StoreError."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, layout: Layout, hold: Hold) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, layout: Layout) -> None:
         self._client = client
         self._keys = keys
         self._layout = layout
-        self._hold = hold
+        self._add = load_script(client, "failed_requests.lua")
 
     def add(self, app_id: str, failed: Mapping[FailedRequest, int]) -> None:
         """Remember requests, with the time of their last failure in ms since the epoch."""
         key = self._keys.failed_requests(app_id)
-        rows = {f"{one.content:x}:{one.cohort_id}": at_ms for one, at_ms in failed.items()}
+        rows = [(at_ms, f"{one.content:x}:{one.cohort_id}") for one, at_ms in failed.items()]
         with store_errors():
             self._layout.check_writable(app_id)
-            self._hold.check_partition(app_id, self._keys.partition(app_id))
-            if self._client.zcard(key) < _MAX_KEPT:
-                self._client.zadd(key, rows, gt=True)
-                self._client.expire(key, _KEPT_SECONDS)
+            for start in range(0, len(rows), _REQUESTS_PER_CALL):
+                some = chain.from_iterable(rows[start : start + _REQUESTS_PER_CALL])
+                self._add(keys=[key], args=[_MAX_KEPT, _KEPT_MS, *some])
 
     def all(self, app_id: str) -> dict[FailedRequest, int]:
         """The requests, with the time of their last failure."""

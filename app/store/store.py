@@ -92,7 +92,7 @@ class Store:
         self.cohort_list = CohortList(client, keys, self.registry, tuning)
         self.change_stream = ChangeStream(client, keys, tuning)
         self.sync_history = SyncHistory(client, keys, self.layout, self.hold, history, tuning)
-        self.failed_requests = FailedRequests(client, keys, self.layout, self.hold)
+        self.failed_requests = FailedRequests(client, keys, self.layout)
         self.size_history = SizeHistory(client, keys, tuning)
         self.retention = Retention(
             client, keys, changes_max_age_hours * _MS_PER_HOUR, self.sync_history

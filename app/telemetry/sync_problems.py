@@ -39,7 +39,7 @@ _NO_FAILURE = frozenset((*LEFT_OUT, "cohort_being_deleted", "suppressed_user"))
 
 
 class _Sent(NamedTuple):
-    """What matters of a finished request. It took place ``at``, in seconds since the epoch."""
+    """What matters of a finished request. It took place ``at``, by the monotonic clock."""
 
     at: float
     app_id: str
@@ -55,7 +55,10 @@ class SyncProblems:
 
     def __init__(self, store: Store, tuning: Tuning) -> None:
         self._store = store
-        self._now = tuning.now
+        self._monotonic = tuning.monotonic
+        # How far the store's clock is ahead of the monotonic one. All processes compare times by
+        # the store's clock: this process's may be wrong, or be set.
+        self._ahead: float | None = None
         self._max_buffered = tuning.history_buffered
         self._log = structlog.get_logger()
         self._max_succeeded = tuning.successes_remembered
@@ -83,7 +86,7 @@ class SyncProblems:
             left_out = {reason: rejected[reason] for reason in LEFT_OUT if reason in rejected}
         self._sent.append(
             _Sent(
-                self._now(),
+                self._monotonic(),
                 event["app"],
                 tuple(outcome.traits),
                 outcome.content,
@@ -95,6 +98,11 @@ class SyncProblems:
 
     def work(self) -> None:
         """Write what is buffered, and decide about earlier failures; if the store fails, later."""
+        try:
+            self._ahead = self._store.now() - self._monotonic()
+        except StoreError:
+            if self._ahead is None:  # later, what it was before is good enough
+                return
         self._sort()
         self._flush()
         self._decide()
@@ -128,9 +136,14 @@ class SyncProblems:
                 continue
             elif sent.status >= 500 or sent.status in RETRIED:
                 if len(self._failed[app_id]) < self._max_buffered:
-                    self._failed[app_id][request] = int(at * 1000)
+                    self._failed[app_id][request] = self._store_ms(at)
             else:
                 self._refused[app_id, cohort_id] += 1
+
+    def _store_ms(self, at: float) -> int:
+        """A time of the monotonic clock as one of the store's, in ms since the epoch."""
+        assert self._ahead is not None, "`work` has read it"
+        return int((self._ahead + at) * 1000)
 
     def _has_room(self) -> bool:
         return len(self._left_out) + len(self._refused) < self._max_buffered
@@ -178,7 +191,7 @@ class SyncProblems:
 
     def _decide(self) -> None:
         """Forget failures that a retry made good, and raise those that none did in time."""
-        now = self._now()
+        now = self._monotonic()
         settle = time.monotonic() >= self._settle_at
         for app_id, at in list(self._apps.items()):
             if now - at > LOOKED_AFTER_SECONDS:
@@ -196,11 +209,14 @@ class SyncProblems:
 
     def _decide_about(self, app_id: str, now: float, *, settle: bool) -> None:
         failed = self._store.failed_requests.all(app_id)
-        good = [one for one, at_ms in failed.items() if self._is_good(app_id, one, at_ms)]
+        good = {one for one, at_ms in failed.items() if self._is_good(app_id, one, at_ms)}
         if good:
             self._store.failed_requests.take(app_id, good)
-        limit = (now - RETRIED_SECONDS) * 1000
-        final = [one for one, at_ms in failed.items() if at_ms < limit and one not in good]
+        # A time that is far ahead is from a clock of the store that was wrong.
+        first, last = (self._store_ms(now + s) for s in (-RETRIED_SECONDS, RETRIED_SECONDS))
+        final = [
+            one for one, at_ms in failed.items() if not first <= at_ms <= last and one not in good
+        ]
         for one in self._store.failed_requests.take(app_id, final) if final else ():
             self._refused[app_id, one.cohort_id] += 1
         if settle:
@@ -216,7 +232,7 @@ class SyncProblems:
         succeeded = self._succeeded.get((app_id, failed))
         if succeeded is None:
             return False
-        return bool(failed.content) or int(succeeded * 1000) > at_ms
+        return bool(failed.content) or self._store_ms(succeeded) > at_ms
 
 
 def record_problems(problems: SyncProblems) -> Listener:

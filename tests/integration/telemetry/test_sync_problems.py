@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from limits import parse
 
 from app.services import services
-from app.store import Tuning
+from app.store import FailedRequest, Tuning
 from app.telemetry.sync_problems import RETRIED_SECONDS
 from simulator import payloads
 from tests.integration.clock import Clock
@@ -70,7 +70,12 @@ Make = Callable[..., Service]
 @pytest.fixture
 def make(make_app: Callable[..., Flask], clock: Clock) -> Make:
     def make(**settings: Any) -> Service:
-        return Service(make_app(Tuning(now=clock, freshness_noted_seconds=0), **settings), clock)
+        return Service(
+            make_app(
+                Tuning(monotonic=clock, store_now=clock, freshness_noted_seconds=0), **settings
+            ),
+            clock,
+        )
 
     return make
 
@@ -275,6 +280,32 @@ def test_rate_limited__until_the_sender_gives_up(make: Make) -> None:
     assert service.reasons() == {}
     service.later()
     assert service.reasons() == {"sync_failed": 1}
+
+
+def test_clock_of_a_process__ahead_meanwhile__does_not_hide_a_failure(
+    make_app: Callable[..., Flask], clock: Clock
+) -> None:
+    wall = Clock()
+    tuning = Tuning(now=wall, monotonic=clock, store_now=clock, freshness_noted_seconds=0)
+    service = Service(make_app(tuning, rate_limit=parse("2/day")), clock)
+    service.create()
+    wall.forward(86_400)
+    service.send("bob", status=429)
+    assert service.reasons() == {}
+    wall.forward(-86_400)
+    for each in (clock, wall):
+        each.forward(RETRIED_SECONDS + 1)
+    assert service.reasons() == {"sync_failed": 1}
+
+
+def test_failed_requests__more_than_are_kept(service: Service, redis_client: redis.Redis) -> None:
+    failed = service.store.failed_requests
+    many = {FailedRequest(COHORT, number): 1 for number in range(1, 10_500)}
+    failed.add(APP, many)
+    failed.add(APP, dict.fromkeys(list(many)[:2], 9))
+    kept = failed.all(APP)
+    assert (len(kept), list(kept.values())[-2:]) == (10_000, [9, 9])
+    assert 0 < redis_client.pttl(service.store.keys.failed_requests(APP)) <= 60 * MINUTE
 
 
 # Cleared ----------------------------------------------------------------------------------------
