@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -67,10 +67,14 @@ class ApiKeys:
 
     They are in one hash, so that one command reads all of them. Whatever can change has a field of
     its own, so that two operators at the same time don't undo each other's changes.
+
+    Args:
+        now: the store's time, in seconds since the epoch.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, now: Callable[[], float]) -> None:
         self._client = client
+        self._now = now
         self._name, self._used_name = keys.api_keys(), keys.api_keys_used()
         self._revoke = load_script(client, "revoke.lua")
         self._set_expiry = register_fenced(client, _SET_EXPIRY)
@@ -113,9 +117,14 @@ class ApiKeys:
             self._revoke(keys=[self._name], args=[f"{key_id}:revoked", _now_ms()])
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Record when keys were last used, in ms since the epoch. Earlier times are ignored."""
+        """Record when keys were last used, in ms since the epoch. Earlier times are ignored.
+
+        A time in the future is from a process whose clock is wrong, and counts as the present.
+        """
+        latest = int(self._now() * 1000)
+        times = {key_id: min(ms, latest) for key_id, ms in used.items()}
         with store_errors():
-            self._client.zadd(self._used_name, dict(used), gt=True)
+            self._client.zadd(self._used_name, times, gt=True)
 
     def used(self) -> dict[str, int]:
         """When each key was last used, in ms since the epoch; also keys from the environment."""
@@ -125,16 +134,17 @@ class ApiKeys:
 
     def forget_ended(self) -> None:
         """Remove keys that ended long ago, and the last uses of those unused for very long."""
+        now_ms = int(self._now() * 1000)
         for key in self.all():
             ended = key.ended_ms()
-            if ended is not None and ended < _now_ms() - REMEMBERED_MS:
+            if ended is not None and ended < now_ms - REMEMBERED_MS:
                 with store_errors():
                     fields = (key.id, f"{key.id}:expires", f"{key.id}:revoked")
                     self._client.hdel(self._name, *fields)
                     self._client.zrem(self._used_name, key.id)
         with store_errors():
             unused: Any = self._client.zrange(
-                self._used_name, "-inf", _now_ms() - USES_REMEMBERED_MS, byscore=True
+                self._used_name, "-inf", now_ms - USES_REMEMBERED_MS, byscore=True
             )
             if unused:
                 self._client.zrem(self._used_name, *unused)

@@ -65,7 +65,7 @@ class Store:
         tuning: Tuning = DEFAULT,
     ) -> None:
         self._client = client
-        self._store_now = tuning.store_now
+        self._store_now = tuning.store_now or self._ask_time
         self._apps: list[str] | None = None
         self.keys = keys = Keys(prefix, partitions)
         self.hold = Hold(client, keys)
@@ -91,7 +91,9 @@ class Store:
         self.lookups = Lookups(client, keys)
         self.cohort_list = CohortList(client, keys, self.registry, tuning)
         self.change_stream = ChangeStream(client, keys, tuning)
-        self.sync_history = SyncHistory(client, keys, self.layout, self.hold, history, tuning)
+        self.sync_history = SyncHistory(
+            client, keys, self.layout, self.hold, history, self.now, tuning
+        )
         self.failed_requests = FailedRequests(client, keys, self.layout)
         self.size_history = SizeHistory(client, keys, tuning)
         self.retention = Retention(
@@ -114,7 +116,7 @@ class Store:
         self.upstream = UpstreamStore(client, keys, self.freshness, tuning)
         self.news = News(client, keys)
         self.checker = Checker(client, keys, self.memberships.spread_name, self._introduce)
-        self.api_keys = ApiKeys(client, keys)
+        self.api_keys = ApiKeys(client, keys, self.now)
         self.sessions = SessionStore(client, keys)
         self.audit_trail = AuditTrail(client, keys)
         self.server_info = ServerInfo(client)
@@ -124,8 +126,9 @@ class Store:
 
     def now(self) -> float:
         """The store's time, in seconds since the epoch."""
-        if self._store_now:
-            return self._store_now()
+        return self._store_now()
+
+    def _ask_time(self) -> float:
         with store_errors():
             seconds, microseconds = self._client.time()
         return int(seconds) + int(microseconds) / 1e6

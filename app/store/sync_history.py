@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -44,7 +44,11 @@ class SyncPage(NamedTuple):
 
 
 class SyncHistory:
-    """Adds to and reads the sync history. Raises StoreError."""
+    """Adds to and reads the sync history. Raises StoreError.
+
+    Args:
+        now: the store's time, in seconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -53,8 +57,10 @@ class SyncHistory:
         layout: Layout,
         hold: Hold,
         limits: HistoryLimits,
+        now: Callable[[], float],
         tuning: Tuning = DEFAULT,
     ) -> None:
+        self._now = now
         self._store_now = tuning.store_now
         self._client = client
         self._keys = keys
@@ -189,7 +195,7 @@ class SyncHistory:
 
     def count_unknown_callers(self, counts: Mapping[str, int]) -> None:
         """Count requests without a valid API key, by reason."""
-        hour = int(time.time()) // 3600
+        hour = self._hour()
         key = self._keys.unknown_callers()
         with store_errors():
             for reason, requests in counts.items():
@@ -201,21 +207,29 @@ class SyncHistory:
 
         They belong to no app, so this covers all of them.
         """
-        now = int(time.time()) // 3600
+        now = self._hour()
         counts: Counter[str] = Counter()
         for name, requests in self._unknown_callers().items():
             hour, _, reason = name.partition(":")
-            if int(hour) > now - hours:
+            if now - hours < int(hour) <= now:
                 counts[reason] += int(requests)
         return dict(counts)
 
     def forget_unknown_callers(self) -> None:
-        """Remove the counts of requests without a valid API key that are too old."""
-        oldest = int(time.time()) // 3600 - _UNKNOWN_CALLERS_KEPT_HOURS
-        old = [name for name in self._unknown_callers() if int(name.partition(":")[0]) <= oldest]
+        """Remove the counts of requests without a valid API key that are too old.
+
+        Also those of the future, which a clock that was wrong has left.
+        """
+        now = self._hour()
+        kept = range(now - _UNKNOWN_CALLERS_KEPT_HOURS + 1, now + 2)
+        old = [name for name in self._unknown_callers() if int(name.partition(":")[0]) not in kept]
         if old:
             with store_errors():
                 self._client.hdel(self._keys.unknown_callers(), *old)
+
+    def _hour(self) -> int:
+        """The hour since the epoch, by the store's clock: this process's may be wrong."""
+        return int(self._now()) // 3600
 
     def _unknown_callers(self) -> dict[str, bytes]:
         with store_errors():

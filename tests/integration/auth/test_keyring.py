@@ -228,6 +228,12 @@ def test_note_used__an_earlier_time__changes_nothing(store: Store) -> None:
     assert store.api_keys.used() == {"a": 2000, "b": 1}
 
 
+def test_note_used__a_time_in_the_future__counts_as_the_present(store: Store) -> None:
+    now = time.time_ns() // 1_000_000
+    store.api_keys.note_used({"a": now + 86_400_000})
+    assert now <= store.api_keys.used()["a"] < now + 60_000
+
+
 @pytest.mark.parametrize(
     "words",
     [

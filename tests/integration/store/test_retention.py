@@ -11,7 +11,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange
 from app.server.background import Background
 from app.settings import Settings
-from app.store import Store, connect
+from app.store import Store, Tuning, connect
 from app.store.api_keys import StoredKey
 from app.store.change_stream import EntryId, PositionLost
 from app.store.jobs import Job
@@ -132,11 +132,25 @@ def test_ended_keys__long_ago__are_forgotten_without_another_being_created(
     assert set(store.api_keys.used()) == {"recent", "env-2"}
 
 
+def test_clock_of_the_process__is_not_asked_what_is_old(
+    store: Store, store_url: str, redis_client: redis.Redis
+) -> None:
+    ended = int((time.time() - 91 * DAY) * 1000)
+    store.api_keys.create(StoredKey("a", "00" * 32, APP, "read", 1, ended, None))
+    with connect(Settings(redis_url=store_url)) as client:
+        other = Store(client, tuning=Tuning(store_now=lambda: time.time() - 2 * DAY))
+        other.sync_history.count_unknown_callers({"missing_credentials": 1})
+        Background(other).remove_old()
+        assert other.sync_history.unknown_callers() == {"missing_credentials": 1}
+    assert [key.id for key in store.api_keys.all()] == ["a"]
+    assert store.sync_history.unknown_callers() == {}
+
+
 def test_unknown_callers__counted_again_and_again__keep_two_days(
     store: Store, redis_client: redis.Redis
 ) -> None:
     hour = int(time.time()) // HOUR
-    for ago in (0, 47, 48, 100):
+    for ago in (-24, 0, 47, 48, 100):
         redis_client.hset(store.keys.unknown_callers(), f"{hour - ago}:missing_credentials", 1)
     Background(store).remove_old()
     kept = redis_client.hkeys(store.keys.unknown_callers())
