@@ -12,7 +12,7 @@ from typing import Any
 import redis
 
 from app.store.connection.calls import Call
-from app.store.connection.scripts import call_partitions, register_fenced
+from app.store.connection.scripts import LONGEST_HOLD_MS, call_partitions, register_fenced
 from app.store.errors import StoreError, StoreHeld, store_errors
 from app.store.keys import Keys
 
@@ -21,6 +21,14 @@ HELD = b"held"
 # Allowed when memory is full, as the store may have to be moved to a larger one.
 _SET = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], unpack(ARGV))"
 _UNSET = "#!lua flags=allow-oom\nreturn redis.call('UNLINK', KEYS[1])"
+# ARGV[1]: the flag's value; ARGV[2]: ms from now, or '' to leave its end as it is. Returns 0 if the
+# flag was lost. A renewal must not arrive late, and give an operator's later hold an end.
+_RENEW = f"""#!lua flags=allow-oom
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.call('PTTL', KEYS[1]) > {LONGEST_HOLD_MS} then return 0 end
+if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 1
+"""
 # The value of the global flag until the flags of all partitions are set.
 _BEGUN = b"begun"
 
@@ -40,19 +48,20 @@ class Hold:
         self._keys = keys
         self._set_flag = register_fenced(client, _SET)
         self._unset_flag = register_fenced(client, _UNSET)
+        self._renew_flag = register_fenced(client, _RENEW)
 
     def check(self) -> None:
         """Raise StoreHeld during a hold; to be called before writes that are not scripts."""
-        with store_errors():
-            held = self._client.exists(self._keys.hold())
-        if held:
-            raise StoreHeld()
+        self._check(self._keys.hold())
 
     def check_partition(self, app_id: str, partition: int) -> None:
         """As :meth:`check`, for writes to a partition of a registered app. Needs only its node."""
+        self._check(self._keys.partition_hold(app_id, partition))
+
+    def _check(self, flag: str) -> None:
         with store_errors():
-            held = self._client.exists(self._keys.partition_hold(app_id, partition))
-        if held:
+            left_ms: Any = self._client.pttl(flag)
+        if -1 <= left_ms <= LONGEST_HOLD_MS:  # -1: until the release; -2: there is none
             raise StoreHeld()
 
     def value(self) -> bytes | None:
@@ -83,17 +92,14 @@ class Hold:
         """Extend the hold.
 
         Raises:
-            HoldLost: the flags are missing or have another value.
+            HoldLost: some flags are missing or have another value, or the server's clock was ahead
+                when they were set, so that they were ignored since.
         """
+        args = [value, "" if ttl_ms is None else ttl_ms]
         flags = [self._keys.hold(), *self._flags(app_ids)]
-        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
-            for flag in flags:
-                pipeline.get(flag)
-            if ttl_ms is not None:
-                for flag in flags:
-                    pipeline.pexpire(flag, ttl_ms)
-            found = pipeline.execute()[: len(flags)]
-        if any(one != value for one in found):
+        with store_errors():
+            kept = call_partitions(self._renew_flag, [Call(flag, args) for flag in flags])
+        if not all(kept):
             raise HoldLost()
 
     def release(self) -> None:

@@ -113,7 +113,7 @@ class Store:
             completeness=self.completeness,
             losses=self.losses,
         )
-        self.upstream = UpstreamStore(client, keys, self.freshness, tuning)
+        self.upstream = UpstreamStore(client, keys, self.freshness, self.now)
         self.news = News(client, keys)
         self.checker = Checker(client, keys, self.memberships.spread_name, self._introduce)
         self.api_keys = ApiKeys(client, keys, self.now)

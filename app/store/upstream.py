@@ -9,24 +9,30 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import orjson
 import redis
 
-from app.store.connection.scripts import load_script
+from app.store.connection.scripts import load_script, register_fenced
 from app.store.errors import StoreError, store_errors
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
-from app.store.tuning import DEFAULT, Tuning
 
 POLL, RECONCILE = "poll", "reconcile"
 LEASE_SECONDS = 30.0
 _KEPT_MS = 7 * 24 * 3600 * 1000
 _REPORT_KEPT_MS = 24 * 3600 * 1000
 _USERS_PER_CALL = 1000
+# The lease may be another's by now.
+_END_LEASE = """#!lua flags=allow-oom
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('UNLINK', KEYS[1]) end
+return 0
+"""
+# A report that arrives late must not replace a later one.
+_SAVE_REPORT = "#!lua\nreturn redis.call('SET', KEYS[1], unpack(ARGV))"
 
 
 class PollStatus(NamedTuple):
@@ -66,17 +72,27 @@ class Verdict(NamedTuple):
 
 
 class UpstreamStore:
-    """Keeps what polls and exports found. Raises StoreError."""
+    """Keeps what polls and exports found. Raises StoreError.
+
+    Args:
+        now: the store's time, in seconds since the epoch.
+    """
 
     def __init__(
-        self, client: redis.Redis, keys: Keys, freshness: FreshnessStore, tuning: Tuning = DEFAULT
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        freshness: FreshnessStore,
+        now: Callable[[], float],
     ) -> None:
         self._client = client
         self._keys = keys
         self._freshness = freshness
-        self._now = tuning.now
+        self._now = now
         self._lease = load_script(client, "lease.lua")
         self._script = load_script(client, "upstream.lua")
+        self._end_lease = register_fenced(client, _END_LEASE)
+        self._save_report = register_fenced(client, _SAVE_REPORT)
 
     # Leases
 
@@ -103,9 +119,7 @@ class UpstreamStore:
         finally:
             ended.set()
             with store_errors():
-                # It may be another's by now.
-                if self._client.get(key) == token.encode():
-                    self._client.unlink(key)
+                self._end_lease(keys=[key], args=[token])
 
     def _renew(self, key: str, token: str) -> bool:
         with store_errors():
@@ -124,14 +138,17 @@ class UpstreamStore:
 
     def is_turn_taken(self, app_id: str, work: str, seconds: float) -> bool:
         """Whether :meth:`take_turn` would return False."""
-        with store_errors():
-            left_ms: Any = self._client.pttl(self._keys.upstream_lease(app_id, f"{work}-turn"))
-        return bool(0 <= left_ms <= 2000 * seconds)  # as in lease.lua
+        return self._is_held(self._keys.upstream_lease(app_id, f"{work}-turn"), seconds)
 
     def is_leased(self, app_id: str, work: str) -> bool:
         """Whether some process has the lease."""
+        return self._is_held(self._keys.upstream_lease(app_id, work), LEASE_SECONDS)
+
+    def _is_held(self, key: str, seconds: float) -> bool:
+        """Whether a lease of so many seconds would be refused."""
         with store_errors():
-            return bool(self._client.exists(self._keys.upstream_lease(app_id, work)))
+            left_ms: Any = self._client.pttl(key)
+        return bool(0 <= left_ms <= 2000 * seconds)  # as in lease.lua
 
     # Polls
 
@@ -233,7 +250,7 @@ class UpstreamStore:
         """Keep the report of a reconcile for a day: it names users."""
         key = self._keys.reconcile(app_id, cohort_id)
         with store_errors():
-            self._client.set(key, orjson.dumps(report), px=_REPORT_KEPT_MS)
+            self._save_report(keys=[key], args=[orjson.dumps(report), "PX", _REPORT_KEPT_MS])
 
     def report(self, app_id: str, cohort_id: str) -> dict[str, Any] | None:
         """The report of the last reconcile."""

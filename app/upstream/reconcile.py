@@ -190,7 +190,8 @@ class Reconciler:
         if found is None:
             return None
         report = Report(**found)
-        has_begun = self._now_ms() - report.requested_ms > _BEGINS_WITHIN_SECONDS * 1000
+        # Also if the clock that it was requested by was ahead.
+        has_begun = abs(self._now_ms() - report.requested_ms) > _BEGINS_WITHIN_SECONDS * 1000
         is_leased = self._store.upstream.is_leased(app_id, RECONCILE)
         if report.state == RUNNING and has_begun and not is_leased:
             report.state = INTERRUPTED

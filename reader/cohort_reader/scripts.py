@@ -93,6 +93,15 @@ local function note_gap()
 end
 """
 
+# Whether a consumer has a lease or may take it: a lease that ends later than one from now was taken
+# while the store's clock was ahead.
+_HAS_LEASE = """
+local function has_lease(lease, consumer, ms)
+  local owner = redis.call('GET', lease)
+  return not owner or owner == consumer or redis.call('PTTL', lease) > 2 * ms
+end
+"""
+
 # Take what to handle next, in one step with the check for loss.
 #
 # KEYS     stream, lost, lease
@@ -105,24 +114,43 @@ end
 # Pending entries come first, and one at a time: if several were taken, one that kills the process
 # would use up the deliveries of the others. Entries of this consumer are not in hand when this is
 # called: their reply was lost, or an earlier process of that name died. They are due at once.
+#
+# After the store's clock was ahead, a lease that was taken then would last, and an entry that was
+# delivered or released then would count as not idle, until that time is reached. Neither counts.
 TAKE = Script(
     _LOSS
+    + _HAS_LEASE
     + """
 local lease = KEYS[3]
 local consumer, claim_after, count, ordered =
   ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == 'ordered'
 local DROPPED_AT_ONCE = 100
 
+-- Whether the first pending entry was delivered in the future. XPENDING shows that as an idle time
+-- of 0, which an entry has for less than a ms otherwise.
+local function delivered_ahead(id)
+  local clock = call('TIME')
+  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+  for _, row in ipairs(fields(call('XINFO', 'STREAM', stream, 'FULL', 'COUNT', 1))['groups']) do
+    local about = fields(row)
+    local first = about['name'] == group and about['pending'][1]
+    if first and first[1] == id then return first[3] > now + claim_after end
+  end
+  return false
+end
+
 local function first_pending()
   if ordered then return call('XPENDING', stream, group, '-', '+', 1)[1] end
-  return call('XPENDING', stream, group, '-', '+', 1, consumer)[1]
+  local own_or_due = call('XPENDING', stream, group, '-', '+', 1, consumer)[1]
     or call('XPENDING', stream, group, 'IDLE', claim_after, '-', '+', 1)[1]
+  if own_or_due then return own_or_due end
+  local first = call('XPENDING', stream, group, '-', '+', 1)[1]
+  return first and first[3] == 0 and delivered_ahead(first[1]) and first
 end
 
 local pending = first_pending() -- fails here if there is no such group
 if ordered then
-  local owner = call('GET', lease)
-  if owner and owner ~= consumer then return {'busy', 0} end
+  if not has_lease(lease, consumer, claim_after) then return {'busy', 0} end
   call('SET', lease, consumer, 'PX', claim_after)
 end
 
@@ -134,7 +162,9 @@ for _ = 1, DROPPED_AT_ONCE do
     return {'new', lost_now, reply and reply[1][2] or {}, 1}
   end
   local id, owner, idle, deliveries = unpack(pending)
-  if ordered and owner ~= consumer and idle < claim_after then return {'wait', lost_now} end
+  local is_due = not ordered or owner == consumer or idle >= claim_after
+    or idle == 0 and delivered_ahead(id)
+  if not is_due then return {'wait', lost_now} end
   local entry = call('XRANGE', stream, id, id)[1]
   if entry then
     call('XCLAIM', stream, group, consumer, 0, id, 'RETRYCOUNT', deliveries + 1, 'JUSTID')
@@ -221,12 +251,15 @@ return 1
 """)
 
 # Acquire or renew the lease on a stream. Safe to repeat when a reply was lost.
-ACQUIRE_LEASE = Script("""#!lua flags=allow-oom
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 0 end
+ACQUIRE_LEASE = Script(
+    "#!lua flags=allow-oom\n"
+    + _HAS_LEASE
+    + """
+if not has_lease(KEYS[1], ARGV[1], ARGV[2]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
-""")
+"""
+)
 
 RELEASE_LEASE = Script("""#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end

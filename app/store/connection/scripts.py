@@ -14,10 +14,15 @@ from app.store.connection.cluster import ClusterClient
 from app.store.connection.fence import CHECK
 from app.store.connection.script import StoreScript
 
+# A copy's hold ends within this time unless it is renewed. One that would end later was set while
+# the server's clock was ahead, and is none any more.
+LONGEST_HOLD_MS = 120_000
+
 # Prepended to every script that writes: refuses to run during a hold (app/store/hold.py).
 _HOLD_CHECK = (
     "do local base = string.match(KEYS[1], '^[^{]*{[^}]*}:') "
-    "if base and redis.call('EXISTS', base .. 'hold') == 1 then "
+    "local left = base and redis.call('PTTL', base .. 'hold') or -2 "
+    f"if left >= -1 and left <= {LONGEST_HOLD_MS} then "
     "return redis.error_reply('HELD Writes are on hold.') end end "
 )
 

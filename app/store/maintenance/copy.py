@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from app.settings import Settings
+from app.store.connection.scripts import LONGEST_HOLD_MS
 from app.store.errors import store_errors
 from app.store.hold import HELD, Hold
 from app.store.maintenance.key_names import KeyName, Kind
@@ -23,7 +24,7 @@ from app.store.maintenance.raw_store import RawStore, in_parts
 from app.store.registry import Registry, newness
 
 # Longer than any single call takes; a killed copy leaves its source on hold for this long.
-HOLD_MS = 60_000
+HOLD_MS = LONGEST_HOLD_MS // 2
 _RENEW_SECONDS = 10.0
 _KEYS_PER_CALL = 500
 _COHORTS_PER_CALL = 100

@@ -329,6 +329,50 @@ def test_crash__between_delivery_and_acknowledgement__hands_it_over_again_in_ord
     assert pending(redis_client, service) == 0
 
 
+def crc64(data: bytes) -> bytes:
+    """The checksum of a DUMP."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ 0x95AC9329AC4BC9B5 * (crc & 1)
+    return crc.to_bytes(8, "little")
+
+
+def deliver_in_future(client: redis.Redis, stream: str, ms: int) -> None:
+    """Let the group's pending entries seem to be delivered so much later: no command does that."""
+    payload: Any = client.dump(stream)[:-8]
+    (group,) = client.xinfo_stream(stream, full=True)["groups"]
+    for *_, time_ms, _ in group["pending"]:
+        payload = payload.replace(*(t.to_bytes(8, "little") for t in (time_ms, time_ms + ms)))
+    client.restore(stream, 0, payload + crc64(payload), replace=True)
+
+
+@pytest.mark.parametrize("owner", ["dead", "(released)"])
+def test_stores_clock__ahead_for_a_while__does_not_stop_the_group(
+    service: Service,
+    make: Make,
+    ordered: bool,
+    owner: str,
+    store_url: str,
+    redis_client: redis.Redis,
+) -> None:
+    """What a follower that died, or whose handler failed, left then has times in the future."""
+    service.push("a")
+    service.push("a", False)
+    make(start="all").create_group()
+    ahead_ms = 2 * 24 * 3600 * 1000
+    with redis.Redis.from_url(store_url) as client:
+        for key in client.scan_iter(match="*:changes"):
+            if client.xreadgroup("mail", owner, {key: ">"}):
+                client.set(key + b":mail:lease", owner, px=ahead_ms)
+                deliver_in_future(client, key, ahead_ms)
+        heard = Heard()
+        poll_until(make(ordered=ordered, **QUICK), heard, lambda: len(heard.changes) == 2)
+    assert heard.of("a") == [True, False]
+    assert pending(redis_client, service) == 0
+
+
 def test_change_that_kills_every_process__is_given_up_unhandled(
     service: Service, make: Make, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,8 @@ from app.settings import ApiKey, Settings
 from app.store import Job, Store, StoreError, connect
 from app.store.connection.scripts import load_script
 from app.store.errors import StoreHeld
+from app.store.hold import HoldLost
+from app.store.maintenance.copy import HOLD_MS
 from simulator import payloads
 from tests.integration.conftest import APP, Run, caller
 from tests.integration.web.api.read_api import say
@@ -97,6 +99,19 @@ def test_write__of_an_app_that_has_only_registered__is_refused(store: Store) -> 
     store.hold.begin()
     with pytest.raises(StoreHeld):
         store.memberships.register_cohort("new", Cohort("x", "X: x"), source="list")
+
+
+def test_hold_of_a_copy__killed_while_the_stores_clock_was_ahead__is_over(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    apps = store.hold.begin(b"a copy", HOLD_MS)
+    for flag in redis_client.scan_iter(match="*hold"):
+        redis_client.pexpire(flag, 2 * 24 * 3600 * 1000)
+    say(store, TRAIT, True, ["new"])
+    store.hold.check()
+    # A copy that still runs must not go on: something may have been written.
+    with pytest.raises(HoldLost):
+        store.hold.renew(apps, b"a copy", HOLD_MS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

@@ -423,6 +423,30 @@ def test_report__of_a_process_that_died__is_interrupted(
     assert (found.state, found.reason) == ("interrupted", "reconcile_interrupted")
 
 
+def test_reconcile__killed_while_the_stores_clock_was_ahead__may_be_repeated(
+    here: Here, redis_client: redis.Redis
+) -> None:
+    with here.parts.store.upstream.lease(APP, RECONCILE):
+        with pytest.raises(errors.ReconcileRunning):
+            here.parts.reconciler.begin(Order(OPERATOR, APP, "a1"))
+        key = here.parts.store.keys.upstream_lease(APP, RECONCILE)
+        redis_client.pexpire(key, 2 * 24 * 3600 * 1000)
+        assert here.parts.reconciler.begin(Order(OPERATOR, APP, "a1")).state == "running"
+
+
+def test_exports__counted_while_a_processs_clock_is_ahead__belong_to_this_month(
+    make_app: Callable[..., Flask], upstream: Upstream
+) -> None:
+    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
+    clock = Clock()
+    app = make_app(Tuning(now=clock), amplitude_keys=(keys,), amplitude_url=upstream.url)
+    exports = services(app).store.upstream
+    for days in (0, 40, -40):
+        clock.forward(days * 86_400)
+        assert exports.spend_export(APP, 3)
+    assert exports.exports(APP) == 3
+
+
 def test_report__while_it_runs__says_so_and_expires(here: Here, redis_client: redis.Redis) -> None:
     here.send("a1", 1)
     here.serve("a1", user_ids=["user0"])

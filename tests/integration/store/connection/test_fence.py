@@ -132,6 +132,10 @@ WRITES: dict[str, tuple[Callable[[Store], Any], Callable[[Store], Any]]] = {
         lambda store: store.hold.begin(),
     ),
     "hold": (lambda store: store.hold.begin(), lambda store: store.hold.release()),
+    "keep a report": (
+        lambda store: store.upstream.save_report(APP, COHORT, {"state": "running"}),
+        lambda store: store.upstream.save_report(APP, COHORT, {"state": "done"}),
+    ),
 }
 
 
@@ -151,6 +155,17 @@ def test_write__that_arrives_after_its_opposite__changes_nothing(
     other(store)
     late[0].deliver()
     assert content(redis_client) == first
+
+
+def test_renewal_of_a_copys_hold__that_arrives_late__does_not_end_that_of_an_operator(
+    store: Store, late: tuple[LateProxy, str], redis_client: redis.Redis
+) -> None:
+    apps = store.hold.begin(b"a copy", 60_000)
+    store.hold.renew(apps, b"a copy", 60_000)
+    given_up(late[0], lambda: store.hold.renew(apps, b"a copy", 60_000))
+    store.hold.begin()
+    late[0].deliver()
+    assert redis_client.pttl(store.keys.hold()) == -1
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
