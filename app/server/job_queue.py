@@ -24,7 +24,11 @@ class JobQueue:
         self._failures: dict[Job, int] = {}
 
     def update(self, pending: Iterable[Job], now: float) -> None:
-        """Update the pending jobs. New ones and those whose pause is over get a turn."""
+        """Update the pending jobs. New ones and those whose pause is over get a turn.
+
+        Args:
+            pending: a random selection, if there are very many. Others are listed another time.
+        """
         listed = dict.fromkeys(pending)
         self._waiting = {
             job: until for job, until in self._waiting.items() if until > now and job in listed

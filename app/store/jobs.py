@@ -7,7 +7,7 @@ process that works on the same job.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -16,6 +16,7 @@ from app.store.connection.scripts import load_script
 from app.store.deletion import USERS_PER_STEP, Deletions
 from app.store.errors import StoreError, store_errors
 from app.store.keys import Keys
+from app.store.tuning import DEFAULT, Tuning
 
 # How long a process keeps a job after its last step.
 LEASE_MS = 5000
@@ -39,7 +40,9 @@ class Jobs:
         apps: Callable[[], list[str]],
         deletions: Deletions,
         spread_name: Callable[[str, str], int],
+        tuning: Tuning = DEFAULT,
     ) -> None:
+        self._listed_at_once = tuning.jobs_listed
         self._client = client
         self._keys = keys
         self._apps = apps
@@ -51,39 +54,51 @@ class Jobs:
         self._lease = load_script(client, "lease.lua")
         self._token = secrets.token_hex(8)
 
-    def pending(self) -> list[Job]:
-        """All unfinished jobs of all apps, without those of partitions that are unavailable.
+    def pending(self, app_ids: Sequence[str] | None = None) -> list[Job]:
+        """Unfinished jobs, by default of all apps; some of them where there are very many.
+
+        Without those of partitions that are unavailable.
 
         Raises:
             StoreError: none is available.
         """
-        places = [(app, p) for app in self._apps() for p in range(self._keys.partitions)]
+        places = self._partitions(app_ids)
+        # At random, so that all get their turn.
+        listed = self._ask("SRANDMEMBER", places, self._listed_at_once)
         return [
             Job(app_id, partition, cohort_id.decode())
-            for (app_id, partition), cohort_ids in zip(places, self._listed(places), strict=True)
-            for cohort_id in sorted(cohort_ids)
+            for (app_id, partition), cohort_ids in zip(places, listed, strict=True)
+            for cohort_id in sorted(cohort_ids or ())
         ]
 
-    def _listed(self, places: list[tuple[str, int]]) -> list[set[bytes]]:
-        """The ids of the cohorts with jobs in each of some partitions."""
+    def count(self, app_ids: Sequence[str] | None = None) -> int:
+        """How many unfinished jobs there are; see :meth:`pending`."""
+        return sum(count or 0 for count in self._ask("SCARD", self._partitions(app_ids)))
+
+    def _partitions(self, app_ids: Sequence[str] | None) -> list[tuple[str, int]]:
+        apps = self._apps() if app_ids is None else app_ids
+        return [(app, p) for app in apps for p in range(self._keys.partitions)]
+
+    def _ask(self, command: str, places: list[tuple[str, int]], *args: Any) -> list[Any]:
+        """The replies to a command about the jobs of each partition; None if it is unavailable."""
+        client: Any = self._client
         try:
-            with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            with store_errors(), client.pipeline(transaction=False) as pipeline:
                 for place in places:
-                    pipeline.smembers(self._keys.jobs(*place))
-                return pipeline.execute()
+                    pipeline.execute_command(command, self._keys.jobs(*place), *args)
+                replies: list[Any] = pipeline.execute()
+                return replies
         except StoreError as error:
             # One after the other, so that one partition does not hide the jobs of all.
-            found: list[set[bytes]] = []
-            errors = 0
+            found: list[Any] = []
             for place in places:
                 try:
                     with store_errors():
-                        listed: Any = self._client.smembers(self._keys.jobs(*place))
-                    found.append(listed)
+                        key = self._keys.jobs(*place)
+                        found.append(client.execute_command(command, key, *args))
                 except StoreError:
-                    errors += 1
-                    found.append(set())
-            if errors == len(places):
+                    found.append(None)
+            if all(reply is None for reply in found):
                 raise error
             return found
 

@@ -99,7 +99,7 @@ class Store:
         self.retention = Retention(
             client, keys, changes_max_age_hours * _MS_PER_HOUR, self.sync_history
         )
-        self.jobs = Jobs(client, keys, self.apps, deletions, self.memberships.spread_name)
+        self.jobs = Jobs(client, keys, self.apps, deletions, self.memberships.spread_name, tuning)
         self.erasure = Erasure(client, keys, self.size_history, self.sync_history)
         self.resyncs = Resyncs(
             client,

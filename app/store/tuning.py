@@ -28,6 +28,7 @@ class Tuning:
         change_bytes_per_call: bytes of user ids that one page of changes holds.
         rates_remembered: names whose counts a process keeps.
         rates_retry_seconds: a counter that was unavailable is tried again after this long.
+        jobs_listed: jobs of a partition that a process lists at once, of thousands if need be.
         history_buffered: requests buffered for the sync history while the store is unavailable.
             When full, new requests are dropped: the oldest show how the outage began.
         successes_remembered: requests that succeeded, to recognise retries: some seconds' worth.
@@ -50,6 +51,7 @@ class Tuning:
     change_bytes_per_call: int = 512 * 1024
     rates_remembered: int = 10_000
     rates_retry_seconds: float = 5.0
+    jobs_listed: int = 500
     history_buffered: int = 20_000
     successes_remembered: int = 20_000
     marks_per_round: int = 64

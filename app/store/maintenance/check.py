@@ -172,7 +172,8 @@ class Checker:
                     listed = self._client.zscan_iter(key, count=USERS_PER_CALL)
                     survey.cohorts[place].update(cohort_id for cohort_id, _ in listed)
             if not survey.is_wrong("jobs", place):
-                with_jobs: Any = self._client.smembers(self._keys.jobs(*place))
+                key = self._keys.jobs(*place)
+                with_jobs: Any = self._client.sscan_iter(key, count=USERS_PER_CALL)
                 survey.cohorts[place].update(with_jobs)
         return survey
 
@@ -272,8 +273,8 @@ class Checker:
         before = self._names(places, cohort_ids)
         with_jobs = set[bytes]()
         for place in places:
-            jobs: Any = self._client.smembers(self._keys.jobs(*place))
-            with_jobs |= jobs
+            jobs: Any = self._client.smismember(self._keys.jobs(*place), list(cohort_ids))
+            with_jobs.update(one for one, has in zip(cohort_ids, jobs, strict=True) if has)
         for cohort_id, names in self._names(places, cohort_ids).items():
             known = {name for name in names if name is not None}
             if len(known) < 2 or names != before[cohort_id] or cohort_id in with_jobs:

@@ -127,7 +127,7 @@ class StoreGauges(Collector):
         return [by_state, by_reason, losses]
 
     def _jobs(self) -> list[GaugeMetricFamily]:
-        return [definitions.JOBS.family(len(self._store.jobs.pending()))]
+        return [definitions.JOBS.family(self._store.jobs.count())]
 
     def _memory(self) -> list[GaugeMetricFamily]:
         memory = self._store.server_info.memory()

@@ -337,7 +337,7 @@ def _health_page(*, notify_error: str | None = None, status: int = 200) -> Respo
     with suppress(StoreError):  # some hosted stores do not allow INFO
         memory = current.server_info.memory()
         persistent = current.server_info.is_persistent()
-    jobs = [job for job in current.jobs.pending() if job.app_id == g.caller.app_id]
+    app_ids = [g.caller.app_id]
     return render(
         "health.html",
         status,
@@ -346,9 +346,9 @@ def _health_page(*, notify_error: str | None = None, status: int = 200) -> Respo
         problem=problem,
         memory=memory,
         persistent=persistent,
-        counts=current.freshness.counts([g.caller.app_id]),
-        jobs=jobs[:JOBS_SHOWN],
-        job_count=len(jobs),
+        counts=current.freshness.counts(app_ids),
+        jobs=current.jobs.pending(app_ids)[:JOBS_SHOWN],
+        job_count=current.jobs.count(app_ids),
         unknown=current.sync_history.unknown_callers(),
         settings=services().settings,
         **polls(),

@@ -12,7 +12,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange
 from app.server.background import Background
 from app.settings import Settings
-from app.store import Store, connect
+from app.store import Store, Tuning, connect
 from tests.support.polling import wait_until
 
 BUSY, QUIET = "busy", "quiet"
@@ -78,6 +78,23 @@ def test_deletion__of_one_app__does_not_wait_for_the_renames_of_another(
     wait_until(lambda: bool(store.jobs.pending()))
     # One of three attempts: the machine may be busy with something else.
     assert any(seconds_of_deletion(store) < 5 for _ in range(3))
+
+
+def test_jobs__more_than_are_listed_at_once__are_all_done(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    with connect(Settings(redis_url=store_url)) as client:
+        store = Store(client, tuning=Tuning(jobs_listed=5))
+        for number in range(30):
+            say(store, BUSY, f"old: {number}", "u0")
+            say(store, BUSY, f"new: {number}", "u1")
+        assert (len(store.jobs.pending()), store.jobs.count()) == (5, 30)
+        assert store.jobs.count([QUIET]) == 0
+        Background(store).work()
+        assert store.jobs.count() == 0
+        assert redis_client.hgetall("cohorts:{busy}:user:u0").keys() == {
+            f"new: {number}" for number in range(30)
+        }
 
 
 def test_deletion__of_one_app__does_not_wait_for_jobs_of_another_that_fail(
