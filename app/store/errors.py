@@ -10,6 +10,7 @@ import redis
 from redis import exceptions
 
 from app.store.connection.calls import NotReplicated
+from app.store.connection.server import NotResponding
 
 
 class StoreError(Exception):
@@ -170,7 +171,8 @@ def store_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (redis.RedisError, exceptions.RedisClusterException) as error:
+    except (redis.RedisError, exceptions.RedisClusterException) as raised:
+        error = raised.failure if isinstance(raised, NotResponding) else raised
         for kinds, translation in _BY_TYPE:
             if isinstance(error, kinds):
                 raise translation() from error

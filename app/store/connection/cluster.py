@@ -10,8 +10,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import redis
@@ -27,6 +28,7 @@ from app.store.connection.calls import NO_WAIT, Call, NotReplicated, Wait
 from app.store.connection.fence import ServerClock, is_late
 from app.store.connection.pool import FairLifoQueue, pooled
 from app.store.connection.script import StoreScript
+from app.store.connection.server import Server
 
 # The second attempt comes after the slots have been read again.
 _ATTEMPTS = 2
@@ -171,7 +173,7 @@ class ClusterClient(CoreCommands):
     def _connect(self) -> Any:
         return _Cluster(
             url=self._url,
-            connection_pool_class=_Pool,
+            connection_pool_class=partial(_Pool, self._learn_nodes),
             # One retry, after the slots have been read again. Nothing waits for a node that is
             # down: the sender will retry.
             retry=Retry(NoBackoff(), _ATTEMPTS - 1),
@@ -180,6 +182,12 @@ class ClusterClient(CoreCommands):
             require_full_coverage=False,
             **self._options,
         )
+
+    def _learn_nodes(self) -> None:
+        """Ask the nodes that reply whether a replica has taken over from one that does not."""
+        if self._cluster is not None:
+            with suppress(exceptions.RedisError, exceptions.RedisClusterException):
+                self._cluster.nodes_manager.initialize()
 
 
 class Pipeline(CoreCommands):
@@ -232,11 +240,38 @@ class _Cluster(RedisCluster):
 
 
 class _Pool(ConnectionPool):
-    """The connections to one node; the permits limit their number."""
+    """The connections to one node; the permits limit their number.
 
-    def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
-        super().__init__(connection_class=pooled(connection_class), **options)
+    Args:
+        failed: called after each attempt to ask a node that did not reply.
+    """
+
+    def __init__(
+        self,
+        failed: Callable[[], None],
+        connection_class: type[Connection] = Connection,
+        **options: Any,
+    ) -> None:
+        self._failed = failed
+        self._server = Server(self._attempt)
+        super().__init__(connection_class=pooled(connection_class, self._server), **options)
         self.server_clock = ServerClock()
+
+    def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        self._server.check()
+        return super().get_connection()
+
+    def _attempt(self) -> None:
+        try:
+            connection: Any = super().get_connection()
+            try:
+                connection.send_command("PING")
+                connection.read_response()
+            finally:
+                self.release(connection)
+        except exceptions.RedisError:
+            self._failed()
+            raise
 
     def make_connection(self) -> Any:
         connection: Any = super().make_connection()

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.store.connection.calls import NO_WAIT, Call, NotReplicated, Wait
 from app.store.connection.fence import ServerClock, is_late
 from app.store.connection.script import StoreScript
 from app.store.connection.sentinel import sentinel_connections
+from app.store.connection.server import Server
 
 # Errors of a server that is not, or no longer, the primary. It has done nothing.
 DEMOTED = (redis.ReadOnlyError, exceptions.MasterDownError)
@@ -95,9 +96,28 @@ class Pool(redis.BlockingConnectionPool):
     """A pool without the library's own measurements, which took as long as the rest.
 
     Calls that find no free connection wait in turn.
+
+    Attributes:
+        server: what the pool knows of its server; see :func:`make_pool`.
     """
 
+    server = Server()
+
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        self.server.check()
+        return self._take(self.server.check)
+
+    def attempt(self) -> None:
+        """Ask a server that did not reply."""
+        connection = self._take(lambda: None)
+        try:
+            connection.send_command("PING")
+            connection.read_response()
+        finally:
+            self.release(connection)
+
+    def _take(self, check: Callable[[], None]) -> Any:
+        """An open connection. ``check`` is called after the wait for a free one."""
         self._checkpid()
         try:
             connection = self.pool.get(block=True, timeout=self.timeout)
@@ -106,6 +126,7 @@ class Pool(redis.BlockingConnectionPool):
         if connection is None:
             connection = self.make_connection()  # type: ignore[no-untyped-call]
         try:
+            check()
             connection.connect()
         except BaseException:
             self.release(connection)
@@ -225,29 +246,19 @@ def make_pool(
         "timeout": timeout,
         "queue_class": FairLifoQueue,
     }
-    servers = Servers()
+    server = Server()
     if "+sentinel://" in url:
-        kind, more = sentinel_connections(url, timeout, servers.changed, **tls_options)
+        kind, more = sentinel_connections(url, timeout, server.changed, **tls_options)
         make: Any = Pool
-        return make(connection_class=pooled(kind, servers), **more, **options)
-    pool = Pool.from_url(url, **tls_options, **options)
-    pool.connection_class = pooled(pool.connection_class, servers)
+        pool = make(connection_class=pooled(kind, server), **more, **options)
+    else:
+        pool = Pool.from_url(url, **tls_options, **options)
+        pool.connection_class = pooled(pool.connection_class, server)
+    pool.server, server.attempt = server, pool.attempt
     return pool
 
 
-class Servers:
-    """Counts how often another server became the primary, as far as one pool has noticed."""
-
-    def __init__(self) -> None:
-        self.changes = 0
-
-    def changed(self) -> None:
-        self.changes += 1
-
-
-def pooled(
-    kind: type[AbstractConnection], servers: Servers | None = None
-) -> type[AbstractConnection]:
+def pooled(kind: type[AbstractConnection], server: Server) -> type[AbstractConnection]:
     """The connection class for one pool: reconnects after a failover, and is not polled.
 
     A demoted server may keep its connections open. Commands on them would fail until a restart, or
@@ -261,7 +272,6 @@ def pooled(
 
     Each connection knows its server's clock, for the deadlines of calls that write.
     """
-    noticed = servers or Servers()
 
     class Connection(kind):  # type: ignore[misc, valid-type]
         changes_before = 0
@@ -278,19 +288,32 @@ def pooled(
             return False
 
         def connect(self) -> None:
-            if self._sock and self.changes_before != noticed.changes:
+            if self._sock and self.changes_before != server.changes:
                 self.disconnect()
             if not self._sock:
-                self.changes_before = noticed.changes
-                super().connect()
+                self.changes_before = server.changes
+                began = time.monotonic()
+                try:
+                    super().connect()
+                except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+                    server.failed(error, time.monotonic() - began)
+                    raise
 
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return super().read_response(*args, **options)
+                reply = super().read_response(*args, **options)
             except DEMOTED:
-                if self.changes_before == noticed.changes:
-                    noticed.changed()
+                if self.changes_before == server.changes:
+                    server.changed()
                 self.mark_for_reconnect()  # later: a pipeline reads all of its replies first
                 raise
+            except exceptions.TimeoutError as error:
+                server.failed(error, self.socket_timeout)
+                raise
+            except exceptions.ResponseError:
+                server.replied()
+                raise
+            server.replied()
+            return reply
 
     return Connection

@@ -16,6 +16,7 @@ import redis
 from redis.connection import Connection
 
 from app.store.connection.pool import Client, FairLifoQueue, Pool, pooled
+from app.store.connection.server import Server
 from tests.support.polling import wait_until
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -52,7 +53,7 @@ def taken_from_a_pool(kind: Any) -> Any:
 
 def test_connection__taken_from_a_pool__is_polled_by_the_library_but_not_by_ours() -> None:
     assert taken_from_a_pool(Silent).polls == 1
-    assert taken_from_a_pool(pooled(Silent)).polls == 0
+    assert taken_from_a_pool(pooled(Silent, Server())).polls == 0
 
 
 @pytest.mark.parametrize(
