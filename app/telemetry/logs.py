@@ -90,7 +90,7 @@ def _text_bytes(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
 
 
 def configure(level: str, form: str) -> None:
-    """Send the service's own log lines to standard output, in the form ``json`` or ``text``.
+    """Print the service's own log lines, in the form ``json`` or ``text``.
 
     Error messages are left out, except at level ``debug``.
     """
@@ -104,20 +104,32 @@ def configure(level: str, form: str) -> None:
             else structlog.processors.JSONRenderer(serializer=orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.BytesLoggerFactory(),
+        logger_factory=_factory(),
         cache_logger_on_first_use=True,
     )
 
 
+_is_command = False
+
+
 @contextmanager
 def on_stderr() -> Iterator[None]:
-    """Send log lines to standard error: a command's standard output is for its results."""
-    before = structlog.get_config()
-    structlog.configure(logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer))
+    """Send log lines to standard error: a command's standard output is for its results.
+
+    Also those of a service that is created, and calls :func:`configure`, within the block.
+    """
+    global _is_command
+    before, _is_command = _is_command, True
+    structlog.configure(logger_factory=_factory())
     try:
         yield
     finally:
-        structlog.configure(**before)
+        _is_command = before
+        structlog.configure(logger_factory=_factory())
+
+
+def _factory() -> structlog.BytesLoggerFactory:
+    return structlog.BytesLoggerFactory(sys.stderr.buffer if _is_command else None)
 
 
 def stdlib_config(level: str, form: str) -> dict[str, Any]:

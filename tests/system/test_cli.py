@@ -104,6 +104,21 @@ def test_command__store_not_there__is_one_line_without_traceback() -> None:
     )
 
 
+def test_warning__of_a_command__is_not_among_its_results() -> None:
+    with running_store() as url, redis.Redis.from_url(url) as client:
+        client.config_set("maxmemory", 1)  # the audit trail can't be written
+        result = subprocess.run(
+            [*ENTRIES["python -m app"], "store", "hold"],
+            cwd=ROOT,
+            env=environment(url),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert result.stdout == "Writes are on hold until `store release`.\n"
+    assert json.loads(result.stderr)["event"] == "admin action is not in the audit trail"
+
+
 def test_command__settings_missing__says_which(store_url: str) -> None:
     run = flask(None, "cohorts", "list")
     assert run.returncode == 1
