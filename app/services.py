@@ -60,9 +60,9 @@ class Services:
         self.store.check_readable()
         return self.store
 
-    def deletable_store(self) -> Store:
-        """As :meth:`readable_store`, but also while the store is full: deletions make room."""
-        self.store.check_for_deleting()
+    def checked_store(self) -> Store:
+        """The store, after :meth:`Store.check`."""
+        self.store.check()
         return self.store
 
 
@@ -103,6 +103,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         tuning=tuning,
     )
     keyring = KeyRing(settings, store.api_keys, tuning)
+    sessions = Sessions(store, keyring, tuning)
     meter, recorder = Meter(), SyncRecorder(store, tuning)
     problems = SyncProblems(store, tuning)
     watch = StoreWatch(store, tuning, MarksFile.from_settings(settings))
@@ -120,7 +121,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
     every_second = [
         *(meter.flush, recorder.work, problems.work, watch.work),
         *(resyncs.work, notifier.work),
-        *(keyring.refresh, keyring.write_uses, poller.work),
+        *(keyring.refresh, keyring.write_uses, sessions.prepare, poller.work),
         store.follow_primary,
     ]
     return Services(
@@ -128,7 +129,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         store=store,
         rates=RateLimiter(client, store.keys, tuning),
         keyring=keyring,
-        sessions=Sessions(store, keyring, tuning),
+        sessions=sessions,
         meter=meter,
         store_gauges=StoreGauges(store, keyring.first_expiry, list(amplitude)),
         sync_recorder=recorder,

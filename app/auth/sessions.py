@@ -10,6 +10,7 @@ import hmac
 import math
 import secrets
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 from flask import Request
@@ -56,6 +57,12 @@ class Sessions:
         self._ring = ring
         self._trusted_seconds = tuning.last_read_trusted_seconds
         self._secret, self._secret_read, self._secret_due = b"", -math.inf, -math.inf
+
+    def prepare(self) -> None:
+        """Create the secret ahead of the first login: the store may refuse writes by then."""
+        if not self._secret:
+            with suppress(StoreError):
+                self._signer()
 
     def open(self, caller: Caller) -> Session:
         """A new session; it takes effect when its cookie is set."""

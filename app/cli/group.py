@@ -100,7 +100,7 @@ def _check_app_id(ctx: click.Context, parameter: click.Parameter, value: str | N
 
 def the_store() -> Store:
     """The store, after a check that it is available and laid out as the settings say."""
-    return services().deletable_store()
+    return services().checked_store()
 
 
 def one_app(store: Store, given: str | None, *, may_be_new: bool = False) -> str:

@@ -5,7 +5,7 @@ from app.store.change_stream import ChangeEntry, EntryId, FeedPosition, Position
 from app.store.cohort_list import COHORT_SORTS, NUMERIC_SORTS, CohortFilter, TooManyToSort
 from app.store.connection.client import connect, wait_for
 from app.store.erasure import Erased
-from app.store.errors import Attempts, StoreError, StoreFull, StoreRefused
+from app.store.errors import Attempts, StoreError, StoreFull, StoreReadOnly, StoreRefused
 from app.store.failed_requests import FailedRequest
 from app.store.jobs import Job
 from app.store.lookups import Member, MemberPosition, User, UserRecord
@@ -57,6 +57,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreFull",
+    "StoreReadOnly",
     "StoreRefused",
     "StoredKey",
     "SyncBatch",

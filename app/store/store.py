@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -18,7 +18,7 @@ from app.store.connection.calls import NO_WAIT, Wait
 from app.store.connection.sentinel import follow_primary
 from app.store.deletion import Deletions
 from app.store.erasure import Erasure
-from app.store.errors import UNAVAILABLE, StoreFull, store_errors
+from app.store.errors import UNAVAILABLE, StoreFull, StoreReadOnly, store_errors
 from app.store.failed_requests import FailedRequests
 from app.store.freshness import FreshnessStore
 from app.store.hold import Hold
@@ -46,6 +46,18 @@ from app.store.upstream import UpstreamStore
 _APPS_COUNTED = 100
 
 _MS_PER_HOUR = 3600 * 1000
+
+
+class Availability(NamedTuple):
+    """What a check of the store found.
+
+    Attributes:
+        seconds: how long it took.
+        refuses_writes: the reason if the store can only be read; else None.
+    """
+
+    seconds: float
+    refuses_writes: str | None
 
 
 class Store:
@@ -172,25 +184,21 @@ class Store:
         """Ask the Sentinels, if there are any, which server is the primary now."""
         follow_primary(self._client)
 
-    def check(self) -> float:
+    def check(self) -> Availability:
         """Check that the store is available and configured as it should be.
 
-        Returns:
-            The duration in seconds.
+        One that refuses writes (full, read-only) is available: reads and deletions continue.
         """
-        started = time.perf_counter()
+        started, refuses_writes = time.perf_counter(), None
         with store_errors():
             self._client.ping()
-        self.layout.check_writable()
-        return time.perf_counter() - started
+        try:
+            self.layout.check_writable()
+        except (StoreFull, StoreReadOnly) as error:
+            self.layout.check_readable()
+            refuses_writes = error.reason
+        return Availability(time.perf_counter() - started, refuses_writes)
 
     def check_readable(self) -> None:
         """Check that the stored data is laid out as configured, at most once a second."""
         self.layout.check_readable()
-
-    def check_for_deleting(self) -> None:
-        """As :meth:`check`, but accepts a full store: deleting makes room."""
-        try:
-            self.check()
-        except StoreFull:
-            self.check_readable()

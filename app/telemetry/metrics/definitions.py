@@ -90,9 +90,14 @@ class ScrapedGauge(NamedTuple):
         return GaugeMetricFamily(self.name, self.help, value, self.labels or None)
 
 
-STORE_UP = ScrapedGauge("cohort_receiver_store_up", "1 while the store is usable, else 0.")
+STORE_UP = ScrapedGauge("cohort_receiver_store_up", "1 while the store can be read, else 0.")
 STORE_PING_SECONDS = ScrapedGauge(
     "cohort_receiver_store_ping_seconds", "Response time of the store at the last check."
+)
+STORE_REFUSES_WRITES = ScrapedGauge(
+    "cohort_receiver_store_refuses_writes",
+    "1 while the store refuses writes for this reason: store_full, store_read_only.",
+    ("reason",),
 )
 STORE_MEMORY = ScrapedGauge("cohort_receiver_store_memory_bytes", "Memory used by the store.")
 STORE_MEMORY_LIMIT = ScrapedGauge(
@@ -204,6 +209,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
 STORE_GAUGES = (
     STORE_UP,
     STORE_PING_SECONDS,
+    STORE_REFUSES_WRITES,
     STORE_MEMORY,
     STORE_MEMORY_LIMIT,
     STORE_EVICTED,

@@ -11,7 +11,7 @@ import structlog
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from app.store import LossKind, Store, StoreError, StoreFull
+from app.store import LossKind, Store, StoreError, StoreFull, StoreReadOnly
 from app.telemetry.metrics import definitions
 
 # However often the metrics are scraped, the store is queried at most this often.
@@ -92,16 +92,17 @@ class StoreGauges(Collector):
                 families += part()
             except StoreError as error:
                 self._log.warning("metrics are incomplete", reason=error.reason)
-                # A store that is full still reports its memory.
-                if error.reason in _NO_REPLY or (
-                    part == self._ping and type(error) is not StoreFull
-                ):
+                if error.reason in _NO_REPLY or part == self._ping:
                     up = False
                     break
         return [definitions.STORE_UP.family(up), *families]
 
     def _ping(self) -> list[GaugeMetricFamily]:
-        return [definitions.STORE_PING_SECONDS.family(self._store.check())]
+        found = self._store.check()
+        refuses = definitions.STORE_REFUSES_WRITES.family()
+        for kind in (StoreFull, StoreReadOnly):
+            refuses.add_metric([kind.reason], kind.reason == found.refuses_writes)
+        return [definitions.STORE_PING_SECONDS.family(found.seconds), refuses]
 
     def _cohorts(self) -> list[GaugeMetricFamily]:
         family = definitions.COHORTS.family()

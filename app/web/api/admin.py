@@ -74,7 +74,7 @@ def delete_cohort(cohort_id: str) -> Response:
     """Begin to delete a cohort. Background work removes it from all users."""
     cohort_id = cohort_in_path(cohort_id)
     g.event["cohorts"] = [cohort_id]
-    operator, store = Operator.of_request(), services().deletable_store()
+    operator, store = Operator.of_request(), services().checked_store()
     if not admin_actions.begin_cohort_deletion(store, operator, g.caller.app_id, cohort_id):
         raise UnknownCohort()
     return json_reply({"cohortId": cohort_id, "status": "deleting"}, 202)
@@ -86,7 +86,7 @@ def delete_cohort(cohort_id: str) -> Response:
 def erase_user(user_id: str) -> Response:
     """Erase a user, known or not. With ``?suppress=true``, later syncs skip the user."""
     user_id, suppress = user_in_path(user_id), parameters(_ERASE)["suppress"]
-    operator, store = Operator.of_request(), services().deletable_store()
+    operator, store = Operator.of_request(), services().checked_store()
     erased = admin_actions.erase_user(store, operator, g.caller.app_id, user_id, suppress=suppress)
     return json_reply(
         {
@@ -104,7 +104,7 @@ def erase_user(user_id: str) -> Response:
 def unsuppress_user(user_id: str) -> Response:
     """Accept a suppressed user again."""
     user_id = user_in_path(user_id)
-    operator, store = Operator.of_request(), services().deletable_store()
+    operator, store = Operator.of_request(), services().checked_store()
     removed = admin_actions.unsuppress_user(store, operator, g.caller.app_id, user_id)
     return json_reply({"removed": removed})
 
@@ -117,7 +117,7 @@ def register_users() -> Response:
     parts = services()
     schema = limited(RegisterUsersSchema, parts.settings.max_batch_users)
     _, user_ids = load(schema, read_json())
-    store, app_id = parts.deletable_store(), g.caller.app_id
+    store, app_id = parts.checked_store(), g.caller.app_id
     registered = store.registered_users.add(app_id, user_ids)
     store.replication.confirm(app_id)
     return json_reply({"registered": registered})

@@ -45,14 +45,17 @@ class ReadyReply(Reply):
     warnings = fields.List(
         fields.String(
             validate=validate.OneOf(
-                ["store_lost", "store_set_back", "store_may_evict", "store_not_persistent"]
+                [
+                    *("store_full", "store_read_only", "store_lost", "store_set_back"),
+                    *("store_may_evict", "store_not_persistent"),
+                ]
             )
         ),
         required=True,
         metadata={
-            "description": "What endangers the data: the store lost data, or was set back to an "
-            "earlier state, and nobody has acknowledged it; it may evict keys; it keeps nothing on "
-            "disk.",
+            "description": "What is wrong although the store can be read: it refuses writes; it "
+            "lost data, or was set back to an earlier state, and nobody has acknowledged it; it "
+            "may evict keys; it keeps nothing on disk.",
             "example": [],
         },
     )
@@ -81,19 +84,19 @@ def version() -> Response:
 @requires(PUBLIC)
 @describes(StoreUnavailable, reply=ReadyReply())
 def readyz() -> Response:
-    """200 while the store is available, with its response time; else 503 with the reason.
+    """200 while the store can be read, with its response time; else 503 with the reason.
 
-    Also counts late cohorts, and warns of what endangers the data. Neither makes the service
-    unready.
+    Also counts late cohorts, and warns of a store that refuses writes and of what endangers the
+    data. Neither makes the service unready: no other replica would do better, and reads, pages and
+    deletions work.
     """
-    store = services().store
-    seconds = store.check()
+    found = services().store.check()
     # Public and polled often, so counts are cached.
     gauges = services().store_gauges
     document = {
         "status": "ready",
-        "storeMs": round(seconds * 1000, 2),
+        "storeMs": round(found.seconds * 1000, 2),
         "cohorts": gauges.freshness(),
-        "warnings": gauges.warnings(),
+        "warnings": [*filter(None, [found.refuses_writes]), *gauges.warnings()],
     }
     return json_reply(document)

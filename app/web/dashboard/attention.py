@@ -88,9 +88,11 @@ def _store_state() -> tuple[str, float | None]:
     """Why the store accepts no writes, and how full it is if nearly."""
     current = services().store
     try:
-        current.check()
+        problem = current.check().refuses_writes
     except StoreError as error:
-        return error.reason, None
+        problem = error.reason
+    if problem:
+        return problem, None
     try:
         memory = current.server_info.memory()
     except StoreError:  # some hosted stores do not allow INFO

@@ -191,7 +191,7 @@ def delete_cohort() -> BaseResponse:
     if not _is_confirmed(form, cohort_name(trait, cohort_id)):
         return _cohort_page(cohort_id, error="The name does not match.", status=400)
     g.event["cohorts"] = [cohort_id]
-    operator, current = Operator.of_request(), services().deletable_store()
+    operator, current = Operator.of_request(), services().checked_store()
     admin_actions.begin_cohort_deletion(current, operator, g.caller.app_id, cohort_id)
     return redirect(url_for(".overview", done="deleting"), 303)
 
@@ -238,7 +238,7 @@ def erase_user() -> BaseResponse:
         abort(400, "Invalid user id.")
     if not _is_confirmed(form, visible(user_id)):
         return _user_page(user_id, error="The user id does not match.", status=400)
-    operator, current = Operator.of_request(), services().deletable_store()
+    operator, current = Operator.of_request(), services().checked_store()
     admin_actions.erase_user(current, operator, g.caller.app_id, user_id, suppress=suppress)
     return redirect(url_for(".users", done="suppressed" if suppress else "erased"), 303)
 
@@ -327,10 +327,10 @@ def health() -> Response:
 
 
 def _health_page(*, notify_error: str | None = None, status: int = 200) -> Response:
-    current, problem = store(), None
+    current = store()
     seconds = current.server_info.ping()
     try:
-        current.check()
+        problem = current.check().refuses_writes
     except StoreError as error:
         problem = error.reason
     memory = persistent = None
@@ -360,7 +360,7 @@ def _health_page(*, notify_error: str | None = None, status: int = 200) -> Respo
 def acknowledge_loss() -> BaseResponse:
     """Acknowledge that the store lost data; if it was removed on purpose, forget it."""
     intended = read_signed_form().get("intended") == "true"
-    operator, current = Operator.of_request(), services().deletable_store()
+    operator, current = Operator.of_request(), services().checked_store()
     if intended:
         admin_actions.forgive_loss(current, operator, g.caller.app_id)
     else:
@@ -380,7 +380,7 @@ def send_test_notification() -> BaseResponse:
     try:
         with Timeout(_NOTIFY_SECONDS):
             admin_actions.send_test_notification(
-                parts.deletable_store(), operator, g.caller.app_id, parts.notifier.send_test
+                parts.checked_store(), operator, g.caller.app_id, parts.notifier.send_test
             )
     except DeliveryFailed as error:
         return _health_page(notify_error=str(error), status=502)

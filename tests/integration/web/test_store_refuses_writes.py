@@ -9,6 +9,8 @@ import redis
 from flask import Flask
 from limits import parse
 
+from app.services import services
+from app.web.dashboard.advice import advice
 from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.web.api.read_api import KEYS, READ_KEY
@@ -49,7 +51,22 @@ def test_reads__while_the_store_refuses_writes__continue_and_are_still_limited(
     assert set(found) == ({200} if limit == "1000/second" else {200, 429})
 
 
-def test_dashboard__first_login_on_a_full_store__works_and_so_does_logout(
+def test_dashboard_and_readiness__while_the_store_refuses_writes__continue_and_say_so(
+    make_app: Callable[..., Flask], refuse: Callable[[], str]
+) -> None:
+    app = make_app(rate_limit=parse("1000/second"), **KEYS)
+    assert caller(app).post(payloads.COHORT_PATH, json=BODY).status_code == 200
+    services(app).sessions.prepare()  # as each worker does every second
+    services(app).store.layout._checked.clear()
+    reason = refuse()
+    ready = caller(app).get("/readyz")
+    assert (ready.status_code, ready.json["warnings"]) == (200, [reason])
+    browser = Browser(app).log_in()  # the first one
+    assert advice(reason).meaning in browser.get("/").text
+    assert advice(reason).meaning in browser.get("/health").text
+
+
+def test_dashboard__first_login_on_a_store_that_was_always_full__works_and_so_does_logout(
     make_app: Callable[..., Flask], redis_client: redis.Redis
 ) -> None:
     app = make_app(rate_limit=parse("1000/second"), **KEYS)
@@ -61,3 +78,15 @@ def test_dashboard__first_login_on_a_full_store__works_and_so_does_logout(
         browser.get("/", 303)
     finally:
         redis_client.config_set("maxmemory", 0)
+
+
+@pytest.mark.parametrize("words", ["cohorts list", "users show u1", "store check"])
+def test_command__that_only_reads__works_while_the_store_refuses_writes(
+    make_app: Callable[..., Flask], refuse: Callable[[], str], words: str
+) -> None:
+    app = make_app()
+    assert caller(app).post(payloads.COHORT_PATH, json=BODY).status_code == 200
+    services(app).store.layout._checked.clear()  # as in another process
+    refuse()
+    found = app.test_cli_runner().invoke(args=words.split())
+    assert found.exit_code == 0, found.output

@@ -166,16 +166,26 @@ def test_gauges__store_with_a_limit__tell_how_full_it_is_and_whether_it_drops_da
         redis_client.config_set("maxmemory", "0")
 
 
-def test_gauges__full_store__is_up_and_tells_of_its_memory(
-    metered: Metered, redis_client: redis.Redis
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("maxmemory", "store_full"), ("min-replicas-to-write", "store_read_only")],
+)
+def test_gauges__store_that_refuses_writes__is_up_with_the_reason_and_everything_else(
+    metered: Metered, redis_client: redis.Redis, option: str, reason: str
 ) -> None:
-    redis_client.config_set("maxmemory", "1")
+    before = fresh_gauges(metered)
+    name = "cohort_receiver_store_refuses_writes"
+    assert before[f"{name} store_full"] == before[f"{name} store_read_only"] == 0
+    services(metered.http.application).store.layout._checked.clear()  # as a second later
+    redis_client.config_set(option, 1)
     try:
         told = fresh_gauges(metered)
-        assert told["cohort_receiver_store_up"] == 1
-        assert told["cohort_receiver_store_memory_limit_bytes"] == 1
     finally:
-        redis_client.config_set("maxmemory", "0")
+        redis_client.config_set(option, 0)
+    assert told["cohort_receiver_store_up"] == 1
+    assert told[f"{name} store_full"] + told[f"{name} store_read_only"] == 1
+    assert told[f"{name} {reason}"] == 1
+    assert told.keys() == before.keys()
 
 
 def test_gauges__store_that_refuses_to_tell_of_its_memory__leave_that_out(
