@@ -23,10 +23,10 @@ from app.cohorts import (
 from app.store.errors import store_errors
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
+from app.store.words import known
 
 FIELDS = ("completeness", "reasons", "verified_at", "verified_by", "left_out", "upstream")
 _SETTLED_AT_ONCE = 1000
-_REASONS = frozenset(IncompleteReason)
 # The members of the stored JSON object, by attribute.
 _UPSTREAM = {
     "size": "size",
@@ -159,14 +159,14 @@ def completeness_of(fields: list[Any]) -> Completeness:
     """Completeness from the documented fields of the hash, in their order."""
     state, reasons, verified_at, verified_by, left_out, upstream = fields
     return Completeness(
-        CompletenessState(state.decode()) if state else CompletenessState.UNVERIFIED,
+        known(CompletenessState, state) or CompletenessState.UNVERIFIED,
         tuple(
-            OpenReason(IncompleteReason(open["reason"]), int(open["since"]), int(open["count"]))
+            OpenReason(reason, int(open["since"]), int(open["count"]))
             for open in orjson.loads(reasons or b"[]")
-            if open["reason"] in _REASONS  # during a release, a newer version may add others
+            if (reason := known(IncompleteReason, open["reason"]))
         ),
         verified_at and int(verified_at),
-        VerifiedBy(verified_by.decode()) if verified_by else None,
+        known(VerifiedBy, verified_by),
         {reason: int(users) for reason, users in orjson.loads(left_out or b"{}").items()},
         _upstream(orjson.loads(upstream)) if upstream else None,
     )

@@ -19,6 +19,7 @@ from app.store.errors import store_errors
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
 from app.store.replication import Replication
+from app.store.words import known
 
 # Cohorts in one step: about 3 ms of the store's time.
 COHORTS_PER_STEP = 100
@@ -137,11 +138,11 @@ class Losses:
         """The last loss of each app that had one in the last 90 days."""
         losses: dict[str, Loss] = {}
         for record in self._records(app_ids):
-            if record.at and record.kind:
+            kind = known(LossKind, record.kind)
+            if record.at and kind:
                 app_id, at_ms = record.partition.app_id, int(record.at)
                 last = losses.get(app_id)
                 if last is None or at_ms > last.at_ms:
-                    kind = LossKind(record.kind.decode())
                     losses[app_id] = Loss(app_id, kind, at_ms, bool(record.acknowledged))
                 elif at_ms == last.at_ms and record.acknowledged:
                     losses[app_id] = last._replace(acknowledged=True)

@@ -124,7 +124,7 @@ def changed_cohorts(transitions: Sequence[Transition]) -> dict[tuple[str, str], 
     for transition in transitions:
         if transition.after == "incomplete" and transition.raised:
             what = ("incomplete", transition.raised)
-        elif transition.before == "incomplete" and transition.after != "incomplete":
+        elif transition.before == "incomplete" and transition.after in ("verified", "unverified"):
             what = (transition.after, "")
         else:
             continue

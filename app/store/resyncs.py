@@ -37,6 +37,7 @@ from app.store.losses import Losses
 from app.store.memberships import Memberships
 from app.store.registry import Registry
 from app.store.size_history import SizeHistory
+from app.store.words import known
 
 # About 1 ms of the store's time for a step that looks, and 5 ms for one that removes all of them.
 USERS_PER_STEP = 1000
@@ -458,17 +459,20 @@ class Resyncs:
         if b"state" not in found:
             return None
         fields = {name.decode(): value.decode() for name, value in found.items()}
+        kind, state = known(ResyncKind, fields["kind"]), known(ResyncState, fields["state"])
+        if kind is None or state is None:
+            return None  # a process of the later version that began it goes on with it
         return Resync(
             id=fields["id"],
-            kind=ResyncKind(fields["kind"]),
-            state=ResyncState(fields["state"]),
+            kind=kind,
+            state=state,
             started_ms=int(fields["started"]),
             quiet_ms=int(fields["quiet"]) if fields.get("quiet") else None,
             added=int(fields.get("added", 0)),
             removed=int(fields.get("removed", 0)),
             unknown=int(fields.get("unknown", 0)),
             members=int(fields["members"]) if "members" in fields else None,
-            refused=ResyncRefusal(fields["refused"]) if fields.get("refused") else None,
+            refused=known(ResyncRefusal, fields.get("refused")),
         )
 
     def _record_key(self, place: ResyncPlace) -> str:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,7 +189,9 @@ class Reconciler:
         found = self._store.upstream.report(app_id, cohort_id)
         if found is None:
             return None
-        report = Report(**found)
+        # A later version may have more members.
+        names = [member.name for member in fields(Report)]
+        report = Report(**{name: found[name] for name in names if name in found})
         # Also if the clock that it was requested by was ahead.
         has_begun = abs(self._now_ms() - report.requested_ms) > _BEGINS_WITHIN_SECONDS * 1000
         is_leased = self._store.upstream.is_leased(app_id, RECONCILE)

@@ -147,7 +147,7 @@ def completeness_of(fields: Sequence[str | None]) -> Completeness:
     """The completeness of a cohort, from :data:`COMPLETENESS_FIELDS` in the store."""
     state, reasons, verified_at, verified_by, left_out, upstream = fields
     return Completeness(
-        state=CompletenessState(state or CompletenessState.UNVERIFIED),
+        state=_state(state),
         reasons=tuple(
             IncompleteReason(item["reason"], int(item["since"]), int(item["count"]))
             for item in json.loads(reasons or "[]")
@@ -156,6 +156,13 @@ def completeness_of(fields: Sequence[str | None]) -> Completeness:
         verified_by=verified_by,
         left_out=json.loads(left_out or "{}"),
         upstream=None if upstream is None else json.loads(upstream),
+    )
+
+
+def _state(word: str | None) -> CompletenessState:
+    """A state; that of a later version of the receiver proves nothing."""
+    return next(
+        (state for state in CompletenessState if state == word), CompletenessState.UNVERIFIED
     )
 
 

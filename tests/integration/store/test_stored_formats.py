@@ -11,6 +11,8 @@ from flask import Flask
 
 from app.server.background import Background
 from app.services import services
+from app.store import ResyncPlace
+from cohort_reader import CohortReader
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.web.api.read_api import ADMIN_KEY, KEYS
@@ -100,6 +102,40 @@ def read_everything(app: Flask) -> None:
     store = services(app).store
     store.audit_trail.all()
     store.api_keys.all()
+
+
+def test_words__of_a_later_version__are_passed_over(
+    make_app: Callable[..., Flask], redis_client: redis.Redis
+) -> None:
+    app = make_app(**KEYS)
+    traffic(app)
+    store, admin = services(app).store, caller(app, ADMIN_KEY)
+    key = store.keys.cohort(APP, 0, "1", "")
+    later = {"reason": LATER, "since": 1, "last": 1, "count": 1}
+    redis_client.hset(
+        f"{key}freshness",
+        mapping={
+            "completeness": LATER,
+            "reasons": json.dumps([later]),
+            "verified_at": 1,
+            "verified_by": LATER,
+        },
+    )
+    redis_client.hset(store.keys.loss(APP, 0), mapping={"kind": LATER, "at": 1})
+    report = {"state": "done", "apply": True, "requested_ms": 1, LATER: 1}
+    redis_client.set(f"{key}reconcile", json.dumps(report))
+    read_everything(app)
+    assert admin.get("/api/v1/cohorts/1").json["completeness"]["state"] == "unverified"
+    assert admin.get("/api/v1/cohorts/1/reconcile").json["state"] == "done"
+    assert CohortReader(redis_client, app=APP).completeness("1").state == "unverified"
+    for field in ("refused", "state", "kind"):
+        admin.post("/api/v1/cohorts/1/resync")
+        redis_client.hset(f"{key}resync", field, LATER)
+        read_everything(app)
+        status = admin.get("/api/v1/cohorts/1/resync").status_code
+        assert status == (200 if field == "refused" else 404)
+        assert list(store.resyncs.steps(ResyncPlace(APP, "1"))) == []
+        redis_client.delete(f"{key}resync")
 
 
 def test_records__with_more_in_them__are_read_and_added_to(

@@ -185,6 +185,17 @@ def test_verified__and_cleared__are_notified(
     ]
 
 
+def test_state_of_a_later_version__does_not_stop_what_follows(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    key = store.keys.transitions(APP, store.keys.partition("1"))
+    later = {"cohort": "1", "from": "incomplete", "to": "doubtful", "raised": "", "cleared": ""}
+    redis_client.xadd(key, later)
+    store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+    work(notifier)
+    assert receiver.types() == ["cohort.incomplete"]
+
+
 def test_lateness__is_notified_when_it_begins_and_ends(
     store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
 ) -> None:
