@@ -219,13 +219,13 @@ class CohortList:
         for cohort_id, *rows in zip(cohort_ids, *shares, strict=True):
             known = [row for row in rows if row[0] is not None]
             if known:
-                yield _summary(cohort_id, known, rows[self._keys.partition(cohort_id)][5:])
+                yield _summary(cohort_id, known, rows[self._keys.partition(cohort_id)][6:])
 
 
 def _summary(cohort_id: str, rows: list[list[Any]], home: list[Any]) -> CohortSummary:
-    newest = max(rows, key=lambda row: int(row[1])) if len(rows) > 1 else rows[0]
+    newest = max(rows, key=_newness) if len(rows) > 1 else rows[0]
     status = Status.ACTIVE
-    for trait, _, deleting, moving, _, *_ in rows:
+    for trait, _, _, deleting, moving, _, *_ in rows:
         if deleting is not None:
             status = Status.DELETING
             break
@@ -235,7 +235,12 @@ def _summary(cohort_id: str, rows: list[list[Any]], home: list[Any]) -> CohortSu
         cohort_id,
         newest[0].decode(),
         status,
-        sum(row[4] for row in rows),
+        sum(row[5] for row in rows),
         freshness_of(home[:4]),
         completeness_of(home[4:]),
     )
+
+
+def _newness(row: list[Any]) -> tuple[int, int]:
+    """By which a partition's row has the newest name; see PartitionName."""
+    return int(row[2] or 0), int(row[1])

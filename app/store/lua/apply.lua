@@ -404,7 +404,9 @@ local function apply(cohort, trait, value, stated_at, users)
     if stale[i] then
       -- a newer statement about this user has been applied
     elseif entering and member then
-      confirmed[#confirmed + 1] = user
+      -- The score tells the time of the last statement, unless this one is newer.
+      local known = keeps_repeats and past(member)
+      if not known or at > known then confirmed[#confirmed + 1] = user end
       if ahead and not past(member) then corrected[#corrected + 1] = user end
       if earlier and (on_hash('HDEL', user, unpack(earlier)) or 0) > 0 then
         on_hash('HSET', user, trait, 'true')

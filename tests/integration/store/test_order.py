@@ -260,8 +260,8 @@ def test_repeats__are_remembered_for_a_day_after_they_arrived(
     say(True, now - 3 * HOUR)
     assert DAY < redis_client.pttl(SEEN) <= 2 * DAY
     redis_client.pexpire(SEEN, DAY)  # a day later, another user is reported again
-    for _ in range(2):
-        change = MembershipChange(Cohort.from_trait(TRAIT), True, ["other"], now)
+    for at in (now - 1, now):
+        change = MembershipChange(Cohort.from_trait(TRAIT), True, ["other"], at)
         store.memberships.apply(APP, [change], source="test")
     assert redis_client.zrange(SEEN, 0, -1) == ["other"]
     assert redis_client.zrange(SEEN_BEFORE, 0, -1) == ["u"]
@@ -282,6 +282,18 @@ def test_repeats__without_a_time__take_no_room(say, redis_client) -> None:
     say(True, now_ms())  # from now on, a statement may be older than another
     say(True)
     assert redis_client.zcard(SEEN) == 1
+
+
+def test_repeats__of_the_same_time__take_no_room(say, is_member, redis_client) -> None:
+    """A full sync that arrives twice: the score says as much."""
+    now = now_ms()
+    for _ in range(2):
+        say(True, now - HOUR)
+    assert not redis_client.exists(SEEN)
+    say(False, now - HOUR - 1)
+    assert is_member()
+    say(False, now - HOUR)
+    assert not is_member()
 
 
 def test_first_statement_with_a_time__older_than_a_repeat__is_ignored(say, is_member) -> None:

@@ -12,7 +12,7 @@ import redis
 from app.cohorts import Cohort, MembershipChange, Status
 from app.server.background import Background
 from app.settings import Settings
-from app.store import Store, connect
+from app.store import CohortFilter, Store, connect
 from tests.integration.store_contents import members, traits, transitions
 from tests.support.effort import PARTITIONS
 from tests.support.polling import wait_until
@@ -233,6 +233,21 @@ def test_new_name__from_a_node_whose_clock_is_behind__reaches_the_others(
     say(store, third, True, *[u for u in USERS if store.keys.partition(u) == 0][:1])
     Background(store).work()
     assert traits(redis_client, APP) == {u: {third: "true"} for u in USERS}
+
+
+def test_list__while_a_partition_has_an_earlier_name__shows_the_newest(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    """By the number of renames: the times are those of different nodes."""
+    with connect(Settings(redis_url=store_url)) as client:
+        store = Store(client, partitions=2)
+        say(store, OLD, True, *USERS)
+        say(store, NEW, True, *USERS)
+        behind = {"trait": OLD, "renames": 0, "named": time.time_ns() // 1_000_000 + 60_000}
+        redis_client.hset(store.keys.cohort(APP, 1, "1", "state"), mapping=behind)
+        (listed,) = store.cohort_list.page(APP, CohortFilter()).cohorts
+        assert (listed.trait, listed.status) == (NEW, Status.RENAMING)
+        assert store.registry.trait(APP, "1") == NEW
 
 
 def test_renames__in_one_partition_each__end_at_the_last(
