@@ -204,7 +204,7 @@ end
 
 -- Of how many names users may still have the field. Each of them costs every user of a call.
 local UNMOVED_NAMES = 10
-local NAMES_KEPT = 50
+local NAMES_KEPT, NAMES_BYTES = 50, 6144
 -- An earlier name that arrives within this time is a late retry; after it, a rename. In ms.
 local LATE_NAME = 10 * 60 * 1000
 
@@ -232,7 +232,11 @@ local function rename(cohort, state, current, trait, at, stated_at, may_be_late,
   end
 
   kept[#kept + 1] = {trait = current, ['until'] = now}
-  while #kept > NAMES_KEPT do table.remove(kept, 1) end
+  local bytes = 0
+  for _, earlier in ipairs(kept) do bytes = bytes + #earlier.trait end
+  while #kept > NAMES_KEPT or bytes > NAMES_BYTES and #kept > UNMOVED_NAMES do
+    bytes = bytes - #table.remove(kept, 1).trait -- the oldest: its users have been moved
+  end
   call('SADD', base .. 'jobs', cohort)
   call('HSET', state, 'trait', trait, 'named', integer(at), 'names', cjson.encode(kept),
     'moving', '', 'renames', integer(spread or renames + 1))

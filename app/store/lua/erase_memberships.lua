@@ -40,7 +40,9 @@ for i = 2, #ARGV do
   expect('hash', state)
   expect('set', confirmed)
   expect('zset', unpack(sets))
-  kept[i] = has_trait(state)
+  local known = false
+  for _, key in ipairs(sets) do known = known or call('ZSCORE', key, user) end
+  kept[i] = not known or has_trait(state) -- few users are known: reading all names takes long
 end
 
 local found = {}

@@ -235,6 +235,17 @@ def test_new_name__from_a_node_whose_clock_is_behind__reaches_the_others(
     assert traits(redis_client, APP) == {u: {third: "true"} for u in USERS}
 
 
+def test_earlier_names__that_are_long__take_little_room(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    for number in range(25):
+        say(store, f"{number:0>450}: 1", True, "u0", *USERS[number % 2 :])
+        Background(store).work()
+    for key in redis_client.scan_iter("*:state"):
+        assert len(redis_client.hget(key, "names") or "") < 7000
+    assert traits(redis_client, APP) == {u: {f"{24:0>450}: 1": "true"} for u in USERS}
+
+
 def test_list__while_a_partition_has_an_earlier_name__shows_the_newest(
     store_url: str, redis_client: redis.Redis
 ) -> None:
