@@ -21,10 +21,16 @@ class ResyncWorker:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._running: dict[ResyncPlace, Iterator[None]] = {}
+        self._unexpected: Exception | None = None
         self._log = structlog.get_logger()
 
     def work(self) -> None:
-        """Work for a second at most; called every second. A failing resync is tried again."""
+        """Work for a second at most; called every second. A failing resync is tried again.
+
+        Raises:
+            Exception: the first unexpected error, after the other resyncs had their turn.
+        """
+        self._unexpected = None
         try:
             self._find()
         except StoreError as error:
@@ -33,6 +39,8 @@ class ResyncWorker:
         while self._running and time.monotonic() < ends:
             for place in list(self._running):
                 self._advance(place)
+        if self._unexpected is not None:
+            raise self._unexpected
 
     def _find(self) -> None:
         attempts = Attempts()
@@ -54,4 +62,7 @@ class ResyncWorker:
         except StoreError as error:
             del self._running[place]
             self._log.warning("resync paused", reason=error.reason, cohort=place.cohort_id)
+        except Exception as error:  # noqa: BLE001
+            del self._running[place]
+            self._unexpected = self._unexpected or error
         time.sleep((time.monotonic() - began) * PAUSE_FACTOR)

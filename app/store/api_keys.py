@@ -15,6 +15,12 @@ from app.store.connection.scripts import load_script, register_fenced
 from app.store.errors import store_errors
 from app.store.keys import Keys
 
+# In one step: a key must never be stored without its expiry, nor an expiry be left without a key.
+_CREATE = """#!lua
+if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[1] .. ':expires', ARGV[3]) end
+return 1
+"""
 # A call that arrives late must not extend a key that was shortened since.
 _SET_EXPIRY = """#!lua flags=allow-oom
 if ARGV[2] == '' then return redis.call('HDEL', KEYS[1], ARGV[1]) end
@@ -77,6 +83,7 @@ class ApiKeys:
         self._now = now
         self._name, self._used_name = keys.api_keys(), keys.api_keys_used()
         self._revoke = load_script(client, "revoke.lua")
+        self._create = register_fenced(client, _CREATE)
         self._set_expiry = register_fenced(client, _SET_EXPIRY)
 
     def all(self) -> list[StoredKey]:
@@ -99,11 +106,11 @@ class ApiKeys:
             "scope": key.scope,
             "created_ms": key.created_ms,
         }
-        if key.expires_ms is not None:  # first: a key must never be stored without it
-            self.expire(key.id, key.expires_ms)
         self.forget_ended()
+        expires = "" if key.expires_ms is None else key.expires_ms
         with store_errors():
-            return bool(self._client.hsetnx(self._name, key.id, orjson.dumps(record)))
+            args = [key.id, orjson.dumps(record), expires]
+            return bool(self._create(keys=[self._name], args=args))
 
     def expire(self, key_id: str, at_ms: int | None) -> None:
         """Set when a key expires; None for never."""

@@ -65,11 +65,14 @@ class Jobs:
         places = self._partitions(app_ids)
         # At random, so that all get their turn.
         listed = self._ask("SRANDMEMBER", places, self._listed_at_once)
-        return [
+        jobs = [
             Job(app_id, partition, cohort_id.decode())
             for (app_id, partition), cohort_ids in zip(places, listed, strict=True)
             for cohort_id in sorted(cohort_ids or ())
         ]
+        if app_ids is None:  # forget those that another process has completed
+            self._spread = {job: self._spread[job] for job in jobs if job in self._spread}
+        return jobs
 
     def count(self, app_ids: Sequence[str] | None = None) -> int:
         """How many unfinished jobs there are; see :meth:`pending`."""

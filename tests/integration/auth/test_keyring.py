@@ -13,10 +13,11 @@ from flask import Flask
 from app.auth import keyring
 from app.auth.keyring import READ, KeyRing, make_key
 from app.services import services
-from app.settings import ApiKey
-from app.store import ApiKeys, Store, StoreError, Tuning
+from app.settings import ApiKey, Settings
+from app.store import ApiKeys, Store, StoredKey, StoreError, Tuning, connect
 from tests.integration.clock import Clock
 from tests.integration.conftest import APP, KEY, Run, caller
+from tests.integration.killed_process import KilledError, killed_at
 from tests.support.polling import wait_until
 from tests.support.stores import running_store
 
@@ -220,6 +221,22 @@ def test_list__after_use__tells_when_each_key_was_last_used(app: Flask, run: Run
     assert used.pop(idle) is None
     assert used.keys() > {key_id}
     assert all(ms >= began for ms in used.values())
+
+
+def test_create__killed_at_any_command__stores_no_part_of_a_key(
+    store: Store, store_url: str, redis_client: redis.Redis
+) -> None:
+    for command in range(10):
+        client = connect(Settings(redis_url=store_url))
+        killed_at(client, command)
+        key = StoredKey(f"k{command}", "0" * 64, APP, "read", 1, 2**42)
+        try:
+            Store(client).api_keys.create(key)
+        except KilledError:
+            assert redis_client.hkeys("cohorts:keys") == []
+        else:
+            break
+    assert store.api_keys.all() == [key]
 
 
 def test_note_used__an_earlier_time__changes_nothing(store: Store) -> None:

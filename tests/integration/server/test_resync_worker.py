@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import redis
 
 from app.cohorts import ResyncKind, ResyncState
@@ -50,6 +51,27 @@ def test_work__on_several_cohorts__takes_turns(store: Store, redis_client: redis
     assert finished is not None
     assert finished.is_finished
     assert found(store).is_finished
+
+
+def test_work__on_a_broken_resync__does_not_stop_the_others(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    other = ResyncPlace(APP, "2")
+    for trait in ("[Amplitude] one: 1", "[Amplitude] two: 2"):
+        say(store, True, *USERS[:10], trait=trait)
+    opened(store)
+    assert store.resyncs.open(other, ResyncKind.RESYNC)
+    resync = store.resyncs.find(other)
+    assert resync is not None
+    assert store.resyncs.request_finish(other, resync, force=True) is None
+    for key in redis_client.scan_iter(match="*:resyncs"):
+        redis_client.zadd(key, {"1": 0, "2": 0})
+    redis_client.hdel(store.keys.cohort(APP, 0, "1", "resync"), "kind")
+    with pytest.raises(KeyError):  # it is reported, in the end
+        ResyncWorker(store).work()
+    resync = store.resyncs.find(other)
+    assert resync is not None
+    assert resync.is_finished
 
 
 def test_work__while_the_store_is_away__goes_on_later(store: Store) -> None:

@@ -235,6 +235,19 @@ def test_new_name__from_a_node_whose_clock_is_behind__reaches_the_others(
     assert traits(redis_client, APP) == {u: {third: "true"} for u in USERS}
 
 
+def test_rename__completed_by_another_process__is_not_remembered(
+    store: Store, store_url: str, redis_client: redis.Redis
+) -> None:
+    other = Store(connect(Settings(redis_url=store_url)), partitions=store.keys.partitions)
+    say(store, OLD, True, *[f"u{n}" for n in range(2000)])
+    say(store, NEW, True, "u0")
+    for job in store.jobs.pending():
+        assert store.jobs.step(job)
+    work_until_done(other)
+    assert store.jobs.pending() == []
+    assert store.jobs._spread == {}
+
+
 def test_earlier_names__that_are_long__take_little_room(
     store: Store, redis_client: redis.Redis
 ) -> None:
