@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -377,11 +378,11 @@ class Memberships:
         yield from zip(again, self._call(app_id, again, "named"), strict=True)
 
     def _call(self, app_id: str, parts: Sequence[_Part], mode: str) -> list[_Reply]:
+        def arguments(part: _Part) -> list[Any]:
+            return [*part.options, mode, self._waited_ms(part), *part.groups]
+
         calls = [
-            Call(
-                self._keys.changes(app_id, part.partition),
-                [*part.options, mode, self._waited_ms(part), *part.groups],
-            )
+            Call(self._keys.changes(app_id, part.partition), partial(arguments, part))
             for part in parts
         ]
         replies = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from redis import exceptions
@@ -13,11 +13,16 @@ class Call(NamedTuple):
 
     Attributes:
         stream: the partition's change stream, from which the script derives all keys.
-        args: the script's arguments.
+        args: the script's arguments, or a function that returns them when the call is sent, as it
+            may have waited for a connection.
     """
 
     stream: str
-    args: Sequence[Any]
+    args: Sequence[Any] | Callable[[], Sequence[Any]]
+
+    def arguments(self) -> Sequence[Any]:
+        """The script's arguments now."""
+        return self.args() if callable(self.args) else self.args
 
 
 class Wait(NamedTuple):

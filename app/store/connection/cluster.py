@@ -304,7 +304,7 @@ def _call_each(
     except exceptions.ConnectionError as error:
         return [error] * len(calls), True
     for node, call in zip(nodes, calls, strict=True):
-        args = (*call.args, *deadlines[node.name])
+        args = (*call.arguments(), *deadlines[node.name])
         pipeline.execute_command(*command, 1, call.stream, *args, target_nodes=node)
     if wait.replicas:
         # WAIT covers the writes of its own connection only.

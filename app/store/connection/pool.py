@@ -210,7 +210,7 @@ class Client(redis.Redis):
             return replies
 
         def exchange(deadline: str) -> list[Any]:
-            packed = pack_command((name, script, 1, call.stream, *call.args, deadline))
+            packed = pack_command((name, script, 1, call.stream, *call.arguments(), deadline))
             if not then:
                 connection.send_packed_command((packed,))
                 return [self._reply(connection, name)]

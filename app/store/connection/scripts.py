@@ -84,4 +84,4 @@ def call_partitions(script: StoreScript, calls: Sequence[Call], wait: Wait = NO_
         return client.call(script, calls, wait)
     if script.fenced:
         return [client.write(script, call, wait) for call in calls]
-    return [script.run(1, call.stream, *call.args) for call in calls]
+    return [script.run(1, call.stream, *call.arguments()) for call in calls]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from app.cohorts import Cohort, MembershipChange
 from app.settings import Settings
-from app.store import Applied, Store, StoreError, connect
+from app.store import Applied, Store, StoreError, Tuning, connect
 from tests.integration.store_contents import contents, members, traits, transitions
+from tests.support.polling import wait_until
 
 APP = "shop"
 TRAIT = "[Amplitude] n: 1"
@@ -118,6 +120,30 @@ def test_statement__that_waited__counts_as_of_its_arrival(say, is_member, redis_
     redis_client.zadd("cohorts:{shop}:cohort:1:left", {"u": now_ms() - 6000})
     assert say(True, arrived=arrived).changed == 1
     assert redis_client.zscore(MEMBERS, "u") == pytest.approx(now_ms() - 5000, abs=1000)
+
+
+def test_statement__that_waited_for_a_connection__counts_as_of_its_arrival(
+    say, is_member, store_url
+) -> None:
+    say(True)
+    tuning = Tuning(waited_seconds=0.01)
+    with connect(Settings(redis_url=store_url, store_connections=1)) as client:
+        waiting = Store(client, tuning=tuning)
+        waiting.layout.check_writable(APP)
+        change = MembershipChange(Cohort.from_trait(TRAIT), False, ["u"])
+        connection = client.connection_pool.get_connection()
+        with ThreadPoolExecutor(1) as pool:
+            arrived = time.monotonic()
+            call = pool.submit(
+                waiting.memberships.apply, APP, [change], source="test", arrived=arrived
+            )
+            wait_until(lambda: client.connection_pool.pool._waiting)
+            time.sleep(0.02)
+            say(False)
+            say(True)
+            client.connection_pool.release(connection)
+            assert call.result(10).changed == 0
+    assert is_member()
 
 
 def test_statement__that_waited__and_a_repeat_in_a_cohort_with_times(say, is_member) -> None:
