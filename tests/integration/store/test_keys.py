@@ -76,8 +76,8 @@ def every_kind_of_traffic(app: Flask, run: Run) -> None:
         http.post(payloads.COHORT_PATH, json=payloads.batch(users, trait, member))
     http.post("/lists", json={"name": "[Amplitude] three: 3"})
     http.post("/lists/3/add", json={"userIds": ["a"]})
-    for message in ("m1", "m2", "m3"):
-        hook = payloads.webhook("h", "4", ["a"], True, computed_time="1", message_id=message)
+    for time_ in ("1", "2", "3"):
+        hook = payloads.webhook("h", "4", ["a"], True, computed_time=time_, message_id=time_)
         http.post(payloads.WEBHOOK_PATH, json=hook)
     http.post(payloads.COHORT_PATH, data=b"{", content_type="application/json")
     caller(app, "unknown").post(payloads.COHORT_PATH, json={})
