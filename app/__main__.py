@@ -15,6 +15,7 @@ from app.settings import BadSettings, Settings
 
 # The folder that holds this package.
 ROOT = Path(__file__).resolve().parents[1]
+MAX_PORT = 65535
 
 
 def _app() -> Flask:
@@ -35,8 +36,21 @@ def main(context: click.Context) -> None:
     context.obj = ScriptInfo(create_app=_app)
 
 
+def _check_port(_: click.Context, __: click.Parameter, address: str | None) -> str | None:
+    """gunicorn would print a traceback."""
+    port = (address or "").rpartition(":")[2]
+    if port.isdecimal() and int(port) > MAX_PORT:
+        raise click.BadParameter(f"the port must be at most {MAX_PORT}.")
+    return address
+
+
 @main.command("serve")
-@click.option("--bind", metavar="ADDRESS", help="Where to listen. Default: 0.0.0.0:PORT.")
+@click.option(
+    "--bind",
+    metavar="ADDRESS",
+    callback=_check_port,
+    help="Where to listen. Default: 0.0.0.0:PORT.",
+)
 def serve(bind: str | None) -> None:
     """Run the service until Ctrl-C or SIGTERM. It needs REDIS_URL and API_KEYS."""
     try:

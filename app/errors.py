@@ -47,6 +47,7 @@ class Problem(Exception):
             self.detail = detail
         self.errors = errors
         self.headers = dict(headers or {})
+        self.log_fields: dict[str, str] = {}
 
     @classmethod
     def examples(cls) -> list[Self]:
@@ -320,6 +321,7 @@ class StoreUnavailable(Problem):
     def __init__(self, error: StoreError) -> None:
         super().__init__(str(error), headers={"Retry-After": str(RETRY_AFTER_STORE)})
         self.reason = error.reason
+        self.log_fields = error.log_fields
 
     @classmethod
     def examples(cls) -> list[Self]:
@@ -336,9 +338,14 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(Exception, _render_unexpected)
 
 
+def note(problem: Problem) -> None:
+    """Add a problem's cause to the request's log event."""
+    g.event.update(problem.log_fields, reason=problem.reason)
+
+
 def render(problem: Problem, **members: Any) -> Response:
     """The reply for a problem, with further members where a protocol needs them."""
-    g.event["reason"] = problem.reason
+    note(problem)
     document = problem.document(g.event["request_id"], **members)
     if problem.errors:
         # The sender receives the whole list but seldom shows it to anybody.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from limits import RateLimitItem, parse, parse_many
 from marshmallow import EXCLUDE, Schema, ValidationError, validate
@@ -23,6 +23,7 @@ APP_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 KEY = re.compile(r"[\x21-\x2b\x2d-\x39\x3b-\x7e]{1,256}")
 KEY_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 STORE_URL = re.compile(r"(rediss?(\+sentinel)?|unix)://")
+_DATABASE = re.compile(r"(/\d*)?/?")
 _CLUSTER_URL = re.compile(r"rediss?://[^/?]*(/0?)?(\?.*)?")
 _HOST = r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/?#@\[\],]+)(?::\d{1,5})?"
 SENTINEL_URL = re.compile(
@@ -30,6 +31,13 @@ SENTINEL_URL = re.compile(
     rf"(?P<hosts>{_HOST}(?:,{_HOST})*)/(?P<service>[^\s/?#@]+)(?:/(?P<db>\d*))?"
     r"(?:\?(?P<query>(?:&?sentinel_(?:username|password)=[^\s&#]*)+))?"
 )
+# What the query of a store's URL may have, and with TLS.
+_OPTIONS = {"db": r"\d+", "username": ".*", "password": ".*"}
+_TLS_OPTIONS = {
+    **dict.fromkeys(("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"), ".+"),
+    "ssl_cert_reqs": "none|optional|required",
+    "ssl_check_hostname": "true|false",
+}
 # Not urlsplit: it refuses several hosts if one is an IPv6 address.
 _LOCATION = re.compile(r"[^:/?#]*://(?:[^/?#]*@)?([^/?#]*)([^?#]*)")
 
@@ -500,7 +508,8 @@ class Settings:
         if not self.redis_url:
             raise BadSettings(
                 "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
-                "example redis://localhost:6379/0; or use `make run`, which brings its own store."
+                "example redis://localhost:6379/0; or use `make run` or `cohort-receiver run`, "
+                "which bring their own store."
             )
         if "+sentinel://" in self.redis_url and not SENTINEL_URL.fullmatch(self.redis_url):
             raise BadSettings(
@@ -515,6 +524,11 @@ class Settings:
                 "REDIS_URL: not a valid URL. It must look like "
                 "redis://user:password@host:6379/0, with / # ? @ [ ] % in the password written as "
                 "%2F %23 %3F %40 %5B %5D %25"
+            )
+        if "+sentinel://" not in self.redis_url and not _options_are_known(self.redis_url):
+            raise BadSettings(
+                f"REDIS_URL: its query may have {', '.join(_OPTIONS)} and, with rediss://, "
+                f"{', '.join(_TLS_OPTIONS)}; nothing else"
             )
         if self.store_cluster and not _CLUSTER_URL.fullmatch(self.redis_url):
             raise BadSettings(
@@ -537,14 +551,25 @@ class Settings:
 
 def _can_be_read(url: str) -> bool:
     """Whether each part of a store's URL is where it belongs."""
-    if url.startswith("unix://") or SENTINEL_URL.fullmatch(url):
+    if SENTINEL_URL.fullmatch(url):
         return True
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
         return False
-    return "@" not in parts.path + parts.query + parts.fragment
+    if parts.scheme == "unix":
+        return True
+    if "@" in parts.path + parts.query + parts.fragment:
+        return False
+    return bool(_DATABASE.fullmatch(parts.path))
+
+
+def _options_are_known(url: str) -> bool:
+    """Whether the store's client can use all that the query of a URL has."""
+    known = {**_OPTIONS, **(_TLS_OPTIONS if url.startswith("rediss:") else {})}
+    given = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    return all(re.fullmatch(known.get(name, "(?!)"), value) for name, value in given)
 
 
 def env_name(f: Field[Any]) -> str:

@@ -127,7 +127,7 @@ class KeyRing:
             self._failing = False
         except StoreError as error:
             if not self._failing:
-                self._log.warning("cannot read keys from the store", reason=error.reason)
+                self._log.warning("cannot read keys from the store", **error.log_fields)
             self._failing = True
 
     def _load(self) -> None:

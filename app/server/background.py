@@ -90,7 +90,7 @@ class Background:
         try:
             work()
         except StoreError as error:
-            self._log.warning("background work paused", reason=error.reason)
+            self._log.warning("background work paused", **error.log_fields)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -103,7 +103,7 @@ class Background:
             try:
                 forget()
             except StoreError as error:
-                self._log.warning("old data not removed", reason=error.reason)
+                self._log.warning("old data not removed", **error.log_fields)
         partitions = range(self._store.keys.partitions)
         rest = deque(
             (app_id, self._store.retention.steps(app_id, partition))
@@ -117,7 +117,7 @@ class Background:
                 for _ in islice(steps, 1):
                     rest.append((app_id, steps))
             except StoreError as error:
-                self._log.warning("old data not removed", reason=error.reason, app=app_id)
+                self._log.warning("old data not removed", **error.log_fields, app=app_id)
             time.sleep((time.monotonic() - before) * PAUSE_FACTOR)
 
     def work(self) -> None:
@@ -144,7 +144,7 @@ class Background:
             except StoreError as error:
                 pause = self._queue.fail(job, time.monotonic())
                 self._log.warning(
-                    "background work paused", reason=error.reason, seconds=pause, **_labels(job)
+                    "background work paused", **error.log_fields, seconds=pause, **_labels(job)
                 )
             except Exception as error:  # noqa: BLE001
                 self._queue.fail(job, time.monotonic())

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.settings import Settings
+from app.settings import Settings, store_address
 
 FOUND, NONE, UNKNOWN = 0, 3, 4
 
@@ -25,8 +25,8 @@ def keys_in_store() -> bool:
     check = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)  # noqa: S603
     if check.returncode == UNKNOWN:
         print(  # noqa: T201
-            "cohort-receiver: API_KEYS: no key is set, and the store is unavailable, so whether it "
-            "has one is unknown. Until the store is available, the service replies 503.",
+            "cohort-receiver: API_KEYS: no key is set, and the store cannot be asked for one. "
+            "Until it can, the service replies 503.",
             file=sys.stderr,
         )
     return check.returncode in (FOUND, UNKNOWN)
@@ -41,7 +41,8 @@ def main() -> int:
     store = Store(connect(settings), prefix=settings.key_prefix)
     try:
         keys = store.api_keys.all()
-    except StoreError:
+    except StoreError as error:
+        print(f"cohort-receiver: {store_address(settings.redis_url)}: {error}", file=sys.stderr)  # noqa: T201
         return UNKNOWN
     return FOUND if any(key.scope in (INGEST, ADMIN) for key in keys if key.in_force()) else NONE
 

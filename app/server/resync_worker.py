@@ -34,7 +34,7 @@ class ResyncWorker:
         try:
             self._find()
         except StoreError as error:
-            self._log.warning("resyncs paused", reason=error.reason)
+            self._log.warning("resyncs paused", **error.log_fields)
         ends = time.monotonic() + ROUND_SECONDS
         while self._running and time.monotonic() < ends:
             for place in list(self._running):
@@ -61,7 +61,7 @@ class ResyncWorker:
             del self._running[place]
         except StoreError as error:
             del self._running[place]
-            self._log.warning("resync paused", reason=error.reason, cohort=place.cohort_id)
+            self._log.warning("resync paused", **error.log_fields, cohort=place.cohort_id)
         except Exception as error:  # noqa: BLE001
             del self._running[place]
             self._unexpected = self._unexpected or error

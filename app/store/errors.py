@@ -19,17 +19,32 @@ class StoreError(Exception):
     Attributes:
         reason: machine-readable, for replies, log events and metrics.
         detail: for people.
+        reported: what the store or its client reported, without values from the request.
+        needs_detail: the reason alone does not say what to do.
     """
 
     reason = "store_error"
     detail = "The store failed."
+    reported = ""
+    needs_detail = False
 
     def __init__(self, detail: str | None = None) -> None:
         super().__init__(detail or self.detail)
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """The cause, for log events."""
+        fields = {"reason": self.reason}
+        if self.needs_detail:
+            fields["detail"] = str(self)
+            if self.reported:
+                fields["store_reported"] = self.reported
+        return fields
+
 
 class StoreRefused(StoreError):
     detail = "The store refused a command."
+    needs_detail = True
 
 
 class StoreUnreachable(StoreError):
@@ -60,6 +75,7 @@ class StoreLoading(StoreError):
 class StoreMisconfigured(StoreError):
     reason = "store_misconfigured"
     detail = "The store is misconfigured: check permissions, partitions, cluster mode."
+    needs_detail = True
 
 
 _WRONG_PASSWORD = "The store refuses the user name or password in REDIS_URL, or requires one."  # noqa: S105
@@ -69,6 +85,7 @@ _NO_PERMISSION = (
 )
 _IS_CLUSTER = "The store is a cluster: set STORE_CLUSTER=true."
 _NO_CLUSTER = "The store is not a cluster, but STORE_CLUSTER is true."
+_NO_DATABASE = "The store has no database with the number in REDIS_URL."
 
 
 class StoreNotReplicated(StoreError):
@@ -111,6 +128,11 @@ class Attempts:
             raise self._first
 
 
+_UNTRUSTED = (
+    "The store's TLS certificate is not trusted. docs/deploy.md explains REDIS_TLS_VERIFY and "
+    "SSL_CERT_FILE."
+)
+_REPORTED_LENGTH = 300
 # The store did not reply as one that works: what was known before still stands.
 UNAVAILABLE = StoreUnreachable, StoreTimeout, StoreLoading
 
@@ -157,6 +179,8 @@ _BY_TEXT: tuple[tuple[str, Callable[[], StoreError]], ...] = (
     # A failover ended the wait for replicas.
     ("UNBLOCKED", StoreLoading),
     ("cannot be used with replica instances", StoreLoading),
+    ("ACL failure in script", partial(StoreMisconfigured, _NO_PERMISSION)),
+    ("DB index is out of range", partial(StoreMisconfigured, _NO_DATABASE)),
     ("MISCONF", StoreReadOnly),
     ("NOREPLICAS", StoreReadOnly),
     ("Cluster mode is not enabled", partial(StoreMisconfigured, _NO_CLUSTER)),
@@ -173,15 +197,36 @@ def store_errors() -> Iterator[None]:
         yield
     except (redis.RedisError, exceptions.RedisClusterException) as raised:
         error = raised.failure if isinstance(raised, NotResponding) else raised
-        for kinds, translation in _BY_TYPE:
-            if isinstance(error, kinds):
-                raise translation() from error
-        if str(error).startswith("OOM"):
-            raise StoreFull() from error
-        for text, translation in _BY_TEXT:
-            if text in str(error):
-                raise translation() from error
-        if isinstance(error, exceptions.RedisClusterException):
-            # None of the known nodes replies.
-            raise StoreUnreachable() from error
-        raise StoreRefused() from error
+        translated = _translated(error)
+        translated.reported = _without_values(str(error))
+        raise translated from error
+
+
+def _translated(error: Exception) -> StoreError:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StoreMisconfigured(_UNTRUSTED)
+    if isinstance(error, exceptions.RedisClusterException):
+        # None of the known nodes can be used. It says of the last one that it is no cluster
+        # whenever it refuses to list the slots.
+        cause = error.__cause__ or error.__context__
+        found = _translated(cause) if isinstance(cause, Exception) else None
+        if isinstance(found, StoreMisconfigured):
+            return found
+    for kinds, translation in _BY_TYPE:
+        if isinstance(error, kinds):
+            return translation()
+    if str(error).startswith("OOM"):
+        return StoreFull()
+    for text, translation in _BY_TEXT:
+        if text in str(error):
+            return translation()
+    if isinstance(error, exceptions.RedisClusterException):
+        # None of the known nodes replies.
+        return StoreUnreachable()
+    return StoreRefused()
+
+
+def _without_values(text: str) -> str:
+    """An error without what the server, or the library, quotes of the command's arguments."""
+    error = text.rpartition(" of pipeline caused error: ")[2]
+    return error.partition(", with args beginning with")[0][:_REPORTED_LENGTH]

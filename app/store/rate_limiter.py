@@ -152,5 +152,5 @@ class RateLimiter:
         if now - self._logged >= _LOG_SECONDS:
             self._logged = now
             structlog.get_logger().warning(
-                "rate limits are counted by each worker alone", reason=error.reason
+                "rate limits are counted by each worker alone", **error.log_fields
             )

@@ -178,7 +178,7 @@ class Notifier:
                         self._notify(app_id)
             attempts.raise_first()
         except StoreError as error:
-            self._log.warning("notifications paused", reason=error.reason)
+            self._log.warning("notifications paused", **error.log_fields)
         except DeliveryFailed as error:
             NOTIFICATIONS.labels("failed").inc()
             self._log.error("notification failed", error=str(error), next_in=self._pause)

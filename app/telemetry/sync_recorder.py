@@ -98,7 +98,7 @@ class SyncRecorder:
             self.flush(sizes=time.monotonic() >= self._sizes_due)
         except StoreError as error:
             if not self._is_paused:
-                self._log.warning("sync history paused", reason=error.reason)
+                self._log.warning("sync history paused", **error.log_fields)
             self._is_paused = True
         else:
             if self._is_paused:
@@ -111,7 +111,7 @@ class SyncRecorder:
             with gevent.Timeout(LAST_FLUSH_SECONDS):
                 self.flush()
         except StoreError as error:
-            self._log.warning("sync history incomplete", reason=error.reason)
+            self._log.warning("sync history incomplete", **error.log_fields)
         except gevent.Timeout:
             self._log.warning("sync history incomplete", reason="store_timeout")
 

@@ -76,7 +76,7 @@ class Poller:
                     if is_ours and upstream.take_turn(app_id, POLL, self._seconds):
                         self.poll(app_id)
             except StoreError as error:
-                self._log.warning("upstream poll paused", app=app_id, reason=error.reason)
+                self._log.warning("upstream poll paused", app=app_id, **error.log_fields)
 
     def poll(self, app_id: str) -> UpstreamError | None:
         """Poll for one app now. Returns why it failed, or None. Raises StoreError."""

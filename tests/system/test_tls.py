@@ -120,8 +120,9 @@ def test_tls__self_signed__is_refused_by_default() -> None:
     ):
         ready = service.request("GET", "/readyz")
         reply = service.post(IDENTIFY)
-        assert (ready.status, ready.json()["reason"]) == (503, "store_unreachable")
-        assert (reply.status, reply.json()["reason"]) == (503, "store_unreachable")
+        assert (ready.status, ready.json()["reason"]) == (503, "store_misconfigured")
+        assert (reply.status, reply.json()["reason"]) == (503, "store_misconfigured")
+        assert "certificate is not trusted" in reply.json()["detail"]
         assert proxy.connected == 0
         wait_until(lambda: proxy.refused)
         assert client.keys() == []
@@ -215,6 +216,6 @@ def test_tls__to_a_cluster_that_nobody_vouches_for__is_refused(tls_cluster: TlsC
     env = {"REDIS_URL": tls_cluster.url, "STORE_CLUSTER": "true"}
     with running(env) as service:
         reply = service.post(IDENTIFY)
-        assert (reply.status, reply.json()["reason"]) == (503, "store_unreachable")
+        assert (reply.status, reply.json()["reason"]) == (503, "store_misconfigured")
     assert [proxy.connected for proxy in tls_cluster.proxies] == before
     assert not any(node.client.dbsize() for node in tls_cluster.cluster.nodes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.settings import AmplitudeKeys, ApiKey, BadSettings, Settings, masked, store_address
+from app.store import connect
 
 
 def test_from_environ__nothing_set__gives_the_defaults() -> None:
@@ -88,6 +89,46 @@ def test_check_store__bad_address_of_sentinels__is_refused_without_quoting_it(re
     with pytest.raises(BadSettings, match="REDIS_URL: not a valid URL of Sentinels") as caught:
         Settings.from_environ({"REDIS_URL": f"redis+sentinel://{rest}"}).check_store()
     assert "s3" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h/x",
+        "redis://h/0/1",
+        "redis://h?db=x",
+        "redis://h/0?s3=1",
+        "redis://h?ssl_certfile=/s3.pem",
+        "rediss://h?ssl_cert_reqs=CERT_NONE",
+        "redis://h?socket_timeout=s3",
+        "unix://u:s3[x@/run/store.sock",
+        "unix:///run/store.sock?timeout=s3",
+    ],
+)
+def test_check_store__address_that_the_client_cannot_use__is_refused_without_quoting_it(
+    url: str,
+) -> None:
+    with pytest.raises(BadSettings, match="REDIS_URL: ") as caught:
+        Settings(redis_url=url).check_store()
+    assert "s3" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://h:1/",
+        "redis://h/15",
+        "redis://h?db=2",
+        "unix://u:p@/run/store.sock?db=1",
+        "rediss://h/0?ssl_ca_certs=a&ssl_ca_path=b&ssl_certfile=c&ssl_keyfile=d"
+        "&ssl_cert_reqs=none&ssl_check_hostname=false",
+    ],
+)
+def test_check_store__address__is_one_that_the_client_can_use(url: str) -> None:
+    settings = Settings(redis_url=url)
+    settings.check_store()
+    assert connect(settings).connection_pool.make_connection()
 
 
 def test_check_store__sentinels_of_a_cluster__are_refused() -> None:

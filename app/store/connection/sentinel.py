@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from app.settings import SENTINEL_URL
 _PORT = 26379
 # A Sentinel does little else than reply. After this long, the next one is asked.
 _TIMEOUT_SECONDS = 1.0
+# How the library shows a Sentinel that failed.
+_CLIENT = re.compile(r"<redis\.client\.Redis\(.*?host=([^,]*),port=(\d+),.*?\)>\)>\)>")
 
 
 class SentinelUrl(NamedTuple):
@@ -121,7 +124,7 @@ class Primary:
             # The library's error has the addresses and errors of all Sentinels in its text only.
             refused = "AuthenticationError" in str(error)
             kind = exceptions.AuthenticationError if refused else exceptions.ConnectionError
-            self._failure = kind(str(error))
+            self._failure = kind(_CLIENT.sub(r"\1:\2", str(error)))
             return
         finally:
             for sentinel in self._sentinel.sentinels:  # they are rarely asked

@@ -91,7 +91,7 @@ class StoreGauges(Collector):
             try:
                 families += part()
             except StoreError as error:
-                self._log.warning("metrics are incomplete", reason=error.reason)
+                self._log.warning("metrics are incomplete", **error.log_fields)
                 if error.reason in _NO_REPLY or part == self._ping:
                     up = False
                     break

@@ -114,7 +114,7 @@ class _Reader:
                 pause = self._poll()
             except StoreError as error:
                 self._log.warning(
-                    "change stream waits for the store", reason=error.reason, app=self._app_id
+                    "change stream waits for the store", **error.log_fields, app=self._app_id
                 )
             except Exception:  # noqa: BLE001
                 # A bug must not silently end the streams of all followers.

@@ -22,7 +22,7 @@ from flask import (
 from werkzeug.exceptions import HTTPException, NotFound
 
 from app.auth.authenticate import ADMIN, PUBLIC, requires
-from app.errors import InternalError, Problem, StoreUnavailable, log_unexpected
+from app.errors import InternalError, Problem, StoreUnavailable, log_unexpected, note
 from app.services import services
 from app.store import StoreError
 from app.web.dashboard import formatting
@@ -140,7 +140,7 @@ def _asset_url(name: str) -> str:
 
 @blueprint.errorhandler(Problem)
 def show_problem(problem: Problem) -> Response:
-    g.event["reason"] = problem.reason
+    note(problem)
     document = problem.document("")
     response = render(
         "problem.html",

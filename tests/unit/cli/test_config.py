@@ -14,7 +14,7 @@ from app.settings import Settings, env_name, masked
 
 SECRETS = ("s3cret-key", "s3cret-read", "s3cret-admin", "s3cret-token", "s3cret-pass", "s3cret-dsn")
 ENVIRON = {
-    "REDIS_URL": "rediss://someone:s3cret-pass@store.example.com:6379/2?timeout=3",
+    "REDIS_URL": "rediss://someone:s3cret-pass@store.example.com:6379/2?ssl_cert_reqs=none",
     "API_KEYS": "shop:s3cret-key,s3cret-key2",
     "READ_API_KEYS": "shop:s3cret-read",
     "ADMIN_API_KEYS": "s3cret-admin",
@@ -41,7 +41,7 @@ def test_config__as_json__has_every_setting_and_no_secret(monkeypatch: pytest.Mo
     output = run(monkeypatch, "--json").stdout
     shown = json.loads(output)
     assert shown.keys() == {env_name(field) for field in fields(Settings)}
-    assert shown["REDIS_URL"] == "rediss://someone:***@store.example.com:6379/2?timeout=3"
+    assert shown["REDIS_URL"] == "rediss://someone:***@store.example.com:6379/2?ssl_cert_reqs=none"
     assert shown["API_KEYS"] == "shop:***,default:***"
     assert shown["METRICS_TOKEN"] == "***"
     assert shown["SENTRY_DSN"] == "https://***@sentry.example.com/42"

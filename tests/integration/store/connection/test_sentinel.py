@@ -95,6 +95,9 @@ def test_sentinels__without_their_password__are_reported_as_misconfigured(
         with pytest.raises(StoreError) as caught:
             Store(connect(Settings(redis_url=url))).check()
         assert caught.value.reason == "store_misconfigured"
+        hosts = sentinels.hosts.split(",")
+        assert any(f"{host} - auth" in caught.value.reported for host in hosts)
+        assert "redis.client" not in caught.value.reported
 
 
 def test_sentinels__that_are_down_or_do_not_know_the_service__are_reported_as_unreachable(
@@ -105,3 +108,4 @@ def test_sentinels__that_are_down_or_do_not_know_the_service__are_reported_as_un
         with pytest.raises(StoreError) as caught:
             Store(connect(Settings(redis_url=url))).check()
         assert caught.value.reason == "store_unreachable"
+        assert "redis.client" not in caught.value.reported
