@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 
@@ -25,6 +26,15 @@ TRAITS_PER_PIECE = 300
 MEMBERS_PER_CALL = 5000
 # Users in one ZMSCORE: about 0.5 ms of the store's time.
 SCORES_PER_CALL = 1000
+
+# About 2 ms of this process's time.
+_ITEMS_PER_PAUSE = 1000
+Item = TypeVar("Item")
+
+
+def _let_others_work() -> None:
+    time.sleep(0)
+
 
 # The values in rows of users.lua other than the time since when a user is a member.
 _FALSE, _TRUE_BUT_NO_MEMBER, _UNRESOLVED = b"false", b"true", b"?"
@@ -72,9 +82,17 @@ class MemberPosition(NamedTuple):
 
 
 class Lookups:
-    """Reads users and members. Raises StoreError."""
+    """Reads users and members. Raises StoreError.
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    Args:
+        breathe: called every few ms while a user with very many traits is read, to let other work
+            of this process go on.
+    """
+
+    def __init__(
+        self, client: redis.Redis, keys: Keys, breathe: Callable[[], None] = _let_others_work
+    ) -> None:
+        self._breathe = breathe
         self._client = client
         self._keys = keys
         self._users = load_script(client, "users.lua")
@@ -246,11 +264,11 @@ class Lookups:
                 row = self._all_traits(app_id, user_id)
             names, values = tuple(row[::2]), row[1::2]
             if names not in parsed:
-                parsed[names] = _parse(names)
+                parsed[names] = _parse(names, self._pausing)
             traits, cohorts = parsed[names]
             has_trait = [value != _FALSE for value in values]
             user = User(user_id, dict(zip(traits, has_trait, strict=True)), [])
-            for place, cohort in cohorts:
+            for place, cohort in self._pausing(cohorts):
                 value = values[place]
                 if value == _UNRESOLVED:
                     key = self._keys.partition(user_id), cohort.id
@@ -260,6 +278,16 @@ class Lookups:
             users.append(user)
         self._resolve(app_id, unresolved)
         return users
+
+    def _pausing(self, items: Sequence[Item]) -> Iterable[Item]:
+        """The items, with a pause after some if there are very many."""
+        return items if len(items) <= _ITEMS_PER_PAUSE else self._with_pauses(items)
+
+    def _with_pauses(self, items: Sequence[Item]) -> Iterator[Item]:
+        for number, item in enumerate(items):
+            if number % _ITEMS_PER_PAUSE == 0:
+                self._breathe()
+            yield item
 
     def _resolve(
         self, app_id: str, unresolved: dict[tuple[int, str], list[tuple[User, Cohort]]]
@@ -288,8 +316,10 @@ def _since_ms(score: float | bytes) -> int:
     return whole_ms(float(score))
 
 
-def _parse(names: tuple[bytes, ...]) -> tuple[list[str], list[tuple[int, Cohort]]]:
+def _parse(
+    names: tuple[bytes, ...], pausing: Callable[[Sequence[bytes]], Iterable[bytes]]
+) -> tuple[list[str], list[tuple[int, Cohort]]]:
     """Trait names as text, and each one's place and cohort, sorted by cohort."""
-    cohorts = [Cohort.from_trait(name.decode()) for name in names]
+    cohorts = [Cohort.from_trait(name.decode()) for name in pausing(names)]
     by_cohort = sorted(enumerate(cohorts), key=lambda pair: pair[1])
     return [cohort.trait for cohort in cohorts], by_cohort

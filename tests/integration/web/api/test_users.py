@@ -18,6 +18,7 @@ from app.cohorts import Cohort, MembershipChange
 from app.services import services
 from app.settings import Settings
 from app.store import Store, connect
+from app.store.lookups import Lookups
 from simulator.payloads import COHORT_PATH, identify
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.web.api import read_api
@@ -514,3 +515,7 @@ def test_user__of_very_many_cohorts__is_read_whole_and_in_short_calls(
     assert calls > 8
     both = reader.post("/api/v1/users/query", json={"userIds": ["nobody", "u"]}).json["users"]
     assert both[1] == told
+    pauses: list[None] = []
+    store = services(app).store
+    Lookups(store._client, store.keys, lambda: pauses.append(None)).user(APP, "u")
+    assert len(pauses) >= 8  # other requests have their turns, too
