@@ -79,11 +79,10 @@ elseif action == 'stage' then
   keep(ARGV[4])
   return added
 elseif action == 'clear' then
-  local open = call('HGET', state, 'resync')
-  if not open or open == id then
-    call('HDEL', state, 'resync', 'resync_mark')
-    call('UNLINK', confirmed, confirmed_of)
-  end
+  -- Not of a later one: several processes may end a resync.
+  local owner = call('GET', confirmed_of)
+  if call('HGET', state, 'resync') == id then call('HDEL', state, 'resync', 'resync_mark') end
+  if not owner or owner == id then call('UNLINK', confirmed, confirmed_of) end
   return 1
 end
 

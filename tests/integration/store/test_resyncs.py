@@ -269,6 +269,22 @@ def make_due(client: redis.Redis) -> None:
         client.zadd(key, {"1": 0})
 
 
+def test_abort__by_a_second_process_that_is_late__keeps_what_a_later_one_has(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    opened(store, ResyncKind.IMPORT)
+    first = found(store)
+    assert store.resyncs.request_abort(PLACE, first)
+    run(store)
+    opened(store, ResyncKind.IMPORT)
+    store.resyncs.stage(PLACE, found(store), USERS)
+    store.resyncs._abort(PLACE, first)
+    store.memberships.register_cohort(APP, Cohort("1", TRAIT), source="")
+    assert store.resyncs.request_apply(PLACE, found(store))
+    run(store)
+    assert members(redis_client, APP) == {"1": set(USERS)}
+
+
 class TestDue:
     """What the background work does."""
 
