@@ -346,7 +346,7 @@ local function apply(cohort, trait, value, stated_at, users)
   local score, stale = at_text, {}
   local keeps_repeats = stated_at or timed
   local newest_repeat -- only if a statement about this cohort may be older than another
-  if some_users and (keeps_repeats or may_be_late) then
+  if some_users and (keeps_repeats or may_be_late or removing) then
     newest_repeat = math.max(newest(seen), newest(before))
   end
   if some_users and may_be_late then

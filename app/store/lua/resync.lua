@@ -45,6 +45,12 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function integer(value) return string.format('%d', value) end
 
+-- There is no rollback: whatever can fail must fail before the first write.
+expect('hash', record, state, prefix .. ':freshness', base .. 'mark')
+expect('set', confirmed)
+expect('string', confirmed_of)
+expect('zset', resyncs)
+
 if action == 'open' then
   local current = call('HGET', record, 'state')
   if current and current ~= 'finished' then return 0 end

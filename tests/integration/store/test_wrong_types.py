@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import redis
 
-from app.cohorts import Cohort, MembershipChange, RequestRecord
+from app.cohorts import Cohort, MembershipChange, RequestRecord, ResyncKind
 from app.store import Job, Store, StoreError, SyncBatch, SyncGroup
 from tests.integration.conftest import APP
 
 BASE = f"cohorts:{{{APP}}}:"
 COHORT, TRAIT, NEW = "1", "[Amplitude] n: 1", "[Amplitude] new: 1"
-OF_COHORT = ("members", "left", "seen", "seen-before", "state", "confirmed", "freshness", "sizes")
+OF_COHORT = ("members", "left", "seen", "seen-before", "state", "freshness", "sizes")
+OF_RESYNC = ("confirmed", "confirmed-of", "resync")
 KEYS = [
-    *(f"cohort:{COHORT}:{part}" for part in OF_COHORT),
+    *(f"cohort:{COHORT}:{part}" for part in (*OF_COHORT, *OF_RESYNC)),
     *("changes", "changes:last", "cohorts", "jobs", "registered", "suppressed", "erased", "due"),
-    *("deleted", "resyncs", "completeness:verified", "completeness:incomplete"),
+    *("deleted", "resyncs", "completeness:verified", "completeness:incomplete", "mark"),
 ]
 
 
@@ -55,7 +56,27 @@ CALLS: dict[str, Callable[[Store], Any]] = {
     ),
     "set a cadence": lambda store: store.freshness.set_cadence(APP, COHORT, 1000),
     "move": lambda store: store.jobs.step(Job(APP, 0, COHORT)),
+    "open a resync": lambda store: resync(store, "open", "a", ResyncKind.RESYNC, ""),
+    "mark for a resync": lambda store: resync(store, "mark", "a", 1000),
+    "add to an import": lambda store: resync(store, "stage", "a", 1000, "new"),
+    "finish a resync": lambda store: resync(store, "finish", "a", 1, 1000),
+    "end a resync": lambda store: resync(store, "clear", "a"),
+    "remove who was not confirmed": lambda store: store.memberships.remove_unconfirmed(
+        APP, COHORT, 0, "a", ["in"]
+    ),
 }
+
+
+def resync(store: Store, *args: Any) -> None:
+    action, *others = args
+    store.resyncs._script(keys=[store.keys.changes(APP, 0)], args=[action, COHORT, *others])
+
+
+def open_resync(store: Store) -> None:
+    CALLS["open a resync"](store)
+    CALLS["mark for a resync"](store)
+    # As if no call had carried a time yet.
+    store._client.hdel(store.keys.cohort(APP, 0, COHORT, "state"), "timed")
 
 
 def lose_hash(store: Store) -> None:
@@ -68,6 +89,11 @@ PREPARATIONS: dict[str, Callable[[Store], Any]] = {
     "delete": lambda store: delete(store, "begin"),
     "end a deletion": lambda store: delete(store, "begin", "step", "step", "step"),
     "move": CALLS["rename"],
+    "mark for a resync": CALLS["open a resync"],
+    "add to an import": open_resync,
+    "finish a resync": open_resync,
+    "end a resync": open_resync,
+    "remove who was not confirmed": open_resync,
 }
 
 
