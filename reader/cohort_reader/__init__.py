@@ -6,7 +6,7 @@
   number of processes.
 - :class:`AsyncCohortReader` and :class:`AsyncFollower` are the same for asyncio.
 
-``docs/reading.md`` shows how to use them, ``docs/data-model.md`` describes the keys.
+``docs/python-reader.md`` shows how to use them, ``docs/data-model.md`` describes the keys.
 
 They take a ``redis.Redis`` or ``redis.RedisCluster``, or those of ``redis.asyncio``, with
 ``decode_responses`` on or off; :func:`connect` and :func:`connect_async` make one with short

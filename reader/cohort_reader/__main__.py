@@ -47,7 +47,7 @@ def declared(where: str) -> dict[str, str]:
         raise ValueError(f"{where} is not an enum, a mapping or an iterable of cohort ids")
     cohorts = dict(pairs)
     if not cohorts or not all(isinstance(item, str) for pair in cohorts.items() for item in pair):
-        raise ValueError(f"{where} must have cohort ids, as strings, and at least one")
+        raise ValueError(f"{where} must contain at least one cohort id, and only strings")
     return cohorts
 
 
@@ -72,8 +72,10 @@ def main(arguments: list[str]) -> int:
         "where", metavar="MODULE:NAME", help="an enum, a mapping or an iterable of cohort ids"
     )
     command.add_argument("--url", help="the store; by default $REDIS_URL")
-    command.add_argument("--app", default="default", help="the app id (default)")
-    command.add_argument("--prefix", default="cohorts", help="the receiver's KEY_PREFIX (cohorts)")
+    command.add_argument("--app", default="default", help='the app id; by default "default"')
+    command.add_argument(
+        "--prefix", default="cohorts", help='the receiver\'s KEY_PREFIX; by default "cohorts"'
+    )
     options = parser.parse_args(arguments)
     url = options.url or os.environ.get("REDIS_URL")
     if not url:

@@ -103,7 +103,7 @@ class IncompleteReason:
         reason: ``store_lost``, ``store_set_back``, ``sync_failed``, ``deleted_here``,
             ``count_differs``, or one of a later version of the receiver.
         since_ms: since when, in ms since the epoch.
-        count: how many events gave it.
+        count: how many events caused it.
     """
 
     reason: str
@@ -121,7 +121,7 @@ class Completeness:
         verified_by: what verified it then: ``resync``, ``import``, ``reconcile`` or ``upstream``.
         left_out: number of users skipped since then, by reason.
         upstream: Amplitude's own record, with the members of ``upstream`` in the HTTP API; None if
-            it was not asked.
+            the receiver has not read it.
     """
 
     state: CompletenessState = CompletenessState.UNVERIFIED

@@ -88,12 +88,12 @@ class Breaker:
                 if not is_trial:
                     steps.close()
                     raise StoreUnavailable(
-                        f"not asked, as the last calls failed: {circuit.last_failure!r}"
+                        f"not called, because the last calls failed: {circuit.last_failure!r}"
                     )
             try:
                 result = yield from steps
             except MaxConnectionsError:
-                raise  # shows neither a failure nor a success, and so does a cancelled call
+                raise  # neither a failure nor a success of the store; likewise a cancelled call
             except UNAVAILABLE_ERRORS as error:
                 circuit.__exit__(type(error), error, None)  # counts it
                 raise

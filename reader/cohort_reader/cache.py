@@ -16,7 +16,7 @@ class CachedAnswer(NamedTuple):
 
 
 class Flight:
-    """A question that is being asked, for others who want the same answer.
+    """A question that is being asked; others who want the same answer wait for it.
 
     Attributes:
         landed: an event, of ``threading`` or ``asyncio``.
@@ -62,9 +62,10 @@ class Cache:
     def start(
         self, questions: Sequence[Any], landed: Any
     ) -> tuple[dict[Any, Flight], dict[Any, Flight]]:
-        """The flights of the caller's own, new questions, and of those that others are asking.
+        """Start flights for the questions that nobody is asking.
 
-        ``landed`` makes an event. The caller must :meth:`finish` its own.
+        ``landed`` makes an event. Returns the started flights, which the caller must
+        :meth:`finish`, and those of others for the remaining questions.
         """
         own: dict[Any, Flight] = {}
         others: dict[Any, Flight] = {}

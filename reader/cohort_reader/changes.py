@@ -54,9 +54,10 @@ class Lag:
         undelivered: entries not delivered yet; None if the store can't tell.
         pending: entries delivered but not acknowledged yet.
         lost: whether entries left the stream before they were handled, because the group was behind
-            for longer than the stream is kept, or the group was gone, as after the store lost its
-            data. Stays set until :meth:`Follower.acknowledge_loss`. Entries erased with their users
-            count as lost if the stream holds nothing older: the two can't be told apart.
+            for longer than entries are kept, or because the group is gone, for example after the
+            store lost its data. Stays set until :meth:`Follower.acknowledge_loss`. Entries erased
+            with their users count as lost if the stream holds nothing older: the two can't be told
+            apart.
     """
 
     partition: int

@@ -47,7 +47,7 @@ def connect(url: str, timeout_seconds: float = TIMEOUT_SECONDS, **options: Any) 
             ``redis+sentinel://host:port,host:port/service/db``.
         timeout_seconds: for connecting and for each reply. The defaults of ``redis`` are 5 s and
             ten retries.
-        options: further ones of ``redis.Redis.from_url``.
+        options: further options of ``redis.Redis.from_url``.
     """
     options = dict(**_options(timeout_seconds, Retry(NoBackoff(), 1)), **options)
     if is_sentinel(url):

@@ -6,7 +6,7 @@ from redis import exceptions
 
 
 class StoreUnavailable(exceptions.ConnectionError):
-    """The store is unavailable; it was not asked, or its data is not complete yet."""
+    """The store is unavailable, was not called after failures, or holds an unfinished copy."""
 
 
 class UnknownCohort(LookupError):
@@ -14,7 +14,7 @@ class UnknownCohort(LookupError):
 
 
 class UnknownApp(UnknownCohort):
-    """The store has nothing of this app: wrong app, prefix, database or store."""
+    """The store has nothing for this app: wrong app, prefix, database or store."""
 
 
 # The store is unavailable now, but may be back later.

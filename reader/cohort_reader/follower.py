@@ -174,7 +174,7 @@ class _FollowerCore:
         if not self._is_async and (
             inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
         ):
-            raise TypeError("the handler is a coroutine function; AsyncFollower is for that")
+            raise TypeError("the handler is a coroutine function; use AsyncFollower")
 
     def _create_group(self) -> Steps[bool]:
         if self._streams:
@@ -394,7 +394,7 @@ class _FollowerCore:
         return done
 
     def _renew_claims(self, stream: _Stream, waiting: Iterable[StreamEntry]) -> Steps[bool]:
-        """Ensure enough time to handle one more entry. False if the lease on the stream is lost."""
+        """Renew claims if needed to handle one more entry. False if the stream's lease is lost."""
         now = time.monotonic()
         if now - self._renewed_at < self._handler_seconds / 2:
             return True
@@ -443,7 +443,7 @@ class _FollowerCore:
             raise
         if is_awaitable and not self._is_async:
             yield from self._release(stream, [entry.id], deliveries=entry.deliveries - 1)
-            raise TypeError("the handler returned an awaitable; AsyncFollower is for that")
+            raise TypeError("the handler returned an awaitable; use AsyncFollower")
         yield self._client.xack(stream.name, self._group, entry.id)
         return True
 
@@ -526,7 +526,7 @@ class Follower(_FollowerCore):
         handler_seconds: the longest time the handler may take for a change.
         retry_seconds: delay before a failed change is delivered again; doubles with each failure,
             up to ``handler_seconds``.
-        max_deliveries: give up a change that fails after so many deliveries, and move it to the
+        max_deliveries: give up a change that fails after this many deliveries, and move it to the
             group's stream of failed changes. None: never, unless it leaves the stream.
         batch_size: how many changes to fetch at a time, at most.
 
@@ -598,7 +598,7 @@ class Follower(_FollowerCore):
         run(self._acknowledge_loss())
 
     def remove_idle_consumers(self, idle_seconds: float = IDLE_CONSUMER_SECONDS) -> None:
-        """Remove consumers of the group that did nothing for so long and have nothing pending.
+        """Remove consumers of the group that did nothing for this long and have nothing pending.
 
         Followers do this themselves, every hour.
         """
@@ -628,7 +628,7 @@ class AsyncFollower(_FollowerCore):
         await run_async(self._run(handler))
 
     def stop(self) -> None:
-        """As :meth:`Follower.stop`; to be called on the event loop, as by a handler of signals."""
+        """As :meth:`Follower.stop`; call it on the event loop, such as in a signal handler."""
         self._stopping.set()
 
     async def poll(self, handler: AsyncHandler | Handler) -> int:

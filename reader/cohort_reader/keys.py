@@ -43,7 +43,7 @@ def check_client(client: Any, user: str, *, is_async: bool) -> None:
     other = user.removeprefix("Async") if is_async else f"Async{user}"
     kind = "redis.asyncio.Redis" if is_async else "redis.Redis"
     found = f"{type(client).__module__}.{type(client).__qualname__}"
-    raise TypeError(f"{user} needs a {kind}, but got a {found}; {other} is for that")
+    raise TypeError(f"{user} needs a {kind}, but got a {found}; use {other}")
 
 
 class Keys:

@@ -1,4 +1,4 @@
-"""The questions to the store, as steps. Nothing here is cached."""
+"""Queries of the store, as steps. Only the number of partitions is cached."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MembersPage(NamedTuple):
 
 
 class Lookups:
-    """Asks the store about one app."""
+    """Queries the store for one app."""
 
     def __init__(self, client: Any, app: str, prefix: str, clock: Callable[[], float]) -> None:
         self._client = client
@@ -157,7 +157,7 @@ class Lookups:
         return before != self._keys.known_prefixes
 
     def _current_prefixes(self) -> list[str]:
-        """The prefixes, without asking the store; [] if it has to be asked."""
+        """The prefixes, without a call to the store; [] if one is needed."""
         return self._keys.known_prefixes if self._clock() <= self._layout_until else []
 
     def _prefixes(self) -> Steps[list[str]]:

@@ -49,7 +49,7 @@ class CohortProvider(AbstractProvider):
 
     Args:
         reader: with a :class:`CohortReader`, asynchronous evaluations run in threads; with an
-            :class:`AsyncCohortReader`, only they work, on its event loop.
+            :class:`AsyncCohortReader`, only asynchronous evaluations work, on its event loop.
     """
 
     def __init__(self, reader: CohortReader | AsyncCohortReader) -> None:
@@ -167,9 +167,9 @@ class CohortProvider(AbstractProvider):
 
 def _user_id(context: EvaluationContext | None) -> str:
     if context is None or not context.targeting_key:
-        raise TargetingKeyMissingError("the targeting key is the user id")
+        raise TargetingKeyMissingError("the targeting key, which is the user id, is missing")
     return context.targeting_key
 
 
 def _refuse(flag_key: str) -> NoReturn:
-    raise TypeMismatchError(f"{flag_key!r} is a cohort: only boolean flags exist")
+    raise TypeMismatchError(f"{flag_key!r} is a cohort: only boolean flags are supported")

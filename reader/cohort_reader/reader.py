@@ -23,9 +23,9 @@ log = logging.getLogger("cohort_reader")
 
 T = TypeVar("T")
 
-# At most so many calls of an AsyncCohortReader wait for the store at the same time.
+# How many calls of an AsyncCohortReader may wait for the store at the same time.
 MAX_CONCURRENT_CALLS = 50
-# strict=True looks again after so long whether a cohort exists.
+# How long strict=True remembers that a cohort exists.
 KNOWN_SECONDS = 60.0
 MAX_KNOWN = 10_000
 # While defaults are returned, say so this often.
@@ -226,7 +226,7 @@ class _ReaderCore:
             log.warning("returning defaults, as the store failed: %r", error)
 
     def _require(self, cohort_id: str | None) -> Steps[bool]:
-        """Check that the cohort was ever received; None: that anything was for the app.
+        """Check that the cohort was ever received; for None, that anything was, for the app.
 
         Returns:
             True if the number of partitions has changed, so that the answer was wrong.
@@ -266,7 +266,7 @@ class _ReaderCore:
         now = self._clock()
         answers, stale = self._cached(questions, now)
         while missing := [question for question in questions if question not in answers]:
-            # Stale answers do while the store is unavailable; the breaker says when it is.
+            # Stale answers are used while the store is unavailable, which the breaker decides.
             own, others = self._cache.start(missing, self._new_event)
             error: Exception | None = None
             try:
@@ -317,7 +317,7 @@ class _ReaderCore:
     # What the answers are made of -----------------------------------------------------------------
 
     def _cached_since(self, user_id: str, cohort_id: str) -> Answer | None:
-        """A current answer in the cache: the way of most lookups, so without any detour."""
+        """A current answer in the cache. Most lookups end here, so this is a fast path."""
         if not self._cache_seconds:
             return None
         cached = self._cache.get((cohort_id, user_id))
@@ -551,7 +551,7 @@ class AsyncCohortReader(_ReaderCore):
 
 
 def _given(default: T | Unset) -> T:
-    """The default, which was given, as there is no answer."""
+    """The default. Called only if the caller gave one."""
     if default is UNSET:
         raise AssertionError("an error should have been raised")
     return default

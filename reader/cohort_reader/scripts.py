@@ -13,8 +13,8 @@ from redis import exceptions
 
 from cohort_reader.steps import Steps
 
-# Owns the entries that wait to be handled again. Entries of a follower itself are those that it has
-# in hand, or whose reply it lost.
+# The consumer that owns entries waiting to be handled again. A follower owns only entries that it
+# is handling, or that were delivered in a reply that it never received.
 RELEASED = "(released)"
 
 
@@ -105,8 +105,8 @@ end
 # Take what to handle next, in one step with the check for loss.
 #
 # KEYS     stream, lost, lease
-# ARGV     group, consumer, after how long entries may be claimed in ms, how many new entries at
-#          most, 'ordered' or 'unordered'
+# ARGV     group, consumer, ms after which entries may be claimed, maximum number of new entries,
+#          'ordered' or 'unordered'
 # Returns  {state, 1 if a loss was found now, entries, deliveries}. States: 'busy', another follower
 #          has the lease; 'wait', an older entry is to be handled first, but not yet; 'more', call
 #          again; 'pending', one entry that was delivered before; 'new', entries or none.
@@ -211,7 +211,7 @@ return {lost_now, kept}
 # Detect loss without taking anything.
 #
 # KEYS     stream, lost
-# ARGV     group, after how long entries may be claimed in ms
+# ARGV     group, ms after which entries may be claimed
 # Returns  {1 if a loss was found now, 1 if one was found and not acknowledged}
 DETECT_LOSS = Script(
     _LOSS

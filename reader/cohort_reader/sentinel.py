@@ -29,7 +29,7 @@ def sentinel_arguments(url: str, options: dict[str, Any]) -> tuple[dict[str, Any
         options: of connections to the Sentinels and to the store.
 
     Raises:
-        ValueError: it has another form.
+        ValueError: the URL has another form.
     """
     found = _URL.fullmatch(url)
     if not found:

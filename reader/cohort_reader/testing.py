@@ -6,8 +6,8 @@
     reader = InMemoryCohortReader(cohorts)
     assert reader.is_member("alice", "abc123")
 
-They are the readers of this package, cache, ``default=`` and ``strict=True`` included; only what
-they ask is in memory. ``cohort_reader.pytest_plugin`` has fixtures.
+They are the readers of this package, including the cache, ``default=`` and ``strict=True``; only
+the data is in memory. ``cohort_reader.pytest_plugin`` has fixtures.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class InMemoryAsyncCohortReader(AsyncCohortReader):
         return InMemoryLookups(client)
 
 
-# Asks again at once, so that a test need not wait after it has set `is_available`.
+# The breaker retries at once, so that a test need not wait after it has set `is_available`.
 _OPTIONS: dict[str, Any] = {"breaker_seconds": 1e-9}
 
 

@@ -106,7 +106,7 @@ def test_check__that_cannot_be_made__says_why_in_one_line(
         (["shop_cohort:Cohorts"], "No module named 'shop_cohort'"),
         (["shop_cohorts:Cohort"], "has no attribute 'Cohort'"),
         (["shop_cohorts:NOTHING"], "at least one"),
-        (["shop_cohorts:NUMBERS"], "as strings"),
+        (["shop_cohorts:NUMBERS"], "only strings"),
     ):
         code, _, printed = check(*arguments)
         assert code == 2

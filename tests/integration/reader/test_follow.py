@@ -937,7 +937,7 @@ def test_handler__that_is_a_coroutine_function__is_refused_before_anything_is_de
 
     for handler in (handle, Callable_()):
         for call in (follower.poll, follower.run):
-            with pytest.raises(TypeError, match="coroutine function; AsyncFollower is for that"):
+            with pytest.raises(TypeError, match="coroutine function; use AsyncFollower"):
                 call(handler)
     assert not redis_client.exists(f"cohorts:{{{service.app}}}:changes:mail:lease")
     heard = Heard()
@@ -957,7 +957,7 @@ def test_handler__that_returns_an_awaitable__raises_and_nothing_is_acknowledged(
 
     follower = Follower(redis_client, "mail", app=service.app, start="all", ordered=ordered)
     for call in (follower.poll, follower.run):
-        with pytest.raises(TypeError, match="returned an awaitable; AsyncFollower is for that"):
+        with pytest.raises(TypeError, match="returned an awaitable; use AsyncFollower"):
             call(lambda change: handle(change))
     assert pending(redis_client, service) == 2
     assert follower.failed_changes() == []

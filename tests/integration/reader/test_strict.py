@@ -225,8 +225,8 @@ def test_client__of_the_other_kind__is_refused_in_one_line(
 
     if loop is None:
         asynchronous: Any = redis.asyncio.Redis()
-        refused(lambda: CohortReader(asynchronous), "AsyncCohortReader is for that")
-        refused(lambda: Follower(asynchronous, "g"), "AsyncFollower is for that")
+        refused(lambda: CohortReader(asynchronous), "use AsyncCohortReader")
+        refused(lambda: Follower(asynchronous, "g"), "use AsyncFollower")
     else:
         refused(lambda: AsyncCohortReader(redis_client), "needs a redis.asyncio.Redis")
-        refused(lambda: AsyncFollower(redis_client, "g"), "; Follower is for that")
+        refused(lambda: AsyncFollower(redis_client, "g"), "; use Follower")
