@@ -70,7 +70,7 @@ class Attempt:
 class SyncResult:
     """The outcome of one sync. `number` starts at 0.
 
-    `late_only`: it is no sync, but the late retries that were sent after the last one.
+    `late_only`: it is not a sync, but the late retries that were sent after the last one.
     """
 
     number: int

@@ -219,7 +219,7 @@ class Connection:
     def _close_if_stale(self) -> None:
         """Close our end if the receiver has closed its own.
 
-        As in every HTTP client: the end of the receiver's keep-alive is no failure.
+        As in every HTTP client: the end of the receiver's keep-alive is not a failure.
         """
         sock = self._conn.sock
         if sock is None:

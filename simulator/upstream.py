@@ -133,11 +133,11 @@ class Upstream:
     - `job_seconds`: how long an export takes; `address_seconds`: how long an address of the storage
       is valid; `inline_bytes`: larger files are served by the storage;
     - `max_requests` in `window_seconds`, `concurrent`, `max_exports`, `max_users`: the limits;
-    - `retry_after`: seconds that a 429 names, if any.
+    - `retry_after`: the Retry-After of a 429 in seconds, if any.
 
     `faults` holds how many of the next requests a fault concerns, `ALWAYS` for all of them.
-    `requests` counts requests by path, `statuses` replies by status, and `leaks` what came to the
-    storage with credentials.
+    `requests` counts requests by path and `statuses` replies by status. `leaks` has the headers of
+    requests that reached the storage with credentials.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class Upstream:
         return self._jobs.get(request_id)
 
     def address(self, request_id: str) -> str:
-        """A new address of an export's file, which is valid for a minute."""
+        """A new address of an export's file, valid for `address_seconds`."""
         expires = time.time() + self.address_seconds
         if self.strikes("expired"):
             expires = time.time() - 1
@@ -288,7 +288,7 @@ class Upstream:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Connections that arrive at once may wait, so that the limits are what refuses them.
+    # Connections that arrive at once are queued, so that only the limits refuse requests.
     request_queue_size = 64
 
     def __init__(self, port: int, upstream: Upstream, handler: type[BaseHTTPRequestHandler]):
@@ -305,7 +305,7 @@ def _server(port: int, upstream: Upstream, handler: type[BaseHTTPRequestHandler]
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # The head and the body of a reply are sent apart.
+    # The head and the body of a reply are sent separately.
     disable_nagle_algorithm = True
     server: _Server
 

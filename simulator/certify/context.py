@@ -120,7 +120,7 @@ class Context:
             return list(pool.map(post, calls))
 
     def retry_throttled(self, send: Callable[[], Reply]) -> Reply:
-        """Send until the reply is no 429, for up to 30 s: throttling is documented behaviour."""
+        """Send until the reply is not a 429, for up to 30 s: throttling is documented behaviour."""
         deadline = time.monotonic() + MAX_THROTTLED_SECONDS
         while (reply := send()).status == 429:
             wait = reply.retry_after

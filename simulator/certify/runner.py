@@ -60,7 +60,7 @@ def run_checks(
 
 
 def select_checks(checks: Sequence[Check], options: Options) -> list[Check]:
-    """Return the checks of the options' modes that `only` and `skip` leave."""
+    """Return the checks that the options select by mode, `only` and `skip`."""
 
     def matches(check: Check, patterns: Sequence[str]) -> bool:
         return any(fnmatch.fnmatchcase(check.name, pattern) for pattern in patterns)
@@ -93,7 +93,7 @@ def _run(check: Check, context: Context, *, compared: bool) -> Outcome:
 
 
 def _try_modes(context: Context, modes: Collection[Mode]) -> None:
-    """Send one request of each mode, to find a wrong key or path before all checks fail by it."""
+    """Send one request of each mode, to find a wrong key or path before all checks fail."""
     context.begin("the key")
     options, users, cohort = context.options, context.users(1), context.cohort()
     trait, now = payloads.trait_name(*cohort), int(time.time())

@@ -227,7 +227,7 @@ def check_reachable(target: Target) -> None:
 
 
 def _protocol_problem(connection: socket.socket, url: str) -> str | None:
-    """Why the server at `url` cannot be spoken to as the address says; None if it can be."""
+    """Why the server does not speak the protocol in `url`; None if it does."""
     scheme, rest = url.split("://", 1)
     host = urlsplit(url).hostname or ""
     if scheme == "https":
@@ -244,14 +244,14 @@ def _protocol_problem(connection: socket.socket, url: str) -> str | None:
     except ConnectionError:
         reply = b""
     except TimeoutError:
-        return None  # slow is for the command's own time limit
+        return None  # the command has its own time limit for slow receivers
     if not reply.startswith(b"HTTP/") or b"to HTTPS port" in reply:
         return f"The server does not speak HTTP. Try https://{rest}"
     return None
 
 
 def refused_key(target: Target, reply: str) -> str:
-    """Say that the receiver refuses the key; `reply` is what it answered."""
+    """Return the message for a receiver that refuses the key; `reply` is its reply."""
     if target.key is None and target.auth != "none" and not target.extra_headers:
         return "The receiver needs a key. Give it as --key, or in the variable SIMULATOR_KEY."
     return f"The receiver refuses the key: {reply}"

@@ -62,7 +62,7 @@ class SyncProgress:
         self._progress.stop()
 
     def start_sync(self, number: int, changes: int, stats: Stats) -> None:
-        """Add a bar for a sync of so many membership changes; `stats` are those of earlier ones."""
+        """Add a bar for a sync of `changes` membership changes; `stats` are those before it."""
         self._syncs.append(
             _StartedSync(number, changes, stats.changes_done, stats.retries, time.monotonic())
         )
@@ -137,7 +137,7 @@ def summary(
     row("requests given up", f"{stats.gave_up:,}", stats.gave_up > 0)
     row("replies by status", _counts(stats.statuses) or "none")
     if stats.throttled:
-        row("rate limit", f"hit: {stats.throttled:,} requests were answered 429, to be sent again")
+        row("rate limit", f"{stats.throttled:,} requests were answered 429, and retried")
     if stats.errors:
         row("requests without reply", _counts(stats.errors))
     if stats.faults:

@@ -129,7 +129,7 @@ USERS_PER_READ = 5_000
     "one, until the last sync is done.",
 )
 @click.option(
-    "--upstream-stays", is_flag=True, help="Serve the API until Ctrl-C, also after the last sync."
+    "--upstream-stays", is_flag=True, help="Keep serving the API after the last sync, until Ctrl-C."
 )
 @upstream_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
@@ -249,7 +249,7 @@ def sync(
             click.echo(f"Repeat with --seed {seed}" + (f". {example}" if example else ""))
             if comparison is not None and comparison.wrong and not comparison.found:
                 click.echo(
-                    "The reader found nothing of this cohort. Are --app, --key-prefix and "
+                    "The reader found nothing for this cohort. Are --app, --key-prefix and "
                     "--partitions those of the receiver?",
                     err=True,
                 )
@@ -311,7 +311,7 @@ def _exit_code(
 
 
 def _wrong_address(results: list[SyncResult], cohort_sync: CohortSync) -> str | None:
-    """In a sentence, why nothing can have been delivered at all; None if that is not so."""
+    """The reason why nothing was delivered, if the key or a path is wrong; else None."""
     stats = cohort_sync.stats
     if any(result.unauthorised for result in results):
         return refused_key(cohort_sync.target, stats.last_problem)

@@ -42,7 +42,7 @@ from .options import open_upstream, parse_cohort, upstream_options, wait_for_ctr
     help="How often the cohort is synced; none reports no sync.",
 )
 @click.option(
-    "--seed", type=int, default=1, show_default=True, help="As of `sync`: the same users."
+    "--seed", type=int, default=1, show_default=True, help="Gives the users of `sync` with it."
 )
 @upstream_options
 def upstream(
@@ -59,8 +59,8 @@ def upstream(
 ) -> None:
     """Serve Amplitude's Behavioral Cohorts API on 127.0.0.1 until Ctrl-C.
 
-    It reports the cohort that `sync` with the same --cohort, --users or --ids, and --seed sends at
-    first, as synced now.
+    It serves the cohort that the first sync of `sync` sends with the same --cohort, --seed, and
+    --users or --ids, and reports that it has just been synced.
     """
     if users is not None and ids is not None:
         raise click.UsageError("--users and --ids are mutually exclusive.")

@@ -27,7 +27,7 @@ def list_id_for_testing(c: Context) -> str:
 @group.check(
     "list.id-for-syncs",
     "list",
-    "Amplitude's syncs read the list id at the same path in the reply as it is.",
+    "Amplitude's syncs read the list id at the same path in the unwrapped reply.",
     origin="known",
 )
 def list_id_for_syncs(c: Context) -> str:
@@ -241,7 +241,7 @@ def list_numbers(c: Context) -> None:
 
 
 def read_list_id(c: Context, wrapped_in: str = "") -> str:
-    """Create a list, and read its id as Amplitude does: in the reply, or one that is wrapped."""
+    """Create a list, and read its id as Amplitude does, in the reply or in a wrapper around it."""
     trait, path = c.trait(), c.options.list_id_path
     reply = expect(c.post(c.options.lists_path, payloads.list_create(trait)), 200, label="create")
     document = {wrapped_in: reply.json()} if wrapped_in else reply.json()

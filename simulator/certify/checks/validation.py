@@ -32,7 +32,7 @@ def invalid_shape(c: Context) -> None:
         "an empty object": {},
         "no traits": {name: value for name, value in good.items() if name != "traits"},
         "a list as traits": good | {"traits": [trait]},
-        "a batch that is no list": {"batch": good},
+        "a batch that is not a list": {"batch": good},
         "a batch of strings": {"batch": [user]},
     }
     for label, body in bodies.items():
