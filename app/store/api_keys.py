@@ -28,7 +28,7 @@ return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 # How long an expired or revoked key is kept, so that its users get the reason.
 REMEMBERED_MS = 90 * 24 * 3600 * 1000
-# Keys of the environment leave nothing but their last use when they are removed from it.
+# How long last uses are kept. They are all that is left of a key removed from the environment.
 USES_REMEMBERED_MS = 366 * 24 * 3600 * 1000
 
 
@@ -52,7 +52,7 @@ class StoredKey:
     revoked_ms: int | None = None
 
     def ended_ms(self) -> int | None:
-        """Since when, or from when on, it is refused; None for never."""
+        """When it stopped, or will stop, being accepted; None for never."""
         ends = [ms for ms in (self.expires_ms, self.revoked_ms) if ms is not None]
         return min(ends, default=None)
 
@@ -87,7 +87,7 @@ class ApiKeys:
         self._set_expiry = register_fenced(client, _SET_EXPIRY)
 
     def all(self) -> list[StoredKey]:
-        """All keys in the order of creation, with expired and revoked ones."""
+        """All keys in the order of creation, including expired and revoked ones."""
         with store_errors():
             fields: dict[Any, Any] = self._client.hgetall(self._name)
         found = []

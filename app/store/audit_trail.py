@@ -13,7 +13,7 @@ from app.store.errors import store_errors
 from app.store.hold import Hold
 from app.store.keys import Keys
 
-# About 2 MB. The log has the same entries, and may be kept for longer.
+# About 2 MB. The log, which may be kept for longer, has the entries of the API and the dashboard.
 KEPT = 10_000
 
 

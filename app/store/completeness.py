@@ -56,26 +56,26 @@ class CompletenessStore:
         """Record that the members were confirmed: clears the reasons, and who was left out.
 
         Args:
-            since_ms: when the resync or import that confirmed them began. What went wrong since
-                stays.
+            since_ms: when the resync or import that confirmed them began. Reasons raised since then
+                are kept.
         """
         self._call(app_id, "verify", cohort_id, by, "" if since_ms is None else since_ms)
 
     def raise_reason(
         self, app_id: str, cohort_id: str, reason: IncompleteReason, count: int = 1
     ) -> None:
-        """Record that a cohort is incomplete; ``count`` events say so."""
+        """Record that a cohort is incomplete, because of ``count`` events."""
         self._call(app_id, "raise", cohort_id, reason, count)
 
     def clear_reason(self, app_id: str, cohort_id: str, reason: IncompleteReason) -> None:
-        """Record that a reason no longer applies. Without any, the cohort is unverified."""
+        """Record that a reason no longer applies. If none is left, the cohort is unverified."""
         self._call(app_id, "clear", cohort_id, reason)
 
     def settle_failed(self, app_id: str, unsettled: Collection[str], start: int = 0) -> int:
-        """Clear ``sync_failed`` of cohorts of which a later sync has ended without a failure.
+        """Clear ``sync_failed`` for cohorts that have since had a sync without a failure.
 
         Args:
-            unsettled: cohorts of which a request has failed that may still be repeated.
+            unsettled: cohorts with a failed request that may still be retried.
             start: where to continue, as returned by the last call.
         """
         reason, more = IncompleteReason.SYNC_FAILED, False

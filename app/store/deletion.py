@@ -85,7 +85,7 @@ class Deletions:
         return None
 
     def settle(self, app_id: str, cohort_id: str) -> bool:
-        """Help with a deletion because of which requests were refused.
+        """Help complete a deletion that caused requests to be refused.
 
         Returns:
             True if it is in progress; all partitions are marked then. False if it is over; no

@@ -80,8 +80,8 @@ class StoreMisconfigured(StoreError):
 
 _WRONG_PASSWORD = "The store refuses the user name or password in REDIS_URL, or requires one."  # noqa: S105
 _NO_PERMISSION = (
-    "The store accepts the password, but its user lacks a permission that the service needs. "
-    "docs/security.md has the user for it."
+    "The store accepts the password, but its user lacks a permission that the service needs: see "
+    "docs/security.md."
 )
 _IS_CLUSTER = "The store is a cluster: set STORE_CLUSTER=true."
 _NO_CLUSTER = "The store is not a cluster, but STORE_CLUSTER is true."
@@ -106,7 +106,7 @@ class CohortPartlyDeleted(StoreError):
 
 
 class Attempts:
-    """Work on several apps, each of which is attempted though the store failed for others.
+    """Work on several apps, each of which is attempted even if the store fails for others.
 
     On a cluster, one of them may need a node that is down.
     """
@@ -116,7 +116,7 @@ class Attempts:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Attempt one; a StoreError ends it, and nothing else."""
+        """Attempt one app; a StoreError ends only this attempt."""
         try:
             yield
         except StoreError as error:
@@ -133,7 +133,7 @@ _UNTRUSTED = (
     "SSL_CERT_FILE."
 )
 _REPORTED_LENGTH = 300
-# The store did not reply as one that works: what was known before still stands.
+# The store is not working, which says nothing about its data: what was known before still stands.
 UNAVAILABLE = StoreUnreachable, StoreTimeout, StoreLoading
 
 _BY_TYPE: tuple[

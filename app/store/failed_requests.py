@@ -1,4 +1,4 @@
-"""Requests that failed and may be repeated: what no retry makes good leaves a cohort incomplete."""
+"""Failed requests that may be retried. If no retry succeeds, the cohort is incomplete."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _REQUESTS_PER_CALL = 500
 
 
 class FailedRequest(NamedTuple):
-    """A request, as a retry of it is recognised.
+    """What a request and its retries have in common.
 
     Attributes:
-        content: a number that a retry has too; 0 if the body was not read.
+        content: a number derived from the body; 0 if the body was not read.
     """
 
     cohort_id: str

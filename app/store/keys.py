@@ -72,9 +72,10 @@ class Keys:
         return f"{self.base(app_id, partition)}due"
 
     def completeness(self, app_id: str, partition: int, what: str) -> str:
-        """Sorted set of a home partition's cohorts in a state of completeness. Private.
+        """Sorted set of a home partition's cohorts in a state, or with a reason. Private.
 
-        Or with an open reason. The score is since when, in ms since the epoch.
+        The states and reasons are those of completeness. The score is when it began, in ms since
+        the epoch.
         """
         return f"{self.base(app_id, partition)}completeness:{what}"
 
@@ -83,12 +84,14 @@ class Keys:
         return f"{self.base(app_id, partition)}transitions"
 
     def notified(self, app_id: str, partition: int) -> str:
-        """Hash: what was notified last. ``notified:late`` is the set of cohorts that are late.
-        Private."""
+        """Hash: what the last notifications were about. Private.
+
+        ``notified:late`` is the set of cohorts that were notified as late.
+        """
         return f"{self.base(app_id, partition)}notified"
 
     def notifier_lease(self, app_id: str) -> str:
-        """Exists while a process notifies of an app. Private."""
+        """Exists while a process sends an app's notifications. Private."""
         return f"{self.base(app_id, self.partition(app_id))}notifier-lease"
 
     def mark(self, app_id: str, partition: int) -> str:
@@ -129,15 +132,15 @@ class Keys:
         return f"{self.base(app_id, partition)}registered"
 
     def suppressed(self, app_id: str, partition: int) -> str:
-        """Set of the users who were erased permanently. Private."""
+        """Set of the users who were erased and are skipped since then. Private."""
         return f"{self.base(app_id, partition)}suppressed"
 
     def history(self, app_id: str, kind: str) -> str:
         """Part of an app's sync history, all of which is in one partition. Private.
 
-        ``syncs``, ``failures`` and ``problems`` are sorted sets of sync ids: syncs of cohorts,
-        failed requests without a cohort, and all syncs with failed requests or rejected users; so
-        is ``left-out``: syncs of which the users who were left out are kept.
+        These are sorted sets of sync ids. ``syncs``: syncs of cohorts; ``failures``: failed
+        requests without a cohort; ``problems``: all syncs with failed requests or rejected users;
+        ``left-out``: syncs whose left-out users are kept.
         """
         return f"{self.base(app_id, self.partition(app_id))}{kind}"
 
@@ -170,7 +173,7 @@ class Keys:
         return self.history(app_id, "upstream-exports")
 
     def upstream_lease(self, app_id: str, work: str) -> str:
-        """The process that asks Amplitude, or a pause. Private."""
+        """The lease of a process that calls Amplitude's API, or the pause after it. Private."""
         return self.history(app_id, f"upstream-lease:{work}")
 
     def reconcile(self, app_id: str, cohort_id: str) -> str:

@@ -54,8 +54,8 @@ class Layout:
         """Run a check, at most once in a while.
 
         Args:
-            has_passed: it has passed before. Then it is no obstacle that the node with these keys
-                is unavailable: on a cluster, the request may need other nodes only.
+            has_passed: it has passed before. Then it succeeds even if the node with these keys is
+                unavailable: on a cluster, the request may need only other nodes.
         """
         now = time.monotonic()
         if now - self._checked.get(name, -math.inf) < self._check_seconds:

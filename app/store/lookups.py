@@ -36,14 +36,15 @@ def _let_others_work() -> None:
     time.sleep(0)
 
 
-# The values in rows of users.lua other than the time since when a user is a member.
+# The values in the rows of users.lua, unless they are the time at which the user became a member.
 _FALSE, _TRUE_BUT_NO_MEMBER, _UNRESOLVED = b"false", b"true", b"?"
 
 
 class UserRecord(NamedTuple):
     """A user's traits by name, and whether the user is registered or suppressed.
 
-    ``suppressed`` users were erased permanently; ``USER_POLICY=known`` accepts ``registered`` ones.
+    ``suppressed`` users were erased and are skipped; ``USER_POLICY=known`` accepts only
+    ``registered`` ones.
     """
 
     traits: dict[str, bool]

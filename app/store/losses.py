@@ -37,8 +37,8 @@ class Mark(NamedTuple):
     """What an observer remembers of a partition.
 
     Attributes:
-        position: to which the mark was advanced.
-        token: of the observer who did.
+        position: how far the mark was advanced.
+        token: identifies the observer that advanced it there.
     """
 
     identity: str
@@ -129,7 +129,8 @@ class Losses:
             if found == b"empty":
                 return None, None
             loss = None if found == b"same" else LossKind(found.decode())
-            # A position that no replica has is lost in a failover that loses nothing acknowledged.
+            # A failover may lose a position that replicas lack, although no acknowledged write is
+            # lost.
             if position and (loss or self._replication.has_reached(*partition)):
                 mark = Mark(identity.decode(), position[0], token)
         return loss, mark
@@ -149,7 +150,7 @@ class Losses:
         return list(losses.values())
 
     def spread(self, loss: Loss) -> None:
-        """Record an app's loss in all its partitions, where cohorts that arrive look for it."""
+        """Record an app's loss in all its partitions, so that it also marks later cohorts."""
         with store_errors():
             # The list of apps may have been lost as well.
             self._client.sadd(self._keys.apps(), loss.app_id)
@@ -158,7 +159,7 @@ class Losses:
             self._call(loss.app_id, "acknowledge")
 
     def unfinished(self, app_ids: Collection[str]) -> list[Loss]:
-        """Losses whose existing cohorts have not all been marked."""
+        """Losses after which not all existing cohorts have been marked yet."""
         last = {loss.app_id: loss for loss in self.of(app_ids)}
         apps = {
             record.partition.app_id
@@ -192,7 +193,7 @@ class Losses:
             self._examined(partition, loss, "")
 
     def acknowledge(self, app_ids: Collection[str]) -> list[Loss]:
-        """Acknowledge losses. Cohorts stay incomplete. Returns those that had not been."""
+        """Acknowledge losses; cohorts stay incomplete. Returns the newly acknowledged losses."""
         found = [loss for loss in self.of(app_ids) if not loss.acknowledged]
         for loss in found:
             self.spread(loss)
@@ -200,7 +201,7 @@ class Losses:
         return found
 
     def forgive(self, app_ids: Collection[str]) -> Iterator[int]:
-        """Forget losses that were intended; yields the number of cohorts cleared in each step."""
+        """Forget intended losses; yields how many cohorts lost a reason in each step."""
         for app_id in app_ids:
             self._call(app_id, "forget")
             for partition in self.partitions([app_id]):

@@ -38,7 +38,7 @@ class Applied:
     Attributes:
         changed: number of users whose traits or memberships have changed.
         unknown: users skipped because they are not registered.
-        suppressed: users skipped because they were erased permanently.
+        suppressed: users skipped because they were erased and suppressed.
         refused: ids of cohorts skipped because they are being deleted.
         repeated: the message had been applied before, and nothing was done.
         moves: how many users entered and left, by cohort id.
@@ -208,7 +208,7 @@ class Memberships:
         resync_id: str,
         user_ids: Sequence[str | bytes],
     ) -> int:
-        """Let members leave whom a resync has not confirmed; may be repeated.
+        """Remove members whom a resync has not confirmed; may be repeated.
 
         Args:
             user_ids: of this partition, :data:`USERS_PER_CALL` at most.
@@ -311,7 +311,7 @@ class Memberships:
     def _apply_all(
         self, app_id: str, parts: list[_Part], as_known: bool, applied: Applied
     ) -> Iterator[tuple[_Part, _Reply]]:
-        """The parts with their replies. A part that met a deletion is called again if that is over.
+        """Apply parts; yields each with its reply. Retries what a finished deletion had refused.
 
         Cohorts that are being deleted are added to ``applied.refused``.
 
@@ -405,7 +405,7 @@ class Memberships:
         return round(waited * 1000) if waited >= self._tuning.waited_seconds else 0
 
     def _note_acknowledged(self, partition: tuple[str, int], entry: bytes) -> None:
-        """Requests of a worker overlap, so the newest entry may be noted first."""
+        """Note an acknowledged entry, unless a newer one was: requests of a worker overlap."""
         ms, _, number = entry.partition(b"-")
         position = int(ms), int(number)
         if position > self.acknowledged.get(partition, (0, 0)):
@@ -415,7 +415,7 @@ class Memberships:
         """Register a cohort in partitions that lack it, with the names that others know.
 
         Returns:
-            False if no partition knows the cohort, but for those that are deleting it.
+            False if no partition knows the cohort, except for those that are deleting it.
         """
         names = self._registry.names(app_id, cohort_id)
         living = [name for name in names.values() if not name.is_deleting]
@@ -430,7 +430,7 @@ class Memberships:
     def _register(
         self, app_id: str, partitions: Iterable[int], cohort: Cohort, newest: PartitionName
     ) -> None:
-        """Register a name in partitions that lack it, as of the newest one in another."""
+        """Register a name in partitions that lack it, with the time and number of the newest."""
         parts = self._registrations(partitions, cohort, "", newest.at_ms)
         self._call(app_id, parts, f"spread {newest.renames}")
 
@@ -490,7 +490,7 @@ def _message_key(message_id: str, groups: list[Any]) -> str:
 
 
 def _received(changes: Sequence[MembershipChange], applied: Applied) -> set[str]:
-    """The ids of cohorts of which at least one user was not skipped."""
+    """The ids of cohorts that count as received: not all of their users were skipped."""
     skipped = applied.unknown | applied.suppressed
     return {
         change.cohort.id

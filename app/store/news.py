@@ -1,4 +1,4 @@
-"""What should be notified, once: cohorts that became incomplete, verified or late, and losses."""
+"""What to notify about, once: cohorts that became incomplete, verified or late, and losses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Lateness(NamedTuple):
 
 
 class News:
-    """Reads what was not notified yet, and records what was. Raises StoreError."""
+    """Reads what no notification was sent about yet, and records what was. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
@@ -74,7 +74,7 @@ class News:
         return [_transition(entry_id, entry) for entry_id, entry in found]
 
     def passed_over(self, app_id: str, partition: int, transition_id: str) -> None:
-        """Record that transitions up to this one were notified."""
+        """Record that transitions up to this one need no more notification."""
         self._call(app_id, partition, "transitions", transition_id)
 
     def lateness(self, app_id: str, partition: int) -> Lateness:
@@ -85,20 +85,20 @@ class News:
         return Lateness(*([cohort_id.decode() for cohort_id in ids] for ids in found))
 
     def note_lateness(self, app_id: str, partition: int, lateness: Lateness) -> None:
-        """Record that a lateness was notified."""
+        """Record that notifications about lateness were sent."""
         for what, cohort_ids in lateness._asdict().items():
             if cohort_ids:
                 self._call(app_id, partition, what, *cohort_ids)
 
     def last_loss_ms(self, app_id: str) -> int | None:
-        """When the last loss that was notified was found."""
+        """When the last loss was found that a notification was sent about."""
         home = self._keys.partition(app_id)
         with store_errors():
             found = self._position(app_id, home, "loss")
         return None if found is None else int(found)
 
     def note_loss(self, app_id: str, at_ms: int) -> None:
-        """Record that a loss was notified."""
+        """Record that a notification about a loss was sent."""
         self._call(app_id, self._keys.partition(app_id), "loss", str(at_ms))
 
     def _position(self, app_id: str, partition: int, what: str) -> str | None:

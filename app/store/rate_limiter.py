@@ -44,7 +44,7 @@ class _Counter:
         is_used_up: the store has none left beyond these.
         is_alone: the store does not count; ``left`` is what remains of this process's own window.
         retry_at: when to ask the store again, by the monotonic clock.
-        lock: held while the store is asked. What one request counts, all that wait for it share.
+        lock: held during a store call. Requests that wait for it share what that call counted.
         waiting: requests that wait for the lock.
     """
 
@@ -142,7 +142,7 @@ class RateLimiter:
         counter.is_alone = False
 
     def _remember(self, limit: RateLimitItem, names: tuple[str, ...]) -> _Counter:
-        """A new counter. Full memory is emptied, which costs only what was counted in advance."""
+        """A new counter. At the maximum, all are dropped, with what they counted in advance."""
         if len(self._counters) >= self._max_remembered:
             self._counters.clear()
         return self._counters.setdefault((limit, names), _Counter())

@@ -153,7 +153,7 @@ def _merged(cohort_id: str, shares: Iterable[tuple[dict[bytes, bytes], int]]) ->
 
 
 def newness(state: Mapping[bytes, bytes]) -> tuple[int, int]:
-    """By which a partition's record of a cohort has the newest name; see PartitionName."""
+    """Sort key of partitions' records of a cohort: the greatest has the newest name."""
     return int(state.get(b"renames", 0)), int(state[b"named"])
 
 

@@ -14,7 +14,7 @@ _LOOK_MS = 100
 
 
 class Replication:
-    """Waits for replicas as often as ``STORE_WAIT_REPLICAS`` asks for it. Raises StoreError.
+    """Waits for as many replicas as ``STORE_WAIT_REPLICAS`` says. Raises StoreError.
 
     Calls that change memberships wait themselves. An administrator's action is many calls, and
     this waits once, at its end.
@@ -47,7 +47,7 @@ class Replication:
     def has_reached(self, app_id: str, partition: int) -> bool:
         """Whether replicas have what was written to a partition; True if none is waited for.
 
-        Looks for a tenth of a second, which replicas that are in step need not.
+        Waits for a tenth of a second at most; replicas that keep up need less.
         """
         if not self._wait.replicas:
             return True

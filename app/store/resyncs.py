@@ -166,14 +166,14 @@ class Resyncs:
     def request_finish(
         self, place: ResyncPlace, resync: Resync, *, force: bool
     ) -> ResyncRefusal | None:
-        """Let an open resync finish; :meth:`steps` does it. Repeated calls change nothing.
+        """Request that an open resync finish, which :meth:`steps` does. May be repeated.
 
         Args:
             resync: as from :meth:`find`.
-            force: even if nobody, or less than half of the members, would stay.
+            force: finish even if nobody, or less than half of the members, would stay.
 
         Returns:
-            Why it is refused.
+            Why it is refused; None if it is not.
         """
         if resync.state is not ResyncState.OPEN:
             return None
@@ -193,7 +193,7 @@ class Resyncs:
         return any(loss.at_ms >= resync.started_ms for loss in losses)
 
     def request_abort(self, place: ResyncPlace, resync: Resync) -> bool:
-        """Let a resync end without any effect; :meth:`steps` does it.
+        """Request that a resync end without any effect, which :meth:`steps` does.
 
         Returns:
             False if it is finishing, or has finished.
@@ -238,7 +238,7 @@ class Resyncs:
         yield FileCounts(staged - unchanged, unconfirmed, unchanged, members)
 
     def request_apply(self, place: ResyncPlace, resync: Resync) -> bool:
-        """Let a staged import be applied; :meth:`steps` does it. False if it has ended."""
+        """Request that a staged import be applied; :meth:`steps` does it. False if it has ended."""
         return self._change(
             place, resync.id, (ResyncState.OPEN, ResyncState.APPLYING), ResyncState.APPLYING
         )
@@ -305,7 +305,7 @@ class Resyncs:
     def _renewing(
         self, place: ResyncPlace, resync: Resync, steps: Iterator[None]
     ) -> Iterator[None]:
-        """Do the steps, and keep other processes from taking over meanwhile."""
+        """Do the steps, and keep other processes from taking over."""
         renewed = time.monotonic()
         for _ in steps:
             if time.monotonic() - renewed > _RENEW_SECONDS:
@@ -353,7 +353,7 @@ class Resyncs:
         self._at_home("drop", place, resync.id)
 
     def _apply_file(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
-        """Let the users of a file enter, as of when the import began: who left since stays out."""
+        """Add the users of a file, as of the import's beginning: those who left since stay out."""
         trait = self._registry.trait(*place) or ""
         cohort = Cohort(place.cohort_id, trait)
         for partition in self._partitions():
@@ -527,7 +527,7 @@ class Resyncs:
         return range(self._keys.partitions)
 
     def _ask_due(self, app_id: str, partition: int) -> tuple[int, list[bytes]]:
-        """The time in a partition, in ms since the epoch, and the cohorts whose time it is."""
+        """The time in a partition, in ms since the epoch, and the cohorts that are due."""
         now_ms, due = self._due(keys=[self._keys.changes(app_id, partition)], args=[_DUE_AT_ONCE])
         return int(now_ms), due
 

@@ -12,7 +12,7 @@ from app.store.errors import store_errors
 from app.store.keys import Keys
 
 _SECRET_BYTES = 32
-# Allowed when memory is full: who looks after a full store must be able to log in and out.
+# Allowed when memory is full: an operator of a full store must be able to log in and out.
 _SET = """#!lua flags=allow-oom
 return redis.call('SET', KEYS[1], unpack(ARGV))
 """

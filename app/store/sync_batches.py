@@ -16,7 +16,7 @@ from app.cohorts.sync import HASH_BYTES
 
 # Limits of one script call: less than 2 ms of the store's time.
 _REQUESTS_PER_CALL, _BATCHES_PER_CALL = 500, 50
-# Users who were left out that a batch holds, and a call.
+# Maximum number of left-out users in a batch, and in a call.
 MAX_LEFT_OUT = 2000
 # Of requests in a batch that fail for the same reason, only the first ones are stored.
 _FAILURES_STORED = 5
@@ -26,7 +26,7 @@ _PAUSE_MS = 5 * 60 * 1000
 # The indexes of the history: syncs of cohorts, failed requests without a cohort, and all syncs with
 # failed requests or rejected users.
 SYNCS, FAILURES, PROBLEMS = "syncs", "failures", "problems"
-# The syncs of which the users who were left out are kept.
+# The index of syncs whose left-out users are kept.
 LEFT_OUT = "left-out"
 
 
@@ -88,7 +88,7 @@ class SyncBatch:
         self.others.append(encode(record))
 
     def leave_out(self, user_ids: Iterable[str]) -> None:
-        """Add users who were left out, until there are enough."""
+        """Add users who were left out, until there are ``MAX_LEFT_OUT``."""
         for user_id in user_ids:
             if len(self.left_out) >= MAX_LEFT_OUT:
                 return

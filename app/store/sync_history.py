@@ -18,7 +18,7 @@ from app.store.layout import Layout
 from app.store.sync_batches import FAILURES, LEFT_OUT, PROBLEMS, SYNCS, SyncBatch, decode
 from app.store.tuning import DEFAULT, Tuning
 
-# The first failed requests of a sync, of which one with details is looked for.
+# How many failed requests of a sync are searched for one with details.
 _SEARCHED_FOR_DETAIL = 5
 _MS_PER_HOUR = 3600 * 1000
 _UNKNOWN_CALLERS_KEPT_HOURS = 48
@@ -27,7 +27,7 @@ _UNKNOWN_CALLERS_KEPT_HOURS = 48
 class HistoryLimits(NamedTuple):
     """What is kept for each app. With 0 requests, there is no history.
 
-    ``left_out`` are user ids of each sync that were left out.
+    ``left_out`` is how many ids of left-out users are kept for each sync.
     """
 
     requests: int = 100_000
@@ -78,7 +78,7 @@ class SyncHistory:
         """Add a portion from :func:`split_batches`; may be repeated with the same name."""
         args = [argument for batch in batches for argument in batch.arguments()]
         with store_errors():
-            # Trimming needs the app's id, even if nothing else was ever stored for the app.
+            # This registers the app: trimming must find it even if nothing else is stored for it.
             self._layout.check_writable(app_id)
             self._script(
                 keys=[self._keys.history(app_id, SYNCS)],
@@ -140,7 +140,7 @@ class SyncHistory:
         return [decode(row) for row in rows]
 
     def left_out(self, app_id: str, sync_id: int) -> list[str]:
-        """Ids of users whom a sync left out as they are not registered, sorted; some if many."""
+        """Stored ids of users whom a sync left out because they are not registered, sorted."""
         if not self._max_left_out:
             return []
         with store_errors():

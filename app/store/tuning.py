@@ -1,4 +1,4 @@
-"""Bounds, pauses and the clock of the store's callers. No settings: only tests change them."""
+"""Bounds, pauses and clocks of the store's callers. Not settings: only tests change them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a process does on its own account.
+    """The bounds, pauses and clocks of one process.
 
     Attributes:
         now: the clock, in seconds since the epoch.

@@ -1,6 +1,6 @@
 """What the service knows of Amplitude's own record, beyond the fields of each cohort.
 
-Only the process that holds an app's lease asks Amplitude, however many there are.
+However many processes there are, only the one with an app's lease calls Amplitude's API.
 docs/data-model.md describes the keys.
 """
 
@@ -229,7 +229,7 @@ class UpstreamStore:
     def not_accepted(
         self, app_id: str, user_ids: Sequence[str], *, known_only: bool
     ) -> tuple[set[str], set[str]]:
-        """Of some users, those who are suppressed, and, if only known ones are accepted, others."""
+        """The suppressed ones of some users and, with ``known_only``, the unregistered others."""
         suppressed, unknown = set(), set()
         for partition, users in self._keys.by_partition(user_ids).items():
             for start in range(0, len(users), _USERS_PER_CALL):

@@ -109,7 +109,7 @@ class ClusterClient(CoreCommands):
                         if is_late(reply):
                             if time.monotonic() - began > self._timeout:
                                 raise reply
-                            # The clock of its node was set.
+                            # The clock of its node was changed.
                             _server_clock(cluster, _node(cluster, calls[n].stream), read=True)
                         failed.append(n)
                 if not acknowledged:
@@ -350,7 +350,7 @@ def _node(cluster: Any, key: str) -> Any:
 
 
 def _server_clock(cluster: Any, node: Any, *, read: bool = False) -> ServerClock:
-    """The clock of a node, which its connections read when they connect, or again."""
+    """The clock of a node. Its connections read it when they connect; ``read`` reads it again."""
     pool = cluster.get_redis_connection(node).connection_pool
     clock: ServerClock = pool.server_clock
     if read or not clock.known:

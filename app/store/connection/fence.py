@@ -42,7 +42,7 @@ class ServerClock:
         """Ask the server for its time, on an open connection."""
         connection.send_command("TIME", check_health=False)
         seconds, microseconds = map(int, connection.read_response())
-        # Never ahead of the server: the time of the reply's way back is not counted.
+        # Never ahead of the server's clock, as the reply's travel time is not added.
         self._ahead_ms = seconds * 1000 + microseconds // 1000 - _monotonic_ms()
 
     def deadline(self, timeout: float) -> str:

@@ -203,7 +203,7 @@ class Client(redis.Redis):
             sent = time.monotonic()
             replies = exchange(clock.deadline(timeout))
             if is_late(replies[0]) and time.monotonic() - sent < timeout:
-                clock.read(connection)  # it was set
+                clock.read(connection)  # the server's clock was changed
                 replies = exchange(clock.deadline(timeout))
             if isinstance(replies[0], Exception):
                 raise replies[0]

@@ -136,7 +136,7 @@ class Primary:
 
 
 class SentinelConnection(Connection):
-    """Connects to the primary of the moment."""
+    """Connects to the current primary."""
 
     def __init__(self, *, primary: Primary, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]

@@ -29,7 +29,7 @@
 --   moves       for each group that changed memberships: cohort id, 'true' or 'false', how many,
 --               id of the entry in the change stream
 --   unknown     users skipped because they are not registered
---   suppressed  users skipped because they were erased permanently
+--   suppressed  users skipped because they were erased and suppressed
 --   conflicts   users skipped because their key is not a hash
 --   deleting    ids of cohorts skipped because they are being deleted
 --   unmet       ids of cohorts skipped because of ARGV[7]
@@ -202,7 +202,7 @@ end
 
 -- A cohort's name ---------------------------------------------------------------------------------
 
--- Of how many names users may still have the field. Each of them costs every user of a call.
+-- From how many earlier names users may still have to be moved. Each makes every user cost more.
 local UNMOVED_NAMES = 10
 local NAMES_KEPT, NAMES_BYTES = 50, 6144
 -- An earlier name that arrives within this time is a late retry; after it, a rename. In ms.
@@ -262,7 +262,7 @@ local function newest(set)
   return last[2] and tonumber(last[2]) or -math.huge
 end
 
--- Which users, by position, a newer statement was applied about. The scores in each set are the
+-- The positions of users about whom a newer statement was applied. The scores in each set are the
 -- times of the last statements.
 local function find_stale(at, users, since, others)
   local stale = {}
@@ -363,7 +363,7 @@ local function apply(cohort, trait, value, stated_at, users)
       end
     end
   end
-  -- After a clock that was ahead, members' times are corrected as they are reported.
+  -- If the store's clock was ahead, members' times are corrected when they are next reported.
   local ahead = some_users and is_due(last) and newest(members) > now + SKEW
 
   -- The fields of the cohort's state that this group changes, written in one command.
@@ -464,7 +464,7 @@ local function apply(cohort, trait, value, stated_at, users)
     elseif keeps_repeats then
       remember_repeats(seen, before, at_text, confirmed)
     else
-      -- No statement about this cohort had a time yet: a time for each user would be for nothing.
+      -- No statement about this cohort had a time yet, so a time for each user is not needed.
       set('repeated', integer(math.max(at, newest_unrecorded or at)))
     end
   end

@@ -16,9 +16,9 @@
 --         number of users, 0 if none is left.
 -- end     Ends this deletion. If this partition's users have been removed, its records of the
 --         cohort are removed too, and the next request creates the cohort anew. The home partition
---         remembers for a while that it was deleted: whoever sends differences from then on leaves
---         it incomplete. If users are left, the mark was set after the deletion was complete, and
---         is removed alone.
+--         remembers for a while that it was deleted: if only differences arrive after that, the
+--         cohort is incomplete. If users are left, the mark was set after the deletion was complete,
+--         and only the mark is removed.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)

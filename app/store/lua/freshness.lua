@@ -33,13 +33,14 @@
 -- Nothing is written about a cohort that this partition does not know, or that is being deleted: a
 -- deletion may have come between a request and this call, and must leave nothing behind.
 --
--- Returns {ids of cohorts unknown here, of those that freshness is about; the id, the earlier and the
--- new state of each cohort whose completeness changed state}.
+-- Returns {for actions on freshness, the ids of cohorts that are unknown here; the id, the earlier and
+-- the new state of each cohort whose completeness changed state}.
 --
 -- docs/data-model.md describes each cohort's freshness hash. These fields are private: 'starts', the
--- times at which the last syncs started; 'verified_from', the time from which what arrived was
--- verified at 'verified_at', if that was earlier; 'upstream_till', the time until which a judgement
--- holds, 'upstream_behind' and 'count_differed'; 'excluded', as in anonymous. So are these keys:
+-- times at which the last syncs started; 'verified_from', when the resync or import began that was
+-- complete at 'verified_at'; 'upstream_till', the time until which a judgement holds, and
+-- 'upstream_behind' and 'count_differed', which it set; 'excluded', ARGV[2] of 'anonymous'. These
+-- keys are private as well:
 --   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
 --                     never arrived, +inf if its cadence is unknown
 --   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, since
@@ -222,11 +223,11 @@ end
 -- Freshness ---------------------------------------------------------------------------------------
 
 local STARTS_KEPT = 9
--- A cohort is late one cadence plus a grace period after it last arrived: half a cadence, and at
--- least this many ms.
+-- A cohort is late one cadence plus a grace period after it last arrived. The grace period is half a
+-- cadence, but at least this many ms.
 local GRACE = 5 * 60 * 1000
 
--- Record from when a cohort is late. While Amplitude's record is recent, it decides: a cohort in
+-- Record when a cohort becomes late. While Amplitude's record is recent, it decides: a cohort in
 -- which nothing changes does not arrive, and is not late.
 --   last, cadence    when it was last received, and how often it should be; nil if unknown
 --   till, behind     until when the judgement holds, and since when the sync is overdue; or false
@@ -255,8 +256,8 @@ local function learned(starts)
   return intervals[math.ceil(#intervals / 2)]
 end
 
--- Whatever arrives is the difference from what was sent before. Mark a cohort for which that is
--- no longer here.
+-- Whatever arrives is the difference from what was sent before. Mark a cohort if the data that was
+-- sent before is no longer here.
 local function note_gaps(cohort, last)
   if not last and call('ZSCORE', base .. 'deleted', cohort) then
     call('ZREM', base .. 'deleted', cohort)

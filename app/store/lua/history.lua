@@ -1,10 +1,10 @@
 #!lua
--- Add requests to an app's sync history. history_trim.lua removes what is too old or too much.
+-- Add requests to an app's sync history. history_trim.lua enforces its limits of age and size.
 --
 -- KEYS[1]   the sorted set of the app's syncs; the names of all other keys derive from it
 -- ARGV[1]   requests to keep
 -- ARGV[2]   id of this call: repeating it adds nothing
--- ARGV[3]   users left out to keep of each sync
+-- ARGV[3]   how many left-out users to keep for each sync
 -- ARGV[4..] batches: head, number of requests without a problem, number of requests with one, and
 --           each request as a JSON array. The head is a JSON object:
 --             key     groups requests: those with the same key that are close in time form a sync
@@ -14,7 +14,7 @@
 --             first, last  times of the first and last request, in ms since the epoch
 --             set     fields of the sync's hash to set
 --             add     fields of the sync's hash to increment
---             left_out  hashes and ids of users who were left out, in turns
+--             left_out  users who were left out: hash, id, hash, id, …
 --             slowest longest request, in ms
 --
 -- Failed requests that name no cohort have their own, smaller space, so that a flood of them does
@@ -78,7 +78,7 @@ local function keep(list, index, first, count)
   call('HINCRBY', totals, index, integer(count))
 end
 
--- Keep the ids of users who were left out, of the last syncs that left out users.
+-- Keep the ids of users who were left out, for the latest syncs with such users.
 local function keep_left_out(id, users)
   local KEPT_FOR, SYNCS = 7 * 24 * 3600 * 1000, 100
   local key, index, most = sync_key(id) .. ':left-out', base .. 'left-out', tonumber(ARGV[3])

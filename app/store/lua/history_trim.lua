@@ -43,7 +43,7 @@ local function trim(index, requests, syncs)
     if not id then return false end
     local last = tonumber(call('HGET', base .. 'sync:' .. id, 'last') or 0)
     if last > now + SKEW then
-      -- It ages from now on; until then it would keep all later ones.
+      -- Without this, it would never be too old, and no later sync could be removed.
       last = now
       call('HSET', base .. 'sync:' .. id, 'last', string.format('%d', now))
     end

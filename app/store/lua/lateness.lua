@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- Find cohorts of a home partition that have become late, or are no longer, and were not notified.
+-- Find cohorts of a home partition whose lateness has changed since the last notification.
 --
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  maximum number of cohorts to look at

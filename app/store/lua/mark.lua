@@ -8,12 +8,12 @@
 -- ARGV[3]  token of the observer who advanced the mark to this position
 -- ARGV[4]  id of the newest stream entry that the observer knows of, or ''
 -- ARGV[5]  the observer's own token
--- ARGV[6]  'advance' to advance the mark; '' to do so only if the observer must remember another
+-- ARGV[6]  'advance' to advance the mark; '' to do so only if the identity is new to the observer
 -- ARGV[7]  a random id, for a partition that needs a new identity
 --
 -- The mark is a hash: 'identity', random and kept until a loss; 'earlier', those before it;
--- 'position', a number that grows; and who advanced it to the last positions, by position modulo
--- SLOTS. A partition gets one with its first data.
+-- 'position', a number that grows; and the tokens of those who advanced it to the last positions, by
+-- position modulo SLOTS. A partition gets a mark with its first data.
 --
 -- Returns {what was found, identity, position}: 'empty' (nothing to lose yet), 'same', 'lost' or
 -- 'set_back'. After a loss the identity changes in the same step, so that one observer finds each
@@ -25,10 +25,11 @@ local remembered, position_then, token_then, newest, token, advance, random = un
 local mark, loss = base .. 'mark', base .. 'loss'
 local call = redis.call
 
--- Among so many positions, one that was reached twice is recognised by who reached it.
+-- For how many of the last positions it is known who advanced the mark there. If a position is
+-- reached twice, because the store went back, that differs.
 local SLOTS = 256
 local EARLIER_KEPT = 20
--- How long a loss is remembered, and what is found within what time is the same loss, in ms.
+-- How long a loss is remembered, and how close in time two findings are the same loss, in ms.
 local LOSS_KEPT, SAME_LOSS = 90 * 24 * 3600 * 1000, 60 * 1000
 
 local function integer(value) return string.format('%d', value) end
@@ -39,7 +40,7 @@ earlier = earlier and cjson.decode(earlier) or {}
 -- A key of another type must fail here, before the first write.
 local loss_kind, loss_at = unpack(call('HMGET', loss, 'kind', 'at'))
 
--- Whether a position that the mark was advanced to is no longer behind it.
+-- Whether the mark was set back to before the position that the observer remembers.
 local function is_behind()
   if position < position_then then return true end
   if position - position_then >= SLOTS then return false end -- too long ago to tell

@@ -8,8 +8,8 @@
 --
 -- Returns {1 if all users have been moved, else 0; users looked at}, or {-1, 0} if this partition
 -- has had a later rename, which must reach the other partitions first: a finished rename is
--- no longer spread. The position is stored in the same step as the moves, so that a process that takes over
--- after a crash continues from there.
+-- no longer spread. The position is stored in the same step as the moves, so that a process that
+-- takes over after a crash continues from there.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local cohort, count = ARGV[1], ARGV[2]

@@ -1,5 +1,5 @@
 #!lua
--- Record what was notified, so that it is notified once.
+-- Record what a notification was sent about, so that it is sent once.
 --
 -- KEYS[1]   the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]   'transitions': up to the entry ARGV[2] of the stream of transitions

@@ -20,16 +20,16 @@
 -- drop     Removes the record. Returns 1.
 --
 -- In each partition:
--- mark     ARGV[4]: ms to keep what is confirmed. From now on, the step confirms members, if the
+-- mark     ARGV[4]: ms to keep what is confirmed. From now on, apply.lua confirms members, if the
 --          partition knows the cohort. Returns 1, or 0 if it does not. Remembers the identity of
 --          the partition (mark.lua): after a loss, nobody knows who was confirmed.
--- keep     ARGV[4]: the same, from now on. Returns 1.
+-- keep     ARGV[4]: ms to keep what is confirmed, counted from now. Returns 1.
 -- stage    ARGV[4]: ms to keep them; ARGV[5..]: users who count as confirmed. Returns how many are
 --          new, or -1 if those before them are gone.
 -- clear    Ends it: members are no longer confirmed. Returns 1.
 --
--- What is confirmed may expire unnoticed: the store's clock may jump, or no process look after it.
--- Those confirmed later would then seem to be all. So `confirmed-of` names the resync, from its
+-- What is confirmed may expire unnoticed: the store's clock may jump, or no process may renew it.
+-- Users confirmed after that would then seem to be all. So `confirmed-of` names the resync, from its
 -- beginning on, and expires at the same time: without it, nobody may be removed.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
@@ -65,7 +65,7 @@ if action == 'open' then
 end
 
 local function keep(ms)
-  call('PEXPIRE', confirmed_of, ms) -- first: it must not be the one that stays
+  call('PEXPIRE', confirmed_of, ms) -- first, so that it does not outlive the other
   call('PEXPIRE', confirmed, ms)
 end
 

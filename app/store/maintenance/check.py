@@ -130,7 +130,7 @@ class Checker:
         return report
 
     def wrong_global_keys(self) -> list[tuple[KeyName, bytes]]:
-        """The keys of no app that have a wrong type, with that type."""
+        """The keys outside any app that have a wrong type, with that type."""
         names = [self._keys.layout(), self._keys.apps(), self._keys.hold(), self._keys.audit()]
         names += [self._keys.api_keys(), self._keys.api_keys_used(), self._keys.session_secret()]
         names += [self._keys.unknown_callers()]
@@ -148,8 +148,8 @@ class Checker:
                 yield name, kind
 
     def _survey(self, app_id: str) -> _Survey:
-        """What there is of an app, without its users: the ids of all cohorts, also of those missing
-        in the list of cohorts, and keys of a wrong type.
+        """The ids of an app's cohorts, including those missing from the list of cohorts, and its
+        keys of a wrong type. Users' hashes are not read.
         """
         places = [AppPartition(app_id, p) for p in range(self._keys.partitions)]
         survey = _Survey({place: set() for place in places})
@@ -418,7 +418,7 @@ class Checker:
 
 @dataclass
 class _Survey:
-    """What a check found before it began.
+    """What a check reads before it compares anything.
 
     Attributes:
         cohorts: the ids of all cohorts, by partition.
@@ -435,7 +435,7 @@ class _Survey:
         )
 
     def wrong_cohorts(self, place: AppPartition) -> set[bytes]:
-        """The cohorts of which a key in a partition has a wrong type; they are left out."""
+        """The cohorts with a key of a wrong type in a partition; they are not checked."""
         return {
             name.owner for where, name, _ in self.wrong if where == place and _is_of_cohort(name)
         }

@@ -194,10 +194,10 @@ class Copy:
         self._incomplete.add((name.app_id, name.owner))
 
     def _begin_streams(self, app_id: str) -> None:
-        """Begin an app's change streams, empty but not as if nothing had ever been added.
+        """Create an app's change streams: empty, but as if entries had been trimmed.
 
-        Followers with a place from the source learn that they have lost it, and `store check` does
-        not expect the stream to name every member.
+        Followers with a position from the source learn that it is lost, and `store check` does not
+        expect the stream to name every member.
         """
         client, keys = self._target.client, self._target.keys
         streams = [keys.changes(app_id, partition) for partition in range(keys.partitions)]
@@ -216,7 +216,7 @@ class Copy:
         values = dict(zip(names, self._source.values(names), strict=True))
         for name, value in list(values.items()):
             if name.what == "user" and value.type != b"hash":
-                self._leave_out(name, "user that is no hash")
+                self._leave_out(name, "user that is not a hash")
                 del values[name]
         self._target.write(values)
 
@@ -331,7 +331,7 @@ class Copy:
                     self._note(name.what, value == there, name.key + b" " + element)
 
     def _compare_states(self, app_id: str, cohort_ids: Sequence[bytes]) -> None:
-        """Compare what callers learn about cohorts: each partition keeps a share of it."""
+        """Compare cohorts as callers see them: merged from the records of all partitions."""
         ids = [cohort_id.decode() for cohort_id in cohort_ids]
         ours, theirs = (
             {record.id: record for record in Registry(side.client, side.keys).records(app_id, ids)}

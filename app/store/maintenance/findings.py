@@ -77,7 +77,7 @@ MEANINGS = {
         "to was not checked; delete the key and run the check again"
     ),
     Problem.RECORDS_WITHOUT_COHORT: _repairable(
-        "freshness, completeness or sizes are left of a deleted cohort"
+        "freshness, completeness or sizes of a deleted cohort are left over"
     ),
     Problem.COHORT_WITHOUT_STATE: _repairable("a cohort's names and counters are lost"),
     Problem.COHORT_NOT_LISTED: _repairable("a cohort is missing from the list of cohorts"),
@@ -149,7 +149,7 @@ class CheckReport:
     """The outcome of a check.
 
     Attributes:
-        memberships: (cohort, user) pairs checked, with those recorded as not members.
+        memberships: (cohort, user) pairs checked, including users recorded as not members.
         fields: fields of users' hashes checked.
         found: number of findings by problem, of which ``repaired`` were repaired.
         findings: the first ``MAX_LISTED`` findings.

@@ -47,7 +47,7 @@ class RawStore:
         self._write_hashes = load_script(self.client, "write_hashes.lua", "maintenance")
 
     def size(self) -> int:
-        """The number of keys, with those of other prefixes."""
+        """The number of keys, including those of other prefixes."""
         return sum(int(node.dbsize()) for node in self._nodes())
 
     def walk(self) -> Iterator[list[KeyName]]:

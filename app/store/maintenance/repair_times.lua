@@ -26,8 +26,8 @@ expect('hash', state, freshness)
 local starts = cjson.decode(call('HGET', freshness, 'starts') or '[]')
 local reasons = cjson.decode(call('HGET', freshness, 'reasons') or '[]')
 
--- No statement that is still to come may count as older than a time that nobody knows: so these
--- users' last statements count as made a day ago, the longest that order is kept.
+-- The true times are unknown, and no later statement may count as older. So the last statements about
+-- these users count as made a day ago, which is as long as the order of statements is kept.
 local a_day_ago = integer(now - 24 * 3600 * 1000)
 local more = 0
 for _, set in ipairs({prefix .. ':members', prefix .. ':left'}) do

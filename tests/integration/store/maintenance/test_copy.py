@@ -237,7 +237,7 @@ def test_copy__of_keys_that_it_does_not_know__reports_them(
     redis_client.set(f"cohorts:{{{APP}}}:user:no-hash", "1")
     report = copy(source, settings_of(target_url, 4))
     assert not report.ok
-    assert report.not_copied == {"something-new": 1, "user that is no hash": 1}
+    assert report.not_copied == {"something-new": 1, "user that is not a hash": 1}
 
 
 @pytest.mark.parametrize(
