@@ -140,7 +140,7 @@ class _Reader:
             return b"", position
         if following.before == position:
             return following.events, following.after
-        # The follower read from the store, and in some partitions further than the poll before.
+        # The follower read from the store, in some partitions beyond where this block begins.
         news = [change for change in following.changes if change.id > _at(position, change)]
         pairs = zip(position, following.after, strict=True)
         return events(position, news), tuple(max(a, b) for a, b in pairs if a and b)
@@ -257,7 +257,7 @@ class Feed:
                 elif position == before and not gevent.wait(
                     [news, hung_up], CHECK_SECONDS, count=1
                 ):
-                    # A reader that polls and stays behind reads a store that was set back.
+                    # If the reader polls but never gets here, the store was set back.
                     compared = compared if reader.is_at(position) else None
         if connection is not None and not self.is_open():
             # Otherwise the server would wait for the client's next request before it exits.

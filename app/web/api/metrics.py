@@ -49,9 +49,10 @@ def count_requests(meter: Meter) -> Listener:
 
 
 def declare_series(app: Flask) -> None:
-    """Let the counts that alerts are about begin at 0.
+    """Create the counters that alerts use at 0.
 
-    Prometheus sees how much a series grew since the last scrape, and nothing of one that is new.
+    Prometheus measures how much a series grew between two scrapes, and ignores the first value of a
+    new one.
     """
     meter = services(app).meter
     for rule in app.url_map.iter_rules():

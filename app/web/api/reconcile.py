@@ -55,8 +55,7 @@ class ReconcileBody(Base):
         load_default=None,
         allow_none=True,
         metadata={
-            "description": "The user property that the sync maps to the user id, if it is another "
-            "one.",
+            "description": "The user property that the sync sends in place of the user id, if any.",
             "example": "email",
         },
     )
@@ -67,7 +66,9 @@ class ExportsReply(Reply):
 
     used = count("Exports of this app, this one included.", allow_none=True, example=3)
     limit = count("AMPLITUDE_EXPORTS_PER_MONTH.", allow_none=True, example=100)
-    amplitudeUsed = count("As Amplitude counted before; null if unknown.", allow_none=True)
+    amplitudeUsed = count(
+        "Amplitude's own count, without this one; null if unknown.", allow_none=True
+    )
     amplitudeLimit = count("Amplitude's own limit; null if unknown.", allow_none=True, example=500)
 
 
@@ -89,7 +90,7 @@ class ReconcileReply(Reply):
     rows = count("Users in the export.", allow_none=True, example=6512)
     anonymous = count("Of them, users without an id.", example=12)
     unusable = count("Of them, users with an id that is not accepted.", example=0)
-    suppressed = count("Of them, users who were erased permanently.", example=0)
+    suppressed = count("Of them, users who are suppressed.", example=0)
     unregistered = count("Of them, users who are not registered.", example=0)
     members = count("Members here before.", allow_none=True, example=6499)
     missing = count("Users of the export who are not members.", allow_none=True, example=2)
@@ -134,8 +135,8 @@ _RECONCILE = ReconcileBody()
 def reconcile(cohort_id: str) -> Response:
     """Begin to compare a cohort with an export from Amplitude, which takes some minutes.
 
-    Ask for the result with `GET`. It counts against the exports of the month. With `apply`, a
-    cohort that never arrived here, or is lost, is created under its name in Amplitude.
+    `GET` returns the result. The export counts against the monthly limit. With `apply`, a cohort
+    that never arrived here, or is lost, is created under its name in Amplitude.
     """
     asked = load(_RECONCILE, read_optional_json())
     cohort_in_path(cohort_id)

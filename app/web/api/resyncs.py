@@ -80,7 +80,9 @@ class FinishBody(Base):
         truthy={True},
         falsy={False},
         load_default=False,
-        metadata={"description": "Even if nobody was confirmed, or most members would leave."},
+        metadata={
+            "description": "Finish even if nobody was confirmed, or most members would leave."
+        },
     )
 
 
@@ -100,7 +102,7 @@ class ImportQuery(Query):
     dry_run = YesOrNo(load_default=False, metadata={"description": "Compare only; change nothing."})
     force = YesOrNo(
         load_default=False,
-        metadata={"description": "Even if the file is empty, or most members would leave."},
+        metadata={"description": "Import even if the file is empty, or most members would leave."},
     )
 
 
@@ -108,7 +110,7 @@ class ResyncReply(Reply):
     """A cohort's resync, or its last one."""
 
     state = text(
-        "How far it is. Members are confirmed while it is `open`.",
+        "Its stage. Members are confirmed while it is `open`.",
         example="open",
         validate=validate.OneOf([*ResyncState]),
     )
@@ -127,7 +129,8 @@ class ResyncReply(Reply):
         strict=True,
         allow_none=True,
         metadata={
-            "description": "When it was last received since, in ms.",
+            "description": "When the cohort was last received since then, ms since the epoch; null "
+            "if it was not.",
             "example": None,
         },
     )
@@ -204,8 +207,8 @@ def get_resync(cohort_id: str) -> Response:
 def finish_resync(cohort_id: str) -> Response:
     """Remove the members who were not confirmed. May be repeated.
 
-    If that takes longer than a reply may, the state is still `finishing`: repeat the call, or ask
-    for the resync.
+    If that takes more than 20 seconds, the reply has the state `finishing`: repeat the call, or
+    poll with `GET`.
     """
     force = load(_FINISH, read_optional_json())["force"]
     store = services().readable_store()
@@ -250,9 +253,9 @@ def abort_resync(cohort_id: str) -> Response:
 def import_members(cohort_id: str) -> Response:
     """Replace the members with those of a file of any size, plain or gzip.
 
-    CSV has a header and a column `user_id`, among others if need be. Newline-delimited JSON has
-    `{"userId": …}` or a string on each line. The files that Amplitude writes are accepted. Until
-    the whole file has arrived, nothing is changed.
+    CSV has a header line and a column `user_id`; other columns are ignored. Newline-delimited JSON
+    has `{"userId": …}` or a string on each line. The files that Amplitude writes are accepted.
+    Nothing is changed until the whole file has arrived.
     """
     asked = parameters(_IMPORT)
     file_format = _FORMATS.get(request.mimetype)

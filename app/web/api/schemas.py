@@ -207,7 +207,7 @@ class ReasonReply(Reply):
         "The reason.", example="store_lost", validate=validate.OneOf(list(IncompleteReason))
     )
     since = ms("Since when")
-    count = count("How many events gave this reason, such as failed requests.", example=1)
+    count = count("How many events caused it, such as failed requests.", example=1)
 
 
 class UpstreamReply(Reply):
@@ -260,7 +260,7 @@ class CompletenessReply(Reply):
         UpstreamReply,
         required=True,
         allow_none=True,
-        metadata={"description": "Amplitude's own record; null if it was not asked."},
+        metadata={"description": "Amplitude's own record; null if it has not been read."},
     )
 
 
@@ -301,8 +301,8 @@ class CohortDetailReply(CohortReply):
     """A cohort with its counts, sources and earlier names."""
 
     firstSeen = ms("When it was first received")
-    entered = count("All users who ever entered.", example=50000)
-    left = count("All users who ever left.", example=8766)
+    entered = count("How often users have entered, in total.", example=50000)
+    left = count("How often users have left, in total.", example=8766)
     sources = fields.Dict(
         keys=fields.String(),
         values=fields.Integer(strict=True),
@@ -393,15 +393,15 @@ class EventReply(Reply):
     retry = fields.Integer(
         strict=True,
         metadata={
-            "description": "Of the first event: wait so many ms before reconnecting.",
+            "description": "In the first event: how many ms to wait before reconnecting.",
             "example": 1000,
         },
     )
     data = JsonText(
         required=True,
         metadata={
-            "description": "JSON. Of a `change`: the change, as in pages of changes. Of "
-            "`position`: `next`, the cursor of the next event. Of `cursor_expired`: `reason` and "
+            "description": "JSON. For `change`: the change, as in pages of changes. For "
+            "`position`: `next`, the cursor of the next event. For `cursor_expired`: `reason` and "
             "`detail`, as in error replies.",
             "example": '{"cohortId":"abc123","change":"entered","at":1767225600000,'
             '"userIds":["user1@example.com"]}',

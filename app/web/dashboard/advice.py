@@ -46,7 +46,7 @@ ADVICE = {
         "Harmless. To save traffic, send only identify calls.",
     ),
     "no_cohort_traits": Advice(
-        "An identify call without a trait that is true or false, so it says nothing about cohorts.",
+        "The identify call has no trait that is true or false, so it says nothing about cohorts.",
         "Harmless. To save traffic, send only traits that stand for cohorts.",
     ),
     "missing_credentials": Advice(
@@ -164,8 +164,8 @@ ADVICE = {
     ),
     "store_misconfigured": Advice(
         "The store is misconfigured.",
-        "The log names the cause: permissions, number of partitions, or cluster mode.",
-        "The log names the cause: permissions, number of partitions, or cluster mode.",
+        "Run cohort-receiver store check: it prints the cause.",
+        "Run cohort-receiver store check: it prints the cause.",
     ),
     "cohort_partly_deleted": Advice(
         "The deletion of a cohort began while the request was applied.",
@@ -179,8 +179,8 @@ ADVICE = {
     ),
     "store_error": Advice(
         "The store rejected a command.",
-        "The log names the command: search it for the request id.",
-        "The log names the command.",
+        "Run cohort-receiver store check: it finds keys of a wrong type and other problems.",
+        "Run cohort-receiver store check: it finds keys of a wrong type and other problems.",
     ),
 }
 _UNKNOWN_REASON = Advice("Unknown reason.", "Search the log for the request id.")
@@ -190,7 +190,7 @@ def advice(reason: str) -> Advice:
     return ADVICE.get(reason, _UNKNOWN_REASON)
 
 
-# What each reason for which a cohort is incomplete means; docs/completeness.md has the steps.
+# What it means that a cohort is incomplete for each reason; docs/completeness.md has the steps.
 _REPLACE = (
     "Replace the members: open a resync and send everything again from Amplitude, or import a file."
 )
@@ -203,14 +203,14 @@ INCOMPLETE_ADVICE = {
     ),
     IncompleteReason.SYNC_FAILED: Advice(
         "A request failed, and no retry succeeded.",
-        "Fix the cause, which the page of the failed sync shows. Amplitude sends what failed again "
-        "with the next sync, which clears this if it succeeds.",
+        "Fix the cause, which the page of the failed sync shows. The next sync resends what "
+        "failed, and clears this if it succeeds.",
     ),
     IncompleteReason.DELETED_HERE: Advice(
         "The cohort was deleted here, and only differences have arrived since.", _REPLACE
     ),
     IncompleteReason.COUNT_DIFFERS: Advice(
-        "Amplitude counts another number of users.",
+        "Amplitude's count of its users differs.",
         "Reconcile the cohort to see who is missing and who is extra.",
     ),
 }

@@ -12,7 +12,7 @@ from app.web.dashboard.formatting import now_ms
 
 # Cohorts and syncs named for each problem; the list has the others.
 NAMED = 5
-# Failed requests that name no cohort are shown for so long.
+# Failed requests that name no cohort are shown for this long.
 FAILED_SHOWN_MS = 24 * 3_600_000
 _SYNCS_SEARCHED = 50
 _FULL_SHARE = 0.9
@@ -85,7 +85,7 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
 
 
 def _store_state() -> tuple[str, float | None]:
-    """Why the store accepts no writes, and how full it is if nearly."""
+    """Why the store accepts no writes, and how full it is if it is nearly full."""
     current = services().store
     try:
         problem = current.check().refuses_writes

@@ -15,7 +15,7 @@ _CLIP_RATIO = 4
 # A few bars are drawn no wider than if there were this many.
 _MIN_BARS = 12
 MAX_BARS = 40
-# Distances between ticks of the vertical axis, at most, and of the horizontal one.
+# Maximum number of intervals on the vertical axis, and number of intervals on the horizontal one.
 _STEPS, _TIMES = 4, 3
 
 

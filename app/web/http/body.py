@@ -37,7 +37,7 @@ _COUNTED_BYTES = 1 << 20
 _MAX_GZIP_MEMBERS = 1000
 _INFLATE_BYTES = 1 << 14
 _BOM = codecs.BOM_UTF8
-# A number as templates print it by default, in the form of a language.
+# A number with thousands separators, as templates print it by default, in any locale.
 THOUSANDS = re.compile("[0-9]{1,3}(?:[,.' \u00a0\u2019\u202f][0-9]{3})+")
 THOUSANDS_HINT = (
     ". A number is printed with thousands separators: in a FreeMarker template, print it with ?c"
@@ -84,7 +84,7 @@ def read_decompressed(limit: int) -> bytes:
     """The decompressed body of the current request.
 
     Raises:
-        UnsupportedMediaType: not declared as JSON in UTF-8, or compressed by other than gzip.
+        UnsupportedMediaType: not declared as JSON in UTF-8, or compressed with anything but gzip.
         BodyTooLarge: over ``limit`` bytes before or after decompression.
         BodyTimeout: not complete within ``BODY_TIMEOUT_SECONDS``.
         InvalidEncoding: truncated, or not gzip.
@@ -112,7 +112,10 @@ def content_encoding() -> str:
 
 
 def is_small(raw: bytes) -> bool:
-    """Whether a body is within the limits of :func:`read_text`; may be wrong about long texts."""
+    """Whether a body is within the limits of :func:`read_text`.
+
+    Commas and brackets in strings count too, so the result may be False for a body that is.
+    """
     settings = services().settings
     return len(raw) <= settings.max_body_bytes and _count_values(raw) <= _max_values(settings)
 

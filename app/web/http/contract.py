@@ -62,8 +62,8 @@ class Contract:
         problems: its error replies, besides those that every call may have.
         query: the schema of the query parameters.
         headers: the schema of the headers that only this call reads.
-        body: the schemas of which the body must match one.
-        upload: a file as the body: by media type, an example.
+        body: schemas, one of which the body must match.
+        upload: examples of a file that is the body, by media type.
         discriminators: members that identify the schema of a body: one with the first of them
             matches the first schema, one with the second the second, and so on.
         user_limit: the name of the setting that limits the users in the body.

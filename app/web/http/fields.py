@@ -62,7 +62,7 @@ class UserId(Text):
 
 
 class Id(Text):
-    """An id, as a string or a whole number. Only if it may be empty, it may also be blank."""
+    """An id, as a string or a whole number. It may be blank only if ``empty`` is allowed."""
 
     def json_schema(self) -> dict[str, Any]:
         text = super().json_schema()

@@ -50,7 +50,7 @@ def possible_problems(rule: Rule, contract: Contract, scope: str) -> Iterator[Pr
         *([NotFound] if rule.arguments else []),
         *(_OF_BODIES if contract.body else []),
         *(_OF_CALLERS if scope != PUBLIC else []),
-        # Rate limits need the store. Metrics have none, and work without the store.
+        # /metrics replies without the store; its gauges say that the store is down.
         *([StoreUnavailable] if scope not in (PUBLIC, METRICS) else []),
         InternalError,
     ]

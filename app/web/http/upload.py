@@ -21,10 +21,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 def read_upload() -> Iterator[bytes]:
     """The body of the current request in chunks, decompressed if it is gzip.
 
-    Other requests get a turn after each chunk: there may be nothing in it that waits for the store.
+    Other requests get a turn after each chunk, as handling it may not involve any wait.
 
     Raises:
-        UnsupportedMediaType: not in UTF-8, or compressed by other than gzip.
+        UnsupportedMediaType: not in UTF-8, or compressed with anything but gzip.
         BodyTimeout: nothing arrived for ``BODY_TIMEOUT_SECONDS``.
         InvalidEncoding: it ended early, or is not valid gzip.
     """
@@ -33,7 +33,7 @@ def read_upload() -> Iterator[bytes]:
     chunks = _raw_chunks(services().settings.body_timeout_seconds)
     first = next(chunks, b"")
     whole: Iterator[bytes] = chain((first,), chunks)
-    # Also without a Content-Encoding, as for a file that is stored as gzip.
+    # Also without Content-Encoding: the file itself may be a gzip file.
     if encoding or first.startswith(_GZIP_MAGIC):
         whole = _gunzip(whole)
     for chunk in whole:

@@ -178,7 +178,7 @@ def _placed(skip: _Skip, user_place: Callable[[int], str]) -> Skipped:
 
 
 def _content(calls: Sequence[Identify]) -> int:
-    """A number by which a retry of a request is recognised, for the price of two of its users."""
+    """A number by which a retry of a request is recognised; cheap, as it covers only two users."""
     if not calls:
         return 1
     first, last = calls[0], calls[-1]
@@ -205,7 +205,7 @@ def _skipped(
 
 
 def _rejections(calls: Sequence[Identify], refused: Sequence[_Skip]) -> list[Rejection]:
-    """Some of the rejected users. All that have no usable id are one of them."""
+    """Some of the rejected users. All users without a usable id count as one."""
     rejections: dict[Rejection, None] = {}
     for skip in refused:
         user_id = calls[skip.call].user_id

@@ -22,7 +22,7 @@ from app.store import StoreError
 # A refused body is not searched further than this.
 _MAX_ITEMS, _MAX_TRAITS = 100, 100
 _MAX_NAMED = 8
-# A webhook's template that renders invalid JSON, as of a name with a quote.
+# Finds the id in a webhook that is not valid JSON, for example because of a quote in the name.
 _COHORT_ID = re.compile(rb'["\']cohort_id["\']\s*:\s*["\']([^"\'\\:]{1,512})["\']')
 
 
@@ -47,7 +47,7 @@ def name_cohorts(response: Response) -> Response:
 
 
 def _known_trait(cohort_id: str, status: int) -> str | None:
-    """The trait name of a cohort that is known, without a call to the store where none is due."""
+    """The trait name of a known cohort; after a 5xx or 429, as last read, without a store call."""
     registry, app_id = services().store.registry, g.caller.app_id
     trait = registry.last_trait(app_id, cohort_id)
     if trait is None and status < 500 and status != RateLimited.status:

@@ -118,7 +118,7 @@ class WebhookSchema(Base):
         empty=True,
         required=True,
         metadata={
-            "description": "With the id, as a trait name, at most 512 bytes of UTF-8.",
+            "description": "The trait name made of it and the id has at most 512 bytes of UTF-8.",
             "example": "Power users",
         },
     )
@@ -138,7 +138,9 @@ class WebhookSchema(Base):
         # The trait name that property-based calls have for the same cohort.
         trait = _TRAIT.format(data["cohort_name"], data["cohort_id"])
         if problem := text_problem(trait, MAX_TRAIT_BYTES):
-            raise ValidationError(f"With the id, as a trait name: {problem}", "cohort_name")
+            raise ValidationError(
+                f"The trait name made of it and the id is invalid: {problem}", "cohort_name"
+            )
         traits = {trait: data["in_cohort"]}
         at_ms = data.get("computed_time")
         return Webhook(

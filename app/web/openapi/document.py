@@ -53,7 +53,7 @@ _TAGS = {
     "syncs": ("Sync history", "The outcome of each request, and cohort sizes over time."),
     "resyncs": ("Resyncs and imports", "Replace the members of a cohort."),
     "reconcile": ("Reconcile", "Compare a cohort with Amplitude's own record."),
-    "upstream": ("Upstream", "How reading Amplitude's own record went."),
+    "upstream": ("Upstream", "The polls of Amplitude's own record."),
     "admin": ("Administration", "Delete cohorts, erase users, register them."),
     "health": ("Health", "Liveness and readiness."),
     "metrics": ("Metrics", "For Prometheus."),
@@ -79,7 +79,7 @@ _SECURITY = (("basic",), ("bearer",), ("api_key",), ("api_key", "app_id"))
 
 _NEEDS = {
     PUBLIC: "Public.",
-    METRICS: "Requires the metrics token, or a key with the scope `read`.",
+    METRICS: "Requires the metrics token, or a key with the scope `read` or `admin`.",
 }
 
 # These have the same form for all calls.

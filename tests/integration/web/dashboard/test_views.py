@@ -124,7 +124,7 @@ class TestLogIn:
 
     def test_ingest_key__cannot_log_in(self, app: Flask) -> None:
         page = Browser(app).send("/login", 403, key=KEY)
-        assert "may only send cohorts" in page.text
+        assert "cannot read cohorts" in page.text
 
     def test_wrong_keys__count_as_bad_credentials_of_the_address(
         self, make_app: Callable[..., Flask]
@@ -369,7 +369,7 @@ class TestWrongNow:
         wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
         text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", wrong)).split())
         assert "1 cohort late." in text
-        assert "late1 late since 1 day ago" in text
+        assert "late1 became late 1 day ago" in text
         assert "1 cohort created, but without users so far." in text
         assert "fresh1" not in text
 
