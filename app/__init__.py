@@ -57,6 +57,6 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
     web.fair_queue.init_app(app, parts.fair_queue)
     web.init_app(app)
     cli.init_app(app)
-    if os.environ.get(VARIABLE):  # it is a worker, whose counts are scraped
+    if os.environ.get(VARIABLE):  # set in gunicorn's workers, whose metrics are scraped
         web.metrics.declare_series(app)
     return app

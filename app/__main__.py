@@ -31,7 +31,7 @@ def _app() -> Flask:
 def main(context: click.Context) -> None:
     """Receive Amplitude's behavioural cohorts and keep them in Redis or Valkey.
 
-    Settings come from the environment. Help needs none of them.
+    Settings come from environment variables; --help works without any.
     """
     context.obj = ScriptInfo(create_app=_app)
 
@@ -56,7 +56,7 @@ def serve(bind: str | None) -> None:
     try:
         Settings.from_environ()
     except BadSettings as error:
-        # Also WEB_CONCURRENCY, which gunicorn would read first, with a traceback.
+        # gunicorn itself would end in a traceback if WEB_CONCURRENCY is invalid.
         sys.exit("\n".join(f"cohort-receiver: {line}" for line in str(error).splitlines()))
     if marks := os.environ.get("STORE_MARKS_FILE"):
         os.environ["STORE_MARKS_FILE"] = str(Path(marks).absolute())

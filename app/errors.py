@@ -107,7 +107,7 @@ class UnsupportedType(Problem):
 
 class NoCohortTraits(Problem):
     status, reason = 400, "no_cohort_traits"
-    detail = "No trait of this call is true or false; it says nothing about cohorts."
+    detail = "This call has no trait that is true or false, so it says nothing about cohorts."
 
 
 class InvalidParameter(Problem):
@@ -241,7 +241,7 @@ class ResyncFinishing(Problem):
 
 class UpstreamUnset(Problem):
     status, reason = 409, "upstream_not_configured"
-    detail = "AMPLITUDE_KEYS has no keys for this app, so Amplitude cannot be asked."
+    detail = "AMPLITUDE_KEYS has no keys for this app, so Amplitude cannot be queried."
 
 
 class ReconcileUnfinished(Problem):
@@ -305,7 +305,7 @@ class TooManyFollowers(Problem):
 
     def __init__(self, most: int) -> None:
         super().__init__(
-            f"The change stream already has {most} followers in this process.",
+            f"This process has reached its limit of change stream followers ({most} per app).",
             headers={"Retry-After": str(RETRY_AFTER_STORE)},
         )
 

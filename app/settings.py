@@ -1,7 +1,7 @@
 """Every setting of the service, declared once: name, type, default and help.
 
 The environment is the only source. ``make docs`` writes ``docs/configuration.md`` from this file.
-An invalid value stops the start with one line per setting.
+With an invalid value, the service does not start and prints one line per setting.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ DEFAULT_APP = "default"
 
 MIN_KEY_LENGTH = 16
 _SHORT = f"has fewer than {MIN_KEY_LENGTH} characters, so it may be guessed."
-# How alike a name must be to one of ours (0 to 1): REDIS_ULR is, Heroku's REDIS_TLS_URL is not.
+# Similarity (0 to 1) at which an unknown name is taken for a misspelt setting: REDIS_ULR is,
+# Heroku's REDIS_TLS_URL is not.
 _SIMILAR = 0.85
 
 _MASK = "***"
@@ -97,8 +98,8 @@ class _Keys(kinds.Field[tuple[ApiKey, ...]]):
                 raise ValidationError(f"entry {position}: the app id must match {APP_ID.pattern}")
             if ":" in key:
                 raise ValidationError(
-                    f"entry {position}: the key must not contain a colon, where Basic "
-                    "authentication would end it"
+                    f"entry {position}: the key must not contain a colon, because Basic "
+                    "authentication ends the username there"
                 )
             if not KEY.fullmatch(key):
                 raise ValidationError(
@@ -289,8 +290,8 @@ class Settings:
     send_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=20.0,
-        help="How long a client may read nothing of its reply before it is disconnected. So is a "
-        "client that reads less than 4 KiB/s for longer than that.",
+        help="A client is disconnected if it reads nothing of its reply, or less than 4 KiB/s, for "
+        "this long.",
     )
     rate_limit: RateLimitItem | None = _setting(
         _Rate(), default=parse("1000/second"), help="Requests per key; off for no limit."
@@ -320,8 +321,8 @@ class Settings:
     require_https: bool = _setting(
         _Flag(),
         default=False,
-        help="Refuse calls over plain HTTP. Needs PROXY_HOPS, as a proxy terminates TLS. Public "
-        "paths, such as the health checks, stay open.",
+        help="Refuse calls over plain HTTP, except for the health checks and /version. Needs "
+        "PROXY_HOPS, as a proxy terminates TLS.",
     )
     changes_max_entries: int = _setting(
         _whole(1, 1 << 40),
@@ -368,8 +369,8 @@ class Settings:
     amplitude_keys: tuple[AmplitudeKeys, ...] = _setting(
         _AmplitudeKeys(),
         default=(),
-        help="Keys for Amplitude's own record of each app's project: comma-separated "
-        "app_id:api_key:secret_key. Without them, Amplitude is not asked.",
+        help="Keys for Amplitude's API, to read its own record of each app's cohorts: "
+        "comma-separated app_id:api_key:secret_key. Without them, Amplitude is not queried.",
     )
     amplitude_region: str = _setting(
         kinds.String(validate=validate.OneOf(["us", "eu"])),
@@ -488,7 +489,7 @@ class Settings:
         for name in sorted(name for name, value in environ.items() if value):
             similar = get_close_matches(name.upper(), names, 1, _SIMILAR)
             if name not in names and similar:
-                found.append(f"{name}: not a setting, so it is ignored. Is {similar[0]} meant?")
+                found.append(f"{name}: not a setting, so it is ignored. Did you mean {similar[0]}?")
         for setting in ("api_keys", "read_api_keys", "admin_api_keys"):
             for position, entry in enumerate(getattr(self, setting), 1):
                 if len(entry.key) < MIN_KEY_LENGTH:
@@ -515,8 +516,8 @@ class Settings:
             raise BadSettings(
                 "REDIS_URL: not a valid URL of Sentinels. It must look like "
                 "redis+sentinel://user:password@host:26379,host:26379/service/0, with special "
-                "characters in the password written as in %2F, and may end with "
-                "?sentinel_password=… for the Sentinels' own"
+                "characters in the password percent-encoded, as in %2F. If the Sentinels have a "
+                "password of their own, append ?sentinel_password=…"
             )
         if not _can_be_read(self.redis_url):
             # Not the parser's own message: it quotes the password, which it takes for a port.

@@ -1,6 +1,7 @@
 """What operators do to cohorts and users. Each action is recorded in the audit trail first.
 
-The admin API, the dashboard and the commands all call these. Each raises StoreError.
+The admin API, the dashboard and the commands all call these. They raise StoreError if the store
+fails.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from app.store import Erased, ResyncPlace, Store
 
 
 class ResyncRefused(Exception):
-    """A resync or import is not done unless it is forced."""
+    """A resync or import is refused; ``reason`` says why."""
 
     def __init__(self, reason: ResyncRefusal) -> None:
         super().__init__(reason)
@@ -34,7 +35,7 @@ Result = TypeVar("Result")
 def _confirmed(
     action: Callable[Concatenate[Store, Operator, Place, Rest], Result],
 ) -> Callable[Concatenate[Store, Operator, Place, Rest], Result]:
-    """Let an action wait until replicas have what it changed."""
+    """Make an action return only once replicas have its changes."""
 
     @wraps(action)
     def confirmed(
@@ -118,7 +119,7 @@ def open_resync(
 def finish_resync(
     store: Store, operator: Operator, place: ResyncPlace, resync: Resync, *, force: bool
 ) -> None:
-    """Let a resync finish; its steps, or the background work, remove the members not confirmed.
+    """Request that a resync finish; its steps or the background work remove unconfirmed members.
 
     Raises:
         ResyncRefused
@@ -147,7 +148,7 @@ def acknowledge_loss(store: Store, operator: Operator, app_id: str) -> bool:
     """Acknowledge that the store lost an app's data. Its cohorts stay incomplete.
 
     Returns:
-        False if there is no loss that had not been acknowledged.
+        False if there is no unacknowledged loss.
     """
     record(store, operator, "acknowledge_loss", app_id)
     return bool(store.losses.acknowledge([app_id]))
@@ -155,7 +156,7 @@ def acknowledge_loss(store: Store, operator: Operator, app_id: str) -> bool:
 
 @_confirmed
 def forgive_loss(store: Store, operator: Operator, app_id: str) -> int:
-    """Forget that an app's data was lost, as that was intended, and clear the reasons it gave.
+    """Forget an intended loss of an app's data, and clear the reasons that it gave to cohorts.
 
     Returns:
         The number of cohorts cleared.

@@ -1,7 +1,7 @@
-"""The audit trail: who deleted cohorts, erased users or changed keys.
+"""The audit trail: what operators changed, such as cohorts, users and keys.
 
-Entries go to the store as well as to the log, because a command's output goes to whoever typed it
-and not to the service's log.
+Entries go to the store. Those of the API and the dashboard are logged as well; a command runs
+outside the service and does not write to its log.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def record(
     if operator.by != COMMAND:
         log.info("admin action", **entry)
     try:
-        # `store hold` can be repeated: one that was interrupted is incomplete.
+        # `store hold` must work during a hold: an interrupted one is completed by another call.
         store.audit_trail.add(entry, despite_hold=action == HOLD_STORE)
     except StoreFull:
         # Deleting makes room, so a full store must not prevent it.

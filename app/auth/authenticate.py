@@ -96,7 +96,7 @@ def log_in(key: str) -> Caller:
     """The owner of a key that was entered on the login page.
 
     Raises:
-        InvalidCredentials, MissingScope: the key opens no page.
+        InvalidCredentials, ExpiredKey, RevokedKey, MissingScope: the key gives no access.
         RateLimited: too many wrong keys came from this address.
     """
     parts = services()
@@ -107,7 +107,7 @@ def log_in(key: str) -> Caller:
         raise problem
     g.event.update(app=caller.app_id, key=caller.label)
     if not caller.may(READ):
-        raise MissingScope("This key may only send cohorts. Log in with one that may read.")
+        raise MissingScope("This key cannot read cohorts. Log in with a key that can.")
     return caller
 
 
@@ -138,7 +138,7 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: RateLimit
 
 
 def _refusal(ring: KeyRing, key: str) -> Problem:
-    """Why a key is refused. For a former key, log and history show its owner."""
+    """Why a key is refused. The log and the history show the owner of one that has ended."""
     problem, ended = ring.refusal(key)
     if ended is not None:
         g.event.update(app=ended.app_id, key=ended.label)

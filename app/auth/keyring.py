@@ -1,4 +1,4 @@
-"""The valid API keys: those of the environment and those created by command.
+"""The valid API keys: those in the environment and those created with ``keys create``.
 
 The latter are read from the store every second, so that authenticating a request costs no store
 call. While the store is unavailable, the keys that were read last stay valid for an hour.
@@ -25,7 +25,7 @@ SCOPES = (INGEST, READ, ADMIN)
 METRICS = "metrics"  # of METRICS_TOKEN, which opens /metrics and nothing else
 # For each scope that a view requires, the scopes that grant it.
 _GRANTED_BY = {INGEST: {INGEST, ADMIN}, READ: {READ, ADMIN}, METRICS: {METRICS, READ, ADMIN}}
-# The same for people, as the end of "a key with …".
+# The same in words, to follow "a key with".
 NEEDED = {
     INGEST: "scope ingest or admin",
     READ: "scope read or admin",
@@ -156,8 +156,9 @@ class KeyRing:
             self._uses = {**uses, **self._uses}
 
     def first_expiry(self) -> float | None:
-        """When the next of the keys used in the last day expires, in s since the epoch; None if
-        none of them does.
+        """When the first of the keys used in the last day expires, in s since the epoch.
+
+        None if none of them expires.
         """
         now = int(self._now() * 1000)
         used = {**self._last_used, **self._uses}

@@ -83,7 +83,7 @@ class MemberImport:
         """Add some users.
 
         Raises:
-            ResyncRefused: those added before are gone, or the import was aborted.
+            ResyncRefused: the users added earlier were lost, or the import was aborted.
         """
         try:
             self._staged += self._resyncs.stage(self._place, self._resync, user_ids)
@@ -105,10 +105,10 @@ class MemberImport:
         """Replace the members, yielding after each step.
 
         Args:
-            force: even if there are no users, or most of the members would leave.
+            force: apply even if there are no users, or most of the members would leave.
 
         Raises:
-            ResyncRefused: nothing has changed; or, if the store lost data, not all has.
+            ResyncRefused: nothing was changed, unless the store lost data during the import.
             OtherResync: this import took too long, and was aborted.
         """
         place, cohort_id = self._place, self._place.cohort_id

@@ -32,7 +32,7 @@ class Session(NamedTuple):
     Attributes:
         id: random.
         caller: the owner of the key that it was opened with.
-        token: each form must send it, so that no other site can (CSRF).
+        token: the CSRF token that each form must send.
         began: time of login, in s since the epoch.
         issued: when the cookie was made, in s since the epoch.
     """

@@ -29,13 +29,13 @@ from app.cohorts import CohortRecord, Status
 from app.cohorts.freshness import MAX_CADENCE_SECONDS, MIN_CADENCE_SECONDS
 from app.store import Store
 
-# The cadence as an argument of the command: not set, so learned.
+# What the argument ``learned`` is converted to.
 _LEARNED = 0
 
 _HEADERS = ("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "SOURCES", "STATUS")
 
 cohorts = Group(
-    "cohorts", help="Inspect and delete cohorts, and set how often they arrive.", epilog=EXIT_CODES
+    "cohorts", help="Inspect, replace and delete cohorts, and set their cadence.", epilog=EXIT_CODES
 )
 
 

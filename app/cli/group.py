@@ -73,11 +73,11 @@ def explained(error: StoreError, address: str) -> click.ClickException:
     return click.ClickException(f"{address}: {error} ({error.reason}){reported}")
 
 
-def app_id_option(default: str = "the only one") -> Callable[[Command], Command]:
+def app_id_option(default: str = "the only app") -> Callable[[Command], Command]:
     """The option ``--app-id``, which the command passes to :func:`one_app`.
 
     Args:
-        default: the apps that the command is about without it, for the help text.
+        default: for the help text: the app used without the option.
     """
     return click.option(
         "--app-id",
@@ -107,7 +107,7 @@ def one_app(store: Store, given: str | None, *, may_be_new: bool = False) -> str
     """The app that a command is about.
 
     Args:
-        may_be_new: accept an app that the store has no data of.
+        may_be_new: accept an app without data in the store.
 
     Raises:
         click.UsageError: the app is ambiguous or unknown. The message lists the known apps.

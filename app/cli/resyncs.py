@@ -43,11 +43,11 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _REFUSED = {
     ResyncRefusal.EMPTY: "Nobody was confirmed: all members would leave. --force overrides this.",
     ResyncRefusal.SHRINKS: "More than half of the members would leave. --force overrides this.",
-    ResyncRefusal.STORE_LOST: "The store has lost data since, including who was confirmed. "
-    "Abort it, and begin again.",
+    ResyncRefusal.STORE_LOST: "The store has lost data since this began, including who was "
+    "confirmed. Abort it and begin again.",
 }
-_UNFINISHED = "Another resync or import of the cohort is not finished: cohorts resync status."
-# How often to look whether another process has finished.
+_UNFINISHED = "Another resync or import of the cohort is not finished. See `cohorts resync status`."
+# How often to check whether another process has finished.
 _POLL_SECONDS = 0.5
 
 _force_option = click.option(
@@ -75,7 +75,7 @@ resync = Group(
 def start(cohort_id: str, quiet_seconds: int | None, app_id: str | None) -> None:
     """Begin a resync: from now on, everybody reported as a member is confirmed.
 
-    Then let Amplitude send everybody: remove the cohort's sync and add it again.
+    Then make Amplitude send everybody: remove the cohort's sync and add it again.
     """
     store, place = _place(cohort_id, app_id)
     find_cohort(store, *place)
@@ -83,7 +83,7 @@ def start(cohort_id: str, quiet_seconds: int | None, app_id: str | None) -> None
         open_resync(store, operator(), place, quiet_seconds and quiet_seconds * 1000)
     except OtherResync:
         raise click.ClickException(_UNFINISHED) from None
-    click.echo("The resync is open. Let Amplitude send everybody, then finish it.")
+    click.echo("The resync is open. Make Amplitude send everybody, then finish it.")
 
 
 @resync.command(epilog=EXIT_CODES)
@@ -101,7 +101,7 @@ def status(cohort_id: str, app_id: str | None, as_json: bool) -> None:
     for name, value in (
         ("state", found.state),
         ("started", when(found.started_ms)),
-        ("last received", "not since" if last_ms is None else when(last_ms)),
+        ("last received", "nothing since it started" if last_ms is None else when(last_ms)),
         ("confirmed", found.confirmed),
         ("unconfirmed", found.unconfirmed),
         ("removed", found.removed),
@@ -126,7 +126,7 @@ def finish(cohort_id: str, force: bool, app_id: str | None) -> None:
     except ResyncRefused as error:
         raise click.ClickException(_REFUSED[error.reason]) from None
     done = _finished(store, place, found, found.unconfirmed, "Removing")
-    click.echo(f"{done.removed} members left; {done.members} are left.")
+    click.echo(f"{done.removed} members removed; {done.members} remain.")
 
 
 @resync.command(epilog=EXIT_CODES)
@@ -195,9 +195,9 @@ def import_file(
 ) -> None:
     """Replace a cohort's members with those in FILE, or in standard input if FILE is -.
 
-    FILE is CSV with a column user_id, as Amplitude writes it, or has a JSON object with userId, or
-    a string, on each line; plain or gzip. If the command is interrupted while it reads, nothing has
-    changed; after that, the web processes complete it.
+    FILE is CSV with a column user_id, as Amplitude writes it, or newline-delimited JSON: on each
+    line, an object with userId, or just the id. Either may be gzipped. If the command is
+    interrupted while it reads FILE, nothing changes; after that, the web processes complete it.
     """
     store = the_store()
     place = ResyncPlace(one_app(store, app_id, may_be_new=name is not None), cohort_id)

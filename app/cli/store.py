@@ -32,7 +32,7 @@ store = Group("store", help="Check, hold and copy the store.", epilog=EXIT_CODES
 
 @store.command("check", epilog=EXIT_CODES)
 @click.option(
-    "--repair", is_flag=True, help="Repair what can be repaired without guessing, from the members."
+    "--repair", is_flag=True, help="Repair what needs no guessing; the members count as correct."
 )
 @app_id_option("all apps")
 @json_option
@@ -79,7 +79,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
             f"{proof.agreeing} users agree with it."
         )
         if proof.members_unverified:
-            yield f"  Not verified: {proof.members_unverified} members who entered before that."
+            yield f"  Not verified: {proof.members_unverified} members whose entry was trimmed."
         if proof.perhaps_erased:
             yield f"  Not verified: {proof.perhaps_erased} changes, as users were erased since."
     if report.ok:
@@ -203,21 +203,21 @@ def _copy_lines(report: CopyReport) -> Iterator[str]:
 @click.option(
     "--intended",
     is_flag=True,
-    help="The data was removed on purpose: also clear the cohorts that it made incomplete.",
+    help="The data was removed on purpose: also remove this reason from the incomplete cohorts.",
 )
 def acknowledge_loss(app_id: str | None, intended: bool) -> None:
     """Acknowledge that the store lost data, which ends the alert.
 
     Cohorts stay incomplete until a resync, an import or a reconcile, and a cohort that arrives for
-    the first time after the loss becomes incomplete too. With --intended, later cohorts are no
-    longer marked, and those that the loss made incomplete are cleared.
+    the first time after the loss becomes incomplete too. With --intended, the loss is forgotten: it
+    marks no further cohorts, and is removed as a reason from those that it has marked.
     """
     there = the_store()
     losses = there.losses.of([app_id] if app_id else there.apps())
     for loss in losses:
         if intended:
             cleared = admin_actions.forgive_loss(there, operator(), loss.app_id)
-            click.echo(f"{loss.app_id}: forgotten, {cleared} cohorts cleared.")
+            click.echo(f"{loss.app_id}: forgotten; no longer a reason for {cleared} cohorts.")
         elif admin_actions.acknowledge_loss(there, operator(), loss.app_id):
             click.echo(f"{loss.app_id}: acknowledged ({loss.kind}, found {when(loss.at_ms)}).")
     if not losses:

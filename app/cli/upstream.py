@@ -50,7 +50,7 @@ _ABSENT_HEADERS = ("ID", "NAME", "SIZE", "SYNCED", "LAST SUCCESS", "DESTINATION"
     metavar="PROPERTY",
     help="The user property that the sync sends in place of the user id.",
 )
-@click.option("--ids", is_flag=True, help="Print every missing and extra user on a line.")
+@click.option("--ids", is_flag=True, help="Print each missing and each extra user, one per line.")
 @app_id_option()
 @json_option
 @with_appcontext
@@ -65,8 +65,8 @@ def reconcile(
 ) -> None:
     """Compare a cohort with Amplitude, user by user.
 
-    Exports the cohort from Amplitude, which takes some minutes and counts against the exports of
-    the month. Users who moved since the last sync are reported too; they arrive with the next one.
+    Exports the cohort from Amplitude, which takes some minutes and counts against the monthly
+    limit. Users who entered or left since the last sync are reported too; the next one sends them.
     """
     if ids and as_json:
         raise click.UsageError("--ids and --json are mutually exclusive.")

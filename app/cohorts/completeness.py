@@ -23,7 +23,7 @@ class IncompleteReason(StrEnum):
     STORE_SET_BACK = "store_set_back"  # the store returned to an earlier state of itself
     SYNC_FAILED = "sync_failed"  # a request for it failed, and no retry succeeded
     DELETED_HERE = "deleted_here"  # it was deleted, and arrived again
-    COUNT_DIFFERS = "count_differs"  # upstream counts another number of users
+    COUNT_DIFFERS = "count_differs"  # the number of members differs from upstream's count
 
 
 class VerifiedBy(StrEnum):
@@ -48,7 +48,7 @@ class Upstream(NamedTuple):
     """Amplitude's own record of a cohort. Times are in ms since the epoch; None if unknown.
 
     Attributes:
-        size: its number of users, with the anonymous ones, who are never synced.
+        size: its number of users, including anonymous ones, who are never synced.
         computed_at_ms: when it was counted.
         anonymous: how many of the users are anonymous.
         frequency: of the sync: ``minute``, ``hourly`` or ``daily``.
@@ -70,8 +70,8 @@ class Completeness(NamedTuple):
         reasons: why it is incomplete; empty unless it is.
         verified_at_ms: when it was last confirmed, ms since the epoch; None for never.
         verified_by: what confirmed it then.
-        left_out: users skipped since then, or since the cohort exists, by reason.
-        upstream: None if Amplitude has not been asked.
+        left_out: users skipped since then, or ever if it was never confirmed, by reason.
+        upstream: None if Amplitude's record has not been read.
     """
 
     state: CompletenessState = CompletenessState.UNVERIFIED

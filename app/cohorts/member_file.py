@@ -41,8 +41,8 @@ class MemberFile:
     """Reads a file of members.
 
     Attributes:
-        column: the name of the CSV column with the user ids; by default ``user_id``, however it is
-            written.
+        column: the name of the CSV column with the user ids; by default ``user_id``, in any
+            spelling, such as ``User ID``.
         rejected: rows without a usable user id so far.
         errors: the first of them: the line, and what is wrong.
     """
@@ -53,7 +53,7 @@ class MemberFile:
     errors: list[tuple[int, str]] = field(default_factory=list)
 
     def read(self, chunks: Iterable[bytes]) -> Iterator[list[str]]:
-        """The user ids in a file that arrives in chunks of any size, some at a time.
+        """Yield the user ids in a file, some at a time. Its chunks may be of any size.
 
         Raises:
             InvalidFile
@@ -98,7 +98,7 @@ class MemberFile:
         wanted = self.column or _COLUMN
         if wanted in header:
             return header.index(wanted)
-        if self.column is None:  # Amplitude's files differ
+        if self.column is None:  # Amplitude's files spell it differently
             for place, name in enumerate(header):
                 if _bare(name) == _bare(_COLUMN):
                     return place

@@ -62,8 +62,8 @@ class UniformIdentifies(Sequence[Identify]):
 def usable_user_id(value: object) -> str:
     """The user id in a decoded JSON value; "" if the value is not usable as one.
 
-    Usable are strings of 1 to 1,024 bytes of UTF-8 that are not blank and contain no NUL, and whole
-    numbers up to 2^53 on either side of zero, which become their digits.
+    A usable id is a string of 1 to 1,024 bytes of UTF-8 that is not blank and contains no NUL, or a
+    whole number of up to 2^53 in absolute value, which becomes its digits.
     """
     if type(value) is str:
         if not value or value.isspace() or "\0" in value:

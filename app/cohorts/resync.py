@@ -15,7 +15,7 @@ class ResyncKind(StrEnum):
 
 
 class ResyncState(StrEnum):
-    """How far a resync is. docs/completeness.md has the order."""
+    """The stages of a resync. docs/completeness.md has their order."""
 
     OPENING = "opening"
     OPEN = "open"  # everybody reported as a member is confirmed
@@ -26,12 +26,12 @@ class ResyncState(StrEnum):
 
 
 class ResyncRefusal(StrEnum):
-    """Why a resync is not finished."""
+    """Why a request to finish a resync is refused."""
 
-    # Unless that is forced.
+    # These can be overridden by force.
     EMPTY = "resync_empty"
     SHRINKS = "resync_shrinks"
-    # Even if forced: the store has lost data since the resync began, including who was confirmed.
+    # This cannot: the store has lost data since the resync began, including who was confirmed.
     STORE_LOST = "resync_store_lost"
 
 
@@ -69,7 +69,7 @@ class Resync(NamedTuple):
 
 
 def resync_refusal(confirmed: int, leaving: int, members: int) -> ResyncRefusal | None:
-    """Why a resync should not be finished, if so: nobody would stay, or most would leave.
+    """Why finishing a resync is refused: nobody would stay, or most would leave. None if it isn't.
 
     Args:
         confirmed: users who stay or enter.

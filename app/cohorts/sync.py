@@ -139,6 +139,6 @@ class Outcome:
 def user_hash(user_id: str) -> str:
     """A stable pseudonym of a user id, 12 hexadecimal digits, for logs and history.
 
-    Whoever knows the id can find its entries; the id cannot be derived from the hash.
+    Whoever knows or guesses the id can find its entries; the hash alone does not reveal it.
     """
     return blake2b(user_id.encode(), digest_size=HASH_BYTES, person=b"history").hexdigest()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 FREQUENCIES_MS = {"minute": 60_000, "hourly": 3_600_000, "daily": 86_400_000}
-# A sync is behind one period plus a grace period after its last success: half a period, and at
-# least this long.
+# A sync is overdue one period plus a grace period after its last success. The grace period is half
+# a period, but at least this long.
 MIN_GRACE_MS = 300_000
 # Counts that differ by less than this share of Amplitude's are considered equal: users move between
 # its count and the sync.
@@ -36,7 +36,7 @@ class UpstreamCohort(NamedTuple):
 
     @property
     def is_synced(self) -> bool:
-        """Whether Amplitude reports a sync of it that runs again and again."""
+        """Whether Amplitude reports a recurring sync of it."""
         return self.frequency is not None
 
     def behind_since_ms(self, period_ms: int | None = None) -> int | None:
@@ -49,7 +49,7 @@ class UpstreamCohort(NamedTuple):
         if period is None:
             return None
         if self.last_success_ms is None:
-            # It is new, unless it failed.
+            # Never synced: overdue only if it has failed.
             return self.last_failure_ms
         return self.last_success_ms + period + max(period // 2, MIN_GRACE_MS)
 

@@ -26,7 +26,7 @@ class DataDir:
         store: the folder of the store's own files.
         store_log: the store's log.
         socket: where the store listens, or a link to it.
-        store_marks: what the service remembers of the store.
+        store_marks: the last known state of the store, from which the service notices lost data.
     """
 
     def __init__(self, path: Path) -> None:
@@ -105,7 +105,8 @@ class DataDir:
     def place_socket(self, temporary: Path | None = None) -> Path:
         """Where the store is to listen: here, or else in a temporary folder. Raises CannotRun.
 
-        The path of a socket may have about 100 characters, and some shared folders take none.
+        The path of a socket is limited to about 100 characters, and some shared folders do not
+        support sockets.
         """
         self.remove_socket()
         if _takes_socket(self.socket):

@@ -101,7 +101,7 @@ def guide(
         code=shlex.quote(f'import {imports}; print({client}.hgetall("{user_key}"))'),
         redis_cli=redis_cli,
         user_key=shlex.quote(user_key),
-        # A package of its own, which a clone of the repository has anyway.
+        # It is a separate package, which every clone of the repository includes.
         simulator=simulator if find_spec("simulator") else "",
     )
 

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.store import StoreError, connect
 from app.store.errors import store_errors
 
-# What is left of 10 s after the service has stopped. Killing the server loses nothing.
+# The service may take most of the 10 s for stopping. Killing the server loses nothing.
 STOP_SECONDS = 1.0
 RESTART_PAUSE_SECONDS = 0.2
 SLOW_START_SECONDS = 5.0

@@ -24,11 +24,11 @@ JOBS_POLL_SECONDS = 2.0
 PERIODIC_SECONDS = 1.0
 REMOVE_OLD_SECONDS = 60.0
 # Pause after each step, as a multiple of its duration. That includes the wait for a busy store, so
-# background work gets about the share of one more sender: enough to overtake a growing cohort.
+# background work gets about the share of one more sender: enough to finish while a cohort grows.
 PAUSE_FACTOR = 2
 # How often to look for new jobs while others are in progress.
 LIST_SECONDS = 1.0
-# How long each app waits for its next turn, roughly, if the turns of all others take their time.
+# Roughly how long an app waits for its next turn if all other apps use theirs in full.
 ROUND_SECONDS = 2.0
 # Bounds for the time that a worker stays with one job. Shorter than a lease.
 SHORTEST_TURN_SECONDS, LONGEST_TURN_SECONDS = 0.05, 1.0
@@ -81,7 +81,7 @@ class Background:
         sentry.report(error, {"task": "background"})
 
     def _forever(self, work: Callable[[], None], pause: float) -> None:
-        """Do the work again and again; while the store is unavailable, too."""
+        """Repeat the work forever, even while the store is unavailable."""
         while True:
             self._once(work)
             time.sleep(pause)
@@ -123,7 +123,7 @@ class Background:
     def work(self) -> None:
         """Work on all jobs that no other process has leased, until none is left but failed ones.
 
-        New jobs are found while others are in progress, and no job ends the work on the others.
+        New jobs are found while others are in progress, and a failing job does not stop the others.
         """
         list_due, worked = -math.inf, False
         while True:

@@ -1,4 +1,4 @@
-"""A client's connection, with limits on what it may keep a worker waiting for."""
+"""A client's connection, with limits on how long it may keep a worker waiting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gevent import Timeout, getcurrent
 from gevent.socket import wait_write
 
-# A client that takes less than this of a reply uses up the limit `send`.
+# A client that reads its reply more slowly than this uses up its patience; see Connection.
 MIN_BYTES_PER_SECOND = 4096
 _CHECK_SECONDS = 0.5
 # How long a connection may be idle once the worker is about to exit.
@@ -29,7 +29,7 @@ class Limits(NamedTuple):
     Attributes:
         idle: for the next request.
         head: for the rest of a request's head, or for the first request.
-        send: for the client to take the reply, beyond :data:`MIN_BYTES_PER_SECOND`.
+        send: how far the client may fall behind :data:`MIN_BYTES_PER_SECOND` in its reading.
     """
 
     idle: float
@@ -58,7 +58,7 @@ class Connection:
 
     @contextmanager
     def awaiting_head(self, *, is_leaving: bool = False) -> Iterator[None]:
-        """Limit the wait for a request. When it is over, the block ends silently.
+        """Limit the wait for a request. When the time is up, the block ends silently.
 
         Args:
             is_leaving: the worker is about to exit.

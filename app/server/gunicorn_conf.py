@@ -66,7 +66,7 @@ worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None  # noqa: S108  
 logconfig_dict = stdlib_config(settings.log_level, settings.log_format)
 logger_class = QuietLogger
 
-# Set before anything that counts is imported: docs/metrics.md
+# Set before any metric is declared; see app/telemetry/metrics.
 metrics_folder = multiprocess_dir.prepare(os.environ)
 
 

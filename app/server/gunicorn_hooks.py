@@ -15,7 +15,7 @@ from gunicorn.http.errors import ParseException
 from app.server.connection import Limits
 from app.server.gunicorn_worker import BufferedHead
 
-# A connection is kept open only if the rest of a refused body is at most so long.
+# A connection is kept open only if the rest of a refused body is no longer than this.
 MAX_UNREAD_BYTES, CHUNK_BYTES = 16 << 20, 1 << 16
 # How long requests of one connection may follow each other before other connections get a turn.
 TURN_SECONDS = 0.01
@@ -60,7 +60,7 @@ def post_worker_init(worker: Any) -> None:
     gc.set_threshold(50_000, 20, 20)
     parts = services(worker.wsgi)
     if folder and parts.store_watch.memory.path is None:
-        # So that a worker knows what the one it replaces did.
+        # So that a worker starts with the marks of the one that it replaces.
         parts.store_watch.memory.path = Path(folder) / "store-marks.json"
     parts.background.start()
     # Change streams have no end of their own: close them when the worker shuts down.

@@ -1,8 +1,9 @@
-"""The service's gunicorn worker: the gevent worker with three changes.
+"""The service's gunicorn worker, based on the gevent worker.
 
-A short reply is sent with one system call; clients must send heads and take replies in time; and
+A short reply is sent with one system call; clients must send heads and read replies in time; and
 invalid HTTP, which never reaches the application, gets the same problem document and log event as
-other errors.
+other errors. Settings are cached, idle connections are closed when the worker exits, and errors of
+greenlets are logged instead of printed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _log_unhandled(context: Any, kind: Any, value: Any, tb: Any) -> None:
 
     log = structlog.get_logger()
     if isinstance(value, OSError) and value.errno in (errno.EMFILE, errno.ENFILE):
-        log.error("connections wait", reason="out_of_file_descriptors")
+        log.error("cannot accept connections", reason="out_of_file_descriptors")
     else:
         log.error("unhandled error", exc_info=value)
 

@@ -25,8 +25,8 @@ def keys_in_store() -> bool:
     check = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)  # noqa: S603
     if check.returncode == UNKNOWN:
         print(  # noqa: T201
-            "cohort-receiver: API_KEYS: no key is set, and the store cannot be asked for one. "
-            "Until it can, the service replies 503.",
+            "cohort-receiver: API_KEYS: no key is set, and the store, which may have one, cannot "
+            "be read. Until it can, the service replies 503.",
             file=sys.stderr,
         )
     return check.returncode in (FOUND, UNKNOWN)

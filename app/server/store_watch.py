@@ -1,7 +1,7 @@
 """Notice that the store lost its data or went back to an earlier state of itself.
 
-Each worker remembers the mark of every partition (app/store/losses.py), and where there is a disk,
-so does a file, across restarts of the service.
+Each worker remembers the mark of every partition (app/store/losses.py), and writes them to a file
+for the worker that replaces it. The file outlives the service if STORE_MARKS_FILE is set.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class MarksFile:
 
 
 def _without_credentials(address: str) -> str:
-    """The address without credentials, which may be rotated; of a socket, only that it is one."""
+    """The address without credentials, which may be rotated; ``unix`` for a socket."""
     if address.startswith("unix://"):
         return "unix"
     if "+sentinel://" in address:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-# What of a request's event is left out: the same for every request, or known from its path.
+# Fields of a request's event that the line omits: shown at its beginning, or of little interest.
 _OMITTED = ("event", "level", "timestamp", "method", "path", "status", "ms", "store_ms")
 _OMITTED_IF_ANSWERED = ("request_id", "source", "key")
 

@@ -50,8 +50,8 @@ def _tracebacks(level: str) -> Any:
 class OncePerMinute:
     """A processor that drops a warning or error if the same was logged less than a minute ago.
 
-    The next one that is logged has ``dropped``, how many were left out: during an outage, several
-    tasks would report it every second. Lines about a request are all kept.
+    The next one that is logged has the number of dropped ones as ``dropped``. Without this, several
+    tasks would report an outage every second. Lines about a request are all kept.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

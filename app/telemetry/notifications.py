@@ -32,7 +32,7 @@ from app.store import (
 from app.telemetry.metrics.definitions import NOTIFICATIONS
 
 POLL_SECONDS = 5.0
-# Cohorts that one notification lists; it has the number of all.
+# Cohorts that one notification lists; it also has their total number.
 MAX_LISTED = 20
 # Up to this many cohorts, each gets a notification of its own.
 MAX_SINGLE = 5
@@ -59,7 +59,7 @@ _REASONS = {
     "store_set_back": "the store returned to an earlier state, so changes are missing",
     "sync_failed": "a sync failed, and no retry succeeded",
     "deleted_here": "it was deleted here and arrived again, so members are missing",
-    "count_differs": "Amplitude counts another number of users",
+    "count_differs": "Amplitude's count of its users differs",
 }
 _LOSSES = {
     LossKind.LOST: "The store lost its data",
@@ -150,7 +150,7 @@ class Sender:
 
 
 class Notifier:
-    """Sends what is new, once however many workers there are.
+    """Sends a notification about each change, once, however many workers there are.
 
     Args:
         sender: None to do nothing.
@@ -195,7 +195,7 @@ class Notifier:
         """
         if self._sender is None:
             raise DeliveryFailed("NOTIFY_URL is not set")
-        text = "This is a test from Cohort Receiver. Notifications arrive."
+        text = "This is a test from Cohort Receiver. Notifications work."
         test = Notification(f"test-{time.time_ns()}", "test", text, {})
         self._sender.send(test)
 

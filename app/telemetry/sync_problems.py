@@ -1,9 +1,9 @@
-"""Record with each cohort the users who were left out, and the requests that failed for good.
+"""Record with each cohort the users who were left out, and the requests that failed permanently.
 
-A request that is refused (4xx) has failed for good. One that failed by an error of this service or
-its store (5xx), a rate limit or a timeout is repeated by Amplitude for some minutes: it has failed
-for good if nobody has seen the same request succeed by then. Like the sync history, all of this is
-buffered, so that no request waits for it, and written when the store is available.
+A request that is refused (4xx) has failed permanently. If it failed because of an error of this
+service or its store (5xx), a rate limit or a timeout, Amplitude retries it for some minutes: it has
+failed permanently if no process has seen the same request succeed by then. Like the sync history,
+all of this is buffered, so that no request waits for it, and written when the store is available.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.cohorts import IncompleteReason
 from app.store import FailedRequest, Store, StoreError, StoreRefused, Tuning
 from app.telemetry.request_event import FinishedRequest, Listener
 
-# Amplitude repeats a request eight times; the longest pause before that is over two minutes.
+# Amplitude retries a request eight times; the longest pause before a retry is over two minutes.
 RETRIED_SECONDS = 300.0
 # A process that handled requests of an app decides about its failures for this much longer.
 LOOKED_AFTER_SECONDS = 1800.0
@@ -29,7 +29,7 @@ MAX_COHORTS = 8
 REQUESTS_PER_TURN = 200
 # Longest wait for the store when the process ends.
 LAST_FLUSH_SECONDS = 1.0
-# Errors after which a sender repeats the request. So it does after any 5xx.
+# Statuses after which a sender retries the request, as it does after any 5xx.
 RETRIED = frozenset((408, 429))
 # Users are left out for these reasons, and cohorts are complete without them.
 LEFT_OUT = ("invalid_user_id", "unknown_user")
@@ -149,7 +149,7 @@ class SyncProblems:
         return len(self._left_out) + len(self._refused) < self._max_buffered
 
     def _flush(self) -> None:
-        """Write what is buffered. One partition that is unavailable delays no other's."""
+        """Write what is buffered. An unavailable partition does not delay the others."""
         unavailable: set[tuple[str, int]] = set()
         for key in dict.fromkeys((*self._left_out, *self._refused)):
             app_id, cohort_id = key
@@ -187,10 +187,10 @@ class SyncProblems:
 
     def _log_refused(self, app_id: str) -> None:
         # What was to be written is dropped: repeating it would fail again, and block what follows.
-        self._log.error("sync problems refused", app=app_id)
+        self._log.error("sync problems not recorded", app=app_id)
 
     def _decide(self) -> None:
-        """Forget failures that a retry made good, and raise those that none did in time."""
+        """Forget failures whose retry succeeded; record the others as permanent once time is up."""
         now = self._monotonic()
         settle = time.monotonic() >= self._settle_at
         for app_id, at in list(self._apps.items()):
@@ -227,7 +227,7 @@ class SyncProblems:
     def _is_good(self, app_id: str, failed: FailedRequest, at_ms: int) -> bool:
         """Whether this process has seen the request succeed.
 
-        Before as well as after: if only the reply of a success was lost, nothing is missing.
+        A success before the failure counts as well: if only its reply was lost, nothing is missing.
         """
         succeeded = self._succeeded.get((app_id, failed))
         if succeeded is None:
@@ -236,7 +236,7 @@ class SyncProblems:
 
 
 def record_problems(problems: SyncProblems) -> Listener:
-    """A listener that takes each request to a source."""
+    """A listener that passes on each request to a source."""
 
     def record(request: FinishedRequest) -> None:
         if "source" in request.event:

@@ -61,7 +61,7 @@ class SyncRecorder:
         self._log = structlog.get_logger()
         # Each with the time at which it finished, on the monotonic clock.
         self._finished: deque[tuple[float, FinishedRequest]] = deque()
-        # By app, oldest first; each app's requests wait for the part of the store that has them.
+        # By app, oldest first: one app's part of the store may be unavailable while others are not.
         self._writes: dict[str, deque[Write]] = {}
         self._waiting: Counter[str] = Counter()
         self._dropped = 0
@@ -80,7 +80,7 @@ class SyncRecorder:
             self._dropped += 1
 
     def _make_room(self, app_id: str | None) -> bool:
-        """Drop the latest requests of the app with the most, if it is another one."""
+        """Drop the latest requests of the app with the most buffered, unless it is this app."""
         if app_id is None or not self._waiting:
             return False
         largest, waiting = self._waiting.most_common(1)[0]
@@ -163,11 +163,11 @@ class SyncRecorder:
         """Group the buffered requests into as few writes as possible."""
         if not self._finished:
             return
-        # Times are the store's, as this process's clock may be wrong, or be set.
+        # Times are the store's, as this process's clock may be wrong or change.
         try:
             self._ahead = self._store.now() - self._monotonic()
         except StoreError:
-            if self._ahead is None:  # later, what it was before is good enough
+            if self._ahead is None:  # otherwise the last known offset is good enough
                 raise
         now = self._ahead + self._monotonic()
         groups: dict[SyncGroup, list[SyncBatch]] = {}

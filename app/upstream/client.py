@@ -47,18 +47,18 @@ _SERVER_ERRORS = frozenset({500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Pace:
-    """How long the client waits. No settings: only tests change them. All in seconds.
+    """How long the client waits, in seconds. These are not settings: only tests change them.
 
     Attributes:
         connect_seconds, read_seconds: to connect, and for each part of a reply.
         reply_seconds: for a whole reply, files included.
         retries: of calls that got no reply or a 5xx, each after twice the wait of the one before.
         backoff_seconds: the first of these waits.
-        throttled_seconds: after a 429 that names no time. The limit covers ten minutes.
+        throttled_seconds: after a 429 without Retry-After. Amplitude's limit is per ten minutes.
         throttled_most_seconds: after this much waiting, a 429 is an error.
-        export_first_seconds, export_most_seconds: the pause between two questions whether an
-            export is done grows from the first to the second. Half an hour of them are far fewer
-            than Amplitude's 60 requests in ten minutes.
+        export_first_seconds, export_most_seconds: the first and the longest pause between polls of
+            an export's status. In half an hour, that stays far below Amplitude's limit of 60
+            requests per ten minutes.
         export_seconds: after this long, an export that is not done is an error.
         downloads: attempts to download a file.
     """
@@ -108,7 +108,7 @@ class Client:
         self._target = target
         self._pace = pace
         self._sleep = sleep
-        # Redirects are followed by hand only, so that no credentials go along.
+        # Redirects are followed by hand, so that the credentials are not sent with them.
         self._http = urllib3.PoolManager(
             timeout=Timeout(connect=pace.connect_seconds, read=pace.read_seconds), retries=False
         )
@@ -304,7 +304,7 @@ def _cohort(entry: Any, target: str | None) -> UpstreamCohort | None:
     if not described:
         return cohort
     targets = [_text(sync.get("target")) for sync in syncs]
-    # Which of several syncs is ours is unknown: none may hide that another is behind.
+    # Which of several syncs is ours is unknown, so the one that is furthest behind counts.
     furthest = min(described, key=lambda one: one.behind_since_ms() or _LATEST_MS)
     return furthest._replace(targets=tuple(filter(None, targets))[:_MAX_TARGETS])
 
@@ -314,7 +314,7 @@ def _text(value: Any) -> str | None:
 
 
 def _whole(value: Any) -> int | None:
-    """A number of something."""
+    """A whole number that is not negative; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return int(value) if 0 <= value < _LATEST_MS else None

@@ -77,7 +77,7 @@ class UpstreamExportTimeout(UpstreamError):
 
 class UpstreamFileIncomplete(UpstreamError):
     reason = "upstream_file_incomplete"
-    detail = "The exported file did not arrive completely, several times. Nothing was changed."
+    detail = "Several attempts to download the exported file were incomplete. Nothing was changed."
 
 
 class UpstreamFileInvalid(UpstreamError):

@@ -12,7 +12,7 @@ from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.upstream.errors import UpstreamFileInvalid
 
 USER_ID = "user_id"
-# Rows between two chances for other work: some ms.
+# Rows read before other work of this process gets a turn: a few ms.
 ROWS_AT_ONCE = 1000
 
 
@@ -77,8 +77,8 @@ class ExportFile:
 
     def _cells(self) -> Iterator[str]:
         try:
-            # A byte order mark is skipped. Strict: an unfinished quotation means that the end of
-            # the file is missing.
+            # A byte order mark is skipped. Strict: an unterminated quoted field means that the end
+            # of the file is missing.
             with self._path.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.reader(file, strict=True)
                 header = next(rows, [])

@@ -28,7 +28,7 @@ from app.upstream.errors import UpstreamError
 if TYPE_CHECKING:
     from app.upstream.client import Client
 
-# How often a process looks whether it is time for a poll.
+# How often a process checks whether a poll is due.
 LOOK_SECONDS = 10.0
 # A judgement holds until two polls in a row have failed.
 _HOLDS_POLLS = 2
@@ -182,7 +182,7 @@ class Poller:
         if state == differed and IncompleteReason.COUNT_DIFFERS not in reasons:
             completeness.raise_reason(app_id, cohort.id, IncompleteReason.COUNT_DIFFERS)
             self._log.warning(
-                "upstream counts another number of users",
+                "upstream count differs",
                 app=app_id,
                 cohort=cohort.id,
                 expected=check.expected,

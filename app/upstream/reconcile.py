@@ -48,7 +48,7 @@ MAX_USERS = 2_000_000
 IDS_REPORTED = 100
 _STAGED_AT_ONCE = 1000
 _BEGINS_WITHIN_SECONDS = 10.0
-# A file with fewer rows than this share of the listed size, and a few, lacks its end.
+# A file is truncated if it has fewer rows than this share of the listed size, less a few.
 _LEAST_SHARE, _LEAST_SLACK = 0.9, 10
 
 OnIds = Callable[[Sequence[str], Sequence[str]], None]
@@ -69,7 +69,7 @@ class Report:
         missing, extra: users of the export who are not members, and members who are not in the
             export. ``missing_ids`` and ``extra_ids`` are some of them.
         sync_arrived: a sync arrived during the comparison, so it may be part of the difference.
-        added, removed: users who entered and left by it.
+        added, removed: users who entered and left when it was applied.
         exports, exports_most: exports of this month, and AMPLITUDE_EXPORTS_PER_MONTH.
         amplitude_exports, amplitude_most: by Amplitude's own count; None if it did not say.
     """
@@ -112,9 +112,9 @@ class Order:
 
     Attributes:
         operator: who ordered it, for the audit trail.
-        apply: replace the members by those of the export. Creates a cohort that is unknown here.
-        force: even if most members, or all, would leave.
-        column: the user property that the sync maps to the user id, if it is another one.
+        apply: replace the members with those of the export. Creates a cohort that is unknown here.
+        force: apply even if most members, or all, would leave.
+        column: the user property that the sync sends in place of the user id, if any.
     """
 
     operator: Operator
@@ -136,7 +136,7 @@ class Reconciler:
         clients: by app id.
         exports_most: exports per app and month.
         known_only: only registered users are accepted.
-        keep_seconds: how often an import that waits for its file is kept from being aborted.
+        keep_seconds: how often an import is kept alive while it waits for its file.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class _Run:
 
     def work(self, exports_most: int) -> None:
         order, report = self._order, self._report
-        self.progress("Asking Amplitude")
+        self.progress("Reading Amplitude's list of cohorts")
         listed = self._listed()
         with ExitStack() as stack:
             folder = Path(stack.enter_context(_temporary_folder()))
@@ -304,7 +304,7 @@ class _Run:
                 self._apply(importing, file)
             else:
                 report.state = DONE
-                # Not if something went wrong during the comparison: it clears all reasons.
+                # Not if something went wrong during the comparison: verifying clears all reasons.
                 is_as_before = not report.sync_arrived and self._reasons() == reasons
                 if report.is_equal and is_as_before:
                     self._store.completeness.verify(*order.place, VerifiedBy.RECONCILE)
@@ -413,7 +413,7 @@ class _Run:
                 pass
 
     def _keep_import(self) -> None:
-        """Show that an import which waits for its file goes on."""
+        """Keep an import alive while it waits for its file."""
         place = self._order.place
         if resync := self._store.resyncs.find(place):
             self._store.resyncs.stage(place, resync, ())
@@ -431,9 +431,9 @@ class _Run:
                 self.breathe()
         except ResyncRefused as refused:
             report.state, report.reason = REFUSED, refused.reason
-            report.detail = "Most members would leave, or all. Use force if that is right."
+            report.detail = "Most or all members would leave. Use force if that is intended."
             if refused.reason is ResyncRefusal.STORE_LOST:
-                report.detail = "The store lost data meanwhile. Reconcile again."
+                report.detail = "The store lost data during the reconcile. Reconcile again."
             return
         result = importing.result()
         report.state = DONE
@@ -464,7 +464,7 @@ class _Run:
 
 @contextmanager
 def _repeating(function: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call a function again and again during the block, in a thread."""
+    """Call a function repeatedly during the block, in a thread."""
     ended = threading.Event()
 
     def repeat() -> None:

@@ -170,7 +170,7 @@ def test_start__probable_mistakes__are_a_line_each_and_it_starts(store_url: str)
     with running(env) as service:
         lines = [line for line in service.lines if not line.startswith("{")]
     assert lines == [
-        "cohort-receiver: REDIS_ULR: not a setting, so it is ignored. Is REDIS_URL meant?\n",
+        "cohort-receiver: REDIS_ULR: not a setting, so it is ignored. Did you mean REDIS_URL?\n",
         "cohort-receiver: API_KEYS: the key of entry 1 has fewer than 16 characters, so it may be "
         "guessed.\n",
     ]

@@ -268,7 +268,9 @@ def test_log__out_of_file_descriptors__is_json_and_calls_are_served_once_there_a
         connections = [connect(service) for _ in range(80)]
 
         def lines() -> list[dict[str, object]]:
-            return [line for line in service.events() if line["event"] == "connections wait"]
+            return [
+                line for line in service.events() if line["event"] == "cannot accept connections"
+            ]
 
         wait_until(lambda: bool(lines()))
         for connection in connections:

@@ -38,7 +38,8 @@ def test_from_environ__rate_limit_off__is_none() -> None:
         (
             "API_KEYS",
             "shop:a:key",
-            "entry 1: the key must not contain a colon, where Basic authentication would end it",
+            "entry 1: the key must not contain a colon, because Basic authentication ends the "
+            "username there",
         ),
         (
             "REDIS_URL",
@@ -261,9 +262,15 @@ def test_amplitude_settings__that_are_wrong__are_refused(name: str, value: str) 
 @pytest.mark.parametrize(
     ("environ", "warnings"),
     [
-        ({"REDIS_ULR": "x"}, ["REDIS_ULR: not a setting, so it is ignored. Is REDIS_URL meant?"]),
-        ({"API_KEY": "x"}, ["API_KEY: not a setting, so it is ignored. Is API_KEYS meant?"]),
-        ({"log_level": "x"}, ["log_level: not a setting, so it is ignored. Is LOG_LEVEL meant?"]),
+        (
+            {"REDIS_ULR": "x"},
+            ["REDIS_ULR: not a setting, so it is ignored. Did you mean REDIS_URL?"],
+        ),
+        ({"API_KEY": "x"}, ["API_KEY: not a setting, so it is ignored. Did you mean API_KEYS?"]),
+        (
+            {"log_level": "x"},
+            ["log_level: not a setting, so it is ignored. Did you mean LOG_LEVEL?"],
+        ),
         ({"REDIS_ULR": ""}, []),
         # Of Heroku, Kubernetes, gunicorn and shells.
         (dict.fromkeys(("REDIS_TLS_URL", "REDIS_PORT", "HOST", "PATH", "DYNO", "PWD"), "x"), []),

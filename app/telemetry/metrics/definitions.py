@@ -113,23 +113,24 @@ STORE_EVICTS = ScrapedGauge(
 )
 COHORTS = ScrapedGauge(
     "cohort_receiver_cohorts",
-    "Cohorts of all apps by freshness: fresh, late (nothing received for longer than its cadence "
-    "allows), never (registered, but no users received yet).",
+    "Cohorts of the first hundred apps by freshness: fresh, late (nothing received for longer than "
+    "its cadence allows), never (registered, but no users received yet).",
     ("freshness",),
 )
 COMPLETENESS = ScrapedGauge(
     "cohort_receiver_cohorts_by_completeness",
-    "Cohorts of all apps by completeness: verified, unverified, incomplete.",
+    "Cohorts of the first hundred apps by completeness: verified, unverified, incomplete.",
     ("completeness",),
 )
 INCOMPLETE = ScrapedGauge(
     "cohort_receiver_incomplete_cohorts",
-    "Cohorts of all apps that are incomplete, by reason; one with two reasons counts twice.",
+    "Incomplete cohorts of the first hundred apps by reason; one with two reasons counts twice.",
     ("reason",),
 )
 STORE_LOSSES = ScrapedGauge(
     "cohort_receiver_store_losses",
-    "Apps with a loss of data that no administrator has acknowledged, by kind: lost, set_back.",
+    "Apps, of the first hundred, with a loss of data that no administrator has acknowledged, by "
+    "kind: lost, set_back.",
     ("kind",),
 )
 STORE_PERSISTENT = ScrapedGauge(
@@ -138,7 +139,7 @@ STORE_PERSISTENT = ScrapedGauge(
 )
 LONGEST_LATE = ScrapedGauge(
     "cohort_receiver_longest_late_seconds",
-    "How long the most overdue cohort has been late; 0 if none is.",
+    "How long the most overdue cohort of the first hundred apps has been late; 0 if none is.",
 )
 JOBS = ScrapedGauge(
     "cohort_receiver_jobs",

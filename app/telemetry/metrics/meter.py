@@ -47,7 +47,7 @@ class Meter:
         self._observe(definitions.REQUEST_SECONDS, source, seconds)
 
     def declare_request(self, method: str, route: str, status: int, reason: str) -> None:
-        """Let a count of requests begin at 0, so that Prometheus sees the first ones as well."""
+        """Create a counter of requests at 0, so that Prometheus sees the first increase."""
         definitions.REQUESTS.labels(method, route, status, reason)
 
     def declare_source(self, source: str, reasons: Iterable[str]) -> None:
@@ -58,7 +58,7 @@ class Meter:
             definitions.USERS_REJECTED.labels(source, reason)
 
     def users(self, source: str, accepted: int, changed: int, rejected: Mapping[str, int]) -> None:
-        """Count the users of a request; ``rejected`` counts those of them by reason."""
+        """Count the users of a request; ``rejected`` has the number of rejected ones by reason."""
         self._counted[definitions.USERS_ACCEPTED, source] += accepted
         self._counted[definitions.USERS_CHANGED, source] += changed
         for reason, count in rejected.items():

@@ -58,8 +58,8 @@ class StoreGauges(Collector):
     def freshness(self) -> dict[str, int]:
         """Number of cohorts by freshness, at most :data:`CACHE_SECONDS` old.
 
-        Older if the store can't count, as while one node of a cluster is down. Raises StoreError if
-        it never could.
+        They may be older while the store can't count, for example while a node of a cluster is
+        down. Raises StoreError if it never could.
         """
         if self._counted_at is None or time.monotonic() - self._counted_at >= CACHE_SECONDS:
             try:

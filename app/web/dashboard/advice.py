@@ -164,8 +164,8 @@ ADVICE = {
     ),
     "store_misconfigured": Advice(
         "The store is misconfigured.",
-        "Run cohort-receiver store check: it prints the cause.",
-        "Run cohort-receiver store check: it prints the cause.",
+        "Search the log for the request id: detail and store_reported name the cause.",
+        "The log names the cause in detail and store_reported.",
     ),
     "cohort_partly_deleted": Advice(
         "The deletion of a cohort began while the request was applied.",
@@ -179,8 +179,8 @@ ADVICE = {
     ),
     "store_error": Advice(
         "The store rejected a command.",
-        "Run cohort-receiver store check: it finds keys of a wrong type and other problems.",
-        "Run cohort-receiver store check: it finds keys of a wrong type and other problems.",
+        "Search the log for the request id: store_reported names the cause.",
+        "The log names the cause in store_reported.",
     ),
 }
 _UNKNOWN_REASON = Advice("Unknown reason.", "Search the log for the request id.")

@@ -489,7 +489,7 @@ class TestResync:
         assert "unconfirmed:    5" in status
         assert json.loads(run("cohorts", "resync", "status", "1", "--json").stdout)["id"]
         done = run("cohorts", "resync", "finish", "1")
-        assert done.stdout == "5 members left; 10 are left.\n"
+        assert done.stdout == "5 members removed; 10 remain.\n"
         assert members(redis_client, APP)["1"] == set(USERS[5:15])
         assert "finished" in run("cohorts", "resync", "abort", "1").stderr
 
