@@ -79,6 +79,12 @@ def test_alerts__every_one__has_a_test_of_firing_and_of_keeping_still() -> None:
         assert re.search(fires, text), f"{alert} is never there"
 
 
+def test_alerts__every_one__fires_in_a_test_with_a_real_prometheus() -> None:
+    text = (ROOT / "tests" / "system" / "test_alerts.py").read_text()
+    fired = re.findall(r'"([A-Z]\w+)"', text)
+    assert set(ALERTS) <= set(fired)
+
+
 def test_alerts__every_one__is_explained_where_it_says() -> None:
     page = RUNBOOK.read_text()
     rules = (OPS / "alerts.yml").read_text()
