@@ -37,7 +37,7 @@ def main(context: click.Context) -> None:
 
 
 def _check_port(_: click.Context, __: click.Parameter, address: str | None) -> str | None:
-    """gunicorn would print a traceback."""
+    """Refuse a port that is too high: gunicorn would print a traceback."""
     port = (address or "").rpartition(":")[2]
     if port.isdecimal() and int(port) > MAX_PORT:
         raise click.BadParameter(f"the port must be at most {MAX_PORT}.")

@@ -31,7 +31,8 @@ SENTINEL_URL = re.compile(
     rf"(?P<hosts>{_HOST}(?:,{_HOST})*)/(?P<service>[^\s/?#@]+)(?:/(?P<db>\d*))?"
     r"(?:\?(?P<query>(?:&?sentinel_(?:username|password)=[^\s&#]*)+))?"
 )
-# What the query of a store's URL may have, and with TLS.
+# The options that the query of a store's URL may contain, with their values, and further ones for
+# TLS.
 _OPTIONS = {"db": r"\d+", "username": ".*", "password": ".*"}
 _TLS_OPTIONS = {
     **dict.fromkeys(("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"), ".+"),
@@ -528,8 +529,8 @@ class Settings:
             )
         if "+sentinel://" not in self.redis_url and not _options_are_known(self.redis_url):
             raise BadSettings(
-                f"REDIS_URL: its query may have {', '.join(_OPTIONS)} and, with rediss://, "
-                f"{', '.join(_TLS_OPTIONS)}; nothing else"
+                f"REDIS_URL: the query may contain only {', '.join(_OPTIONS)} and, with rediss://, "
+                f"{', '.join(_TLS_OPTIONS)}, with valid values"
             )
         if self.store_cluster and not _CLUSTER_URL.fullmatch(self.redis_url):
             raise BadSettings(
@@ -567,7 +568,7 @@ def _can_be_read(url: str) -> bool:
 
 
 def _options_are_known(url: str) -> bool:
-    """Whether the store's client can use all that the query of a URL has."""
+    """Whether the store's client accepts all options in the query of a URL."""
     known = {**_OPTIONS, **(_TLS_OPTIONS if url.startswith("rediss:") else {})}
     given = parse_qsl(urlsplit(url).query, keep_blank_values=True)
     return all(re.fullmatch(known.get(name, "(?!)"), value) for name, value in given)

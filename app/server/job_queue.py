@@ -27,7 +27,7 @@ class JobQueue:
         """Update the pending jobs. New ones and those whose pause is over get a turn.
 
         Args:
-            pending: a random selection, if there are very many. Others are listed another time.
+            pending: all pending jobs, or a random selection if there are very many.
         """
         listed = dict.fromkeys(pending)
         self._waiting = {

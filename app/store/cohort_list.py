@@ -242,5 +242,5 @@ def _summary(cohort_id: str, rows: list[list[Any]], home: list[Any]) -> CohortSu
 
 
 def _newness(row: list[Any]) -> tuple[int, int]:
-    """By which a partition's row has the newest name; see PartitionName."""
+    """A sort key: the row of the partition with the newest name has the highest."""
     return int(row[2] or 0), int(row[1])

@@ -191,7 +191,7 @@ _BY_TEXT: tuple[tuple[str, Callable[[], StoreError]], ...] = (
 def store_errors() -> Iterator[None]:
     """Raise errors of the client library as StoreErrors.
 
-    The library's message is left out, as it may contain the store's address.
+    The client's message is only in ``reported``, for the log: it may contain the store's address.
     """
     try:
         yield
@@ -206,8 +206,8 @@ def _translated(error: Exception) -> StoreError:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StoreMisconfigured(_UNTRUSTED)
     if isinstance(error, exceptions.RedisClusterException):
-        # None of the known nodes can be used. It says of the last one that it is no cluster
-        # whenever it refuses to list the slots.
+        # None of the known nodes can be used. The library says that the last one is not a cluster
+        # whenever it refuses to list the slots, so the cause decides.
         cause = error.__cause__ or error.__context__
         found = _translated(cause) if isinstance(cause, Exception) else None
         if isinstance(found, StoreMisconfigured):
@@ -227,6 +227,6 @@ def _translated(error: Exception) -> StoreError:
 
 
 def _without_values(text: str) -> str:
-    """An error without what the server, or the library, quotes of the command's arguments."""
+    """An error's text, without the arguments of the command that the server or library quotes."""
     error = text.rpartition(" of pipeline caused error: ")[2]
     return error.partition(", with args beginning with")[0][:_REPORTED_LENGTH]

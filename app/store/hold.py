@@ -22,7 +22,7 @@ HELD = b"held"
 _SET = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], unpack(ARGV))"
 _UNSET = "#!lua flags=allow-oom\nreturn redis.call('UNLINK', KEYS[1])"
 # ARGV[1]: the flag's value; ARGV[2]: ms from now, or '' to leave its end as it is. Returns 0 if the
-# flag was lost. A renewal must not arrive late, and give an operator's later hold an end.
+# flag was lost. A late renewal must not make a later hold by an operator expire.
 _RENEW = f"""#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if redis.call('PTTL', KEYS[1]) > {LONGEST_HOLD_MS} then return 0 end
@@ -92,8 +92,8 @@ class Hold:
         """Extend the hold.
 
         Raises:
-            HoldLost: some flags are missing or have another value, or the server's clock was ahead
-                when they were set, so that they were ignored since.
+            HoldLost: some flags are missing or have another value, or were ignored because the
+                server's clock was ahead when they were set.
         """
         args = [value, "" if ttl_ms is None else ttl_ms]
         flags = [self._keys.hold(), *self._flags(app_ids)]

@@ -55,15 +55,15 @@ class Jobs:
         self._token = secrets.token_hex(8)
 
     def pending(self, app_ids: Sequence[str] | None = None) -> list[Job]:
-        """Unfinished jobs, by default of all apps; some of them where there are very many.
+        """Unfinished jobs, by default of all apps; a random selection where there are very many.
 
-        Without those of partitions that are unavailable.
+        Jobs of unavailable partitions are left out.
 
         Raises:
             StoreError: none is available.
         """
         places = self._partitions(app_ids)
-        # At random, so that all get their turn.
+        # A random selection, so that all get their turn.
         listed = self._ask("SRANDMEMBER", places, self._listed_at_once)
         jobs = [
             Job(app_id, partition, cohort_id.decode())
@@ -75,7 +75,7 @@ class Jobs:
         return jobs
 
     def count(self, app_ids: Sequence[str] | None = None) -> int:
-        """How many unfinished jobs there are; see :meth:`pending`."""
+        """How many unfinished jobs there are, without those of unavailable partitions."""
         return sum(count or 0 for count in self._ask("SCARD", self._partitions(app_ids)))
 
     def _partitions(self, app_ids: Sequence[str] | None) -> list[tuple[str, int]]:

@@ -461,7 +461,7 @@ class Resyncs:
         fields = {name.decode(): value.decode() for name, value in found.items()}
         kind, state = known(ResyncKind, fields["kind"]), known(ResyncState, fields["state"])
         if kind is None or state is None:
-            return None  # a process of the later version that began it goes on with it
+            return None  # a process of the later version, which began it, continues it
         return Resync(
             id=fields["id"],
             kind=kind,

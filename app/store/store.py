@@ -187,7 +187,7 @@ class Store:
     def check(self) -> Availability:
         """Check that the store is available and configured as it should be.
 
-        One that refuses writes (full, read-only) is available: reads and deletions continue.
+        A store that refuses writes (full, read-only) is available: reads and deletions still work.
         """
         started, refuses_writes = time.perf_counter(), None
         with store_errors():

@@ -218,7 +218,7 @@ class SyncHistory:
     def forget_unknown_callers(self) -> None:
         """Remove the counts of requests without a valid API key that are too old.
 
-        Also those of the future, which a clock that was wrong has left.
+        Also removes counts with a time in the future, left by a clock that was wrong.
         """
         now = self._hour()
         kept = range(now - _UNKNOWN_CALLERS_KEPT_HOURS + 1, now + 2)

@@ -26,7 +26,7 @@ LEASE_SECONDS = 30.0
 _KEPT_MS = 7 * 24 * 3600 * 1000
 _REPORT_KEPT_MS = 24 * 3600 * 1000
 _USERS_PER_CALL = 1000
-# The lease may be another's by now.
+# Another process may hold the lease by now.
 _END_LEASE = """#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('UNLINK', KEYS[1]) end
 return 0
@@ -145,7 +145,7 @@ class UpstreamStore:
         return self._is_held(self._keys.upstream_lease(app_id, work), LEASE_SECONDS)
 
     def _is_held(self, key: str, seconds: float) -> bool:
-        """Whether a lease of so many seconds would be refused."""
+        """Whether a lease of this many seconds would be refused."""
         with store_errors():
             left_ms: Any = self._client.pttl(key)
         return bool(0 <= left_ms <= 2000 * seconds)  # as in lease.lua

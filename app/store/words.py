@@ -1,4 +1,4 @@
-"""Stored words, such as states and reasons: a later version may have more of them."""
+"""Stored states and reasons, of which a later version may have more than this one."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ _is_command = False
 def on_stderr() -> Iterator[None]:
     """Send log lines to standard error: a command's standard output is for its results.
 
-    Also those of a service that is created, and calls :func:`configure`, within the block.
+    This includes those of a service that is created within the block and calls :func:`configure`.
     """
     global _is_command
     before, _is_command = _is_command, True

@@ -39,7 +39,7 @@ _NO_FAILURE = frozenset((*LEFT_OUT, "cohort_being_deleted", "suppressed_user"))
 
 
 class _Sent(NamedTuple):
-    """What matters of a finished request. It took place ``at``, by the monotonic clock."""
+    """What is recorded of a finished request. ``at`` is a time of the monotonic clock."""
 
     at: float
     app_id: str
@@ -57,7 +57,7 @@ class SyncProblems:
         self._store = store
         self._monotonic = tuning.monotonic
         # How far the store's clock is ahead of the monotonic one. All processes compare times by
-        # the store's clock: this process's may be wrong, or be set.
+        # the store's clock: this process's may be wrong, or change.
         self._ahead: float | None = None
         self._max_buffered = tuning.history_buffered
         self._log = structlog.get_logger()
@@ -141,7 +141,7 @@ class SyncProblems:
                 self._refused[app_id, cohort_id] += 1
 
     def _store_ms(self, at: float) -> int:
-        """A time of the monotonic clock as one of the store's, in ms since the epoch."""
+        """Convert a time of the monotonic clock to the store's time, in ms since the epoch."""
         assert self._ahead is not None, "`work` has read it"
         return int((self._ahead + at) * 1000)
 
@@ -212,7 +212,7 @@ class SyncProblems:
         good = {one for one, at_ms in failed.items() if self._is_good(app_id, one, at_ms)}
         if good:
             self._store.failed_requests.take(app_id, good)
-        # A time that is far ahead is from a clock of the store that was wrong.
+        # A time far in the future was written while the store's clock was wrong.
         first, last = (self._store_ms(now + s) for s in (-RETRIED_SECONDS, RETRIED_SECONDS))
         final = [
             one for one, at_ms in failed.items() if not first <= at_ms <= last and one not in good

@@ -192,7 +192,7 @@ class Reconciler:
         # A later version may have more members.
         names = [member.name for member in fields(Report)]
         report = Report(**{name: found[name] for name in names if name in found})
-        # Also if the clock that it was requested by was ahead.
+        # In either direction: the clock may have been ahead at the request.
         has_begun = abs(self._now_ms() - report.requested_ms) > _BEGINS_WITHIN_SECONDS * 1000
         is_leased = self._store.upstream.is_leased(app_id, RECONCILE)
         if report.state == RUNNING and has_begun and not is_leased:

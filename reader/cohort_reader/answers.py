@@ -160,7 +160,7 @@ def completeness_of(fields: Sequence[str | None]) -> Completeness:
 
 
 def _state(word: str | None) -> CompletenessState:
-    """A state; that of a later version of the receiver proves nothing."""
+    """A state; UNVERIFIED for one that only a later version of the receiver knows."""
     return next(
         (state for state in CompletenessState if state == word), CompletenessState.UNVERIFIED
     )

@@ -93,8 +93,8 @@ local function note_gap()
 end
 """
 
-# Whether a consumer has a lease or may take it: a lease that ends later than one from now was taken
-# while the store's clock was ahead.
+# Whether a consumer has a lease or may take it. A lease that ends later than a new one would was
+# taken while the store's clock was ahead, and is ignored.
 _HAS_LEASE = """
 local function has_lease(lease, consumer, ms)
   local owner = redis.call('GET', lease)
@@ -115,8 +115,9 @@ end
 # would use up the deliveries of the others. Entries of this consumer are not in hand when this is
 # called: their reply was lost, or an earlier process of that name died. They are due at once.
 #
-# After the store's clock was ahead, a lease that was taken then would last, and an entry that was
-# delivered or released then would count as not idle, until that time is reached. Neither counts.
+# While the store's clock is ahead, leases and deliveries get times that are in the future once it
+# is corrected. Such a lease is ignored, and such an entry counts as idle: otherwise both would
+# block followers until then.
 TAKE = Script(
     _LOSS
     + _HAS_LEASE

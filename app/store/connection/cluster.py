@@ -240,10 +240,10 @@ class _Cluster(RedisCluster):
 
 
 class _Pool(ConnectionPool):
-    """The connections to one node; the permits limit their number.
+    """The connections to one node, limited by permits.
 
     Args:
-        failed: called after each attempt to ask a node that did not reply.
+        failed: called after each failed probe.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class _Pool(ConnectionPool):
         **options: Any,
     ) -> None:
         self._failed = failed
-        self._server = Server(self._attempt)
+        self._server = Server(self._probe)
         super().__init__(connection_class=pooled(connection_class, self._server), **options)
         self.server_clock = ServerClock()
 
@@ -261,7 +261,7 @@ class _Pool(ConnectionPool):
         self._server.check()
         return super().get_connection()
 
-    def _attempt(self) -> None:
+    def _probe(self) -> None:
         try:
             connection: Any = super().get_connection()
             try:

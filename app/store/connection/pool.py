@@ -107,8 +107,8 @@ class Pool(redis.BlockingConnectionPool):
         self.server.check()
         return self._take(self.server.check)
 
-    def attempt(self) -> None:
-        """Ask a server that did not reply."""
+    def probe(self) -> None:
+        """Send a PING, to find out whether the server replies."""
         connection = self._take(lambda: None)
         try:
             connection.send_command("PING")
@@ -254,7 +254,7 @@ def make_pool(
     else:
         pool = Pool.from_url(url, **tls_options, **options)
         pool.connection_class = pooled(pool.connection_class, server)
-    pool.server, server.attempt = server, pool.attempt
+    pool.server, server.probe = server, pool.probe
     return pool
 
 

@@ -15,7 +15,7 @@ from app.store.connection.fence import CHECK
 from app.store.connection.script import StoreScript
 
 # A copy's hold ends within this time unless it is renewed. One that would end later was set while
-# the server's clock was ahead, and is none any more.
+# the server's clock was ahead, and no longer counts.
 LONGEST_HOLD_MS = 120_000
 
 # Prepended to every script that writes: refuses to run during a hold (app/store/hold.py).

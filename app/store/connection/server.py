@@ -1,9 +1,10 @@
-"""What the connections of one pool know of their server: whether it changed, whether it replies.
+"""What the connections of one pool know about their server: changes, and whether it replies.
 
-A server that is paused, or a machine that is gone, refuses nothing: each call waits for its
-timeout, and a request makes several. Requests would pile up until the worker accepts no more, and
-not even its health check gets a reply. So once a call has timed out, and an attempt after it gets
-no reply either, calls fail at once, while another attempt begins every second. Any reply ends that.
+A paused server, or one whose machine is gone, does not refuse connections: each call waits for its
+timeout, and a request makes several calls. Requests would pile up until the worker accepts no more,
+and even its health check would get no reply. So once a call has timed out, and a probe after it
+gets no reply either, calls fail at once, while another probe begins every second. Any reply ends
+that.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from threading import Thread
 
 from redis import exceptions
 
-# A failure that took less is no reason to spare others the wait.
+# A faster failure costs other calls no long wait, so they may try for themselves.
 _LONG_SECONDS = 0.5
-# A single broken connection is told apart by the first attempt, which gets its reply on another.
-_FIRST_SECONDS, _ATTEMPT_SECONDS = 0.25, 1.0
-# Attempts end when nobody has called for this long; the next call makes its own.
+# If only one connection is broken, the first probe gets a reply on another within this time.
+_FIRST_SECONDS, _PROBE_SECONDS = 0.25, 1.0
+# Probes end when there was no call for this long; the next call goes to the server again.
 _WANTED_SECONDS = 10.0
 
 
 class NotResponding(exceptions.RedisError):
-    """The server has not replied for a while, so it was not asked.
+    """The server has not replied for a while, so the call was not sent.
 
     Attributes:
         failure: how the last call failed.
@@ -40,21 +41,21 @@ class Server:
     """The server of one pool.
 
     Args:
-        attempt: asks the server something, on a connection of the pool.
+        probe: sends the server a command, on a connection of the pool.
 
     Attributes:
         changes: how often another server became the primary, as far as the pool has noticed.
     """
 
-    def __init__(self, attempt: Callable[[], object] = lambda: None) -> None:
-        self.attempt = attempt
+    def __init__(self, probe: Callable[[], object] = lambda: None) -> None:
+        self.probe = probe
         self.changes = 0
         self._failure: Exception | None = None
-        self._is_attempting = False
+        self._is_probing = False
         self._replied_at = self._wanted_at = -math.inf
 
     def changed(self) -> None:
-        """Another server is the primary now."""
+        """Note that another server has become the primary."""
         self.changes += 1
         self.replied()
 
@@ -65,35 +66,35 @@ class Server:
             raise NotResponding(self._failure)
 
     def replied(self) -> None:
-        """The server has replied, if only with an error."""
+        """Note a reply of the server, which may be an error."""
         self._replied_at = time.monotonic()
         self._failure = None
 
     def failed(self, error: Exception, seconds: float) -> None:
-        """A call has waited for the server, and failed."""
+        """Note that a call failed after this many seconds."""
         now = time.monotonic()
-        if seconds < _LONG_SECONDS or self._replied_at > now - seconds or self._is_attempting:
+        if seconds < _LONG_SECONDS or self._replied_at > now - seconds or self._is_probing:
             return
-        self._is_attempting = True
+        self._is_probing = True
         self._wanted_at = now
-        Thread(target=self._attempt_again, args=(error, now), daemon=True).start()
+        Thread(target=self._probe_repeatedly, args=(error, now), daemon=True).start()
 
-    def _attempt_again(self, error: Exception, since: float) -> None:
-        """Begin an attempt every second, while the earlier ones wait for the timeout."""
+    def _probe_repeatedly(self, error: Exception, since: float) -> None:
+        """Start a probe every second, while earlier ones may still wait for the timeout."""
         pause = _FIRST_SECONDS
         while time.monotonic() - self._wanted_at < _WANTED_SECONDS:
-            Thread(target=self._attempt_once, daemon=True).start()
+            Thread(target=self._probe_once, daemon=True).start()
             time.sleep(pause)
-            pause = _ATTEMPT_SECONDS
+            pause = _PROBE_SECONDS
             if self._replied_at > since:
                 break
             self._failure = error
-        self._is_attempting = False
+        self._is_probing = False
         self._failure = None
 
-    def _attempt_once(self) -> None:
+    def _probe_once(self) -> None:
         began = time.monotonic()
         with suppress(exceptions.RedisError):
-            self.attempt()
+            self.probe()
         if time.monotonic() - began < _LONG_SECONDS:
-            self.replied()  # or it refuses, which calls find out as fast
+            self.replied()  # or it refuses connections, so calls fail fast anyway

@@ -408,7 +408,7 @@ local function apply(cohort, trait, value, stated_at, users)
     if stale[i] then
       -- a newer statement about this user has been applied
     elseif entering and member then
-      -- The score tells the time of the last statement, unless this one is newer.
+      -- The score is already the time of the last statement, unless this one is newer.
       local known = keeps_repeats and past(member)
       if not known or at > known then confirmed[#confirmed + 1] = user end
       if ahead and not past(member) then corrected[#corrected + 1] = user end

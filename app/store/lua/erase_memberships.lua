@@ -42,7 +42,7 @@ for i = 2, #ARGV do
   expect('zset', unpack(sets))
   local known = false
   for _, key in ipairs(sets) do known = known or call('ZSCORE', key, user) end
-  kept[i] = not known or has_trait(state) -- few users are known: reading all names takes long
+  kept[i] = not known or has_trait(state) -- has_trait is slow: only for users in a set
 end
 
 local found = {}

@@ -85,7 +85,7 @@ elseif action == 'stage' then
   keep(ARGV[4])
   return added
 elseif action == 'clear' then
-  -- Not of a later one: several processes may end a resync.
+  -- Keep what a later resync has confirmed: several processes may end the same resync.
   local owner = call('GET', confirmed_of)
   if call('HGET', state, 'resync') == id then call('HDEL', state, 'resync', 'resync_mark') end
   if not owner or owner == id then call('UNLINK', confirmed, confirmed_of) end

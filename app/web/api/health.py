@@ -53,9 +53,9 @@ class ReadyReply(Reply):
         ),
         required=True,
         metadata={
-            "description": "What is wrong although the store can be read: it refuses writes; it "
+            "description": "Problems of a store that can be read: it refuses writes; it "
             "lost data, or was set back to an earlier state, and nobody has acknowledged it; it "
-            "may evict keys; it keeps nothing on disk.",
+            "may evict keys; it saves nothing to disk.",
             "example": [],
         },
     )
@@ -86,9 +86,9 @@ def version() -> Response:
 def readyz() -> Response:
     """200 while the store can be read, with its response time; else 503 with the reason.
 
-    Also counts late cohorts, and warns of a store that refuses writes and of what endangers the
-    data. Neither makes the service unready: no other replica would do better, and reads, pages and
-    deletions work.
+    The reply also counts late cohorts, and has warnings, for example that the store refuses writes
+    or may evict keys. Neither makes the service unready: reads, pages and deletions work, and
+    another process would have the same store.
     """
     found = services().store.check()
     # Public and polled often, so counts are cached.
