@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -117,20 +118,13 @@ def receive(make_app: Callable[..., Flask]) -> Callable[[dict[str, Any]], FlaskC
             admin_api_keys=(ApiKey(store["app"], "key"),),
         )
         http = caller(app, "key")
-        for cohort_id, about in store["contents"].items():
-            name = about["trait"].removeprefix("[Amplitude] ").removesuffix(f": {cohort_id}")
+        for about in store["contents"].values():
             calls = [(user_id, True, since) for user_id, since in about["members"].items()]
             calls += [(user_id, False, 1767225600000) for user_id in about["left"]]
-            for number, (user_id, member, at) in enumerate(sorted(calls, key=lambda c: c[2])):
-                body = payloads.webhook(
-                    name,
-                    cohort_id,
-                    [user_id],
-                    member,
-                    computed_time=at // 1000,
-                    message_id=f"{cohort_id}-{number}::enter::0",
-                )
-                assert http.post(payloads.WEBHOOK_PATH, json=body).status_code == 200
+            for user_id, member, at in sorted(calls, key=lambda call: call[2]):
+                time = datetime.fromtimestamp(at / 1000, UTC).isoformat()
+                body = payloads.identify(user_id, about["trait"], member, timestamp=time)
+                assert http.post("/v1/identify", json=body).status_code == 200
         return http
 
     return receive
@@ -174,16 +168,28 @@ def test_cases__the_api__answers_all(
     def get(path: str, *ids: str) -> Any:
         return http.get(path.format(*(quote(one, safe="") for one in ids)))
 
+    def query_members(cohort: str, users: list[str]) -> dict[str, Any]:
+        path = f"/api/v1/cohorts/{quote(cohort, safe='')}/members/query"
+        reply = http.post(path, json={"userIds": users})
+        return {one["userId"]: one["since"] for one in reply.json.get("members", [])}
+
     def ask(case: dict[str, Any]) -> object:
         user, cohort = case.get("user", ""), case.get("cohort", "")
         if case["question"] in ("isMember", "memberSince"):
             reply = get("/api/v1/cohorts/{}/members/{}", cohort, user)
+            since = query_members(cohort, [user]).get(user)
             if reply.status_code == 404:  # the API is always strict
+                assert since is None
                 return {"error": "unknownCohort"} if case.get("strict") else case["answer"]
+            assert reply.json["since"] == since
             return reply.json["member" if case["question"] == "isMember" else "since"]
         if case["question"] == "areMembers":
-            found = http.post("/api/v1/users/query", json={"userIds": case["users"]}).json["users"]
-            return {one["userId"]: cohort in [c["id"] for c in one["cohorts"]] for one in found}
+            users = case["users"]
+            found = http.post("/api/v1/users/query", json={"userIds": users}).json["users"]
+            answer = {one["userId"]: cohort in [c["id"] for c in one["cohorts"]] for one in found}
+            members = query_members(cohort, users)
+            assert list(members) == [user for user in dict.fromkeys(users) if answer[user]]
+            return answer
         if case["question"] in ("traits", "cohorts"):
             found = get("/api/v1/users/{}", user).json
             return (
