@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 import redis
+import sseclient
 from httpx_sse import connect_sse
 
 from simulator import payloads
@@ -63,19 +66,46 @@ def send(service: Service, user_id: str, member: bool = True) -> None:
     assert service.post(payloads.identify(user_id, TRAIT, member)).status == 200
 
 
-def test_httpx_sse__cut_before_the_first_change__misses_nothing(service: Service) -> None:
-    url = f"{service.url}/api/v1/changes/stream"
-    with httpx.Client(headers={"api_key": READ_KEY}, timeout=DEADLINE) as client:
-        with connect_sse(client, "GET", url) as source:
-            first = next(source.iter_sse())
-            assert first.event == "position"
-            assert first.json() == {"next": first.id}
-        send(service, "a")
-        with connect_sse(client, "GET", url, headers={"Last-Event-ID": first.id}) as source:
-            events = source.iter_sse()
-            assert next(events).id == first.id
-            change = next(events)
-            assert (change.event, change.json()["userIds"]) == ("change", ["a"])
+class Event(NamedTuple):
+    """An event as a client gives it."""
+
+    id: str
+    kind: str
+    data: dict[str, Any]
+
+
+@contextmanager
+def httpx_sse_events(url: str, headers: dict[str, str]) -> Iterator[Iterator[Event]]:
+    with (
+        httpx.Client(headers=headers, timeout=DEADLINE) as client,
+        connect_sse(client, "GET", url) as source,
+    ):
+        yield (Event(event.id, event.event, event.json()) for event in source.iter_sse())
+
+
+@contextmanager
+def sseclient_py_events(url: str, headers: dict[str, str]) -> Iterator[Iterator[Event]]:
+    with httpx.stream("GET", url, headers=headers, timeout=DEADLINE) as reply:
+        events = sseclient.SSEClient(reply.iter_bytes()).events()
+        yield (Event(event.id, event.event, json.loads(event.data)) for event in events)
+
+
+@pytest.mark.parametrize("connect", [httpx_sse_events, sseclient_py_events])
+def test_python_client__cut_before_the_first_change__misses_nothing(
+    connect: Callable[..., AbstractContextManager[Iterator[Event]]], service: Service
+) -> None:
+    url, key = f"{service.url}/api/v1/changes/stream", {"api_key": READ_KEY}
+    with connect(url, key) as events:
+        first = next(events)
+        assert (first.kind, first.data) == ("position", {"next": first.id})
+    user_id = connect.__name__
+    send(service, user_id)
+    with connect(url, key | {"Last-Event-ID": first.id}) as events:
+        assert next(events) == first
+        change = next(events)
+        assert (change.kind, change.data["userIds"]) == ("change", [user_id])
+    with connect(url, key | {"Last-Event-ID": change.id}) as events:
+        assert next(events).id == change.id
 
 
 PAGE = """
