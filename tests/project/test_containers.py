@@ -111,6 +111,9 @@ def test_compose__service_and_store__are_as_the_documentation_says() -> None:
 def test_image__is_built_from_pinned_wheels_and_runs_as_nobody() -> None:
     build, final = (ROOT / "Dockerfile").read_text().split("\nFROM ")[1:]
     assert "--only-binary :all: --require-hashes --requirement requirements/service.txt" in build
+    # Of the packages and of Python itself; the times of files may change in an image.
+    for stage in (build, final):
+        assert "compileall -q --invalidation-mode unchecked-hash" in stage
     user = re.search(r"^USER (\d+)", final, re.M)
     assert user
     pod = manifest("Deployment")["spec"]["template"]["spec"]
