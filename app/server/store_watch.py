@@ -157,7 +157,10 @@ class MarksFile:
                 Partition(app_id, int(number)): Mark(str(identity), int(position), str(token))
                 for app_id, number, identity, position, token in document["marks"]
             }
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._complain("marks not read", error)
             return {}
 
     def write(self, marks: Mapping[Partition, Mark]) -> None:
@@ -166,9 +169,16 @@ class MarksFile:
             return
         rows = [[*partition, *mark] for partition, mark in marks.items()]
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        with suppress(OSError):
+        try:
             temporary.write_bytes(orjson.dumps({"store": self._store, "marks": rows}))
             temporary.replace(self.path)
+        except OSError as error:
+            self._complain("marks not written", error)
+
+    def _complain(self, event: str, error: Exception) -> None:
+        """Without its file, a loss between two runs of the service goes unnoticed."""
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        structlog.get_logger().warning(event, file=str(self.path), reason=reason)
 
 
 def _without_credentials(address: str) -> str:

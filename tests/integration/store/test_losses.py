@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from app.cohorts import VerifiedBy
 from app.server.store_watch import MarksFile, StoreWatch
@@ -419,11 +420,23 @@ def test_another_prefix_or_address__is_another_store(
     assert MarksFile(tmp_path / "marks.json", *rotated).read()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"store": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
 def test_unreadable_memory__is_an_empty_one(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "marks.json"
     path.write_bytes(content)
-    assert MarksFile(path, "redis://the-store", "cohorts", 1).read() == {}
+    with capture_logs() as logs:
+        assert MarksFile(path, "redis://the-store", "cohorts", 1).read() == {}
+    assert [log["event"] for log in logs] == ["marks not read"]
+
+
+def test_memory__that_cannot_be_written__is_reported(tmp_path: Path) -> None:
+    memory = MarksFile(tmp_path / "none" / "marks.json", "redis://the-store", "cohorts", 1)
+    with capture_logs() as logs:
+        assert memory.read() == {}  # as at the first start
+        memory.write({})
+    assert [(log["event"], log["reason"]) for log in logs] == [
+        ("marks not written", "No such file or directory")
+    ]
 
 
 def test_store_unavailable_for_a_while__is_no_loss() -> None:
