@@ -51,6 +51,9 @@ fuzz: install ## fuzz the parsers for an hour, or FUZZ_SECONDS
 		-r requirements/fuzz.txt || true
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 
+mutants: install ## plant mistakes and report those that no test notices; MUTANTS adds options
+	$(BIN)/python -m tests.mutants $(MUTANTS)
+
 browser: install .venv/installed-browser ## test the dashboard in Chromium, and take the screenshots of docs/
 	PICTURES=docs/pictures $(BIN)/pytest tests/system/test_dashboard.py
 
@@ -127,4 +130,4 @@ requirements: .venv/installed-dev ## pin the newest versions of all packages
 		$(COMPILE) --upgrade $$name.in -o $$name.txt; done
 	$(COMPILE) --upgrade --constraint requirements.txt requirements/service.in -o requirements/service.txt
 
-.PHONY: help install run simulate test chaos fuzz browser vulnerabilities sbom licences lint types bench bench-rename bench-cluster bench-growth package docs release requirements
+.PHONY: help install run simulate test chaos fuzz mutants browser vulnerabilities sbom licences lint types bench bench-rename bench-cluster bench-growth package docs release requirements

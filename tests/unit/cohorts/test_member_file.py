@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.cohorts.member_file import MAX_LINE_BYTES, FileFormat, InvalidFile, MemberFile
+from app.cohorts.member_file import (
+    MAX_LINE_BYTES,
+    USERS_AT_ONCE,
+    FileFormat,
+    InvalidFile,
+    MemberFile,
+)
 
 CSV, NDJSON = FileFormat.CSV, FileFormat.NDJSON
 
@@ -111,3 +117,16 @@ def test_file__that_cannot_be_read__says_why(
 def test_column__that_is_missing__is_named() -> None:
     with pytest.raises(InvalidFile, match="no column email"):
         read(MemberFile(CSV, "email"), "user_id\n1\n")
+
+
+def test_line__that_does_not_end__is_refused_once_it_is_too_long() -> None:
+    sent = iter([b"x" * 1000] * 1000)
+    with pytest.raises(InvalidFile, match=f"Line 1 is longer than {MAX_LINE_BYTES} bytes"):
+        list(MemberFile(NDJSON).read(sent))
+    assert len(list(sent)) > 900  # was not read
+
+
+def test_users__of_a_long_file__are_given_some_at_a_time() -> None:
+    ids = [f"u{number}" for number in range(2 * USERS_AT_ONCE)]
+    parts = list(MemberFile(CSV).read(chunks("user_id\n" + "\n".join(ids), 1000)))
+    assert parts == [ids[:USERS_AT_ONCE], ids[USERS_AT_ONCE:]]
