@@ -361,4 +361,4 @@ GROUPS = {
     "cluster": _CLUSTER,
 }
 # What ``python -m bench`` measures by default.
-DEFAULT = (*(name for name in GROUPS if name not in ("rename", "cluster")), "replace")
+DEFAULT = (*(name for name in GROUPS if name not in ("rename", "cluster")), "reader", "replace")
