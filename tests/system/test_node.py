@@ -19,6 +19,7 @@ from tests.support.proxy import Proxy
 from tests.support.service import Service, running
 from tests.support.stores import (
     client_of_empty_store,
+    reserved_ports,
     running_store,
     socket_url,
     start_store,
@@ -65,6 +66,19 @@ def folder(tmp_path: Path) -> Path:
     for mark, example in EXAMPLES.items():
         (tmp_path / f"{mark}.mjs").write_text(example.code)
     return tmp_path
+
+
+@pytest.fixture
+def follower_url(store_url: str) -> Iterator[str]:
+    """The store's address for a user with the permissions on the page; none may be missing."""
+    (line,) = examples("node.md", "acl")
+    with redis.Redis.from_url(store_url) as client, reserved_ports(1) as (port,):
+        client.execute_command(*line.code.replace("PASSWORD", "secret").split())
+        client.acl_log_reset()
+        client.config_set("port", port)  # npm's redis takes no user in the address of a socket
+        yield f"redis://mail:secret@127.0.0.1:{port}"
+        assert [(entry["reason"], entry["object"]) for entry in client.acl_log()] == []
+        client.config_set("port", 0)
 
 
 def send(service: Service, user_id: str, member: bool = True) -> None:
@@ -137,9 +151,9 @@ def test_lookup__while_the_store_hangs__costs_little_and_is_right_again_after_it
 
 
 def test_follow__killed_and_restarted__misses_nothing_and_keeps_the_order(
-    service: Service, store_url: str, folder: Path
+    service: Service, store_url: str, follower_url: str, folder: Path
 ) -> None:
-    env = {"REDIS_URL": store_url}
+    env = {"REDIS_URL": follower_url}
     expected = []
 
     def change(count: int) -> None:
@@ -175,14 +189,14 @@ def test_follow__killed_and_restarted__misses_nothing_and_keeps_the_order(
 
 
 def test_follow__changes_trimmed_or_store_emptied_in_between__says_so(
-    service: Service, store_url: str, folder: Path
+    service: Service, store_url: str, follower_url: str, folder: Path
 ) -> None:
     with redis.Redis.from_url(store_url, decode_responses=True) as client:
         client.xgroup_create(STREAM, "mail", "$", mkstream=True)
         for n in range(6):
             send(service, "alice", n % 2 == 0)
         client.xtrim(STREAM, maxlen=2, approximate=False)
-        with Program(folder, "follow.mjs", {"REDIS_URL": store_url}) as program:
+        with Program(folder, "follow.mjs", {"REDIS_URL": follower_url}) as program:
             wait_until(lambda: len(program.lines) >= 3)
             lost = "changes were lost: read the cohorts again"
             assert program.lines == [lost, "abc123 entered alice", "abc123 left alice"]
@@ -193,7 +207,7 @@ def test_follow__changes_trimmed_or_store_emptied_in_between__says_so(
 
 
 def test_follow__entries_erased_with_their_users__is_no_loss(
-    service: Service, store_url: str, folder: Path
+    service: Service, store_url: str, follower_url: str, folder: Path
 ) -> None:
     with redis.Redis.from_url(store_url, decode_responses=True) as client:
         send(service, "alice")
@@ -201,7 +215,7 @@ def test_follow__entries_erased_with_their_users__is_no_loss(
         send(service, "erased")
         client.xdel(STREAM, client.xrevrange(STREAM, count=1)[0][0])
         send(service, "bob")
-        with Program(folder, "follow.mjs", {"REDIS_URL": store_url}) as program:
+        with Program(folder, "follow.mjs", {"REDIS_URL": follower_url}) as program:
             assert program.wait_for("") == "abc123 entered bob"
 
 
