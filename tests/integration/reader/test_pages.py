@@ -103,7 +103,8 @@ def test_data_model__examples__print_what_they_say(
     example = found[partitions > 1]
     assert len(example.printed) == 2
     receive_alice(partitions)
-    env = {"REDIS_URL": store_url, "REDIS_HOST": store_url.removeprefix("unix://")}
+    socket = store_url.removeprefix("unix://")
+    env = {"REDIS_URL": store_url, "REDIS_HOST": socket, "REDIS_PORT": "0"}
     monkeypatch.setenv("REDIS_URL", store_url)
     assert RUNNERS[language](example.code, tmp_path, env) == example.printed
 
