@@ -31,6 +31,7 @@ from app.web.dashboard.formatting import cohort_name, now_ms, visible
 from app.web.dashboard.forms import decoded_id, read_signed_form
 from app.web.dashboard.pages import blueprint, render
 from app.web.dashboard.resyncs import resync_of
+from app.web.dashboard.setup import INTEGRATIONS, TEMPLATES
 from app.web.dashboard.upstream import polls, upstream_of
 from app.web.http.cursors import (
     MemberCursor,
@@ -58,6 +59,7 @@ class _OverviewQuery(CohortsQuery):
     sort = fields.String(
         load_default="-last_received", validate=CohortsQuery._declared_fields["sort"].validate
     )
+    setup = fields.String(load_default=None, validate=validate.OneOf(INTEGRATIONS))
 
 
 class _CohortQuery(Query):
@@ -77,7 +79,7 @@ _SYNCS_QUERY, _SYNC_QUERY = SyncsQuery(), _SyncQuery()
 @blueprint.get("/")
 @requires(READ, by_session=True)
 def overview() -> Response:
-    """All cohorts, and the latest syncs."""
+    """All cohorts, and the latest syncs; how to set up an integration if there are none yet."""
     app_id, query = g.caller.app_id, _query(_OVERVIEW_QUERY)
     where = CohortFilter(
         " ".join(query.get("name", "").split()) or None,
@@ -115,6 +117,8 @@ def overview() -> Response:
         syncs=latest.syncs,
         details=store().sync_history.first_details(app_id, latest.syncs),
         unknown=store().sync_history.unknown_callers(),
+        setup=query["setup"],
+        templates=TEMPLATES,
     )
 
 

@@ -25,6 +25,7 @@ from app.store import Size, Store, SyncBatch, SyncGroup, Tuning
 from app.store.errors import StoreError
 from app.web.dashboard import charts, formatting
 from app.web.dashboard.advice import ADVICE
+from app.web.dashboard.setup import TEMPLATES
 from simulator.payloads import COHORT_PATH, batch, identify
 from tests.integration.conftest import APP, KEY, Run, caller
 from tests.integration.web.api import read_api
@@ -272,12 +273,38 @@ class TestLogIn:
 
 
 class TestOverview:
-    def test_empty_store__shows_how_to_start(self, browser: Browser) -> None:
-        page = html.unescape(browser.get("/").text)
+    @pytest.mark.parametrize(
+        ("query", "address", "pasted"),
+        [
+            ("", "api/v1/integration/amplitude/webhook", "webhook"),
+            ("?setup=property", "api/v1/integration/amplitude/cohort", "identify"),
+            ("?setup=list", "lists/$listId/remove", "user"),
+        ],
+    )
+    def test_empty_store__shows_how_to_set_up_each_integration(
+        self, browser: Browser, query: str, address: str, pasted: str
+    ) -> None:
+        page = html.unescape(browser.get(f"/{query}").text)
         assert "Ready for the first cohort" in page
-        assert "curl -X POST http://localhost/api/v1/integration/amplitude/cohort" in page
+        assert f"http://localhost/{address}" in page
+        assert TEMPLATES[pasted] in page
         assert "-m simulator sync http://localhost" in page
-        assert "http://localhost/lists" in page
+
+    def test_setup__while_messages_arrive__shows_each_with_its_outcome(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        http = caller(app)
+        http.post(
+            "/api/v1/integration/amplitude/webhook", data="{", content_type="application/json"
+        )
+        services(app).sync_recorder.flush()
+        assert "invalid_json" in browser.get("/").text
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        services(app).sync_recorder.flush()
+        page = browser.get("/?setup=webhook").text
+        assert "Set up an integration" in page
+        assert "Power users" in page
+        assert browser.get("/?setup=other", status=400)
 
     def test_cohorts__are_listed_with_what_matters(
         self, app: Flask, store: Store, browser: Browser

@@ -13,6 +13,7 @@ import pytest
 from flask import Flask
 
 from app.services import services
+from app.web.dashboard.setup import TEMPLATES
 from tests.integration.conftest import APP, caller
 
 DOCS = Path(__file__).resolve().parents[4] / "docs"
@@ -93,7 +94,13 @@ def test_list_based__templates__store_the_users_of_the_testing_file(
     creation, payload, item = pasted("6b.")
     reply = portal.post("/lists", rendered(creation, amplitude_cohort_name=portal.name))
     list_id = reply["response"]["listId"]
+    assert list_id == "test123"  # as in the dashboard's test message
     for operation in (ADD, REMOVE):
         body = rendered(payload, items=portal.items(item, operation))
         portal.post(f"/lists/{list_id}/{operation}", body)
     assert members(app) == {"user_one@example.com", "user_two@example.com"}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_templates__of_the_dashboard__are_those_of_the_page(template: str) -> None:
+    assert f"\n{template}\n```" in (DOCS / "amplitude-setup.md").read_text()
