@@ -40,7 +40,7 @@ from cohort_reader.changes import (
     to_change,
 )
 from cohort_reader.errors import UNAVAILABLE_ERRORS
-from cohort_reader.keys import Keys, check_client, checked_name, text
+from cohort_reader.keys import Keys, check_client, checked_name, group_name, text
 from cohort_reader.steps import Steps, run, run_async
 
 log = logging.getLogger("cohort_reader")
@@ -222,7 +222,7 @@ class _FollowerCore:
                     raise
                 self._reset_group()
                 return []
-            group = next((g for g in groups if text(g["name"]) == self._group), None)
+            group = next((g for g in groups if group_name(g) == self._group), None)
             if group is None:
                 continue
             found.append(Lag(stream.partition, group["lag"], group["pending"], bool(is_lost)))
@@ -484,7 +484,7 @@ class _FollowerCore:
         try:
             for stream in self._idle_streams:
                 for group in (yield self._client.xinfo_groups(stream.name)):
-                    if text(group["name"]) == self._group:
+                    if group_name(group) == self._group:
                         positions[stream.name] = text(group["last-delivered-id"])
         except exceptions.ResponseError as error:
             if not _is_missing(error):

@@ -31,9 +31,14 @@ def checked_name(name: str) -> str:
     return name
 
 
-def text(raw: Any) -> str:
+def text(raw: Any, errors: str = "strict") -> str:
     """Return a reply as a string, whether or not the client decodes replies."""
-    return raw.decode() if isinstance(raw, bytes) else str(raw)
+    return raw.decode(errors=errors) if isinstance(raw, bytes) else str(raw)
+
+
+def group_name(group: Any) -> str:
+    """The name of a consumer group, from XINFO. Those of other programs may be no text."""
+    return text(group["name"], "replace")
 
 
 def check_client(client: Any, user: str, *, is_async: bool) -> None:

@@ -23,7 +23,7 @@ from flask import Flask
 from app.settings import Settings
 from app.store import Store, connect
 from cohort_reader import AsyncFollower, Follower, MembershipChange
-from cohort_reader.steps import Steps
+from cohort_reader.steps import Steps, run
 from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.reader.conftest import COHORT, Clients, RestartableStore, Service
@@ -327,6 +327,21 @@ def test_crash__between_delivery_and_acknowledgement__hands_it_over_again_in_ord
     assert heard.of("a") == [True, False, True]
     assert {change.deliveries for change in heard.changes} == {2}
     assert pending(redis_client, service) == 0
+
+
+def test_group_of_another_program__whose_name_is_no_text__disturbs_nobody(
+    service: Service, store_url: str
+) -> None:
+    service.push("a")
+    with redis.Redis.from_url(store_url) as client:
+        for key in client.scan_iter(match="*:changes"):
+            client.xgroup_create(key, b"\xff", id="0")
+        heard = Heard()
+        follower = Follower(client, "mail", app=service.app, start="all")
+        poll_until(follower, heard, lambda: heard.changes)
+        assert not any(lag.lost for lag in follower.lag())
+        assert follower.poll(heard) == 0
+        run(follower._wait())
 
 
 def crc64(data: bytes) -> bytes:
