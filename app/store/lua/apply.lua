@@ -510,7 +510,13 @@ while position <= #ARGV do
     users, outside = split(base .. 'registered', users)
     if #outside > 0 then report('unknown', outside) end
   end
-  if #users > 0 or count == '0' then apply(cohort, trait, value, tonumber(stated_at), users) end
+  if #users > 0 or count == '0' then
+    apply(cohort, trait, value, tonumber(stated_at), users)
+  elseif mode == 'as known'
+    and call('HGET', base .. 'cohort:' .. cohort .. ':state', 'trait') ~= trait
+  then
+    report('unmet', {cohort}) -- unknown or renamed, whoever was to enter or leave
+  end
   position = final + 1
 end
 

@@ -166,12 +166,13 @@ def test_add__where_only_some_partitions_know_the_name__counts_all_that_changed(
     assert services(app).store.registry.find(APP, "abc").entered == 100
 
 
-@pytest.mark.parametrize("users", [[], ["a"]])
+@pytest.mark.parametrize("users", [[], ["a"], ["suppressed"]])
 def test_add__to_a_list_that_another_worker_has_deleted__is_404(
     client: FlaskClient, store: Store, redis_client: redis.Redis, users: list[str]
 ) -> None:
     create(client)
     client.post("/lists/abc/add", json={"userIds": ["a"]})
+    store.erasure.erase(APP, "suppressed", suppress=True)
     store.jobs.begin_deletion(APP, "abc")
     while jobs := store.jobs.pending():
         for job in jobs:
