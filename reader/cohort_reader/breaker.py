@@ -14,7 +14,7 @@ from typing import TypeVar
 from circuitbreaker import STATE_CLOSED, CircuitBreaker
 from redis.exceptions import MaxConnectionsError
 
-from cohort_reader.errors import UNAVAILABLE_ERRORS, StoreUnavailable
+from cohort_reader.errors import UNAVAILABLE_ERRORS, StoreUnavailable, describe
 from cohort_reader.steps import Steps
 
 T = TypeVar("T")
@@ -87,9 +87,8 @@ class Breaker:
                 is_trial = not circuit.opened and self._trial.acquire(blocking=False)
                 if not is_trial:
                     steps.close()
-                    raise StoreUnavailable(
-                        f"not called, because the last calls failed: {circuit.last_failure!r}"
-                    )
+                    reason = describe(circuit.last_failure)
+                    raise StoreUnavailable(f"not called, because the last calls failed: {reason}")
             try:
                 result = yield from steps
             except MaxConnectionsError:

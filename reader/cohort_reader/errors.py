@@ -28,3 +28,8 @@ UNAVAILABLE_ERRORS = (
     exceptions.OutOfMemoryError,
     exceptions.RedisClusterException,  # no node of a cluster answers
 )
+
+
+def describe(error: BaseException | None) -> str:
+    """The type and message. ``repr()`` of the client's errors has no message."""
+    return f"{type(error).__name__}: {error}"

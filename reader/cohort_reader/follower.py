@@ -39,7 +39,7 @@ from cohort_reader.changes import (
     decode_script_entries,
     to_change,
 )
-from cohort_reader.errors import UNAVAILABLE_ERRORS
+from cohort_reader.errors import UNAVAILABLE_ERRORS, describe
 from cohort_reader.keys import Keys, check_client, checked_name, group_name, text
 from cohort_reader.steps import Steps, run, run_async
 
@@ -429,12 +429,12 @@ class _FollowerCore:
         except Exception as error:
             log.exception("handling %s of %s failed", entry.id, stream.name)
             if self._max_deliveries and entry.deliveries >= self._max_deliveries:
-                yield from self._give_up(stream, entry, repr(error))
+                yield from self._give_up(stream, entry, describe(error))
                 return True
             delay = self._retry_seconds * 2 ** min(entry.deliveries - 1, 30)
             gone = yield from self._release(stream, [entry.id], after_seconds=delay)
             if gone:  # it could not be delivered again
-                yield from self._give_up(stream, entry, repr(error))
+                yield from self._give_up(stream, entry, describe(error))
             return bool(gone)
         except BaseException:
             with suppress(exceptions.RedisError):

@@ -14,7 +14,7 @@ from redis.exceptions import DataError, RedisError
 from cohort_reader.answers import UNSET, Completeness, Freshness, Membership, Profile, Unset
 from cohort_reader.breaker import Breaker, Limit
 from cohort_reader.cache import Cache, CachedAnswer
-from cohort_reader.errors import UNAVAILABLE_ERRORS, UnknownApp, UnknownCohort
+from cohort_reader.errors import UNAVAILABLE_ERRORS, UnknownApp, UnknownCohort, describe
 from cohort_reader.keys import check_client
 from cohort_reader.lookups import Lookups
 from cohort_reader.steps import Steps, run, run_async
@@ -223,7 +223,7 @@ class _ReaderCore:
         now = self._clock()
         if now - self._warned_at >= WARNING_SECONDS:
             self._warned_at = now
-            log.warning("returning defaults, as the store failed: %r", error)
+            log.warning("returning defaults, as the store failed: %s", describe(error))
 
     def _require(self, cohort_id: str | None) -> Steps[bool]:
         """Check that the cohort was ever received; for None, that anything was, for the app.
