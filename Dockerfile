@@ -9,6 +9,7 @@ COPY requirements/service.in requirements/service.txt requirements/
 RUN python -m pip --python /opt/cohort-receiver install --no-cache-dir --no-compile \
     --only-binary :all: --require-hashes --requirement requirements/service.txt
 COPY pyproject.toml setup.cfg README.md LICENSE ./
+COPY docs docs
 COPY app app
 RUN python -m pip --python /opt/cohort-receiver install --no-cache-dir --no-compile --no-deps . \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/cohort-receiver

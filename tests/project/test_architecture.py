@@ -14,7 +14,9 @@ MIRRORS = (ROOT / "tests" / "unit", ROOT / "tests" / "integration")
 
 def folders(parent: Path = ROOT) -> Iterator[Path]:
     """All folders of the repository that directly hold files."""
-    for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
+    for folder in sorted(
+        path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()
+    ):
         is_tool_cache = folder.name.startswith(".") and folder.name != ".ci"
         if folder.name in NOT_IN_THE_REPOSITORY or is_tool_cache or folder.suffix == ".egg-info":
             continue

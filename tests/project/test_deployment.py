@@ -71,7 +71,8 @@ def test_service_requirements__name_every_library_that_the_service_imports() -> 
                 elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                     found.add(node.module.partition(".")[0])
     libraries = {name.replace("_", "-") for name in found - sys.stdlib_module_names}
-    assert libraries - {"app", "-typeshed"} <= named | {"hiredis"}
+    others = {"hiredis", "markdown-it"}  # of redis[hiredis] and markdown-it-py
+    assert libraries - {"app", "-typeshed"} <= named | others
 
 
 def test_heroku_hook__before_the_packages_are_installed__selects_those_of_the_service(

@@ -25,7 +25,7 @@ from app.web.api.export import CSV, csv_of_users, stream_members
 from app.web.api.lookup import known_cohort, known_sync, store
 from app.web.api.schemas import CohortsQuery
 from app.web.api.sync_schemas import RequestsQuery, SyncsQuery
-from app.web.dashboard import charts
+from app.web.dashboard import charts, guide
 from app.web.dashboard.attention import attention
 from app.web.dashboard.formatting import cohort_name, now_ms, visible
 from app.web.dashboard.forms import decoded_id, read_signed_form
@@ -120,6 +120,17 @@ def overview() -> Response:
         setup=query["setup"],
         templates=TEMPLATES,
     )
+
+
+@blueprint.get("/guide/<path:name>")
+@requires(READ, by_session=True)
+def guide_page(name: str) -> Response:
+    """A page of the documentation."""
+    found = guide.page(name)
+    if found is None:
+        abort(404)
+    title, content = found
+    return render("guide.html", title=title, content=content)
 
 
 @blueprint.get("/cohort")
