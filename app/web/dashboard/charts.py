@@ -15,7 +15,7 @@ _CLIP_RATIO = 4
 # A few bars are drawn no wider than if there were this many.
 _MIN_BARS = 12
 MAX_BARS = 40
-# Maximum number of intervals on the vertical axis, and number of intervals on the horizontal one.
+# Maximum numbers of intervals on the vertical and the horizontal axis.
 _STEPS, _TIMES = 4, 3
 
 
@@ -116,7 +116,8 @@ def line(sizes: Sequence[Size], now_ms: int) -> Line | None:
     area = f"{path}V{HEIGHT}H0Z"
     first, last = sizes[0].members, sizes[-1].members
     ticks = [Tick(value, y(value)) for value in range(top, -1, -step)]
-    times = [began + (ended - began) * n // _TIMES for n in range(_TIMES + 1)]
+    intervals = min(_TIMES, max(1, (ended - began) // 60_000))  # labels have minutes
+    times = [began + (ended - began) * n // intervals for n in range(intervals + 1)]
     points = [(x(size.at_ms), size) for size in sizes]
     return Line(path, area, high, ticks, times, points, first, last)
 

@@ -888,13 +888,16 @@ class TestAssets:
 
 class TestCharts:
     def test_line__of_sizes__is_steps_from_zero_with_round_ticks(self) -> None:
-        sizes = [Size(0, 10), Size(500, 20), Size(750, 0)]
-        line = charts.line(sizes, 900)
+        sizes = [Size(0, 10), Size(500_000, 20), Size(750_000, 0)]
+        line = charts.line(sizes, 900_000)
         assert line
         assert line.path == "M0 50.0H555.6V0.0H833.3V100.0H1000"
         assert (line.high, line.first, line.last) == (20, 10, 0)
         assert [tick.value for tick in line.ticks] == [20, 15, 10, 5, 0]
-        assert line.times_ms == [0, 300, 600, 900]
+        assert line.times_ms == [0, 300_000, 600_000, 900_000]
+        short = charts.line(sizes[:1], 150_000)
+        assert short
+        assert short.times_ms == [0, 75_000, 150_000]  # no minute twice
         assert charts.line([], 1000) is None
         for members, top in ((0, 1), (7, 8), (7234, 8000), (1_000_000, 1_000_000)):
             one = charts.line([Size(0, members)], 1000)
