@@ -34,6 +34,7 @@ TRAIT = f"{SECRET}: {COHORT}"
 # Parts of paths, for every route that there is. A new kind of part must be given a value here.
 PARTS = {
     "user_id": USER,
+    "name": "overview.md",
     "cohort_id": COHORT,
     "list_id": COHORT,
     "sync_id": "OUR-SYNC",  # replaced by its id, once there is one
