@@ -7,6 +7,8 @@ import selectors
 import socket
 import threading
 
+from tests.support.polling import wait_until
+
 
 class Proxy:
     """Forwards bytes both ways, in one thread, until `close`."""
@@ -28,12 +30,13 @@ class Proxy:
     def break_all(self) -> None:
         """Reset every open connection, including those with a command in progress."""
         self._break.set()
+        wait_until(lambda: not self._break.is_set())
 
     def refuse(self, refuse: bool) -> None:
         """Start refusing new connections and reset the open ones, or stop refusing."""
         if refuse:
             self._refuse.set()
-            self._break.set()
+            self.break_all()
         else:
             self._refuse.clear()
 
@@ -48,9 +51,9 @@ class Proxy:
     def _run(self) -> None:
         while not self._stop.is_set():
             if self._break.is_set():
-                self._break.clear()
                 for end in list(self._pairs):
                     self._drop(end)
+                self._break.clear()
             for key, _ in self._selector.select(timeout=0.02):
                 if key.fileobj is self._listener:
                     self._accept()
