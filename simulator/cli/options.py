@@ -259,8 +259,8 @@ def refused_key(target: Target, reply: str) -> str:
 
 def wait_for_ctrl_c() -> None:
     """Return once the user has pressed Ctrl-C."""
-    click.echo("Press Ctrl-C to stop it.", err=True)
     with contextlib.suppress(KeyboardInterrupt):
+        click.echo("Press Ctrl-C to stop it.", err=True)
         threading.Event().wait()
 
 

@@ -241,7 +241,7 @@ def test_sync__with_upstream__serves_what_it_synced_until_ctrl_c() -> None:
             for line in process.stdout:
                 if found := re.search(r"Behavioral Cohorts API: (http://[\d.:]+)", line):
                     address = found[1]
-                if "Repeat with --seed" in line:
+                if "Press Ctrl-C" in line:
                     break
             headers = urllib3.make_headers(basic_auth="simulated-api-key:simulated-secret-key")
             http = urllib3.PoolManager(retries=False, timeout=10)
