@@ -46,11 +46,12 @@ def app(late: tuple[LateProxy, str], make_app: Callable[..., Flask]) -> Flask:
 
 
 @pytest.fixture
-def store(late: tuple[LateProxy, str], redis_client: redis.Redis) -> Store:
+def store(late: tuple[LateProxy, str], redis_client: redis.Redis) -> Iterator[Store]:
     settings = Settings(redis_url=late[1], store_timeout_seconds=TIMEOUT, store_connections=1)
-    store = Store(connect(settings))
-    store.layout.check_writable(APP)
-    return store
+    with connect(settings) as client:
+        store = Store(client)
+        store.layout.check_writable(APP)
+        yield store
 
 
 def say(store: Store, member: bool, *users: str) -> int:
