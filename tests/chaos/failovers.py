@@ -29,6 +29,8 @@ from tests.support.stores import reserved_ports
 LONGEST_UNAVAILABLE = 5.0
 # Between two failovers, so that one 503 belongs to one of them.
 _REST = LONGEST_UNAVAILABLE + 2
+# Long enough that the Sentinels fail over only when a primary was stopped.
+_DOWN_AFTER_MS = 3000
 
 
 def run(seconds: float, seed: int, *, behind_sentinels: bool, share: float = 1.0) -> Outcome:
@@ -90,7 +92,7 @@ class _BehindSentinels(_Servers):
     @classmethod
     @contextmanager
     def running(cls) -> Iterator[_Servers]:
-        with running_sentinels() as sentinels:
+        with running_sentinels(down_after_ms=_DOWN_AFTER_MS) as sentinels:
             servers = cls(sentinels)
             try:
                 yield servers
@@ -110,6 +112,9 @@ class _BehindSentinels(_Servers):
             old.process.send_signal(signal.SIGSTOP)
             try:
                 self._wait_for_successor(old)
+                # Until the other replica follows the successor, it acknowledges what a primary
+                # that is back writes, and loses it afterwards.
+                wait_until(lambda: _serves(self.primary))
             finally:
                 old.process.send_signal(signal.SIGCONT)
 

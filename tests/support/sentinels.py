@@ -16,14 +16,14 @@ from tests.support.polling import wait_until
 from tests.support.stores import reserved_ports, store_program
 
 SERVICE = "cohorts"
-# A primary that has not replied for this long is down. A busy machine may keep it waiting for long.
-DOWN_AFTER_MS = 1000
 
 
 class Sentinels:
     """Three Sentinels and the servers that they watch, of which the first began as the primary."""
 
-    def __init__(self, nodes: list[Node], ports: list[int], folder: Path, password: str) -> None:
+    def __init__(
+        self, nodes: list[Node], ports: list[int], folder: Path, password: str, down_after_ms: int
+    ) -> None:
         self.nodes = nodes
         self.hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
         self.url = f"redis+sentinel://{self.hosts}/{SERVICE}/0"
@@ -36,7 +36,7 @@ class Sentinels:
         self._processes: list[subprocess.Popen[bytes]] = []
         config = (
             f"sentinel monitor {SERVICE} 127.0.0.1 {nodes[0].port} 2\n"
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
+            f"sentinel down-after-milliseconds {SERVICE} {down_after_ms}\n"
             f"sentinel failover-timeout {SERVICE} 3000\n"
         )
         if password:
@@ -81,11 +81,15 @@ class Sentinels:
 
 
 @contextmanager
-def running_sentinels(*, replicas: int = 2, password: str = "") -> Iterator[Sentinels]:
+def running_sentinels(
+    *, replicas: int = 2, password: str = "", down_after_ms: int = 1000
+) -> Iterator[Sentinels]:
     """Start a primary, its replicas and three Sentinels, and end them afterwards.
 
     Args:
         password: of the Sentinels.
+        down_after_ms: a primary that has not replied for this long is down. A busy machine may
+            keep a healthy one waiting for a second.
     """
     folder = Path(tempfile.mkdtemp(prefix="sentinels-"))
     with ExitStack() as stack:
@@ -98,6 +102,6 @@ def running_sentinels(*, replicas: int = 2, password: str = "") -> Iterator[Sent
                 lambda node=node: node.client.info("replication")["master_link_status"] == "up"
             )
         ports = stack.enter_context(reserved_ports(3))
-        sentinels = Sentinels(nodes, ports, folder, password)
+        sentinels = Sentinels(nodes, ports, folder, password, down_after_ms)
         stack.callback(sentinels.close)
         yield sentinels
