@@ -23,7 +23,7 @@ TRAITS_PER_CALL = 2000
 # Traits in one call for a user with very many: about 1 ms of the store's time.
 TRAITS_PER_PIECE = 300
 # About 2 ms of the store's time.
-MEMBERS_PER_CALL = 5000
+MEMBERS_PER_CALL = 1000
 # Users in one ZMSCORE: about 0.5 ms of the store's time.
 SCORES_PER_CALL = 1000
 
@@ -199,7 +199,7 @@ class Lookups:
         return _members(here), position
 
     def all_members(self, app_id: str, cohort_id: str) -> Iterator[list[Member]]:
-        """All members of a cohort in the order of :meth:`members`, thousands at a time."""
+        """All members of a cohort in the order of :meth:`members`, a thousand at a time."""
         for partition in range(self._keys.partitions):
             last: MemberPosition | None = None
             while page := self._member_page(

@@ -12,9 +12,9 @@ from orjson import OPT_APPEND_NEWLINE, dumps
 
 from app.auth.authenticate import READ, requires
 from app.errors import InvalidParameter, UnknownCohort
-from app.services import services
 from app.store import Member
 from app.web.api.lookup import known_cohort, store
+from app.web.http import fair_queue
 from app.web.http.contract import cohort_in_path, describes
 
 blueprint = Blueprint("export", __name__, url_prefix="/api/v1")
@@ -53,13 +53,11 @@ def export_csv(cohort_id: str) -> Response:
 def stream_members(cohort_id: str, media_type: str) -> Response:
     """All members of a known cohort, as NDJSON or CSV."""
     render = _ndjson if media_type == NDJSON else _csv
-    queue = services().fair_queue
-    app_id = g.caller.app_id
-    pages = store().lookups.all_members(app_id, cohort_id)
-    # Read now, in the request's own turn: once the reply has begun, an error has no reply.
+    pages = fair_queue.in_pieces(store().lookups.all_members(g.caller.app_id, cohort_id))
+    # Read now: once the reply has begun, an error has no reply.
     first = list(islice(pages, 1))
     # If the store fails midway, the connection is aborted: a part must not look complete.
-    body = render(chain(first, queue.each(app_id, pages)))
+    body = render(chain(first, pages))
     return Response(body, mimetype=media_type, headers={"Cache-Control": "no-store"})
 
 

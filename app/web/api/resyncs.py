@@ -218,7 +218,7 @@ def finish_resync(cohort_id: str) -> Response:
     except ResyncRefused as error:
         raise _REFUSALS[error.reason]() from None
     ends = time.monotonic() + FINISH_SECONDS
-    for _ in _in_turns(store.resyncs.steps(place)):
+    for _ in fair_queue.in_pieces(store.resyncs.steps(place)):
         if time.monotonic() > ends:
             break
     store.replication.confirm(place.app_id)
@@ -277,7 +277,7 @@ def import_members(cohort_id: str) -> Response:
     try:
         with MemberImport(store, Operator.of_request(), place, new_name=new_name) as importing:
             for users in file.read(read_upload()):
-                with services().fair_queue.turn(place.app_id):
+                with services().fair_queue.piece(place.app_id):
                     importing.stage(users)
             _run(importing.compare())
             result = importing.preview
@@ -325,14 +325,8 @@ def _found(store: Store, cohort_id: str) -> tuple[ResyncPlace, Resync]:
     return place, resync
 
 
-def _in_turns(steps: Iterator[Any]) -> Iterator[Any]:
-    """Do long work in steps, so that other requests take turns."""
-    fair_queue.end()
-    return services().fair_queue.each(g.caller.app_id, steps)
-
-
 def _run(steps: Iterator[Any]) -> None:
-    for _ in _in_turns(steps):
+    for _ in fair_queue.in_pieces(steps):
         pass
 
 

@@ -23,6 +23,7 @@ from app.web.api.schemas import (
     UsersQuery,
     UsersReply,
 )
+from app.web.http import fair_queue
 from app.web.http.body import load, read_json
 from app.web.http.contract import JSON, cohort_in_path, describes, parameters, send, user_in_path
 from app.web.http.cursors import member_cursor
@@ -51,15 +52,13 @@ def query_users() -> Response:
     """Traits and cohorts of many users, in the requested order."""
     settings = services().settings
     asked = load(limited(UsersQuery, settings.max_query_users), read_json())["user_ids"]
-    queue = services().fair_queue
-    app_id = g.caller.app_id
-    pieces = _users(store().lookups.users(app_id, asked))
+    pieces = _users(store().lookups.users(g.caller.app_id, asked))
     begun: list[bytes] = []
     for piece in pieces:
         begun.append(piece)
         if sum(map(len, begun)) > _STREAM_ABOVE_BYTES:
             # As in an export: if the store fails now, the connection is aborted.
-            return Response(chain(begun, queue.each(app_id, pieces)), mimetype=JSON)
+            return Response(chain(begun, fair_queue.in_pieces(pieces)), mimetype=JSON)
     return Response(b"".join(begun), mimetype=JSON)
 
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from flask import Flask, g, request
 from gevent.event import Event
@@ -22,6 +22,16 @@ Item = TypeVar("Item")
 # Requests with these methods have no body. Others begin their turn once theirs has arrived, so that
 # a stalled sender holds up nobody.
 _WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE"))
+
+
+class _Lane(NamedTuple):
+    """Where turns are waited for: in one lane for an app's requests, in another for the pieces.
+
+    In a single lane, a request would wait for a piece of each of the app's exports and imports.
+    """
+
+    app_id: str
+    is_piece: bool
 
 
 class FairQueue:
@@ -36,23 +46,24 @@ class FairQueue:
         self._free = at_once
         self._of_one_app = min(of_one_app, max(1, at_once - 1))
         self._working: Counter[str] = Counter()
-        # The app whose turn is next comes first.
-        self._waiting: dict[str, deque[Event]] = {}
+        # The lane whose turn is next comes first.
+        self._waiting: dict[_Lane, deque[Event]] = {}
 
-    def take(self, app_id: str) -> None:
+    def take(self, app_id: str, *, is_piece: bool = False) -> None:
         """Wait for a turn of this app and begin it."""
-        if self._has_room(app_id) and app_id not in self._waiting:
-            self._begin(app_id)
+        lane = _Lane(app_id, is_piece)
+        if self._has_room(lane) and lane not in self._waiting:
+            self._begin(lane)
             return
         place = Event()
-        self._waiting.setdefault(app_id, deque()).append(place)
+        self._waiting.setdefault(lane, deque()).append(place)
         try:
             place.wait()
         except BaseException:
             if place.is_set():
                 self.give_back(app_id)
             else:
-                self._leave(app_id, place)
+                self._leave(lane, place)
             raise
 
     def give_back(self, app_id: str) -> None:
@@ -64,15 +75,15 @@ class FairQueue:
         while following := next(filter(self._has_room, self._waiting), None):
             place = self._waiting[following][0]
             self._leave(following, place)
-            if following in self._waiting:  # move the app to the end of the queue
+            if following in self._waiting:  # move the lane to the end of the queue
                 self._waiting[following] = self._waiting.pop(following)
             self._begin(following)
             place.set()
 
     @contextmanager
-    def turn(self, app_id: str) -> Iterator[None]:
-        """Hold a turn during a ``with`` block."""
-        self.take(app_id)
+    def piece(self, app_id: str) -> Iterator[None]:
+        """Hold a turn during a ``with`` block, for a piece of a request that takes several."""
+        self.take(app_id, is_piece=True)
         try:
             yield
         finally:
@@ -82,25 +93,25 @@ class FairQueue:
         """Yield ``items``, taking a turn to produce each: for replies that are streamed."""
         making = iter(items)
         while True:
-            with self.turn(app_id):
+            with self.piece(app_id):
                 try:
                     item = next(making)
                 except StopIteration:
                     return
             yield item
 
-    def _has_room(self, app_id: str) -> bool:
-        return self._free > 0 and self._working[app_id] < self._of_one_app
+    def _has_room(self, lane: _Lane) -> bool:
+        return self._free > 0 and self._working[lane.app_id] < self._of_one_app
 
-    def _begin(self, app_id: str) -> None:
+    def _begin(self, lane: _Lane) -> None:
         self._free -= 1
-        self._working[app_id] += 1
+        self._working[lane.app_id] += 1
 
-    def _leave(self, app_id: str, place: Event) -> None:
-        line = self._waiting[app_id]
+    def _leave(self, lane: _Lane, place: Event) -> None:
+        line = self._waiting[lane]
         line.remove(place)
         if not line:
-            del self._waiting[app_id]
+            del self._waiting[lane]
 
 
 def init_app(app: Flask, queue: FairQueue) -> None:
@@ -117,10 +128,16 @@ def init_app(app: Flask, queue: FairQueue) -> None:
 
 
 def end() -> None:
-    """End the current request's turn, if it has one: for work that takes a turn for each step."""
+    """End the current request's turn, if it has one."""
     app_id = g.pop("turn", None)
     if app_id is not None:
         services().fair_queue.give_back(app_id)
+
+
+def in_pieces(items: Iterable[Item]) -> Iterator[Item]:
+    """End the current request's turn, and take one to produce each of ``items``."""
+    end()
+    return services().fair_queue.each(g.caller.app_id, items)
 
 
 def begin() -> None:

@@ -30,9 +30,10 @@ class Requests:
         gevent.sleep(0.001)
 
     def _work(self, name: str) -> None:
-        with self.turns.turn(name[0]):
-            self.began.append(name)
-            self._ends[name].wait()
+        self.turns.take(name[0])
+        self.began.append(name)
+        self._ends[name].wait()
+        self.turns.give_back(name[0])
 
 
 @pytest.fixture
@@ -89,6 +90,23 @@ def test_turns__with_one_at_once__still_come() -> None:
     requests.end("a1")
     requests.end("a2")
     assert requests.began == ["a1", "a2", "b1"]
+
+
+def test_turns__of_many_exports__alternate_with_those_of_requests(requests: Requests) -> None:
+    began = requests.began
+    requests.send("a1", "a2", "a3")
+
+    def export(name: str) -> None:
+        for _ in requests.turns.each("a", iter((1,))):
+            began.append(name)
+
+    exports = [gevent.spawn(export, f"export {number}") for number in range(3)]
+    gevent.sleep(0)
+    requests.send("a4", "a5")
+    for name in ("a1", "a4", "a5"):
+        requests.end(name)
+    gevent.joinall(exports, timeout=10)
+    assert began[3:] == ["export 0", "a4", "export 1", "a5", "export 2"]
 
 
 def test_each__of_what_is_made_piece_by_piece__takes_a_turn_a_piece(requests: Requests) -> None:
