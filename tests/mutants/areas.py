@@ -68,6 +68,8 @@ AREAS = {
         ("app/store/connection/pool.py",),
         (
             "tests/unit/store/connection",
+            "tests/integration/store/connection/test_pool.py",
+            "tests/integration/store/connection/test_silence.py",
             "tests/integration/store/connection/test_failover.py",
             "tests/integration/store/connection/test_fence.py",
             "tests/integration/store/connection/test_sentinel.py",

@@ -200,10 +200,16 @@ class _Planter(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func) == "TypeVar":
+            return
         if isinstance(node.func, ast.Name) and node.func.id in _SWAPPED_NAMES:
             new = _SWAPPED_NAMES[node.func.id]
             self._replace(node.func, new, f"{node.func.id} to {new}")
         self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg != "metadata":  # only described to readers of the API's description
+            self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         value = node.value

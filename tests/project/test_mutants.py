@@ -39,6 +39,8 @@ def test_areas__name_files_and_tests_that_exist() -> None:
         ("def f():\n    '''Doc.'''\n    return x", {"def f():\n    '''Doc.'''\n    return None"}),
         ("def f():\n    raise X", {"def f():\n    pass"}),
         ("self.x = max(a, b)", {"pass", "self.x = min(a, b)"}),
+        ("T = TypeVar('T')", set()),
+        ("x = f(a=1, metadata={'b': 2})", {"x = f(a=(1 + 1), metadata={'b': 2})"}),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )

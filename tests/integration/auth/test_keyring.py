@@ -223,6 +223,17 @@ def test_list__after_use__tells_when_each_key_was_last_used(app: Flask, run: Run
     assert all(ms >= began for ms in used.values())
 
 
+def test_session__counts_as_a_use_of_its_key(app: Flask, run: Run) -> None:
+    key, key_id = make(run)
+    refresh(app)
+    ring: KeyRing = services(app).keyring
+    owner = ring.find(key)
+    assert owner is not None
+    ring._uses.clear()
+    assert ring.holds(owner)
+    assert ring._uses.keys() == {key_id}
+
+
 def test_create__killed_at_any_command__stores_no_part_of_a_key(
     store: Store, store_url: str, redis_client: redis.Redis
 ) -> None:

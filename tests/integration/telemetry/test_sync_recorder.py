@@ -11,6 +11,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 from limits import parse
+from structlog.testing import capture_logs
 
 from app.auth.authenticate import KeyRing
 from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
@@ -547,9 +548,12 @@ class TestStoreTrouble:
         monkeypatch.setattr(store.sync_history, "add", fail)
         for _ in range(30):
             http.post(COHORT_PATH, json=identify("u", ONE, True))
-            with pytest.raises(StoreError):
-                flush(app)
+            services(app).sync_recorder.work()
         monkeypatch.undo()
+        with capture_logs() as logs:
+            services(app).sync_recorder.work()
+        (resumed,) = [entry for entry in logs if entry["event"] == "sync history resumed"]
+        assert resumed["requests_dropped"] == 20
         (sync,) = syncs(app)
         assert sync.requests == 10
 

@@ -302,6 +302,14 @@ class TestFreshness:
         say(store, "n: 1", True, ["u"])
         assert admin.send("PUT", "/api/v1/cohorts/1/cadence", 400, json=body) == "invalid_payload"
 
+    def test_cadence__may_be_a_minute_to_a_year(self, store: Store, admin: Reader) -> None:
+        say(store, "n: 1", True, ["u"])
+        path = "/api/v1/cohorts/1/cadence"
+        for seconds in (60, 366 * 86400):
+            told = admin.send("PUT", path, json={"seconds": seconds}).json
+            assert told["cadence"] == 1000 * seconds
+        assert admin.send("PUT", path, 400, json={"seconds": 366 * 86400 + 1}) == "invalid_payload"
+
     def test_cadence__by_a_reader_or_of_an_unknown_cohort__is_refused(
         self, reader: Reader, admin: Reader
     ) -> None:

@@ -129,8 +129,13 @@ class TestResync:
         boss.post(PATH)
         boss.delete(PATH)
         boss.put(FILE, data="user_id\n" + "\n".join(USERS), content_type="text/csv")
+        boss.post(PATH)
+        say(boss, True, *USERS)
+        for _ in range(2):  # a repeat does nothing
+            boss.post(f"{PATH}/finish")
         found = [entry["action"] for entry in services(service).store.audit_trail.all()]
-        assert sorted(found) == ["abort_resync", "import_members", "open_resync"]
+        done = ["open_resync", "abort_resync", "import_members", "open_resync", "finish_resync"]
+        assert sorted(found) == sorted(done)
 
 
 class TestImport:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
 from collections.abc import Callable
 
@@ -11,13 +13,53 @@ import redis
 from flask import Flask
 
 from app.services import services
+from app.settings import ApiKey
 from app.store import Tuning
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import members
 from tests.support.polling import wait_until
 
+BOSS = "the-admin-key"
 TRAIT = "[Amplitude] Power users: abc123"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+def test_request__without_a_body__waits_for_its_turn(
+    method: str, make_app: Callable[..., Flask]
+) -> None:
+    app = make_app(store_connections=1, admin_api_keys=(ApiKey(APP, BOSS),))
+    queue = services(app).fair_queue
+    queue.take(APP)
+    waiting = gevent.spawn(caller(app, BOSS).open, "/api/v1/cohorts/1", method=method)
+    while not queue._waiting:
+        assert not waiting.dead
+        gevent.sleep(0)
+    queue.give_back(APP)
+    waiting.get(timeout=10)
+    assert not queue._working
+
+
+def test_request__whose_body_has_not_arrived__takes_no_turn(make_app: Callable[..., Flask]) -> None:
+    app = make_app(store_connections=1)
+    queue = services(app).fair_queue
+    seen = []
+
+    class Body(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            seen.append(dict(queue._working))
+            return super().read(size)
+
+    body = json.dumps(payloads.batch(["u"], TRAIT, True)).encode()
+    reply = caller(app).post(
+        payloads.COHORT_PATH,
+        input_stream=Body(body),
+        content_type="application/json",
+        content_length=len(body),
+    )
+    assert reply.status_code == 200
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("member", [True, False], ids=["enter", "leave"])

@@ -48,6 +48,12 @@ def test_turns__of_one_app_alone__leave_room_for_another(requests: Requests) -> 
     assert requests.began[3:] == ["b1"]
 
 
+def test_turns__two_at_once__leave_one_for_another_app() -> None:
+    requests = Requests(FairQueue(at_once=2, of_one_app=5))
+    requests.send("a1", "a2", "b1")
+    assert requests.began == ["a1", "b1"]
+
+
 def test_turns__that_wait__go_on_in_order_and_app_by_app(requests: Requests) -> None:
     requests.send("a1", "a2", "a3", "b1", "a4", "a5", "a6", "b2", "c1")
     assert requests.began == ["a1", "a2", "a3", "b1"]
