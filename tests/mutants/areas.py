@@ -58,7 +58,12 @@ AREAS = {
     ),
     "bodies": Area(
         ("app/web/http/body.py",),
-        ("tests/unit/web/http/test_body.py", "tests/integration/web/test_memory.py", *_INGEST),
+        (
+            "tests/unit/web/http/test_body.py",
+            "tests/integration/web/http",
+            "tests/integration/web/test_memory.py",
+            *_INGEST,
+        ),
     ),
     "paths": Area(
         ("app/web/http/raw_paths.py",),

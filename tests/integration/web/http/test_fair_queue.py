@@ -24,14 +24,17 @@ BOSS = "the-admin-key"
 TRAIT = "[Amplitude] Power users: abc123"
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", ""), ("HEAD", ""), ("DELETE", ""), ("POST", "/resync")],
+)
 def test_request__without_a_body__waits_for_its_turn(
-    method: str, make_app: Callable[..., Flask]
+    method: str, path: str, make_app: Callable[..., Flask]
 ) -> None:
     app = make_app(store_connections=1, admin_api_keys=(ApiKey(APP, BOSS),))
     queue = services(app).fair_queue
     queue.take(APP)
-    waiting = gevent.spawn(caller(app, BOSS).open, "/api/v1/cohorts/1", method=method)
+    waiting = gevent.spawn(caller(app, BOSS).open, f"/api/v1/cohorts/1{path}", method=method)
     while not queue._waiting:
         assert not waiting.dead
         gevent.sleep(0)
