@@ -24,7 +24,11 @@ class Area(NamedTuple):
 
 
 _INGEST = ("tests/unit/web/ingest", "tests/integration/web/ingest")
-_HISTORY = ("tests/integration/telemetry", "tests/integration/store/test_sizing.py")
+_HISTORY = (
+    "tests/unit/store",
+    "tests/integration/telemetry",
+    "tests/integration/store/test_sizing.py",
+)
 
 AREAS = {
     "cohorts": Area(

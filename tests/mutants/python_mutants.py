@@ -136,6 +136,8 @@ class _Planter(ast.NodeVisitor):
         self._replace(node, "pass", "statement removed")
 
     def visit_Raise(self, node: ast.Raise) -> None:
+        if ast.unparse(node) == "raise NotImplementedError":  # of a method that subclasses have
+            return
         self._replace(node, "pass", "statement removed")
 
     def visit_Expr(self, node: ast.Expr) -> None:

@@ -341,6 +341,8 @@ class TestProblems:
         assert sync.sources == {"identify": 3}
         record = requests_of(app, sync, problems=True)[0]
         assert (record.reason, record.detail) == (reason, detail)
+        details = services(app).store.sync_history.first_details(APP, [sync])
+        assert details == {sync.id: detail}
 
     def test_rate_limit__is_told(self, make_app: Callable[..., Flask]) -> None:
         app = make_app(rate_limit=parse("2/minute"))
@@ -389,6 +391,16 @@ class TestProblems:
             "invalid_credentials": 3,
             "missing_credentials": 1,
         }
+
+    def test_unknown_callers__of_more_than_a_day_ago__are_not_counted(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        store.sync_history.count_unknown_callers({"now": 1})
+        (key,) = redis_client.keys("cohorts:*callers*")
+        (name,) = redis_client.hkeys(key)
+        hour = int(name.partition(":")[0])
+        redis_client.hset(key, mapping={f"{hour - 23}:recent": 2, f"{hour - 24}:old": 3})
+        assert store.sync_history.unknown_callers() == {"now": 1, "recent": 2}
 
 
 class TestBounds:

@@ -91,9 +91,26 @@ def test_gzip__of_one_or_several_members__is_read(client: FlaskClient) -> None:
     assert post_raw(client, both, **{"Content-Encoding": "gzip"}).status_code == 200
 
 
+def test_body__that_ends_before_its_announced_length__is_400_though_it_is_json(
+    client: FlaskClient, nothing_written: None
+) -> None:
+    body = json.dumps(ONE).encode()
+    reply = client.post(
+        COHORT_PATH,
+        data=body,
+        content_type="application/json",
+        environ_overrides={"CONTENT_LENGTH": str(len(body) + 1)},
+    )
+    assert_problem(reply, 400, "invalid_encoding")
+
+
 @pytest.mark.parametrize(
     "content_type",
-    ["application/json", "application/json; charset=UTF-8", "application/vnd.x+json"],
+    [
+        "application/json",
+        "application/vnd.x+json",
+        *(f"application/json; charset={name}" for name in ("UTF-8", "utf8", "us-ascii", "ascii")),
+    ],
 )
 def test_content_type__json_in_utf8__is_taken(client: FlaskClient, content_type: str) -> None:
     reply = post_raw(client, json.dumps(ONE).encode(), **{"Content-Type": content_type})
