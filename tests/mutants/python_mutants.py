@@ -150,8 +150,10 @@ class _Planter(ast.NodeVisitor):
     def visit_Return(self, node: ast.Return) -> None:
         if node.value is None:
             self._replace(node, "pass", "statement removed")
-        elif not isinstance(node.value, ast.Constant) or node.value.value is not None:
-            self.visit(node.value)
+            return
+        self.visit(node.value)
+        # Whoever asks whether something holds takes None for False.
+        if not isinstance(node.value, ast.Constant) or node.value.value:
             self._replace(node, "return None", "returns None")
 
     def visit_Break(self, node: ast.Break) -> None:

@@ -104,6 +104,21 @@ def test_body__that_ends_before_its_announced_length__is_400_though_it_is_json(
     assert_problem(reply, 400, "invalid_encoding")
 
 
+@pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 413)])
+def test_body__of_no_announced_length__may_have_as_many_bytes_as_others(
+    over: int, status: int, make_app: Callable[..., Flask]
+) -> None:
+    body = json.dumps(ONE).encode()
+    client = caller(make_app(max_body_bytes=len(body)))
+    reply = client.post(
+        COHORT_PATH,
+        data=body + b" " * over,
+        content_type="application/json",
+        environ_overrides={"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"},
+    )
+    assert reply.status_code == status
+
+
 @pytest.mark.parametrize(
     "content_type",
     [
