@@ -71,7 +71,11 @@ AREAS = {
     ),
     "paths": Area(
         ("app/web/http/raw_paths.py",),
-        ("tests/integration/web/api", "tests/integration/web/ingest"),
+        (
+            "tests/unit/web/http/test_raw_paths.py",
+            "tests/integration/web/api",
+            "tests/integration/web/ingest",
+        ),
     ),
     "pool": Area(
         ("app/store/connection/pool.py",),
