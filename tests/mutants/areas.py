@@ -67,6 +67,7 @@ AREAS = {
             "tests/integration/web/http",
             "tests/integration/web/test_memory.py",
             *_INGEST,
+            "tests/integration/web/api/test_resyncs.py",
         ),
     ),
     "paths": Area(
