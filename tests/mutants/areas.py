@@ -58,6 +58,7 @@ AREAS = {
             "tests/integration/web/dashboard",
             "tests/integration/web/api/test_admin.py",
             "tests/integration/web/api/test_resyncs.py",
+            "tests/integration/cli",
         ),
     ),
     "bodies": Area(

@@ -121,6 +121,9 @@ class TestUser:
         assert reader.get("/api/v1/users/a/b//c").json["traits"] == {ONE: True}
         assert reader.get("/api/v1/users/a/b//c/").json["traits"] == {ONE: True}
 
+    def test_slash__that_is_one_too_many__is_no_redirect(self, reader: Reader) -> None:
+        assert reader.get("/api/v1//users/ann", 404) == "not_found"
+
     @pytest.mark.parametrize("user_id", ["%00", "%FF", "%ED%A0%80", "x" * 1025])
     def test_user_id__that_none_can_be__is_400(self, reader: Reader, user_id: str) -> None:
         assert reader.get(f"/api/v1/users/{user_id}", 400) == "invalid_parameter"

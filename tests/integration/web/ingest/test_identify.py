@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Callable
 
@@ -101,6 +102,15 @@ def test_body__that_ends_before_its_announced_length__is_400_though_it_is_json(
         content_type="application/json",
         environ_overrides={"CONTENT_LENGTH": str(len(body) + 1)},
     )
+    assert_problem(reply, 400, "invalid_encoding")
+
+
+def test_body__that_breaks_off__is_400(client: FlaskClient, nothing_written: None) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise ConnectionResetError
+
+    reply = client.post(COHORT_PATH, input_stream=Broken(b"{}"), content_type="application/json")
     assert_problem(reply, 400, "invalid_encoding")
 
 
