@@ -59,6 +59,7 @@ AREAS = {
             "tests/integration/web/api/test_admin.py",
             "tests/integration/web/api/test_resyncs.py",
             "tests/integration/cli",
+            "tests/integration/web/test_loss.py",
         ),
     ),
     "bodies": Area(

@@ -78,6 +78,8 @@ def test_loss__is_reported_until_acknowledged(lost: Flask, run: Run) -> None:
 def test_intended_loss__takes_one_command(lost: Flask, run: Run) -> None:
     result = run("store", "acknowledge-loss", "--intended")
     assert "no longer a reason for 1 cohorts" in result.output
+    (entry,) = services(lost).store.audit_trail.all()
+    assert (entry["action"], entry["intended"]) == ("acknowledge_loss", True)
     assert ready(lost) == []
     assert 'cohort_receiver_incomplete_cohorts{reason="store_lost"} 0.0' in metrics(lost)
     assert "No unacknowledged loss" in run("store", "acknowledge-loss").output

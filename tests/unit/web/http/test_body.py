@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import InvalidJson
-from app.web.http.body import decoded
+from app.web.http.body import _SCAN_BYTES, _has_more_values, decoded
 
 SEPARATED = [
     '{"computed_time": 1,692,206,763, "b": 1}',
@@ -48,3 +48,30 @@ def test_error__in_a_long_run_of_digits__is_short_and_quick() -> None:
     with pytest.raises(InvalidJson) as caught:
         decoded(b'{"a": ' + b"123," * 1_000_000 + b"}")
     assert len(caught.value.detail) < 250
+
+
+# Of these, each has as many values as the limit, and one more.
+LIMIT = 3
+LONG = "x" * _SCAN_BYTES
+
+
+@pytest.mark.parametrize(
+    ("text", "one_more"),
+    [
+        ("[1,2]", "[1,2,3]"),
+        ('[",[{,[{",2]', '[",[{,[{",2,3]'),
+        # Quotes and backslashes within strings.
+        (r'["\\",2]', r'["\\",2,",",4]'),
+        (r'["\\",",,,,"]', r'["\\",{},",,,,"]'),
+        (r'["\"",",[1]"]', r'["\"",[1]]'),
+        # Strings that go on in the next piece, and begin or end beside its border.
+        (f'["{LONG},,,,,",2]', f'["{LONG},,,,,",2,3]'),
+        (f'["{LONG}",",,{LONG},,"]', f'["{LONG}",",,{LONG},,",3]'),
+        (f'["{LONG[2:]}",",,,,"]', f'["{LONG[2:]}",",,,,",3]'),
+        (f'["{LONG[3:]}",",,,,"]', f'["{LONG[3:]}",",,,,",3]'),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_values__are_counted_outside_of_strings(text: str, one_more: str) -> None:
+    assert not _has_more_values(text.encode(), LIMIT - 1)
+    assert _has_more_values(one_more.encode(), LIMIT - 1)
