@@ -104,6 +104,9 @@ def overview() -> Response:
     latest = store().sync_history.syncs(app_id, limit=LATEST_SYNCS)
     counts = store().freshness.counts([app_id])
     first_page = where == CohortFilter() and after is None
+    if first_page and not page.cohorts and not sum(counts.values()) and not query["setup"]:
+        # At an address of its own, the guide stays when the first message arrives.
+        return redirect(url_for(".overview", setup=INTEGRATIONS[0]), 303)
     return render(
         "overview.html",
         cohorts=list(zip(page.cohorts, lines, strict=True)),
@@ -119,6 +122,8 @@ def overview() -> Response:
         unknown=store().sync_history.unknown_callers(),
         setup=query["setup"],
         templates=TEMPLATES,
+        known_only=services().settings.user_policy == "known",
+        max_batch_users=services().settings.max_batch_users,
     )
 
 

@@ -64,7 +64,7 @@ class Browser:
         return self
 
     def token(self) -> str:
-        return re.search(r'name="token" value="(\w+)"', self.get("/").text)[1]  # type: ignore[index]
+        return re.search(r'name="token" value="(\w+)"', self.get("/health").text)[1]  # type: ignore[index]
 
     def _checked(self, reply: Any, status: int) -> Any:
         assert reply.status_code == status, reply.text
@@ -100,7 +100,9 @@ def _add_syncs(store: Store, times_ms: list[int], took_ms: float = 5) -> None:
 
 
 class TestLogIn:
-    @pytest.mark.parametrize("path", ["/", "/syncs?problems=true", "/users?id=a%26b", "/health"])
+    @pytest.mark.parametrize(
+        "path", ["/syncs", "/syncs?problems=true", "/users?id=a%26b", "/health"]
+    )
     def test_page__without_a_session__asks_for_it_and_comes_back(
         self, app: Flask, path: str
     ) -> None:
@@ -154,10 +156,10 @@ class TestLogIn:
         browser = Browser(app).log_in()
         cookie = browser._http.get_cookie("cohort-receiver")
         browser.send("/logout", token=browser.token())
-        browser.get("/", 303)
+        browser.get("/health", 303)
         thief = app.test_client()
         thief.set_cookie("cohort-receiver", cookie.value)
-        assert thief.get("/").status_code == 303
+        assert thief.get("/health").status_code == 303
 
     def test_session__of_a_key_that_is_gone__is_over(self, make_app: Callable[..., Flask]) -> None:
         browser = Browser(make_app(**KEYS)).log_in()
@@ -165,7 +167,7 @@ class TestLogIn:
         for settings, status in ((KEYS, 200), ({}, 303)):
             http = make_app(**settings).test_client()
             http.set_cookie("cohort-receiver", cookie.value)
-            assert http.get("/").status_code == status
+            assert http.get("/health").status_code == status
 
     def test_session__of_a_key_that_was_revoked__is_over(self, app: Flask, run: Run) -> None:
         words = ("keys", "create", "--json", "--app-id", APP, "--scope", "read")
@@ -173,10 +175,10 @@ class TestLogIn:
         ring = services(app).keyring
         ring.refresh()
         browser = Browser(app).log_in(made["key"])
-        browser.get("/")
+        browser.get("/health")
         run("keys", "revoke", made["id"], "--yes")
         ring.refresh()
-        browser.get("/", 303)
+        browser.get("/health", 303)
 
     def test_session__of_a_worker_whose_clock_is_ahead__is_accepted(
         self, app: Flask, monkeypatch: pytest.MonkeyPatch
@@ -185,13 +187,13 @@ class TestLogIn:
             real = time.time
             ahead.setattr(time, "time", lambda: real() + 5)
             browser = Browser(app).log_in()
-        browser.get("/")
+        browser.get("/health")
 
     @pytest.mark.parametrize("cookie", ["x", "a.b.c", "", "é"])
     def test_cookie__made_up__opens_nothing(self, app: Flask, cookie: str) -> None:
         http = app.test_client()
         http.set_cookie("cohort-receiver", cookie)
-        assert http.get("/").status_code == 303
+        assert http.get("/health").status_code == 303
 
     def test_cookie__many_made_up__ask_the_store_once(
         self, app: Flask, redis_client: redis.Redis
@@ -202,10 +204,10 @@ class TestLogIn:
         def gets() -> int:
             return int(redis_client.info("commandstats")["cmdstat_get"]["calls"])
 
-        http.get("/")
+        http.get("/health")
         before = gets()
         for _ in range(20):
-            http.get("/")
+            http.get("/health")
         assert gets() - before < 20
 
     def test_session__is_renewed_by_a_click_but_not_by_an_automatic_refresh(
@@ -213,8 +215,10 @@ class TestLogIn:
     ) -> None:
         app = make_app(tuning=Tuning(session_renewed_seconds=-1), **KEYS)
         browser = Browser(app).log_in()
-        assert "Set-Cookie" in browser.get("/").headers
-        assert "Set-Cookie" not in browser.get("/", headers={"X-Auto-Refresh": "true"}).headers
+        assert "Set-Cookie" in browser.get("/health").headers
+        assert (
+            "Set-Cookie" not in browser.get("/health", headers={"X-Auto-Refresh": "true"}).headers
+        )
 
     def test_session__a_week_after_the_log_in__is_over(self, app: Flask) -> None:
         sessions = services(app).sessions
@@ -228,12 +232,12 @@ class TestLogIn:
             http.set_cookie(
                 "cohort-receiver", parse_cookie(reply.headers["Set-Cookie"])["cohort-receiver"]
             )
-            assert http.get("/").status_code == status
+            assert http.get("/health").status_code == status
 
     def test_apps__see_only_their_own(self, app: Flask, store: Store) -> None:
         say(store, ONE, True, ["alice"])
         other = Browser(app).log_in(OTHER_KEY)
-        assert "Power users" not in other.get("/").text
+        assert "Power users" not in other.get("/?setup=webhook").text
         other.get(cohort_page("abc123"), 404)
         assert "Power users" not in other.get("/users?id=alice").text
 
@@ -276,7 +280,7 @@ class TestOverview:
     @pytest.mark.parametrize(
         ("query", "address", "pasted"),
         [
-            ("", "api/v1/integration/amplitude/webhook", "webhook"),
+            ("?setup=webhook", "api/v1/integration/amplitude/webhook", "webhook"),
             ("?setup=property", "api/v1/integration/amplitude/cohort", "identify"),
             ("?setup=list", "lists/$listId/remove", "user"),
         ],
@@ -298,7 +302,9 @@ class TestOverview:
             "/api/v1/integration/amplitude/webhook", data="{", content_type="application/json"
         )
         services(app).sync_recorder.flush()
-        assert "invalid_json" in browser.get("/").text
+        empty = browser.get("/", status=303)
+        assert empty.location == "/?setup=webhook"
+        assert "invalid_json" in browser.get(empty.location).text
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         services(app).sync_recorder.flush()
         page = browser.get("/?setup=webhook").text
@@ -350,7 +356,7 @@ class TestOverview:
     ) -> None:
         caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
         services(app).sync_recorder.flush()
-        page = browser.get("/").text
+        page = browser.get("/?setup=webhook").text
         assert "The API key is unknown" in page
         assert "Was a key rotated?" in page
 
