@@ -203,9 +203,9 @@ INCOMPLETE_ADVICE = {
     ),
     IncompleteReason.SYNC_FAILED: Advice(
         "A request failed, and no retry succeeded.",
-        "Fix the cause, which the page of the failed sync shows. The next sync that succeeds clears "
-        "this. It resends what failed, unless only some of the sync's requests did: Amplitude may "
-        "count such a sync as successful. Then replace the members.",
+        "Fix the cause, which the page of the failed sync shows. The next sync that succeeds "
+        "clears this. It resends what failed, unless only some of the sync's requests did: "
+        "Amplitude may count such a sync as successful. Then replace the members.",
     ),
     IncompleteReason.DELETED_HERE: Advice(
         "The cohort was deleted here, and only differences have arrived since.", _REPLACE

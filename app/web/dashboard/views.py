@@ -78,7 +78,7 @@ _SYNCS_QUERY, _SYNC_QUERY = SyncsQuery(), _SyncQuery()
 
 @blueprint.get("/")
 @requires(READ, by_session=True)
-def overview() -> Response:
+def overview() -> BaseResponse:
     """All cohorts, and the latest syncs; how to set up an integration if there are none yet."""
     app_id, query = g.caller.app_id, _query(_OVERVIEW_QUERY)
     where = CohortFilter(

@@ -100,9 +100,7 @@ def _add_syncs(store: Store, times_ms: list[int], took_ms: float = 5) -> None:
 
 
 class TestLogIn:
-    @pytest.mark.parametrize(
-        "path", ["/syncs", "/syncs?problems=true", "/users?id=a%26b", "/health"]
-    )
+    @pytest.mark.parametrize("path", ["/syncs?problems=true", "/users?id=a%26b", "/health"])
     def test_page__without_a_session__asks_for_it_and_comes_back(
         self, app: Flask, path: str
     ) -> None:
