@@ -54,7 +54,7 @@ fuzz: install ## fuzz the parsers for an hour, or FUZZ_SECONDS
 mutants: install ## plant mistakes and report those that no test notices; MUTANTS adds options
 	$(BIN)/python -m tests.mutants $(MUTANTS)
 
-browser: install .venv/installed-browser ## test the dashboard in Chromium, and take the screenshots of docs/
+browser: install .venv/installed-browser ## test the dashboard in Chromium, and take the screenshots of docs/, of made-up cohorts
 	PICTURES=docs/pictures $(BIN)/pytest tests/system/test_dashboard.py
 
 .venv/supply-chain/installed: requirements/supply-chain.txt .venv/installed

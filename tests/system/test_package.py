@@ -73,7 +73,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 def test_wheel_and_sdist__have_every_file_of_the_service(built: Path) -> None:
     listed = subprocess.run(
-        ["git", "ls-files", "app", "docs/*.md"],
+        ["git", "ls-files", "app", "docs/*.md", "docs/*.csv", "docs/*.json", "docs/*.acl"],
         cwd=ROOT,
         capture_output=True,
         text=True,

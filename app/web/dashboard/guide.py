@@ -11,7 +11,17 @@ from typing import Any
 
 # In a checkout, a link to docs/; in an installed package, a copy.
 FOLDER = Path(__file__).parents[2] / "docs"
-_NAME = re.compile(r"(?:decisions/)?[A-Za-z]+(?:-[a-z]+)*\.md")
+_PAGE = re.compile(r"(?:decisions/)?[A-Za-z]+(?:-[a-z]+)*\.md")
+# What pages link to: a file for Amplitude's portal, test cases, permissions for the store.
+_FILE = re.compile(r"(?:acl/)?[a-z]+(?:-[a-z]+)*\.(?:acl|csv|json)")
+
+
+@lru_cache(maxsize=1)
+def pages() -> list[tuple[str, str]]:
+    """The path in docs/ and the title of each page, by title; of the decisions, their list."""
+    paths = [*FOLDER.glob("*.md"), FOLDER / "decisions" / "README.md"]
+    titled = [(path.relative_to(FOLDER).as_posix(), _title(path)) for path in paths]
+    return sorted(titled, key=lambda page: page[1].lower())
 
 
 @lru_cache(maxsize=8)
@@ -19,12 +29,11 @@ def page(name: str) -> tuple[str, str] | None:
     """The title and the HTML of a page, by its path in docs/; None if there is no such page."""
     from markdown_it import MarkdownIt  # here, as few workers ever show a page
 
-    if not _exists(name):
+    if not _exists(_PAGE, name):
         return None
     markdown: Any = MarkdownIt("commonmark", {"html": False}).enable("table")
-    markdown.add_render_rule("image", _alternative_text)
     markdown.add_render_rule("fence", _code)
-    tokens = markdown.parse((FOLDER / name).read_text())
+    tokens = _without_pictures(markdown.parse((FOLDER / name).read_text()))
     title = ""
     for token, content in zip(tokens, [*tokens[1:], None], strict=True):
         if token.type == "heading_open":
@@ -45,19 +54,35 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def _exists(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None and (FOLDER / name).is_file()
+def has_file(name: str) -> bool:
+    """Whether docs/ has a file of this name to download, to which pages link."""
+    return _exists(_FILE, name)
+
+
+def _exists(names: re.Pattern[str], name: str) -> bool:
+    return names.fullmatch(name) is not None and (FOLDER / name).is_file()
+
+
+def _title(path: Path) -> str:
+    with path.open() as file:
+        return file.readline().lstrip("#").strip()
 
 
 def _leads_somewhere(link: str, name: str) -> bool:
-    """Whether a link on a page leads to another page or out, and not to a file of a checkout."""
+    """Whether a link on a page leads to something served here or out, and not into a checkout."""
     path = link.partition("#")[0]
-    return not path or ":" in path or _exists(normpath(join(dirname(name), path)))
+    target = normpath(join(dirname(name), path))
+    return not path or ":" in path or _exists(_PAGE, target) or has_file(target)
 
 
-def _alternative_text(self: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
-    """Render a picture's description: pictures are not part of the package."""
-    return f"<em>{escape(tokens[at].content)}</em>"
+def _without_pictures(tokens: list[Any]) -> list[Any]:
+    """Drop the paragraphs that are pictures: these are not part of the package."""
+    pictures = {
+        at
+        for at, token in enumerate(tokens)
+        if {part.type for part in token.children or ()} == {"image"}
+    }
+    return [token for at, token in enumerate(tokens) if not pictures & {at - 1, at, at + 1}]
 
 
 def _code(self: Any, tokens: Any, at: int, options: Any, env: Any) -> str:

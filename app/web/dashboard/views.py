@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from flask import Response, abort, g, redirect, request, url_for
+from flask import Response, abort, g, redirect, request, send_from_directory, url_for
 from gevent import Timeout
 from marshmallow import ValidationError, fields, validate
 from werkzeug.wrappers import Response as BaseResponse
@@ -127,10 +127,19 @@ def overview() -> BaseResponse:
     )
 
 
+@blueprint.get("/guide/")
+@requires(READ, by_session=True)
+def guide_index() -> Response:
+    """The list of the documentation's pages."""
+    return render("guide_index.html", pages=guide.pages())
+
+
 @blueprint.get("/guide/<path:name>")
 @requires(READ, by_session=True)
 def guide_page(name: str) -> Response:
-    """A page of the documentation."""
+    """A page of the documentation, or a file to which one links."""
+    if guide.has_file(name):
+        return send_from_directory(guide.FOLDER, name, as_attachment=True)
     found = guide.page(name)
     if found is None:
         abort(404)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +23,15 @@ def test_links__between_pages__lead_to_a_page_and_a_heading() -> None:
     followed = 0
     for name, rendered in pages.items():
         assert rendered, name
-        title, html = rendered
+        title, text = rendered
         assert title
-        for link in re.findall(r'href="([^"]+)"', html):
+        for link in re.findall(r'href="([^"]+)"', text):
             path, _, anchor = link.partition("#")
             if ":" in path:
                 continue
             target = (DOCS / name).parent.joinpath(path).resolve() if path else DOCS / name
+            if guide.has_file(target.relative_to(DOCS).as_posix()):
+                continue
             found = pages[target.relative_to(DOCS).as_posix()]
             assert found
             assert not anchor or f'id="{anchor}"' in found[1], f"{name} links to {link}"
@@ -66,6 +69,41 @@ def test_page__of_the_documentation__is_shown_to_who_is_logged_in(app: Flask) ->
     assert "<table" in page
 
 
-@pytest.mark.parametrize("name", ["none.md", "pictures/empty.png", "acl/..", "%2e%2e/README.md"])
+def test_page__with_pictures__is_without_them_and_their_captions(app: Flask) -> None:
+    page = Browser(app).log_in().get("/guide/dashboard.md").text
+    assert "<h3" in page
+    assert not re.search(r"<p></p>|<em>A user, with|pictures/", page)
+    # Nothing but pictures under a heading would leave it without text.
+    assert not re.search(r"</h3>\s*<h", page)
+
+
+def test_page__that_links_to_a_file__leads_to_its_download(app: Flask) -> None:
+    browser = Browser(app)
+    browser.get("/guide/amplitude-testing.csv", status=303)
+    page = browser.log_in().get("/guide/amplitude-setup.md").text
+    assert 'href="amplitude-testing.csv"' in page
+    with browser.get("/guide/amplitude-testing.csv") as file:
+        assert file.data == (DOCS / "amplitude-testing.csv").read_bytes()
+        assert file.mimetype == "text/csv"
+        assert "attachment" in file.headers["Content-Disposition"]
+    with browser.get("/guide/acl/reader.acl") as permissions:
+        assert permissions.data == (DOCS / "acl" / "reader.acl").read_bytes()
+
+
+def test_index__is_in_the_footer_and_lists_every_page_by_its_title(app: Flask) -> None:
+    browser = Browser(app)
+    assert 'href="/guide/">Documentation</a>' in browser.get("/login").text
+    index = browser.log_in().get("/guide/").text
+    listed = dict(re.findall(r'<li><a href="/guide/([^"]+)">(.+?)</a>', index))
+    assert listed.keys() == {name for name in PAGES if "/" not in name} | {"decisions/README.md"}
+    for name, title in listed.items():
+        found = guide.page(name)
+        assert found
+        assert html.unescape(title) == found[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["none.md", "none.csv", "pictures/empty.png", "acl/..", "%2e%2e/README.md"]
+)
 def test_page__that_is_none__is_404(app: Flask, name: str) -> None:
     Browser(app).log_in().get(f"/guide/{name}", status=404)
