@@ -35,8 +35,9 @@ def uv(*words: str | Path, cwd: Path = ROOT) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was built from it."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    kept = ("app", "docs", "requirements", "*.cfg", "*.toml", "*.md", "LICENSE")
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "app", "requirements", "*.cfg", "*.toml", "*.md", "LICENSE"],
+        ["git", "ls-files", "-z", *kept],
         cwd=ROOT,
         capture_output=True,
         text=True,
