@@ -349,7 +349,8 @@ def render(problem: Problem, **members: Any) -> Response:
     document = problem.document(g.event["request_id"], **members)
     if problem.errors:
         # The sender receives the whole list but seldom shows it to anybody.
-        g.event["first_error"] = "{place}: {message}".format(**problem.errors[0])[:200]
+        first = "{place}: {message}".format(**problem.errors[0])
+        g.event["first_error"] = first.removeprefix(": ")[:200]  # no place: the whole body
     return Response(
         dumps(document, option=OPT_APPEND_NEWLINE),
         problem.status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from app.cohorts import IncompleteReason
@@ -184,9 +185,18 @@ ADVICE = {
     ),
 }
 _UNKNOWN_REASON = Advice("Unknown reason.", "Search the log for the request id.")
+# The first error of an invalid payload that only holds too many users.
+_TOO_MANY_USERS = re.compile(r"ust hold at most ([\d,]+) users\.$")
 
 
-def advice(reason: str) -> Advice:
+def advice(reason: str, detail: str = "") -> Advice:
+    """The advice for a reason; ``detail`` is the first error of the request, if it is known."""
+    if reason == "invalid_payload" and (found := _TOO_MANY_USERS.search(detail)):
+        return Advice(
+            f"The request holds more than {found[1]} users. Nothing was written.",
+            f"Lower the batch size in Amplitude to {found[1]} or less, or raise MAX_BATCH_USERS. "
+            "Cohort webhooks have no batch size: for them, raise MAX_BATCH_USERS.",
+        )
     return ADVICE.get(reason, _UNKNOWN_REASON)
 
 

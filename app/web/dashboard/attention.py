@@ -34,6 +34,7 @@ class Attention(NamedTuple):
         incomplete: by reason.
         failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
             shows them.
+        details: the first errors of these syncs, by sync id.
     """
 
     store_problem: str
@@ -42,6 +43,7 @@ class Attention(NamedTuple):
     late: Affected
     never: Affected
     failed: list[Sync]
+    details: dict[int, str]
 
     def __bool__(self) -> bool:
         return bool(
@@ -74,13 +76,15 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
         return Affected(total, [(records[one], at) for one, at in found if one in records])
 
     problem, share = _store_state()
+    failed = _failed_without_cohort(app_id)
     return Attention(
         problem,
         share,
         {reason: affected(reasons[reason], found) for reason, found in incomplete.items()},
         affected(counts[FreshnessState.LATE], states[FreshnessState.LATE]),
         affected(counts[FreshnessState.NEVER], states[FreshnessState.NEVER]),
-        _failed_without_cohort(app_id),
+        failed,
+        current.sync_history.first_details(app_id, failed),
     )
 
 

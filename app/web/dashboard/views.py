@@ -310,6 +310,7 @@ def sync() -> Response:
     return render(
         "sync.html",
         sync=found,
+        detail=store().sync_history.first_details(g.caller.app_id, [found]).get(found.id, ""),
         left_out=left_out[:LEFT_OUT_SHOWN],
         left_out_kept=len(left_out),
         problems=problems,

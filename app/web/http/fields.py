@@ -189,7 +189,7 @@ class Items(fields.Field[list[Item]]):
         if not isinstance(value, list):
             raise ValidationError("Must be a list.")
         if self.max_users is not None and len(value) > self.max_users:
-            raise ValidationError(f"Must hold at most {self.max_users} users.")
+            raise ValidationError(f"Must hold at most {self.max_users:,} users.")
         accept, good_names = self._accept, set[str]()
         items: list[Item] = []
         errors: dict[int, Any] = {}

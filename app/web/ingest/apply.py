@@ -111,13 +111,13 @@ def apply(
     max_users = parts.settings.max_batch_users
     if len(calls) > max_users:
         g.refused_body = {"traits": dict(calls[0].traits)}
-        message = f"All lists together must hold at most {max_users} users."
+        message = f"All lists together must hold at most {max_users:,} users."
         raise InvalidPayload(errors=[{"place": "", "message": message}])
     try:
         changes = membership_changes(calls)
     except TooManyCohortsInRequest:
         most = MAX_COHORTS_PER_REQUEST
-        raise BodyTooLarge(f"The body may name at most {most} cohorts.") from None
+        raise BodyTooLarge(f"The body may name at most {most:,} cohorts.") from None
     outcome = g.outcome = Outcome(
         {change.cohort.id: change.cohort.trait for change in changes}, content=_content(calls)
     )

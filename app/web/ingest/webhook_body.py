@@ -80,7 +80,7 @@ def decode_message(raw: bytes, max_users: int) -> dict[str, Any]:
         if message.users is not msgspec.UNSET:
             body["users"] = [_user(user) for user in message.users]
     except _TooManyUsers:
-        raise _invalid("users", f"Must hold at most {max_users} users.") from None
+        raise _invalid("users", f"Must hold at most {max_users:,} users.") from None
     except msgspec.ValidationError as error:
         if not (found := _EXPECTED.search(str(error))):
             raise not_an_object() from None

@@ -417,6 +417,22 @@ class TestWrongNow:
         assert "1 request failed that names no cohort." in wrong
         assert "The body is not valid JSON." in wrong
 
+    def test_too_many_users__in_a_request__are_named_as_the_cause(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(max_batch_users=1000, **KEYS)
+        say(services(app).store, "another: x", True, ["u"])
+        users = [f"u{n}" for n in range(1001)]
+        assert caller(app).post(COHORT_PATH, json=batch(users, ONE, True)).status_code == 400
+        services(app).sync_recorder.flush()
+        (sync,) = services(app).store.sync_history.syncs(APP).syncs
+        browser = Browser(app).log_in()
+        wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        for page in (wrong, browser.get("/syncs").text, browser.get(f"/sync?id={sync.id}").text):
+            assert "First error: <bdi>batch: Must hold at most 1,000 users.</bdi>" in page
+            assert "Lower the batch size in Amplitude to 1,000 or less" in page
+            assert "payload template" not in page
+
     def test_store_full__leads(
         self, store: Store, browser: Browser, redis_client: redis.Redis
     ) -> None:

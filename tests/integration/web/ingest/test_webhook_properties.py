@@ -83,4 +83,4 @@ def test_too_many_users__in_a_large_message__are_a_400(make_app: Callable[..., F
     http = caller(make_app(max_batch_users=4999))
     reply = post(http, message(5000, 50))
     assert reply.status_code == 400
-    assert reply.json["errors"] == [{"place": "users", "message": "Must hold at most 4999 users."}]
+    assert reply.json["errors"] == [{"place": "users", "message": "Must hold at most 4,999 users."}]
