@@ -87,8 +87,7 @@ ADVICE = {
         "Send cohorts with POST.",
     ),
     "invalid_user_id": Advice(
-        "The user id is missing, empty, blank, too long or not an id. Other users of the request "
-        "were applied.",
+        "The user id is missing, empty, blank, too long or not an id.",
         "Check which user property the Amplitude destination sends as the user id. Users without "
         "it can't be stored.",
     ),

@@ -663,6 +663,18 @@ class TestSyncs:
         for path in ("/", "/syncs"):
             assert "First error: <bdi>userId: Invalid User ID: it must be" in browser.get(path).text
 
+    def test_sync__with_users_without_an_id__says_that_others_were_applied_only_if_they_were(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        for users, applied in (([""], False), (["a", ""], True)):
+            trait = f"cohort: {len(users)}"
+            caller(app).post(COHORT_PATH, json=batch(users, trait, True))
+            services(app).sync_recorder.flush()
+            page = browser.get(f"/syncs?cohort={len(users)}").text
+            assert "<strong>1 user rejected.</strong>" in page
+            assert ("Everything else was applied." in page) == applied
+            assert "Other users of the request" not in page
+
     def test_sync__with_users_without_an_id__shows_them(self, app: Flask, browser: Browser) -> None:
         caller(app).post(COHORT_PATH, json=batch(["a", "", " "], ONE, True))
         services(app).sync_recorder.flush()
