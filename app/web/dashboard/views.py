@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -119,6 +120,7 @@ def overview() -> BaseResponse:
         paged="cursor" in query,
         syncs=latest.syncs,
         details=store().sync_history.first_details(app_id, latest.syncs),
+        known=_known_cohorts(sync.cohort_id for sync in latest.syncs),
         unknown=store().sync_history.unknown_callers(),
         setup=query["setup"],
         templates=TEMPLATES,
@@ -288,6 +290,7 @@ def syncs() -> Response:
         "syncs.html",
         syncs=page.syncs,
         details=store().sync_history.first_details(app_id, page.syncs),
+        known=_known_cohorts([*(sync.cohort_id for sync in page.syncs), query.get("cohort", "")]),
         next=sync_cursor(page.after),
         paged="cursor" in query,
         problems=query["problems"],
@@ -311,6 +314,7 @@ def sync() -> Response:
         "sync.html",
         sync=found,
         detail=store().sync_history.first_details(g.caller.app_id, [found]).get(found.id, ""),
+        known=_known_cohorts([found.cohort_id]),
         left_out=left_out[:LEFT_OUT_SHOWN],
         left_out_kept=len(left_out),
         problems=problems,
@@ -320,6 +324,12 @@ def sync() -> Response:
         skip=skip,
         next=following,
     )
+
+
+def _known_cohorts(cohort_ids: Iterable[str]) -> set[str]:
+    """Those that have a page. None is stored of which nobody was accepted, or that was deleted."""
+    distinct = sorted({*cohort_ids} - {""})
+    return {record.id for record in store().registry.records(g.caller.app_id, distinct)}
 
 
 def _left_out(sync_id: int) -> list[str]:

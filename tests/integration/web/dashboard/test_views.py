@@ -709,6 +709,26 @@ class TestSyncs:
                 following = links[0].partition("#")[0] if links else None
         assert len(seen) == 90
 
+    def test_sync__of_a_cohort_that_is_not_stored__links_to_no_page_of_it(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(user_policy="known", **KEYS)
+        say(services(app).store, "another: x", True, ["u"])
+        reply = caller(app).post(COHORT_PATH, json=batch(["stranger"], ONE, True))
+        assert reply.json["reason"] == "unknown_user"
+        services(app).sync_recorder.flush()
+        (sync,) = services(app).store.sync_history.syncs(APP).syncs
+        browser = Browser(app).log_in()
+        for path in ("/", "/syncs", "/syncs?cohort=abc123", f"/sync?id={sync.id}"):
+            page = browser.get(path).text
+            assert "/cohort?id=abc123" not in page, path
+            assert "The cohort is not stored here." in page, path
+        say(services(app).store, ONE, True, ["u"])
+        for path in ("/", "/syncs", "/syncs?cohort=abc123", f"/sync?id={sync.id}"):
+            page = browser.get(path).text
+            assert "/cohort?id=abc123" in page, path
+            assert "The cohort is not stored here." not in page, path
+
     def test_times__under_a_millisecond__are_shown(self, store: Store, browser: Browser) -> None:
         _add_syncs(store, [formatting.now_ms()], took_ms=0.4)
         assert "0.4 ms, slowest 0.4 ms" in browser.get("/syncs").text
