@@ -15,6 +15,7 @@ NAMED = 5
 # Failed requests that name no cohort are shown for this long.
 FAILED_SHOWN_MS = 24 * 3_600_000
 _SYNCS_SEARCHED = 50
+_SYNCS_OF_COHORT_SEARCHED = 10
 _FULL_SHARE = 0.9
 
 
@@ -32,9 +33,10 @@ class Attention(NamedTuple):
         store_problem: why the store accepts no writes; empty if it does.
         memory_share: how much of the store's memory limit is used, if that is nearly all.
         incomplete: by reason.
+        failed_syncs: the latest failed sync of each named cohort in which one failed, by cohort id.
         failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
             shows them.
-        details: the first errors of these syncs, by sync id.
+        details: the first errors of all these syncs, by sync id.
     """
 
     store_problem: str
@@ -42,6 +44,7 @@ class Attention(NamedTuple):
     incomplete: dict[IncompleteReason, Affected]
     late: Affected
     never: Affected
+    failed_syncs: dict[str, Sync]
     failed: list[Sync]
     details: dict[int, str]
 
@@ -77,14 +80,20 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
 
     problem, share = _store_state()
     failed = _failed_without_cohort(app_id)
+    failed_syncs = {
+        cohort_id: sync
+        for cohort_id, _ in incomplete.get(IncompleteReason.SYNC_FAILED, ())
+        if (sync := _latest_failed(app_id, cohort_id))
+    }
     return Attention(
         problem,
         share,
         {reason: affected(reasons[reason], found) for reason, found in incomplete.items()},
         affected(counts[FreshnessState.LATE], states[FreshnessState.LATE]),
         affected(counts[FreshnessState.NEVER], states[FreshnessState.NEVER]),
+        failed_syncs,
         failed,
-        current.sync_history.first_details(app_id, failed),
+        current.sync_history.first_details(app_id, [*failed, *failed_syncs.values()]),
     )
 
 
@@ -103,6 +112,11 @@ def _store_state() -> tuple[str, float | None]:
         return "", None
     share = memory.used / memory.limit if memory and memory.limit else 0
     return "", share if share >= _FULL_SHARE else None
+
+
+def _latest_failed(app_id: str, cohort_id: str) -> Sync | None:
+    page = store().sync_history.syncs(app_id, cohort_id=cohort_id, limit=_SYNCS_OF_COHORT_SEARCHED)
+    return next((sync for sync in page.syncs if sync.failed), None)
 
 
 def _failed_without_cohort(app_id: str) -> list[Sync]:

@@ -189,6 +189,7 @@ def _cohort_page(
         bars=charts.bars(found.syncs),
         syncs=latest,
         details=store().sync_history.first_details(app_id, latest),
+        failed_sync=next((sync for sync in found.syncs if sync.failed), None),
         more_syncs=len(found.syncs) > len(latest),
         members=members,
         next=member_cursor(position),

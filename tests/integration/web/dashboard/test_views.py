@@ -385,6 +385,25 @@ class TestWrongNow:
         following = html.unescape(re.search(r'<a href="([^"]+)">all 8', wrong)[1])  # type: ignore
         assert browser.get(following).text.count('<th scope="row">') == 8
 
+    def test_incomplete_after_a_failed_sync__links_to_it_with_the_first_error(
+        self, app: Flask, store: Store, browser: Browser
+    ) -> None:
+        say(store, ONE, True, ["u"])
+        store.freshness.record_received(APP, ["abc123"])
+        store.completeness.raise_reason(APP, "abc123", IncompleteReason.SYNC_FAILED)
+        store.completeness.raise_reason(APP, "abc123", IncompleteReason.COUNT_DIFFERS)
+        call = {"type": "identify", "userId": "u", "traits": {ONE: 1}}
+        assert caller(app).post(COHORT_PATH, json=call).status_code == 400
+        services(app).sync_recorder.flush()
+        (sync,) = store.sync_history.syncs(APP).syncs
+        wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        gaps = browser.get(cohort_page("abc123")).text.partition("is incomplete")[2]
+        gaps = gaps.partition("</ul>")[0]
+        assert wrong.count(f'<a href="/sync?id={sync.id}">Failed sync</a>') == 1
+        assert "<code>invalid_payload</code>" in wrong
+        assert f"<bdi>traits.{ONE}: " in wrong
+        assert gaps.count(f'<a href="/sync?id={sync.id}">Show the failed sync</a>.') == 1
+
     def test_late_and_never_received_cohorts__are_named(
         self, store: Store, browser: Browser
     ) -> None:
