@@ -130,6 +130,14 @@ class SyncHistory:
         """One sync; None if there is none with this id."""
         return next(iter(self._read(app_id, [sync_id])), None)
 
+    def latest_ids(self, app_id: str, cohort_ids: Sequence[str]) -> dict[str, int]:
+        """The id of the latest sync of each of some cohorts, by cohort id."""
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for cohort_id in cohort_ids:
+                pipeline.zrange(self._keys.cohort_syncs(app_id, cohort_id), 0, 0, desc=True)
+            replies = pipeline.execute()
+        return {one: int(ids[0]) for one, ids in zip(cohort_ids, replies, strict=True) if ids}
+
     def requests(
         self, app_id: str, sync_id: int, *, problems: bool = False, skip: int = 0, limit: int = 50
     ) -> list[RequestRecord]:

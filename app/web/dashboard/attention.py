@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from app.cohorts import CohortRecord, FreshnessState, IncompleteReason, Sync
+from app.errors import UnknownUser
 from app.services import services
 from app.store import StoreError
 from app.web.api.lookup import store
@@ -36,6 +38,8 @@ class Attention(NamedTuple):
         failed_syncs: the latest failed sync of each named cohort in which one failed, by cohort id.
         failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
             shows them.
+        left_out: the last sync of each cohort, where it left out users who are not registered;
+            those of many cohorts may be missing.
         details: the first errors of all these syncs, by sync id.
     """
 
@@ -46,6 +50,7 @@ class Attention(NamedTuple):
     never: Affected
     failed_syncs: dict[str, Sync]
     failed: list[Sync]
+    left_out: list[Sync]
     details: dict[int, str]
 
     def __bool__(self) -> bool:
@@ -56,6 +61,7 @@ class Attention(NamedTuple):
             or self.late.total
             or self.never.total
             or self.failed
+            or self.left_out
         )
 
 
@@ -79,7 +85,8 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
         return Affected(total, [(records[one], at) for one, at in found if one in records])
 
     problem, share = _store_state()
-    failed = _failed_without_cohort(app_id)
+    problems = current.sync_history.syncs(app_id, problems=True, limit=_SYNCS_SEARCHED).syncs
+    failed = _failed_without_cohort(problems)
     failed_syncs = {
         cohort_id: sync
         for cohort_id, _ in incomplete.get(IncompleteReason.SYNC_FAILED, ())
@@ -93,6 +100,7 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
         affected(counts[FreshnessState.NEVER], states[FreshnessState.NEVER]),
         failed_syncs,
         failed,
+        _left_out(app_id, problems),
         current.sync_history.first_details(app_id, [*failed, *failed_syncs.values()]),
     )
 
@@ -119,12 +127,18 @@ def _latest_failed(app_id: str, cohort_id: str) -> Sync | None:
     return next((sync for sync in page.syncs if sync.failed), None)
 
 
-def _failed_without_cohort(app_id: str) -> list[Sync]:
+def _failed_without_cohort(syncs: Iterable[Sync]) -> list[Sync]:
     """The latest failed requests that name no cohort, one for each source and reason."""
-    page = store().sync_history.syncs(app_id, problems=True, limit=_SYNCS_SEARCHED)
     oldest = now_ms() - FAILED_SHOWN_MS
     found: dict[tuple[str, ...], Sync] = {}
-    for sync in page.syncs:
+    for sync in syncs:
         if sync.failed and not sync.cohort_id and sync.last_ms > oldest:
             found.setdefault((*sync.sources, "", *sync.failures), sync)
     return list(found.values())[:NAMED]
+
+
+def _left_out(app_id: str, syncs: Iterable[Sync]) -> list[Sync]:
+    """Those that left out users who are not registered, and that no sync of the cohort followed."""
+    found = [sync for sync in syncs if sync.cohort_id and UnknownUser.reason in sync.reasons]
+    latest = store().sync_history.latest_ids(app_id, [sync.cohort_id for sync in found])
+    return [sync for sync in found if latest.get(sync.cohort_id) == sync.id]

@@ -190,6 +190,8 @@ def _cohort_page(
         syncs=latest,
         details=store().sync_history.first_details(app_id, latest),
         failed_sync=next((sync for sync in found.syncs if sync.failed), None),
+        # The newest for each reason.
+        left_out_syncs={reason: sync for sync in reversed(found.syncs) for reason in sync.reasons},
         more_syncs=len(found.syncs) > len(latest),
         members=members,
         next=member_cursor(position),

@@ -91,10 +91,12 @@ def cohort_page(cohort_id: str) -> str:
     return f"/cohort?{urlencode({'id': cohort_id})}"
 
 
-def _add_syncs(store: Store, times_ms: list[int], took_ms: float = 5) -> None:
+def _add_syncs(
+    store: Store, times_ms: list[int], took_ms: float = 5, cohort_id: str = "abc123"
+) -> None:
     """Add syncs of one request each."""
     for number, at_ms in enumerate(times_ms):
-        batch = SyncBatch(SyncGroup(APP, "abc123"), ONE)
+        batch = SyncBatch(SyncGroup(APP, cohort_id), ONE)
         batch.add(RequestRecord(at_ms, took_ms, 200, "list", "key", "id", entered=1), {})
         store.sync_history.add(APP, [batch], f"sync-{number}")
 
@@ -403,6 +405,28 @@ class TestWrongNow:
         assert "<code>invalid_payload</code>" in wrong
         assert f"<bdi>traits.{ONE}: " in wrong
         assert gaps.count(f'<a href="/sync?id={sync.id}">Show the failed sync</a>.') == 1
+
+    def test_users_left_out__in_the_last_sync_of_a_cohort__are_shown_with_a_link_to_it(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(user_policy="known", store_partitions=3, **KEYS)
+        current = services(app).store
+        current.registered_users.add(APP, ["known"])
+        users = ["known", *(f"stranger-{n}" for n in range(1000))]
+        for trait in (ONE, "later clean: x"):
+            caller(app).post(COHORT_PATH, json=batch(users, trait, True))
+        services(app).sync_recorder.flush()
+        current.completeness.leave_out(APP, "abc123", {"unknown_user": 1000})
+        _add_syncs(current, [formatting.now_ms() + 400_000], cohort_id="x")
+        (sync,) = current.sync_history.syncs(APP, cohort_id="abc123").syncs
+        browser = Browser(app).log_in()
+        wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        assert "1 cohort with users left out in the last sync." in wrong
+        assert f'href="/sync?id={sync.id}"><bdi>Power users</bdi></a>' in wrong
+        assert "1,000 users, " in wrong
+        assert "later clean" not in wrong
+        page = browser.get(cohort_page("abc123")).text
+        assert f'<a href="/sync?id={sync.id}">1,000</a> <code>unknown_user</code>' in page
 
     def test_late_and_never_received_cohorts__are_named(
         self, store: Store, browser: Browser
