@@ -6,12 +6,13 @@ import fnmatch
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from .. import payloads
 from ..cohort_sync import Mode
 from ..connection import describe_error
 from ..reader import Reader, ReaderError
-from ..replies import excerpt
+from ..replies import excerpt, list_id
 from .context import Context, Failed, Skipped
 from .model import Check, Options, Outcome, Report, Verdict
 
@@ -30,6 +31,10 @@ class WrongPath(Exception):
     """There is nothing at a path. The text says so in a sentence."""
 
 
+class NothingFound(Exception):
+    """The reader finds no user of those that the receiver acknowledged."""
+
+
 def run_checks(
     options: Options,
     checks: Sequence[Check],
@@ -39,7 +44,7 @@ def run_checks(
     """Run the selected checks one after the other and return the report.
 
     Raises `Unauthorised` if the receiver refuses the key, `WrongPath` if one of the selected modes
-    is answered 404, and `ReaderError`.
+    is answered 404, `NothingFound` if the reader reads from another place, and `ReaderError`.
     """
     report = Report(options.target.url, options.seed, reader is not None, time.time())
     started = time.perf_counter()
@@ -93,7 +98,7 @@ def _run(check: Check, context: Context, *, compared: bool) -> Outcome:
 
 
 def _try_modes(context: Context, modes: Collection[Mode]) -> None:
-    """Send one request of each mode, to find a wrong key or path before all checks fail."""
+    """Send one user in each mode, to find a wrong key, path or reader before all checks fail."""
     context.begin("the key")
     options, users, cohort = context.options, context.users(1), context.cohort()
     trait, now = payloads.trait_name(*cohort), int(time.time())
@@ -107,6 +112,7 @@ def _try_modes(context: Context, modes: Collection[Mode]) -> None:
             ),
         ),
     }
+    acknowledged = False
     for mode, (path, body) in bodies.items():
         if mode not in modes:
             continue
@@ -120,3 +126,10 @@ def _try_modes(context: Context, modes: Collection[Mode]) -> None:
                 f"and {PATH_OPTIONS[mode]} its path? "
                 f"If the receiver doesn't support the mode {mode}, leave it out of --modes."
             )
+        if mode == "list":  # its creation names no user
+            created = quote(list_id(reply.json()) or "-", safe="")
+            path = f"{path.rstrip('/')}/{created}/add"
+            reply = context.post(path, payloads.list_users(users))
+        acknowledged = acknowledged or reply.ok
+    if context.reader is not None and acknowledged and not any(context.reader.traits(users)):
+        raise NothingFound

@@ -13,6 +13,7 @@ import click
 
 from ..certify import (
     CHECKED_MODES,
+    NothingFound,
     Options,
     Unauthorised,
     WrongPath,
@@ -28,6 +29,7 @@ from .options import (
     DEFAULT_TIMEOUT_SECONDS,
     check_reachable,
     exit_with,
+    nothing_found,
     open_reader,
     parse_headers,
     path_options,
@@ -150,6 +152,8 @@ def certify(
         exit_with(ExitCode.UNAUTHORISED, refused_key(options.target, str(error)))
     except WrongPath as error:
         exit_with(ExitCode.FAILED, str(error))
+    except NothingFound:
+        exit_with(ExitCode.USAGE, nothing_found(reader_url or ""))
     except ReaderError as error:
         raise click.UsageError(f"--reader: {error}") from None
     except KeyboardInterrupt:

@@ -41,6 +41,13 @@ def percent_encoded(_: object, __: object, path: str | None) -> str | None:
     return path and percent_encode(path)
 
 
+def _not_empty(_: object, __: object, app_id: str | None) -> str | None:
+    """Refuse an empty app id (a click callback), such as of a shell variable that is not set."""
+    if app_id == "":
+        raise click.BadParameter("must not be empty.")
+    return app_id
+
+
 def target_options(*, url_required: bool = True) -> Callable[[Function], Function]:
     """Where to send requests, and with which key."""
     return _combine(click.argument("url", required=url_required), *_KEY_OPTIONS)
@@ -52,7 +59,7 @@ _KEY_OPTIONS = (
         envvar="SIMULATOR_KEY",
         help="The API key to send. [env var: SIMULATOR_KEY]",
     ),
-    click.option("--app-id", help="Sent as app_id with --auth headers."),
+    click.option("--app-id", callback=_not_empty, help="Sent as app_id with --auth headers."),
     click.option(
         "--auth",
         type=click.Choice(AUTHS),
@@ -278,6 +285,15 @@ def open_reader(url: str | None, key: str, prefix: str, app: str, partitions: in
     except ReaderError as error:
         raise click.UsageError(f"--reader: {error}") from None
     return reader
+
+
+def nothing_found(url: str) -> str:
+    """Return the message for a reader at `url` that finds nothing of what was acknowledged."""
+    if url.startswith(("http://", "https://")):
+        hint = "Is --reader-key of the same app as --key?"
+    else:
+        hint = "Are --app, --key-prefix and --partitions those of the receiver?"
+    return f"The reader found nothing of what the receiver acknowledged. {hint}"
 
 
 def exit_with(code: ExitCode, message: str) -> NoReturn:

@@ -25,6 +25,7 @@ from .options import (
     DEFAULT_TIMEOUT_SECONDS,
     check_reachable,
     exit_with,
+    nothing_found,
     open_reader,
     open_upstream,
     parse_cohort,
@@ -170,6 +171,8 @@ def sync(
     """Sync a cohort to the receiver at URL: first in full, then only the changes."""
     if users is not None and ids is not None:
         raise click.UsageError("--users and --ids are mutually exclusive.")
+    if app_id is not None and auth != "headers":
+        raise click.UsageError("--app-id is only sent with --auth headers.")
     if seed is None:
         seed = secrets.randbelow(2**31)
     try:
@@ -247,12 +250,8 @@ def sync(
         else:
             Console().print(summary(cohort_sync, results, comparison, reader_error))
             click.echo(f"Repeat with --seed {seed}" + (f". {example}" if example else ""))
-            if comparison is not None and comparison.wrong and not comparison.found:
-                click.echo(
-                    "The reader found nothing for this cohort. Are --app, --key-prefix and "
-                    "--partitions those of the receiver?",
-                    err=True,
-                )
+            if reader_url and comparison and comparison.wrong and not comparison.found:
+                click.echo(nothing_found(reader_url), err=True)
         if upstream and upstream_stays and not cohort_sync.stop.is_set():
             sys.stdout.flush()
             wait_for_ctrl_c()

@@ -126,6 +126,8 @@ def test_sync__misbehaviour__is_counted() -> None:
         (["--misbehave", "nonsense"], "none of"),
         (["--cohort", "noid:"], "NAME:ID"),
         (["--header", "x"], "NAME: VALUE"),
+        (["--auth", "headers", "--app-id", ""], "must not be empty"),
+        (["--app-id", "shop"], "only sent with --auth headers"),
         (["--key", "ключ", "--auth", "headers"], "can't be sent"),
         (["--header", "X: é日"], "can't be sent"),
         (["--reader", "ftp://x"], "--reader"),
@@ -207,6 +209,24 @@ def test_certify__wrong_path__is_one_line() -> None:
             assert result.stderr.count("\n") == 1
             assert "was answered 404 (" in result.stderr
             assert f"and {words[0] if words else '--path'} its path?" in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["property", "list", "webhook"])
+def test_certify__reader_of_another_app__is_one_line(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    with Receiver() as receiver, Receiver() as other:
+        for reader, hint in (("HttpReader", "--reader-key"), ("RedisReader", "--app")):
+            monkeypatch.setattr(options, reader, lambda *_, **__: other)
+            result = call(
+                *("certify", receiver.url, "--key", KEY, "--modes", mode),
+                *("--reader", "http://reader" if reader == "HttpReader" else "redis://reader"),
+            )
+            assert result.exit_code == ExitCode.USAGE
+            assert result.stdout == ""
+            assert result.stderr.count("\n") == 1
+            assert "found nothing of what the receiver acknowledged" in result.stderr
+            assert hint in result.stderr
 
 
 @pytest.mark.parametrize("command", ["sync", "certify"])
