@@ -63,11 +63,22 @@ def rejected_users(reply: Reply) -> int:
 
 
 def excerpt(body: bytes, limit: int = 200) -> str:
-    """Return the beginning of a body on one printable line; of a problem document, its detail."""
+    """Return the beginning of a body on one printable line.
+
+    Of a problem document, its detail and the first of its errors.
+    """
     with suppress(ValueError, RecursionError):
         document = json.loads(body)
         if isinstance(document, dict) and isinstance(document.get("detail"), str):
-            body = document["detail"].encode("utf-8", "replace")
+            text = document["detail"] + _first_error(document.get("errors"))
+            body = text.encode("utf-8", "replace")
     text = " ".join(body[: limit * 4].decode("utf-8", "replace").split())
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _first_error(errors: Any) -> str:
+    match errors:
+        case [{"place": place, "message": message}, *_]:
+            return f" {place}: {message}"
+    return ""

@@ -244,3 +244,11 @@ def test_stats__no_reply_in_time__counts_as_late() -> None:
 def test_short__long_or_unprintable__is_one_short_line() -> None:
     assert excerpt(b"a\n\x1b[31m b") == "a ?[31m b"
     assert len(excerpt(b"x" * 5000)) == 200
+
+
+def test_excerpt__problem_document__has_the_detail_and_the_first_error() -> None:
+    errors = [{"place": f"batch.{at}.userId", "message": "Must not be empty."} for at in (3, 9)]
+    problem = {"status": 400, "detail": "See errors.", "errors": errors}
+    assert excerpt(json.dumps(problem).encode()) == "See errors. batch.3.userId: Must not be empty."
+    for others in ([], ["batch.3"], [{"message": "x"}], {"batch": "x"}, None):
+        assert excerpt(json.dumps({**problem, "errors": others}).encode()) == "See errors."
