@@ -31,10 +31,11 @@ install: .venv/installed ## create .venv with everything the service and its tes
 run: install ## start the service with an embedded store, and print how to try it
 	@exec $(BIN)/python -m app.embedded
 
-simulate: install ## sync 10,000 users to a running `make run`; SIMULATE adds options
+simulate: install ## sync 10,000 users to a running `make run`; PORT selects another port, SIMULATE adds options
 	@test -f "$${DATA_DIR:-var}/ingest-key" || { echo "Start the service first, in another terminal: make run" >&2; exit 1; }
 	@SIMULATOR_KEY="$$(cat "$${DATA_DIR:-var}/ingest-key")" $(BIN)/python -m simulator sync \
-		"http://127.0.0.1:$${PORT:-8000}" --users 10000 $(SIMULATE)
+		"http://127.0.0.1:$${PORT:-8000}" --users 10000 $(SIMULATE) || { code=$$?; \
+		test $$code -ne 4 || echo "PORT=... make simulate selects another port." >&2; exit $$code; }
 
 PYTEST ?= $(BIN)/pytest
 

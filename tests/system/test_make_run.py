@@ -407,6 +407,20 @@ def test_run__own_store_unavailable__says_so_before_any_guide(data_dir: Path) ->
         assert "The dashboard" not in service.output()
 
 
+def test_make_simulate__nothing_listens__says_how_to_select_another_port(data_dir: Path) -> None:
+    (data_dir / "ingest-key").write_text("key")
+    simulated = subprocess.run(
+        ["make", "--assume-old=install", f"BIN={Path(sys.executable).parent}", "simulate"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "DATA_DIR": str(data_dir), "PORT": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert simulated.returncode != 0
+    assert "Cannot connect to http://127.0.0.1:1: " in simulated.stderr
+    assert "\nPORT=... make simulate selects another port.\n" in simulated.stderr
+
+
 def test_make_run__as_printed_in_the_readme__starts(data_dir: Path) -> None:
     uptodate = subprocess.run(["make", "-q", ".venv/installed"], cwd=ROOT, capture_output=True)
     if uptodate.returncode != 0:
