@@ -133,7 +133,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
             page.goto("/login")
             page.get_by_label("Key").fill(key)
             page.get_by_role("button", name="Log in").click()
-            page.wait_for_url(re.compile(r"/$"))
+            page.wait_for_url(re.compile(r"/(\?setup=webhook)?$"))
         return page
 
     yield open_one
