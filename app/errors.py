@@ -301,17 +301,18 @@ class RateLimited(Problem):
 
 class TooManyFollowers(Problem):
     status, reason = 503, "too_many_followers"
-    detail = "This process has reached its limit of change stream followers."
+    detail = "This process has reached its limit of change streams."
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, per_app: int, in_total: int) -> None:
         super().__init__(
-            f"This process has reached its limit of change stream followers ({most} per app).",
+            "This process has reached its limit of change streams: "
+            f"{per_app} per app and {in_total} in total.",
             headers={"Retry-After": str(RETRY_AFTER_STORE)},
         )
 
     @classmethod
     def examples(cls) -> list[Self]:
-        return [cls(most=100)]
+        return [cls(per_app=100, in_total=900)]
 
 
 class StoreUnavailable(Problem):

@@ -226,7 +226,7 @@ class Feed:
         first = self._changes.read(app_id, position, limit=CHANGES_PER_READ)
         of_each = {app: reader.followers for app, reader in self._readers.items()}
         if of_each.get(app_id, 0) >= self._max_followers or sum(of_each.values()) >= MAX_FOLLOWERS:
-            raise TooManyFollowers(self._max_followers)
+            raise TooManyFollowers(self._max_followers, MAX_FOLLOWERS)
         return self._events(app_id, first, connection)
 
     def _events(
@@ -257,7 +257,8 @@ class Feed:
                 elif position == before and not gevent.wait(
                     [news, hung_up], CHECK_SECONDS, count=1
                 ):
-                    # If the reader polls but never gets here, the store was set back.
+                    # If the reader keeps polling but never reaches this follower's position, the
+                    # store was set back: compare the position with the store again.
                     compared = compared if reader.is_at(position) else None
         if connection is not None and not self.is_open():
             # Otherwise the server would wait for the client's next request before it exits.
