@@ -21,7 +21,7 @@ if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[1] .. ':expires', ARGV[3]) end
 return 1
 """
-# A call that arrives late must not extend a key that was shortened since.
+# Fenced, so that a call that arrives late does not replace an expiry that was set since.
 _SET_EXPIRY = """#!lua flags=allow-oom
 if ARGV[2] == '' then return redis.call('HDEL', KEYS[1], ARGV[1]) end
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])

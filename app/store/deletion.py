@@ -67,7 +67,8 @@ class Deletions:
         """
         first, *others = places = self._places(app_id, cohort_id)
         here = places[partition]
-        # Read after this partition's mark: if it differs, that deletion is over.
+        # The first partition's mark is read after this one's. If they differ, the deletion that
+        # this one belongs to is over.
         if here != first and self._mark(first) != mark:
             self._end(here, mark)
             return None

@@ -95,14 +95,16 @@ class StoreNotReplicated(StoreError):
 
 class StoreHeld(StoreError):
     reason = "store_held"
-    detail = "Writes are on hold while the store is copied or moved. Send the same again later."
+    detail = (
+        "Writes are on hold while the store is copied or moved. Send the same request again later."
+    )
 
 
 class CohortPartlyDeleted(StoreError):
     """Some users of a request were written before the deletion of their cohort began."""
 
     reason = "cohort_partly_deleted"
-    detail = "The deletion of a cohort began during the request. Send the same again."
+    detail = "The deletion of a cohort began during the request. Send the same request again."
 
 
 class Attempts:

@@ -48,7 +48,7 @@ class Jobs:
         self._apps = apps
         self._deletions = deletions
         self._spread_name = spread_name
-        # For each rename in progress, the number of the last rename that reached all partitions.
+        # For each rename in progress, how many renames of the cohort have reached all partitions.
         self._spread: dict[Job, int] = {}
         self._move = load_script(client, "move.lua")
         self._lease = load_script(client, "lease.lua")

@@ -55,11 +55,12 @@ class Keys:
         """One part of a partition's share of a cohort.
 
         ``members`` is documented. Private: ``left``, a sorted set of the users whose trait is
-        false, by the time of the statement; ``seen`` and ``seen-before``, sorted sets of members
-        about whom the same statement was repeated, by its time; ``state``, a hash with names,
-        counts, times and work in progress; ``confirmed``, the set of users whom an open resync
-        keeps, and ``confirmed-of``, its id; ``resync``, in the home partition, the record of a
-        resync (hash), and ``resync-lease``.
+        false, by the time of the statement; ``seen``, a sorted set of members who were reported as
+        members again within the last day or less, by the time of that statement, and
+        ``seen-before``, the same for the day before; ``state``, a hash with names, counts, times
+        and work in progress; ``confirmed``, the set of users whom an open resync keeps, and
+        ``confirmed-of``, its id; ``resync``, in the home partition, the record of a resync (hash),
+        and ``resync-lease``.
         """
         return f"{self.base(app_id, partition)}cohort:{cohort_id}:{part}"
 
@@ -103,7 +104,7 @@ class Keys:
         return f"{self.base(app_id, partition)}loss"
 
     def deleted(self, app_id: str, partition: int) -> str:
-        """Sorted set of a home partition's deleted cohorts, by the time. Private."""
+        """Sorted set of a home partition's deleted cohorts, by the time of deletion. Private."""
         return f"{self.base(app_id, partition)}deleted"
 
     def cohorts(self, app_id: str, partition: int) -> str:
@@ -132,7 +133,7 @@ class Keys:
         return f"{self.base(app_id, partition)}registered"
 
     def suppressed(self, app_id: str, partition: int) -> str:
-        """Set of the users who were erased and are skipped since then. Private."""
+        """Set of the users who were erased and have been skipped since. Private."""
         return f"{self.base(app_id, partition)}suppressed"
 
     def history(self, app_id: str, kind: str) -> str:

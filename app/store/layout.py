@@ -33,7 +33,7 @@ class Layout:
         self._keys = keys
         self._hold = hold
         self._is_known = False
-        self._checked: dict[str, float] = {}  # by app id, and for reads
+        self._checked: dict[str, float] = {}  # by app id, _READS or _WRITES
 
     def check_writable(self, app_id: str | None = None) -> None:
         """Check the layout before a write; an empty store gets this process's layout.

@@ -201,7 +201,10 @@ class Losses:
         return found
 
     def forgive(self, app_ids: Collection[str]) -> Iterator[int]:
-        """Forget intended losses; yields how many cohorts lost a reason in each step."""
+        """Forget intended losses, so that cohorts are no longer incomplete because of them.
+
+        Yields how many cohorts each step has cleared.
+        """
         for app_id in app_ids:
             self._call(app_id, "forget")
             for partition in self.partitions([app_id]):

@@ -214,7 +214,7 @@ class Memberships:
             user_ids: of this partition, :data:`USERS_PER_CALL` at most.
 
         Returns:
-            How many left.
+            How many members were removed.
         """
         options = ["open", "count", *self._stream_limits, "", ""]
         groups = [cohort_id, "", "false", "", len(user_ids), *user_ids]
@@ -430,7 +430,7 @@ class Memberships:
     def _register(
         self, app_id: str, partitions: Iterable[int], cohort: Cohort, newest: PartitionName
     ) -> None:
-        """Register a name in partitions that lack it, with the time and number of the newest."""
+        """Register a name in partitions that lack it, with the newest one's time and renames."""
         parts = self._registrations(partitions, cohort, "", newest.at_ms)
         self._call(app_id, parts, f"spread {newest.renames}")
 

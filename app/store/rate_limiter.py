@@ -22,8 +22,10 @@ _LOG_SECONDS = 60.0
 
 # KEYS[1]: the counter. ARGV: requests to count, length of the window in ms. Returns the requests of
 # the window so far, and the ms until it ends. A window is never longer than its length, even if the
-# server's clock was set back. Without a `#!lua` line, no check is prepended: there is a single key,
-# of no partition, and limits apply during a hold.
+# server's clock was set back.
+#
+# As there is no `#!lua` line, the cluster client adds no guard against migrating slots, which a
+# single key does not need. Registered without the check for a hold: limits apply during one too.
 _COUNT = """
 local count = redis.call('INCRBY', KEYS[1], ARGV[1])
 local left = redis.call('PTTL', KEYS[1])

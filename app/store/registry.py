@@ -143,7 +143,7 @@ def _merged(cohort_id: str, shares: Iterable[tuple[dict[bytes, bytes], int]]) ->
     for state in states:
         for field, at in state.items():
             if field.startswith(b"way:"):
-                source = field[len(b"way:") :].decode()  # the name of the stored field
+                source = field[len(b"way:") :].decode()  # stored fields keep the old name "way"
                 record.sources[source] = max(record.sources.get(source, 0), int(at))
     if any(b"deleting" in state for state in states):
         record.status = Status.DELETING

@@ -45,8 +45,8 @@ USERS_PER_STEP = 1000
 LEASE_MS = 5000
 # A resync that nobody finishes is aborted after this long.
 MAX_OPEN_MS = 7 * 24 * 3600 * 1000
-# What is confirmed is kept for this long after the last look at the resync. It is removed at its
-# end; this is for a store that no service works on any more.
+# What is confirmed expires this long after the last look at the resync. Normally, it is removed
+# when the resync ends; the expiry is for a store that no service uses any more.
 KEEP_MS = MAX_OPEN_MS
 # An upload that stops for longer than this is aborted.
 UPLOAD_PAUSE_MS = 5 * 60 * 1000
@@ -333,7 +333,8 @@ class Resyncs:
         if resync.quiet_ms is not None:
             last = self.last_received_ms(place, resync)
             if last is None and resync.confirmed:
-                last = resync.started_ms  # arrivals in quick succession are noted once
+                # An arrival within a second of one that was noted before the start is not noted.
+                last = resync.started_ms
             if last is not None and now_ms - last >= resync.quiet_ms:
                 refused = self.request_finish(place, resync, force=False)
                 if refused is None:
@@ -432,7 +433,8 @@ class Resyncs:
 
         Args:
             cursor, run: where to begin, as in what an earlier scan found.
-            marked: only if the partition is marked, so that everybody who entered is confirmed.
+            marked: find nobody if the partition is not marked: its members have all entered since
+                the resync began.
         """
         stream = self._keys.changes(place.app_id, partition)
         while True:

@@ -65,5 +65,5 @@ def given_up(client: redis.Redis, stream: str) -> list[str]:
         if not client.exists(stream):
             return []
         groups: Any = client.xinfo_groups(stream)
-    # Groups of other programs may have names that are no text; they have no such stream.
+    # Other programs' groups, whose names are not always text, have no such stream.
     return [f"{stream}:{group['name'].decode(errors='replace')}:failed" for group in groups]

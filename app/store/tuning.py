@@ -16,7 +16,7 @@ class Tuning:
         monotonic: the clock that measures durations, in seconds.
         store_now: the store's clock, in seconds since the epoch; None to ask the store.
         waited_seconds: requests that reach the store this soon after they arrived count as if they
-            arrived then.
+            had arrived when they reached the store.
         layout_check_seconds: how long a check of the stored layout is valid. Short, as the store
             may lose its data or be replaced at any time.
         freshness_noted_seconds: an arrival this soon after one that was noted is not noted again.
@@ -28,7 +28,8 @@ class Tuning:
         change_bytes_per_call: bytes of user ids that one page of changes holds.
         rates_remembered: names whose counts a process keeps.
         rates_retry_seconds: a counter that was unavailable is tried again after this long.
-        jobs_listed: jobs of a partition that a process lists at once, of thousands if need be.
+        jobs_listed: the most jobs of a partition that a process lists at once; there may be
+            thousands.
         history_buffered: requests buffered for the sync history while the store is unavailable.
             When full, new requests are dropped: the oldest show how the outage began.
         successes_remembered: requests that succeeded, to recognise retries: some seconds' worth.

@@ -31,7 +31,7 @@ _END_LEASE = """#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('UNLINK', KEYS[1]) end
 return 0
 """
-# A report that arrives late must not replace a later one.
+# Fenced, so that a report that arrives late does not replace a later one.
 _SAVE_REPORT = "#!lua\nreturn redis.call('SET', KEYS[1], unpack(ARGV))"
 
 
@@ -39,7 +39,7 @@ class PollStatus(NamedTuple):
     """How the last polls of an app went. Times are in ms since the epoch.
 
     Attributes:
-        polled_ms: the last successful one; None for none within a week.
+        polled_ms: the last successful one; None if there was none in the last week.
         failed_ms, failure: the last failed one, if it is later, and its reason.
         listed: cohorts that Amplitude lists.
         absent: cohorts that Amplitude syncs but that never arrived here: some of them, each with
@@ -126,7 +126,7 @@ class UpstreamStore:
             return bool(self._lease(keys=[key], args=[token, int(LEASE_SECONDS * 1000)]))
 
     def take_turn(self, app_id: str, work: str, seconds: float) -> bool:
-        """Claim work that one process does at most once in so many seconds."""
+        """Claim work that only one process does, at most once in ``seconds``."""
         key = self._keys.upstream_lease(app_id, f"{work}-turn")
         with store_errors():
             return bool(self._lease(keys=[key], args=[secrets.token_hex(8), int(seconds * 1000)]))
@@ -229,7 +229,7 @@ class UpstreamStore:
     def not_accepted(
         self, app_id: str, user_ids: Sequence[str], *, known_only: bool
     ) -> tuple[set[str], set[str]]:
-        """The suppressed ones of some users and, with ``known_only``, the unregistered others."""
+        """Which users are suppressed and, with ``known_only``, which others are not registered."""
         suppressed, unknown = set(), set()
         for partition, users in self._keys.by_partition(user_ids).items():
             for start in range(0, len(users), _USERS_PER_CALL):

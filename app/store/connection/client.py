@@ -22,7 +22,7 @@ def connect(settings: Settings) -> redis.Redis:
 
     Hosted stores allow few connections, so calls queue for a free one.
     """
-    assert settings.redis_url, "preflight has checked it"
+    assert settings.redis_url, "check_store has checked it"
     tls_options: dict[str, Any] = {}
     if settings.redis_url.startswith("rediss") and not settings.redis_tls_verify:
         tls_options = {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}

@@ -21,7 +21,8 @@ local oldest = string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000)
 local removed = call('XTRIM', stream, 'MINID', '~', oldest, 'LIMIT', AT_ONCE)
 local more = removed > 0
 if not more then
-  -- What is left is in one block with younger entries, or with none.
+  -- Old entries that are left share a block with younger ones, or their block has more than
+  -- AT_ONCE entries.
   removed = call('XTRIM', stream, 'MINID', oldest)
 end
 if removed > 0 and call('XLEN', stream) == 0 then

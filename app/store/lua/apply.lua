@@ -13,7 +13,8 @@
 -- ARGV[5]    source of the request, or '' for a call that no request caused
 -- ARGV[6]    message id, or ''; a message is applied once
 -- ARGV[7]    'named': an unknown cohort is created, another trait name renames a known one;
---            'met': skip unknown cohorts; 'as known': skip cohorts whose trait name is another;
+--            'met': skip unknown cohorts;
+--            'as known': skip cohorts that are unknown or have another trait name;
 --            'resync <id>': remove members whom this resync has not confirmed;
 --            'spread <n>': the names of another partition, which has had n renames
 -- ARGV[8]    how many ms ago the request arrived, 0 if it was just now
@@ -78,8 +79,8 @@ call('XLEN', stream)
 local last_entry = call('GET', stream .. ':last') or '0-0'
 
 local message_key = base .. 'message:' .. message
--- Users whom the message's first delivery left out, as they may be registered by now: by a hash, so
--- that nothing is left of a user who is erased.
+-- Hashes of the users whom the message's first delivery left out; they are tried again, as they may
+-- be registered by now. Hashes, so that nothing is left of a user who is erased.
 local left_out_before
 local function user_hash(user) return string.sub(redis.sha1hex(user), 1, 16) end
 if message ~= '' then
@@ -202,7 +203,7 @@ end
 
 -- A cohort's name ---------------------------------------------------------------------------------
 
--- From how many earlier names users may still have to be moved. Each makes every user cost more.
+-- The most earlier names that may still have users to be moved. Each makes every user cost more.
 local UNMOVED_NAMES = 10
 local NAMES_KEPT, NAMES_BYTES = 50, 6144
 -- An earlier name that arrives within this time is a late retry; after it, a rename. In ms.
@@ -437,8 +438,8 @@ local function apply(cohort, trait, value, stated_at, users)
       call('ZADD', members, scored(score, moved))
       if some_left then call('ZREM', left, unpack(moved)) end
     elseif removing then
-      -- As if they had left just after the last statement about them, so that a call of the resync
-      -- that arrives late still counts.
+      -- As if they had left just after the last statement about them, so that a request of the full
+      -- sync that arrives late still counts.
       call('ZADD', left, last_statements(moved, {members, seen, before}))
       call('ZREM', members, unpack(moved))
       call('ZREM', seen, unpack(moved))

@@ -15,7 +15,8 @@
 --   learn     compute the cadence from the last syncs again
 -- Completeness, of cohorts that have arrived or are known; others are skipped:
 --   verify    ARGV[2] confirmed the members, as of the time ARGV[3] in ms: clear older reasons
---             and the users left out before it; 'upstream' does so only if there are no reasons
+--             and the users left out before it. If ARGV[2] is 'upstream', do nothing while there
+--             are open reasons
 --   raise     incomplete for the reason ARGV[2], after ARGV[3] more events
 --   clear     the reason ARGV[2] no longer applies
 --   loss      mark what the store's last loss made incomplete
@@ -43,11 +44,11 @@
 -- keys are private as well:
 --   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
 --                     never arrived, +inf if its cadence is unknown
---   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, since
---                     when; those of state unverified are in none
+--   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, by when
+--                     that began; those in state unverified are in no such set
 --   transitions       stream: each change of a cohort's state or reasons, once
 --   loss              hash: the last loss of the store; see mark.lua
---   deleted           sorted set: deleted cohorts, by the time; see delete.lua
+--   deleted           sorted set: deleted cohorts, by the time of deletion; see delete.lua
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local action, given, number = ARGV[1], ARGV[2], tonumber(ARGV[3])

@@ -10,7 +10,8 @@
 -- Returns 1, or 0 if the lease has another owner.
 
 local owner = redis.call('GET', KEYS[1])
--- A lease that ends later than one from now is from a clock that was ahead.
+-- A lease with more than twice this duration left was taken while the server's clock was ahead: it
+-- does not count.
 if owner and owner ~= ARGV[1] and redis.call('PTTL', KEYS[1]) <= 2 * ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1

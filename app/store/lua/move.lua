@@ -4,7 +4,8 @@
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  cohort id
 -- ARGV[2]  approximate number of users to look at
--- ARGV[3]  number of the rename that all partitions have had; absent with a single partition
+-- ARGV[3]  how many renames have reached all partitions, -1 if unknown; absent with a single
+--          partition
 --
 -- Returns {1 if all users have been moved, else 0; users looked at}, or {-1, 0} if this partition
 -- has had a later rename, which must reach the other partitions first: a finished rename is

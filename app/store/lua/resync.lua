@@ -29,8 +29,8 @@
 -- clear    Ends it: members are no longer confirmed. Returns 1.
 --
 -- What is confirmed may expire unnoticed: the store's clock may jump, or no process may renew it.
--- Users confirmed after that would then seem to be all. So `confirmed-of` names the resync, from its
--- beginning on, and expires at the same time: without it, nobody may be removed.
+-- The users confirmed after that would then look like the complete set. So `confirmed-of` names the
+-- resync, from its beginning on, and expires at the same time: without it, nobody may be removed.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local action, cohort, id = ARGV[1], ARGV[2], ARGV[3]

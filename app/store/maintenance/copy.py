@@ -65,7 +65,7 @@ class CopyReport:
         return not (self.different or self.not_copied)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
+        """The report as ``--json`` prints it."""
         return {"ok": self.ok, **vars(self)}
 
 

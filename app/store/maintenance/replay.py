@@ -121,7 +121,7 @@ class Replay:
         self._erased_until = EntryId.parse(erased_until)
         if self._position == _BEGINNING:
             # Entries that are neither there nor removed with erased users were trimmed. Then a
-            # user's first remaining change may be either.
+            # user's first remaining change may be an entry or a departure.
             self._proof.whole = added == there + erased
         elif EntryId.parse(last) > self._position and (
             not first or EntryId.parse(first) > self._position

@@ -109,7 +109,7 @@ def test_given_up_entries__of_a_follower__age_and_are_erased_with_their_user(
     say(store, SILENT, "u1")
     stream = store.keys.changes(SILENT, store.keys.partition("u1"))
     redis_client.xgroup_create(stream, "crm", id="0")
-    redis_client.xgroup_create(stream, b"\xff", id="0")  # type: ignore[arg-type]  no text
+    redis_client.xgroup_create(stream, b"\xff", id="0")  # type: ignore[arg-type]  not text
     failed = f"{stream}:crm:failed"
     for users in ('["u1"]', '["u1", "u2"]'):
         redis_client.xadd(failed, {"cohort": "1", "change": "entered", "users": users})
