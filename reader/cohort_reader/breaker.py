@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Limit:
-    """Lets so many coroutines in at a time; the others wait in line.
+    """Lets up to ``places`` coroutines in at a time; the others wait in line.
 
     As ``asyncio.Semaphore``, which takes five times as long where nobody has to wait.
     """

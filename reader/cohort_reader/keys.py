@@ -37,7 +37,7 @@ def text(raw: Any, errors: str = "strict") -> str:
 
 
 def group_name(group: Any) -> str:
-    """The name of a consumer group, from XINFO. Those of other programs may be no text."""
+    """The name of a consumer group, from XINFO. Those of other programs are not always text."""
     return text(group["name"], "replace")
 
 

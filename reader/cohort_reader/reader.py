@@ -226,7 +226,7 @@ class _ReaderCore:
             log.warning("returning defaults, as the store failed: %s", describe(error))
 
     def _require(self, cohort_id: str | None) -> Steps[bool]:
-        """Check that the cohort was ever received; for None, that anything was, for the app.
+        """Check that the cohort was ever received; if it is None, that anything was for the app.
 
         Returns:
             True if the number of partitions has changed, so that the answer was wrong.

@@ -6,7 +6,10 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a command ended. If several apply, the last one listed."""
+    """How a command ended.
+
+    If several apply, the first of INTERRUPTED, UNAUTHORISED, DIFFERENT, USAGE and FAILED.
+    """
 
     OK = 0
     FAILED = 1

@@ -42,7 +42,11 @@ from .options import open_upstream, parse_cohort, upstream_options, wait_for_ctr
     help="How often the cohort is synced; none reports no sync.",
 )
 @click.option(
-    "--seed", type=int, default=1, show_default=True, help="Gives the users of `sync` with it."
+    "--seed",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Serves the users of a `sync` with the same seed.",
 )
 @upstream_options
 def upstream(
