@@ -22,7 +22,8 @@ def create_app(settings: Settings | None = None, tuning: Tuning | None = None) -
         BadSettings: with one line for each setting that is wrong.
     """
     # Imported here because gunicorn's master imports this package to read the settings. Whatever
-    # uses sockets or locks must be imported by workers, after gevent has patched the library.
+    # uses sockets or locks must be imported by workers, after gevent has patched the standard
+    # library.
     from werkzeug.middleware.proxy_fix import ProxyFix
 
     from app import cli, errors, web

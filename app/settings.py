@@ -202,7 +202,8 @@ class Settings:
     store_wait_fsync: bool = _setting(
         _Flag(),
         default=False,
-        help="With STORE_WAIT_REPLICAS: the node and these replicas must also have it on disk.",
+        help="With STORE_WAIT_REPLICAS: also wait until the write is on disk, on the primary and "
+        "on these replicas.",
     )
     key_prefix: str = _setting(
         kinds.String(
@@ -229,8 +230,8 @@ class Settings:
     store_marks_file: str | None = _setting(
         kinds.String(validate=validate.Length(1)),
         default=None,
-        help="File in which the service remembers the state of the store across its restarts, to "
-        "notice a loss of data. `make run` has one in its data folder.",
+        help="File that remembers the state of the store between two runs of the service, so that "
+        "it notices data lost in between. `make run` has one in its data folder.",
     )
     api_keys: tuple[ApiKey, ...] = _setting(
         _Keys(),

@@ -156,10 +156,10 @@ def acknowledge_loss(store: Store, operator: Operator, app_id: str) -> bool:
 
 @_confirmed
 def forgive_loss(store: Store, operator: Operator, app_id: str) -> int:
-    """Forget an intended loss of an app's data, and clear the reasons that it gave to cohorts.
+    """Forget an intended loss of an app's data: cohorts are no longer incomplete because of it.
 
     Returns:
-        The number of cohorts cleared.
+        The number of cohorts that were incomplete because of it.
     """
     record(store, operator, "acknowledge_loss", app_id, intended=True)
     return sum(store.losses.forgive([app_id]))

@@ -138,7 +138,7 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: RateLimit
 
 
 def _refusal(ring: KeyRing, key: str) -> Problem:
-    """Why a key is refused. The log and the history show the owner of one that has ended."""
+    """Why a key is refused. If it expired or was revoked, the log and history name its owner."""
     problem, ended = ring.refusal(key)
     if ended is not None:
         g.event.update(app=ended.app_id, key=ended.label)

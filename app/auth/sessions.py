@@ -59,7 +59,7 @@ class Sessions:
         self._secret, self._secret_read, self._secret_due = b"", -math.inf, -math.inf
 
     def prepare(self) -> None:
-        """Create the secret before the first login, when the store may refuse writes."""
+        """Create the secret early: by the time of the first login, the store may refuse writes."""
         if not self._secret:
             with suppress(StoreError):
                 self._signer()

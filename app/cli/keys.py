@@ -118,7 +118,7 @@ def create(app_id: str | None, scope: str, label: str, expires: int | None, as_j
 def list_keys(app_id: str | None, as_json: bool) -> None:
     """List the keys in the store and in the environment of this command.
 
-    LAST USED is updated about once a minute. Expired and revoked keys are listed for 90 days.
+    LAST USED may be half a minute old. Expired and revoked keys are listed for 90 days.
     """
     store = the_store()
     used = store.api_keys.used()

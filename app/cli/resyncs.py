@@ -197,7 +197,8 @@ def import_file(
 
     FILE is CSV with a column user_id, as Amplitude writes it, or newline-delimited JSON: on each
     line, an object with userId, or just the id. Either may be gzipped. If the command is
-    interrupted while it reads FILE, nothing changes; after that, the web processes complete it.
+    interrupted before it begins to replace members, nothing changes; if it is interrupted later,
+    the web processes complete the import.
     """
     store = the_store()
     place = ResyncPlace(one_app(store, app_id, may_be_new=name is not None), cohort_id)

@@ -32,7 +32,9 @@ store = Group("store", help="Check, hold and copy the store.", epilog=EXIT_CODES
 
 @store.command("check", epilog=EXIT_CODES)
 @click.option(
-    "--repair", is_flag=True, help="Repair what needs no guessing; the members count as correct."
+    "--repair",
+    is_flag=True,
+    help="Repair what needs no guessing, taking the cohorts' members as the truth.",
 )
 @app_id_option("all apps")
 @json_option
@@ -217,7 +219,9 @@ def acknowledge_loss(app_id: str | None, intended: bool) -> None:
     for loss in losses:
         if intended:
             cleared = admin_actions.forgive_loss(there, operator(), loss.app_id)
-            click.echo(f"{loss.app_id}: forgotten; no longer a reason for {cleared} cohorts.")
+            click.echo(
+                f"{loss.app_id}: forgotten. Cohorts no longer incomplete because of it: {cleared}."
+            )
         elif admin_actions.acknowledge_loss(there, operator(), loss.app_id):
             click.echo(f"{loss.app_id}: acknowledged ({loss.kind}, found {when(loss.at_ms)}).")
     if not losses:

@@ -19,7 +19,7 @@ class CompletenessState(StrEnum):
 class IncompleteReason(StrEnum):
     """Why a cohort is incomplete."""
 
-    STORE_LOST = "store_lost"  # the store lost its data before the last syncs arrived
+    STORE_LOST = "store_lost"  # the store lost its data; only differences have arrived since
     STORE_SET_BACK = "store_set_back"  # the store returned to an earlier state of itself
     SYNC_FAILED = "sync_failed"  # a request for it failed, and no retry succeeded
     DELETED_HERE = "deleted_here"  # it was deleted, and arrived again

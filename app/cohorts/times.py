@@ -1,7 +1,7 @@
 """Points in time in ms since the epoch, whatever their value.
 
-Senders choose some of them: a call may be from the year 1, east of Greenwich. Other programs may
-have written scores.
+Senders choose some of them: 0001-01-01T00:00+05:00, for example, is in UTC before the first year
+that ``datetime`` knows. Times read from sorted sets may have been written by other programs.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def utc(ms: float) -> datetime:
 
 
 def whole_ms(score: float) -> int:
-    """A score as a time, without the fraction of a ms that the atomic step may add."""
+    """The time in a sorted set's score, without the fraction of a ms that apply.lua may add."""
     return int(min(max(score, -_MAX_MS), _MAX_MS))

@@ -74,8 +74,9 @@ class CountCheck(NamedTuple):
     def is_exact(self) -> bool:
         """Whether the counts are the same.
 
-        That confirms the members even if the number of anonymous users is unknown. Anonymous users
-        are never sent, so both counts agree only if there are none, or just as many stale members.
+        That confirms the members even if the number of anonymous users, who are never sent, is
+        unknown: if there are any, the counts agree only if exactly as many members are stale, which
+        is unlikely.
         """
         return self.expected == self.members
 

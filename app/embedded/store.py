@@ -16,7 +16,8 @@ from app.settings import Settings
 from app.store import StoreError, connect
 from app.store.errors import store_errors
 
-# The service may take most of the 10 s for stopping. Killing the server loses nothing.
+# Service and store stop within 10 s together, and the service may need most of that: see
+# SERVICE_STOP_SECONDS. Killing the server loses nothing.
 STOP_SECONDS = 1.0
 RESTART_PAUSE_SECONDS = 0.2
 SLOW_START_SECONDS = 5.0

@@ -40,10 +40,10 @@ class Limits(NamedTuple):
 class Connection:
     """A connection whose client must send heads and take replies in time.
 
-    Patience with a client that takes its reply too slowly runs out by the time that sending waits,
-    and grows with what the client takes, up to the limit. So a slow client of a large export goes
-    on, one that stops is disconnected after the limit, and one that takes a byte now and then soon
-    after.
+    Patience with a client shrinks by the time spent waiting to send to it, and grows with what it
+    takes, up to the limit. So a slow client of a large export goes on, one that takes nothing is
+    disconnected after the limit, and one that takes only a byte now and then is disconnected soon
+    after the limit.
     """
 
     def __init__(self, client: socket.socket, limits: Limits) -> None:

@@ -35,7 +35,7 @@ class JobQueue:
         }
         self._failures = {job: n for job, n in self._failures.items() if job in listed}
         known = [job for jobs in self._apps.values() for job in jobs if job in listed]
-        # Apps keep their order, even one whose jobs were all waiting or done.
+        # An app keeps its place even if all of its queued jobs are done, and new ones replace them.
         self._apps = {app_id: {} for app_id in self._apps}
         for job in (*known, *listed):
             if job not in self._waiting:

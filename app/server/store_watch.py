@@ -176,7 +176,7 @@ class MarksFile:
             self._complain("marks not written", error)
 
     def _complain(self, event: str, error: Exception) -> None:
-        """Without its file, a loss between two runs of the service goes unnoticed."""
+        """Warn: without the file, a loss between two runs of the service goes unnoticed."""
         reason = getattr(error, "strerror", None) or type(error).__name__
         structlog.get_logger().warning(event, file=str(self.path), reason=reason)
 

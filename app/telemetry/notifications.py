@@ -59,7 +59,7 @@ _REASONS = {
     "store_set_back": "the store returned to an earlier state, so changes are missing",
     "sync_failed": "a sync failed, and no retry succeeded",
     "deleted_here": "it was deleted here and arrived again, so members are missing",
-    "count_differs": "Amplitude's count of its users differs",
+    "count_differs": "its number of members differs from Amplitude's count",
 }
 _LOSSES = {
     LossKind.LOST: "The store lost its data",

@@ -101,7 +101,7 @@ class SyncProblems:
         try:
             self._ahead = self._store.now() - self._monotonic()
         except StoreError:
-            if self._ahead is None:  # later, what it was before is good enough
+            if self._ahead is None:  # otherwise the last known offset is good enough
                 return
         self._sort()
         self._flush()
@@ -236,7 +236,7 @@ class SyncProblems:
 
 
 def record_problems(problems: SyncProblems) -> Listener:
-    """A listener that passes on each request to a source."""
+    """A listener that passes on every request for one of the sources (app/web/ingest)."""
 
     def record(request: FinishedRequest) -> None:
         if "source" in request.event:

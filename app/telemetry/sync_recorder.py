@@ -31,7 +31,7 @@ from app.telemetry.request_event import FinishedRequest, Listener
 
 # Interval at which the sizes of changed cohorts are recorded.
 SIZES_SECONDS = 3.0
-# Grouping so many takes about a millisecond; then waiting requests get a turn.
+# Grouping this many takes about a millisecond; then waiting requests get a turn.
 REQUESTS_PER_TURN = 100
 # A request for more cohorts is recorded once, not for each cohort.
 MAX_COHORTS_LISTED = 8
@@ -260,7 +260,7 @@ def _sum(moves: Iterable[Moves]) -> Moves:
 
 
 def record_requests(recorder: SyncRecorder) -> Listener:
-    """A listener that records each request to a source."""
+    """A listener that records every request for one of the sources (app/web/ingest)."""
 
     def record(request: FinishedRequest) -> None:
         if "source" in request.event:

@@ -57,8 +57,8 @@ class Pace:
         throttled_seconds: after a 429 without Retry-After. Amplitude's limit is per ten minutes.
         throttled_most_seconds: after this much waiting, a 429 is an error.
         export_first_seconds, export_most_seconds: the first and the longest pause between polls of
-            an export's status. In half an hour, that stays far below Amplitude's limit of 60
-            requests per ten minutes.
+            an export's status. A long export then takes fewer than 30 requests in ten minutes, of
+            the 60 that Amplitude allows.
         export_seconds: after this long, an export that is not done is an error.
         downloads: attempts to download a file.
     """

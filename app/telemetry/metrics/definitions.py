@@ -152,7 +152,7 @@ KEY_EXPIRES = ScrapedGauge(
 UPSTREAM_POLLED = ScrapedGauge(
     "cohort_receiver_upstream_poll_timestamp_seconds",
     "When Amplitude's own record was last read: the earliest of all apps in AMPLITUDE_KEYS; 0 if "
-    "it was not read for one of them within a week. Absent without AMPLITUDE_KEYS.",
+    "it was not read for one of them in the last week. Absent without AMPLITUDE_KEYS.",
 )
 UPSTREAM_EXPORTS = ScrapedGauge(
     "cohort_receiver_upstream_exports",
@@ -166,8 +166,8 @@ UPSTREAM_ABSENT = ScrapedGauge(
 )
 UPSTREAM_BEHIND = ScrapedGauge(
     "cohort_receiver_upstream_behind_cohorts",
-    "Cohorts whose sync is overdue by Amplitude's own record, of all apps. Absent without "
-    "AMPLITUDE_KEYS.",
+    "Cohorts whose sync is overdue according to Amplitude's own record, of all apps. Absent "
+    "without AMPLITUDE_KEYS.",
 )
 
 BUILD_INFO = ScrapedGauge(

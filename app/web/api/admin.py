@@ -28,7 +28,7 @@ class EraseQuery(Query):
 
     suppress = YesOrNo(
         load_default=False,
-        metadata={"description": "Also suppress the user: skip it in all later syncs."},
+        metadata={"description": "Also suppress the user: skip them in all later syncs."},
     )
 
 

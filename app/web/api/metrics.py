@@ -49,7 +49,7 @@ def count_requests(meter: Meter) -> Listener:
 
 
 def declare_series(app: Flask) -> None:
-    """Create the counters that alerts use at 0.
+    """Create the counters that alerts use, with the value 0.
 
     Prometheus measures how much a series grew between two scrapes, and ignores the first value of a
     new one.

@@ -129,8 +129,8 @@ class ResyncReply(Reply):
         strict=True,
         allow_none=True,
         metadata={
-            "description": "When the cohort was last received since then, ms since the epoch; null "
-            "if it was not.",
+            "description": "When the cohort was last received since the resync began, ms since the "
+            "epoch; null if it was not.",
             "example": None,
         },
     )

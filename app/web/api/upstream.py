@@ -28,11 +28,11 @@ class AbsentReply(Reply):
 class UpstreamPollsReply(Reply):
     """The polls of Amplitude's own record."""
 
-    polledAt = ms("The last successful poll; null for none within a week", allow_none=True)
+    polledAt = ms("The last successful poll; null if none in the last week", allow_none=True)
     failedAt = ms("The last failed poll, if it is later; else null", allow_none=True)
     failure = text("Why that failed; else null.", allow_none=True, example=None)
     listed = count("Cohorts that Amplitude lists.", example=48)
-    behind = count("Cohorts here whose sync is overdue by the record.", example=0)
+    behind = count("Cohorts here whose sync is overdue according to the record.", example=0)
     absent = fields.List(
         fields.Nested(AbsentReply),
         required=True,

@@ -220,7 +220,7 @@ INCOMPLETE_ADVICE = {
         "The cohort was deleted here, and only differences have arrived since.", _REPLACE
     ),
     IncompleteReason.COUNT_DIFFERS: Advice(
-        "Amplitude's count of its users differs.",
+        "Its number of members differs from Amplitude's count.",
         "Reconcile the cohort to see who is missing and who is extra.",
     ),
 }

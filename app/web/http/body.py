@@ -247,7 +247,7 @@ def _gunzip(raw: bytes, limit: int) -> bytes:
             if size > limit:
                 raise BodyTooLarge(f"The body may have at most {limit} bytes after decompression.")
             at += len(piece) - len(member.unused_data)
-    raise BodyTooLarge(f"The body may have fewer than {_MAX_GZIP_MEMBERS} gzip members.")
+    raise BodyTooLarge(f"The body must have fewer than {_MAX_GZIP_MEMBERS} gzip members.")
 
 
 def _has_more_values(raw: bytes, max_values: int) -> bool:

@@ -25,9 +25,10 @@ _WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE"))
 
 
 class _Lane(NamedTuple):
-    """Where turns are waited for: in one lane for an app's requests, in another for the pieces.
+    """Where turns are waited for. An app has two lanes: one for whole requests, one for pieces.
 
-    In a single lane, a request would wait for a piece of each of the app's exports and imports.
+    Long requests, such as exports and imports, are processed in pieces, with a turn for each. In a
+    single lane, a request would wait for a piece of each of the app's long ones.
     """
 
     app_id: str
@@ -82,7 +83,7 @@ class FairQueue:
 
     @contextmanager
     def piece(self, app_id: str) -> Iterator[None]:
-        """Hold a turn during a ``with`` block, for a piece of a request that takes several."""
+        """Hold a turn during a ``with`` block, for one piece of a long request."""
         self.take(app_id, is_piece=True)
         try:
             yield

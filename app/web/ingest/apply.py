@@ -73,7 +73,10 @@ class Result(NamedTuple):
 
 
 class _Skip(NamedTuple):
-    """A call by its number, or one trait of it, that was not applied. ``trait`` is None for all."""
+    """A call, by its number, or one trait of it, that was not applied.
+
+    ``trait`` is None if nothing of the call was applied.
+    """
 
     call: int
     problem: type[Problem]

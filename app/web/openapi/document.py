@@ -138,7 +138,7 @@ def _own_schema(converter: Any, field: fields.Field[Any], ret: dict[str, Any]) -
     if field.allow_none and "anyOf" in described:
         described["anyOf"] = [*described["anyOf"], {"type": "null"}]
     if field.allow_none and "enum" in ret:
-        # Client generators make one type for each of several.
+        # For an enum of several types, client generators make one class for each type.
         choices = [choice for choice in ret.pop("enum") if choice is not None]
         kind = next(kind for kind in ret.pop("type") if kind != "null")
         described["anyOf"] = [{"type": kind, "enum": choices}, {"type": "null"}]

@@ -77,7 +77,7 @@ def test_loss__is_reported_until_acknowledged(lost: Flask, run: Run) -> None:
 
 def test_intended_loss__takes_one_command(lost: Flask, run: Run) -> None:
     result = run("store", "acknowledge-loss", "--intended")
-    assert "no longer a reason for 1 cohorts" in result.output
+    assert "Cohorts no longer incomplete because of it: 1." in result.output
     (entry,) = services(lost).store.audit_trail.all()
     assert (entry["action"], entry["intended"]) == ("acknowledge_loss", True)
     assert ready(lost) == []
