@@ -44,6 +44,7 @@ class RequestRecord(NamedTuple):
         reason: why the request failed; empty if it succeeded.
         detail: the first error and its place; empty if there is none.
         rejections: some of the rejected users.
+        unknown_cohort: the cohort id that a failed request names, if no such cohort was known.
     """
 
     at_ms: int
@@ -61,6 +62,7 @@ class RequestRecord(NamedTuple):
     reason: str = ""
     detail: str = ""
     rejections: tuple[Rejection, ...] = ()
+    unknown_cohort: str = ""
 
     @property
     def is_clean(self) -> bool:

@@ -162,6 +162,7 @@ _NO_USER = bytes(HASH_BYTES)
 
 # Default values at the end of a record are not stored.
 _DEFAULTS = list(RequestRecord._field_defaults.values())
+_REJECTIONS = RequestRecord._fields.index("rejections")
 _REQUIRED = len(RequestRecord._fields) - len(_DEFAULTS)
 
 
@@ -169,7 +170,7 @@ def encode(record: RequestRecord) -> bytes:
     """A record as a JSON array, without default values at its end."""
     values: list[Any] = list(record)
     if record.rejections:
-        values[-1] = _by_reason(record.rejections)
+        values[_REJECTIONS] = _by_reason(record.rejections)
     kept = len(values)
     while kept > _REQUIRED and values[kept - 1] == _DEFAULTS[kept - 1 - _REQUIRED]:
         kept -= 1
@@ -179,7 +180,7 @@ def encode(record: RequestRecord) -> bytes:
 def decode(row: bytes) -> RequestRecord:
     """The record that :func:`encode` was given; ignores values that a later version adds."""
     record = RequestRecord(*orjson.loads(row)[: len(RequestRecord._fields)])
-    if not record.rejections:
+    if record.rejections == ():  # not stored
         return record
     users = {reason: b64decode(text) for reason, text in dict(record.rejections).items()}
     return record._replace(

@@ -18,8 +18,8 @@ from app.store.layout import Layout
 from app.store.sync_batches import FAILURES, LEFT_OUT, PROBLEMS, SYNCS, SyncBatch, decode
 from app.store.tuning import DEFAULT, Tuning
 
-# How many failed requests of a sync are searched for one with details.
-_SEARCHED_FOR_DETAIL = 5
+# How many failed requests of a sync are searched for details and unknown cohorts.
+_SEARCHED = 5
 _MS_PER_HOUR = 3600 * 1000
 _UNKNOWN_CALLERS_KEPT_HOURS = 48
 
@@ -189,17 +189,30 @@ class SyncHistory:
 
     def first_details(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, str]:
         """The details of the first error, by sync id, of syncs with failed requests."""
+        return {
+            sync_id: next((record.detail for record in records if record.detail), "")
+            for sync_id, records in self._first_problems(app_id, syncs).items()
+        }
+
+    def unknown_cohorts(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, list[str]]:
+        """Some ids of unknown cohorts that failed requests named, by sync id."""
+        found = {
+            sync_id: list(dict.fromkeys(one.unknown_cohort for one in records))
+            for sync_id, records in self._first_problems(app_id, syncs).items()
+        }
+        return {sync_id: [one for one in ids if one] for sync_id, ids in found.items()}
+
+    def _first_problems(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, list[RequestRecord]]:
+        """The first requests with problems of syncs with failed requests, by sync id."""
         failed = [sync.id for sync in syncs if sync.failed]
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for sync_id in failed:
                 key = self._keys.sync(app_id, sync_id, "problems")
-                pipeline.lrange(key, 0, _SEARCHED_FOR_DETAIL - 1)
+                pipeline.lrange(key, 0, _SEARCHED - 1)
             replies = pipeline.execute()
-        details = {}
-        for sync_id, rows in zip(failed, replies, strict=True):
-            found = (record.detail for record in map(decode, rows) if record.detail)
-            details[sync_id] = next(found, "")
-        return details
+        return {
+            sync_id: list(map(decode, rows)) for sync_id, rows in zip(failed, replies, strict=True)
+        }
 
     def count_unknown_callers(self, counts: Mapping[str, int]) -> None:
         """Count requests without a valid API key, by reason."""

@@ -247,7 +247,14 @@ def _record(
         reason=event.get("reason", "") if request.status >= 400 else "",
         detail=event.get("first_error", ""),
         rejections=tuple(outcome.rejections) if outcome else (),
+        unknown_cohort=_unknown_cohort(request),
     )
+
+
+def _unknown_cohort(request: FinishedRequest) -> str:
+    """The id in a refused request that names no known cohort; "" after other failures."""
+    refused = request.outcome is None and 400 <= request.status < 500
+    return request.event.get("cohorts", [""])[0] if refused else ""
 
 
 def _sum(moves: Iterable[Moves]) -> Moves:

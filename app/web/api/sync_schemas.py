@@ -138,6 +138,11 @@ class RequestReply(Reply):
     detail = text(
         "The first error and its place; null if there is none.", allow_none=True, example=None
     )
+    unknownCohort = text(
+        "The cohort id that a failed request names, if no such cohort was known; otherwise null.",
+        allow_none=True,
+        example=None,
+    )
     rejections = fields.List(
         fields.Nested(RejectionReply),
         required=True,

@@ -117,6 +117,7 @@ def _shown_request(record: RequestRecord) -> dict[str, Any]:
         "repeated": record.repeated,
         "reason": record.reason or None,
         "detail": record.detail or None,
+        "unknownCohort": record.unknown_cohort or None,
         "rejections": [
             {"user": user or None, "reason": reason} for user, reason in record.rejections
         ],

@@ -38,9 +38,10 @@ class Attention(NamedTuple):
         failed_syncs: the latest failed sync of each named cohort in which one failed, by cohort id.
         failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
             shows them.
+        unknown_cohorts: ids of unknown cohorts that these requests named, by sync id.
         left_out: the last sync of each cohort, where it left out users who are not registered;
             those of many cohorts may be missing.
-        details: the first errors of all these syncs, by sync id.
+        details: the first errors of the failed syncs, by sync id.
     """
 
     store_problem: str
@@ -50,6 +51,7 @@ class Attention(NamedTuple):
     never: Affected
     failed_syncs: dict[str, Sync]
     failed: list[Sync]
+    unknown_cohorts: dict[int, list[str]]
     left_out: list[Sync]
     details: dict[int, str]
 
@@ -100,6 +102,7 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
         affected(counts[FreshnessState.NEVER], states[FreshnessState.NEVER]),
         failed_syncs,
         failed,
+        current.sync_history.unknown_cohorts(app_id, failed),
         _left_out(app_id, problems),
         current.sync_history.first_details(app_id, [*failed, *failed_syncs.values()]),
     )

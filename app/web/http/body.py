@@ -131,7 +131,7 @@ def decoded(text: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         before = error.doc[max(error.pos - NEAR, 0) : error.pos]
         hint = thousands_hint(before, error.doc[error.pos : error.pos + NEAR])
-        _keep_refused(text[:_SCAN_BYTES])
+        keep_refused(text)
         raise InvalidJson(f"The body is not valid JSON: {error}{hint}") from None
     if not isinstance(value, dict):
         raise not_an_object()
@@ -155,17 +155,17 @@ def load(schema: Schema, body: dict[str, Any]) -> Any:
     try:
         return schema.load(body)
     except ValidationError as error:
-        _keep_refused(body)
+        keep_refused(body)
         raise InvalidPayload(
             "The body does not match what this call accepts; see errors. Nothing was written.",
             errors=places(error.messages)[:MAX_ERRORS],
         ) from None
 
 
-def _keep_refused(body: bytes | dict[str, Any]) -> None:
+def keep_refused(body: bytes | dict[str, Any]) -> None:
     """Keep a refused body, which may name its cohort, until the end of the request."""
     if has_app_context():
-        g.refused_body = body
+        g.refused_body = body[:_SCAN_BYTES] if isinstance(body, bytes) else body
 
 
 def places(messages: Any, path: str = "") -> list[dict[str, str]]:

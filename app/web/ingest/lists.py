@@ -104,6 +104,5 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
         with suppress(UnknownTrait):
             return enter_or_leave(trait, as_known=True)
     if (trait := registry.trait(app_id, list_id)) is None:
-        g.event["cohorts"] = [list_id]
         raise UnknownCohort("There is no list with this id. Create it first.")
     return enter_or_leave(trait, as_known=False)

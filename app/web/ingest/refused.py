@@ -29,51 +29,62 @@ _COHORT_ID = re.compile(rb'["\']cohort_id["\']\s*:\s*["\']([^"\'\\:]{1,512})["\'
 def name_cohorts(response: Response) -> Response:
     """Attribute a failed request to the known cohorts that it names.
 
-    Unknown ones are left out: invented ids must not fill the sync history.
+    Of unknown ones, only the request itself records an id: invented ids must not fill the sync
+    history.
     """
     if response.status_code < 400 or "outcome" in g or g.get("caller") is None:
         return response
     traits: dict[str, str] = {}
-    for cohort_id in _named():
+    unknown = ""
+    may_ask = response.status_code < 500 and response.status_code != RateLimited.status
+    for cohort_id, sent in _named():
         if cohort_id not in traits and text_problem(cohort_id, MAX_TRAIT_BYTES) is None:
-            if trait := _known_trait(cohort_id, response.status_code):
+            if trait := _known_trait(cohort_id, may_ask):
                 traits[cohort_id] = trait
+            elif may_ask and cohort_id in sent:
+                unknown = unknown or cohort_id
             if len(traits) == _MAX_NAMED:
                 break
     if traits:
         g.outcome = Outcome(traits)
         g.event["cohorts"] = list(traits)
+    elif unknown:
+        g.event["cohorts"] = [unknown]
     return response
 
 
-def _known_trait(cohort_id: str, status: int) -> str | None:
-    """The trait name of a known cohort; after a 5xx or 429, as last read, without a store call."""
+def _known_trait(cohort_id: str, may_ask: bool) -> str | None:
+    """The trait name of a known cohort: as last read, or if ``may_ask``, from the store."""
     registry, app_id = services().store.registry, g.caller.app_id
     trait = registry.last_trait(app_id, cohort_id)
-    if trait is None and status < 500 and status != RateLimited.status:
+    if trait is None and may_ask:
         with suppress(StoreError):
             trait = registry.trait(app_id, cohort_id)
     return trait
 
 
-def _named() -> Iterator[str]:
-    """The ids in the path and in the refused body; at most a few hundred."""
+def _named() -> Iterator[tuple[str, str]]:
+    """The ids in the path and in the refused body, and the text of each; at most a few hundred.
+
+    An id that its text does not contain was derived from it.
+    """
     if list_id := (request.view_args or {}).get("list_id"):
-        yield list_id
+        yield list_id, list_id
     body: Any = g.get("refused_body")
     if isinstance(body, bytes):
         if found := _COHORT_ID.search(body):
-            yield found[1].decode(errors="replace").strip()
+            cohort_id = found[1].decode(errors="replace").strip()
+            yield cohort_id, cohort_id
         return
     if not isinstance(body, dict):
         return
     if isinstance(cohort_id := body.get("cohort_id"), str):
-        yield cohort_id.strip()
+        yield cohort_id.strip(), cohort_id
     if isinstance(name := body.get("name"), str):
-        yield Cohort.from_trait(name).id
+        yield Cohort.from_trait(name)
     batch = body.get("batch")
     for item in [body, *(batch[:_MAX_ITEMS] if isinstance(batch, list) else [])]:
         traits = item.get("traits") if isinstance(item, dict) else None
         for name in list(traits)[:_MAX_TRAITS] if isinstance(traits, dict) else []:
             if isinstance(name, str) and text_problem(name, MAX_TRAIT_BYTES) is None:
-                yield Cohort.from_trait(name).id
+                yield Cohort.from_trait(name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from app.auth.authenticate import INGEST, requires
+from app.errors import InvalidJson, InvalidPayload
 from app.services import services
-from app.web.http.body import decoded, is_small, load, read_decompressed
+from app.web.http.body import decoded, is_small, keep_refused, load, read_decompressed
 from app.web.http.contract import describes
 from app.web.http.fields import limited
 from app.web.ingest.apply import PROBLEMS, apply
@@ -39,6 +40,10 @@ def _read_message() -> Webhook:
     """The message. Nothing of the body is kept, however long the store takes."""
     settings = services().settings
     raw = read_decompressed(BODY_LIMITS * settings.max_body_bytes)
-    body = decoded(raw) if is_small(raw) else decode_message(raw, settings.max_batch_users)
+    try:
+        body = decoded(raw) if is_small(raw) else decode_message(raw, settings.max_batch_users)
+    except (InvalidJson, InvalidPayload):
+        keep_refused(raw)
+        raise
     webhook: Webhook = load(limited(WebhookSchema, settings.max_batch_users), body)
     return webhook

@@ -362,6 +362,27 @@ class TestProblems:
         http.post("/lists/nowhere/add", json={"userIds": ["a"]})
         (sync,) = syncs(app)
         assert (sync.cohort_id, sync.failures) == ("", {"unknown_cohort": 1})
+        (record,) = requests_of(app, sync, problems=True)
+        assert (record.unknown_cohort, record.rejections) == ("nowhere", ())
+
+    @pytest.mark.parametrize(
+        ("body", "named"),
+        [
+            ({"type": "identify", "userId": "u", "traits": {ONE: 1}}, "1"),
+            ({"type": "identify", "userId": "u", "traits": {"plan": 1}}, ""),
+            ({"type": "identify", "userId": "u", "traits": {"a: " + "x" * 600: 1}}, ""),
+        ],
+    )
+    def test_unknown_cohort__of_a_refused_request__is_recorded_as_it_was_sent(
+        self, app: Flask, http: FlaskClient, body: Any, named: str
+    ) -> None:
+        assert http.post(COHORT_PATH, json=body).status_code == 400
+        (sync,) = syncs(app)
+        (record,) = requests_of(app, sync, problems=True)
+        assert (sync.cohort_id, record.unknown_cohort) == ("", named)
+        assert services(app).store.sync_history.unknown_cohorts(APP, [sync]) == {
+            sync.id: [named] if named else []
+        }
 
     def test_flood_of_failures__is_counted_and_leaves_the_others(
         self, make_app: Callable[..., Flask]

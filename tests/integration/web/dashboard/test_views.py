@@ -476,6 +476,22 @@ class TestWrongNow:
             assert "Lower the batch size in Amplitude to 1,000 or less" in page
             assert "payload template" not in page
 
+    def test_failed_requests__for_a_cohort_that_is_not_known__show_the_id_that_was_sent(
+        self, app: Flask, store: Store, browser: Browser
+    ) -> None:
+        say(store, "another: x", True, ["u"])
+        for list_id in ("nolist", "<b>", "nolist"):
+            caller(app).post(f"/lists/{list_id}/add", json={"userIds": ["u"]})
+        services(app).sync_recorder.flush()
+        (sync,) = store.sync_history.syncs(APP).syncs
+        wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        text = " ".join(re.sub("</?(?:strong|code)[^>]*>", "", wrong).split())
+        assert (
+            "3 requests failed for cohorts that were not known here, such as nolist, &lt;b&gt;."
+        ) in text
+        page = browser.get(f"/sync?id={sync.id}").text
+        assert 'For <code class="id">nolist</code>, a cohort that was not known here' in page
+
     def test_store_full__leads(
         self, store: Store, browser: Browser, redis_client: redis.Redis
     ) -> None:

@@ -12,6 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import members
@@ -84,3 +85,20 @@ def test_too_many_users__in_a_large_message__are_a_400(make_app: Callable[..., F
     reply = post(http, message(5000, 50))
     assert reply.status_code == 400
     assert reply.json["errors"] == [{"place": "users", "message": "Must hold at most 4,999 users."}]
+
+
+@pytest.mark.parametrize("cut", [0, 1], ids=["too many users", "invalid JSON"])
+def test_refused__in_a_large_message__belongs_to_the_cohort_that_it_names(
+    make_app: Callable[..., Flask], cut: int
+) -> None:
+    app = make_app(max_batch_users=4999)
+    http, history = caller(app), services(app).store.sync_history
+    body = message(5000, 50)
+    assert post(http, body[: len(body) - cut]).status_code == 400
+    services(app).sync_recorder.flush()
+    (sync,) = history.syncs(APP).syncs
+    assert history.unknown_cohorts(APP, [sync]) == {sync.id: ["1"]}
+    assert post(http, message(1, 1)).status_code == 200
+    assert post(http, body[: len(body) - cut]).status_code == 400
+    services(app).sync_recorder.flush()
+    assert history.syncs(APP, cohort_id="1").syncs[0].failed == 1
