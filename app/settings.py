@@ -445,7 +445,8 @@ class Settings:
     log_format: str = _setting(
         kinds.String(validate=validate.OneOf(["json", "text"])),
         default="json",
-        help="json for programs, text for people: one short line per event. `make run` sets text.",
+        help="json for programs, text for people: one short line per event. `make run` sets text, "
+        "and commands always log text.",
     )
 
     @classmethod

@@ -89,8 +89,16 @@ def _text_bytes(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
     return text_line(event).encode("utf-8", "backslashreplace")
 
 
+_json = structlog.processors.JSONRenderer(serializer=orjson.dumps)
+
+
+def _json_or_text(logger: Any, method: str, event: MutableMapping[str, Any]) -> str | bytes:
+    """Render as JSON; in a command, as text, since its errors on standard error are text too."""
+    return (_text_bytes if _is_command else _json)(logger, method, event)
+
+
 def configure(level: str, form: str) -> None:
-    """Print the service's own log lines, in the form ``json`` or ``text``.
+    """Print the service's own log lines, in the form ``json`` or ``text``; a command's are text.
 
     Error messages are left out, except at level ``debug``.
     """
@@ -99,9 +107,7 @@ def configure(level: str, form: str) -> None:
             OncePerMinute(),
             *_PROCESSORS,
             _tracebacks(level),
-            _text_bytes
-            if form == "text"
-            else structlog.processors.JSONRenderer(serializer=orjson.dumps),
+            _text_bytes if form == "text" else _json_or_text,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=_factory(),
@@ -114,7 +120,7 @@ _is_command = False
 
 @contextmanager
 def on_stderr() -> Iterator[None]:
-    """Send log lines to standard error: a command's standard output is for its results.
+    """Send log lines to standard error, as text: a command's standard output is for its results.
 
     This includes those of a service that is created within the block and calls :func:`configure`.
     """

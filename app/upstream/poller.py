@@ -74,7 +74,11 @@ class Poller:
                     continue
                 with upstream.lease(app_id, POLL) as is_ours:
                     if is_ours and upstream.take_turn(app_id, POLL, self._seconds):
-                        self.poll(app_id)
+                        failure = self.poll(app_id)
+                        if failure:
+                            self._log.warning(
+                                "upstream poll failed", app=app_id, reason=failure.reason
+                            )
             except StoreError as error:
                 self._log.warning("upstream poll paused", app=app_id, **error.log_fields)
 
@@ -83,7 +87,6 @@ class Poller:
         try:
             listed = self._clients[app_id].cohorts()
         except UpstreamError as error:
-            self._log.warning("upstream poll failed", app=app_id, reason=error.reason)
             self._failed(error.reason)
             self._store.upstream.note_failure(app_id, error.reason)
             return error

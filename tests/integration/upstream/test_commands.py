@@ -120,6 +120,8 @@ class TestUpstreamCommand:
         result = run(here, "upstream")
         assert result.exit_code == 1
         assert "upstream_bad_reply" in result.stderr
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
 
     def test_upstream__of_another_app__is_wrong_usage(self, here: Here) -> None:
         result = run(here, "upstream", "--app-id", "other")
