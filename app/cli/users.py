@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import BinaryIO
 
 import click
@@ -24,9 +27,10 @@ from app.cli.group import (
     the_store,
 )
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
+from app.cohorts.member_file import InvalidFile, MemberFile, format_of
 from app.store import StoreError
 
-# Ids sent to the store at a time.
+# Lines of a plain file whose ids are sent to the store at a time.
 _CHUNK = 10_000
 # Invalid lines reported one by one; the rest are counted.
 _MAX_REPORTED = 20
@@ -40,9 +44,10 @@ users = Group("users", help="Register, show and erase users.", epilog=EXIT_CODES
 def register(file: BinaryIO, app_id: str | None) -> None:
     """Register users, so that USER_POLICY=known accepts them.
 
-    FILE has one user id per line, in UTF-8; - is standard input. Blank lines are skipped. Invalid
-    ids are reported with their line, and all others are registered. Registering a user again
-    changes nothing.
+    FILE has one user id per line, in UTF-8; - is standard input. If its first line is a CSV header
+    with a column user_id, as in the dashboard's left-out.csv, or a JSON object with userId, it is
+    read as CSV or newline-delimited JSON. Blank lines are skipped. Invalid ids are reported with
+    their line, and all others are registered. Registering a user again changes nothing.
     """
     store = the_store()
     app = one_app(store, app_id, may_be_new=True)
@@ -137,65 +142,85 @@ def _work_through(file: BinaryIO, done: str, work: Callable[[list[str]], int]) -
     """Pass the ids in a file to ``work`` in chunks, and report the result.
 
     Raises:
-        click.exceptions.Exit: with 1, if a line is not a user id.
+        click.ClickException: the file cannot be read to its end.
+        click.exceptions.Exit: with 1, if a line has no user id.
     """
-    invalid = _InvalidLines()
     read = changed = 0
     with progress(_size(file), done.capitalize()) as advance:
+        lines = _lines(file, advance)
+        start = list(_through_first(lines))
+        file_format = format_of(start[-1]) if start else None
+        users = MemberFile(file_format) if file_format else _PlainFile()
         try:
-            for ids, size in _chunks(file, invalid):
+            for ids in users.read(chain(start, lines)):
                 changed += work(ids)
                 read += len(ids)
-                advance(size)
         except StoreError:
             click.echo(f"Stopped after {read} ids. It is safe to run the command again.", err=True)
             raise
-    click.echo(f"{read} ids read, {changed} {done}, {invalid.count} invalid.")
-    invalid.end()
+        except InvalidFile as error:
+            raise click.ClickException(f"{error} {read} ids read, {changed} {done}.") from None
+    click.echo(f"{read} ids read, {changed} {done}, {users.rejected} invalid.")
+    for line, problem in users.errors[:_MAX_REPORTED]:
+        click.echo(f"line {line}: {problem}", err=True)
+    if users.rejected > _MAX_REPORTED:
+        click.echo(f"… and {users.rejected - _MAX_REPORTED} more invalid lines.", err=True)
+    if users.rejected:
+        raise click.exceptions.Exit(1)
 
 
-class _InvalidLines:
-    """Reports invalid lines on standard error."""
+@dataclass
+class _PlainFile:
+    """Reads one id per line, as :class:`MemberFile` reads other formats."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    rejected: int = 0
+    errors: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, line: int, problem: str) -> None:
-        self.count += 1
-        if self.count <= _MAX_REPORTED:
-            click.echo(f"line {line}: {problem}", err=True)
+    def read(self, lines: Iterable[bytes]) -> Iterator[list[str]]:
+        ids: list[str] = []
+        for number, line in enumerate(lines, 1):
+            text = line.rstrip(b"\r\n")
+            if number == 1:
+                text = text.removeprefix(codecs.BOM_UTF8)
+            if not text.strip():
+                continue
+            try:
+                user_id = text.decode()
+            except UnicodeDecodeError:
+                self._reject(number, "Must be valid UTF-8.")
+                continue
+            if problem := text_problem(user_id, MAX_USER_ID_BYTES):
+                self._reject(number, problem)
+                continue
+            ids.append(user_id)
+            if len(ids) == _CHUNK:
+                yield ids
+                ids = []
+        yield ids
 
-    def end(self) -> None:
-        if self.count > _MAX_REPORTED:
-            click.echo(f"… and {self.count - _MAX_REPORTED} more invalid lines.", err=True)
-        if self.count:
-            raise click.exceptions.Exit(1)
+    def _reject(self, line: int, problem: str) -> None:
+        self.rejected += 1
+        if len(self.errors) < _MAX_REPORTED:
+            self.errors.append((line, problem))
 
 
-def _chunks(lines: Iterable[bytes], invalid: _InvalidLines) -> Iterator[tuple[list[str], int]]:
-    """The valid ids in chunks, with the bytes read for each chunk."""
-    ids: list[str] = []
+def _lines(file: BinaryIO, advance: Callable[[int], None]) -> Iterator[bytes]:
     size = 0
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(file, 1):
         size += len(line)
-        text = line.rstrip(b"\r\n")
-        if number == 1:
-            text = text.removeprefix(b"\xef\xbb\xbf")  # the BOM that some editors write
-        if not text.strip():
-            continue
-        try:
-            user_id = text.decode()
-        except UnicodeDecodeError:
-            invalid.add(number, "Must be valid UTF-8.")
-            continue
-        if problem := text_problem(user_id, MAX_USER_ID_BYTES):
-            invalid.add(number, problem)
-            continue
-        ids.append(user_id)
-        if len(ids) == _CHUNK:
-            yield ids, size
-            ids, size = [], 0
-    yield ids, size
+        if number % _CHUNK == 0:  # to draw the bar takes longer than to read a line
+            advance(size)
+            size = 0
+        yield line
+    advance(size)
+
+
+def _through_first(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines up to the first that is not blank, including it."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
 
 
 def _size(file: BinaryIO) -> int | None:

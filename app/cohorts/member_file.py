@@ -21,8 +21,8 @@ USERS_AT_ONCE = 5000
 MAX_ERRORS = 50
 MAX_LINE_BYTES = 1 << 16
 _COLUMN = "user_id"
-# An export of this service puts a quote before ids that a spreadsheet would take for a formula.
-_OWN_HEADER = ["user_id", "since"]
+# Files of this service have a quote before ids that a spreadsheet would take for a formula.
+_OWN_HEADERS = (["user_id", "since"], ["user_id", "reason"])
 
 
 class FileFormat(StrEnum):
@@ -85,7 +85,7 @@ class MemberFile:
             if header is None:
                 raise InvalidFile("The file is empty. A header line is needed.")
             place = self._place(header)
-            quoted = header == _OWN_HEADER
+            quoted = header in _OWN_HEADERS
             for row in reader:
                 if not row:  # an empty line
                     continue
@@ -118,6 +118,17 @@ class MemberFile:
             if type(value) is int and abs(value) <= MAX_WHOLE_ID:
                 value = str(value)
             yield number, value if isinstance(value, str) else ""
+
+
+def format_of(first_line: bytes) -> FileFormat | None:
+    """The format of a file by its first line; None if that is neither a header nor an object."""
+    line = first_line.removeprefix(codecs.BOM_UTF8).decode(errors="replace").strip()
+    if line.startswith("{") and ('"userId"' in line or '"user_id"' in line):
+        return FileFormat.NDJSON
+    # With a separator that is not a comma, the file is refused rather than read as ids.
+    if any(_bare(name) == _bare(_COLUMN) for name in re.split("[,;\t]", line)):
+        return FileFormat.CSV
+    return None
 
 
 def _bare(name: str) -> str:

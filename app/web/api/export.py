@@ -69,12 +69,12 @@ def _ndjson(pages: Iterable[list[Member]]) -> Iterator[bytes]:
         )
 
 
-def csv_of_users(user_ids: Iterable[str]) -> bytes:
-    """User ids as CSV, safe to open in a spreadsheet."""
+def csv_of_users(user_ids: Iterable[str], reason: str) -> bytes:
+    """Users who were left out for a reason, as CSV, safe to open in a spreadsheet."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(("user_id",))
-    writer.writerows((_cell(user_id),) for user_id in user_ids)
+    writer.writerow(("user_id", "reason"))
+    writer.writerows((_cell(user_id), reason) for user_id in user_ids)
     return buffer.getvalue().encode()
 
 

@@ -93,7 +93,8 @@ ADVICE = {
     ),
     "unknown_user": Advice(
         "The user is not registered, and USER_POLICY=known accepts only registered users.",
-        "Register the users (cohort-receiver users register), or set USER_POLICY=open.",
+        "Register the users, or set USER_POLICY=open. The sync's page lists them for "
+        "administrators, as a file for cohort-receiver users register.",
     ),
     "suppressed_user": Advice(
         "The user was erased and is suppressed.",

@@ -348,7 +348,8 @@ def download_left_out() -> Response:
     """The users whom a sync left out, as a file."""
     found = known_sync(_query(_SYNC_QUERY)["id"])
     headers = {"Content-Disposition": 'attachment; filename="left-out.csv"'}
-    return Response(csv_of_users(_left_out(found.id)), mimetype=CSV, headers=headers)
+    body = csv_of_users(_left_out(found.id), "unknown_user")
+    return Response(body, mimetype=CSV, headers=headers)
 
 
 def _requests_page(

@@ -308,6 +308,41 @@ class TestRegister:
         assert result.stdout == "25000 ids read, 25000 registered, 0 invalid.\n"
         assert sum(redis_client.scard(k) for k in redis_client.keys("*:registered")) == 25_000
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '\ufeff"user_id","reason"\r\n"bob","unknown_user"\r\n"\'=1","unknown_user"\r\n',
+            "Amplitude ID,User ID\n1,bob\n2,=1\n",
+            '\n{"userId": "bob"}\n{"userId": "=1"}\n',
+        ],
+        ids=["left out", "Amplitude's", "ndjson"],
+    )
+    def test_register__csv_or_ndjson__registers_its_ids(
+        self, text: str, store: Store, run: Run, redis_client: redis.Redis
+    ) -> None:
+        result = run("users", "register", "-", input=text)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout == "2 ids read, 2 registered, 0 invalid.\n"
+        keys = redis_client.keys("*:registered")
+        assert {user for key in keys for user in redis_client.smembers(key)} == {"bob", "=1"}
+        assert run("users", "unregister", "-", input=text).stdout.startswith("2 ids read, 2 un")
+
+    def test_register__csv_with_rows_without_ids__registers_the_others_and_exits_with_1(
+        self, store: Store, run: Run
+    ) -> None:
+        rows = "".join(f"{n},\n" for n in range(60))
+        result = run("users", "register", "-", input=f"n,user_id\n1,bob\n{rows}")
+        assert (result.exit_code, result.stdout) == (1, "1 ids read, 1 registered, 60 invalid.\n")
+        assert result.stderr.startswith("line 3: Must not be empty.\n")
+        assert result.stderr.endswith("… and 40 more invalid lines.\n")
+
+    def test_register__a_file_that_cannot_be_read__says_so(self, store: Store, run: Run) -> None:
+        result = run("users", "register", "-", input="user_id;since\nbob;1\n")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "The header has no column user_id. It has: user_id;since." in result.stderr
+        result = run("users", "register", "-", input='{"userId":"bob"}\n{"userId":\n')
+        assert "Line 2 is not valid JSON." in result.stderr
+
     def test_register__an_app_that_has_sent_nothing_yet__is_taken(self, run: Run) -> None:
         assert run("users", "register", "-", "--app-id", "fresh", input="u1").exit_code == 0
         assert '"registered": true' in run("users", "show", "u1", "--json").stdout

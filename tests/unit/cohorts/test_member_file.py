@@ -12,6 +12,7 @@ from app.cohorts.member_file import (
     FileFormat,
     InvalidFile,
     MemberFile,
+    format_of,
 )
 
 CSV, NDJSON = FileFormat.CSV, FileFormat.NDJSON
@@ -56,11 +57,31 @@ def test_ids__with_quotes_commas_and_line_breaks__are_kept() -> None:
     assert read(MemberFile(CSV), "user_id\n" + rows) == ids
 
 
-def test_export_of_this_service__gives_the_ids_back() -> None:
-    assert read(MemberFile(CSV), '"user_id","since"\r\n"\'=1+1",5\r\n"\'\'x",5\r\n') == [
-        "=1+1",
-        "'x",
-    ]
+@pytest.mark.parametrize("column", ["since", "reason"])
+def test_file_of_this_service__gives_the_ids_back(column: str) -> None:
+    text = f'"user_id","{column}"\r\n"\'=1+1",5\r\n"\'\'x",5\r\n'
+    assert read(MemberFile(CSV), text) == ["=1+1", "'x"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'\xef\xbb\xbf"user_id","reason"\r\n', CSV),
+        (b"Amplitude ID,User ID", CSV),
+        (b"user_id\n", CSV),
+        (b"user_id;since\n", CSV),
+        (b'\xef\xbb\xbf {"userId": "a"}\n', NDJSON),
+        (b'{"user_id": "a"\n', NDJSON),
+        (b"alice\n", None),
+        (b"user_id@example.com", None),
+        (b"{3f2504e0-4f89-11d3-9a0c-0305e82c3301}", None),
+        (b'"a","b"\n', None),
+        (b"\xff\xfe", None),
+        (b"", None),
+    ],
+)
+def test_format_of__goes_by_a_header_or_an_object(line: bytes, expected: FileFormat | None) -> None:
+    assert format_of(line) is expected
 
 
 def test_column__if_given__is_read() -> None:

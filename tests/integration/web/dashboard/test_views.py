@@ -692,7 +692,10 @@ class TestSyncs:
         path, download = f"/sync?id={sync.id}", f"/sync/left-out.csv?id={sync.id}"
         admin = Browser(synced).log_in(ADMIN_KEY)
         assert "stranger-1<" in admin.get(path).text
-        assert len(admin.get(download).text.splitlines()) == 61
+        assert "users register left-out.csv --app-id shop<" in admin.get(path).text
+        header, *rows = admin.get(download).text.splitlines()
+        assert (header, len(rows)) == ('"user_id","reason"', 60)
+        assert '"stranger-1","unknown_user"' in rows
         hashed = f"/users?id={user_hash('stranger-1')}"
         assert "This is the hash of" in admin.get(hashed).text
         reader = Browser(synced).log_in()
