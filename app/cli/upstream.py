@@ -170,7 +170,7 @@ def read_upstream(app_id: str | None, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"Amplitude lists {status.listed} cohorts.")
+    click.echo(f"Cohorts that Amplitude lists: {status.listed}")
     table(_HEADERS, [[_row(*row) for row in rows]])
     if status.absent:
         click.echo(f"\nSynced, but never received here: {status.absent_total}")

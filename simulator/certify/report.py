@@ -30,7 +30,7 @@ def verdict(report: Report) -> str:
     """Return the outcome in a sentence or two."""
     counts, must, should = report.counts(), report.failed("must"), report.failed("should")
     numbers = ", ".join(f"{counts[name]} {name}" for name in _MARKS)
-    numbers = f"{counts.total()} checks: {numbers}"
+    numbers = f"checks: {counts.total()}, {numbers}"
     if must:
         text = f"NOT CERTIFIED: failed checks of level must: {len(must)} ({numbers})."
     elif not report.certified:

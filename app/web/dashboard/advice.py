@@ -57,8 +57,8 @@ ADVICE = {
     ),
     "invalid_credentials": Advice(
         "The API key is unknown or does not belong to the app in app_id.",
-        "Compare the key in Amplitude (in a destination the username, in a cohort webhook the "
-        "header api_key) with API_KEYS. Was a key rotated?",
+        "The key in Amplitude (in a destination the username, in a cohort webhook the header "
+        "api_key) must be one of API_KEYS or one that `keys create` printed. Was a key rotated?",
     ),
     "expired_key": Advice(
         "The API key has expired.",
@@ -222,7 +222,7 @@ INCOMPLETE_ADVICE = {
     ),
     IncompleteReason.COUNT_DIFFERS: Advice(
         "Its number of members differs from Amplitude's count.",
-        "Reconcile the cohort to see who is missing and who is extra.",
+        "On the cohort's page, Compare with Amplitude shows who is missing and who is extra.",
     ),
 }
 

@@ -398,7 +398,7 @@ def test_certify__correct_receiver__exits_0_and_writes_the_page(tmp_path: Path) 
             *("--html", str(page)),
         )
     assert result.exit_code == ExitCode.OK, result.output
-    assert "CERTIFIED BY ITS REPLIES ONLY (" in result.output
+    assert "CERTIFIED BY ITS REPLIES ONLY (checks: " in result.output
     assert "<svg" in page.read_text()
 
 

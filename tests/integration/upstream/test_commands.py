@@ -108,6 +108,7 @@ class TestUpstreamCommand:
     def test_upstream__lists_what_amplitude_says(self, here: Here) -> None:
         here.serve("b2", size=7, syncs=[SyncInfo("receiver", "daily")])
         result = run(here, "upstream")
+        assert "Cohorts that Amplitude lists: 2\n" in result.stdout
         lines = [line.split() for line in result.stdout.splitlines()]
         assert ["a1", "2", "3", "-", "unverified", "fresh", "hourly", "-"] in lines
         assert ["b2", "A", "cohort", "7", "daily", "-", "receiver"] in lines

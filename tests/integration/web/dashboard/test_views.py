@@ -458,6 +458,7 @@ class TestWrongNow:
             services(app).sync_recorder.flush()
         wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
         assert "1 request failed that names no cohort." in wrong
+        assert "Show the request</a>" in " ".join(wrong.split())
         assert "The body is not valid JSON." in wrong
 
     def test_too_many_users__in_a_request__are_named_as_the_cause(
