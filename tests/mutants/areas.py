@@ -52,6 +52,7 @@ AREAS = {
     "auth": Area(
         ("app/auth/*.py",),
         (
+            "tests/unit/auth",
             "tests/integration/auth",
             "tests/integration/store/test_rate_limiter.py",
             "tests/integration/web/test_apps.py",
@@ -70,6 +71,7 @@ AREAS = {
             "tests/integration/web/test_memory.py",
             *_INGEST,
             "tests/integration/web/api/test_resyncs.py",
+            "tests/integration/telemetry",
         ),
     ),
     "paths": Area(

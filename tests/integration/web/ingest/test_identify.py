@@ -117,6 +117,14 @@ def test_body__that_breaks_off__is_400(client: FlaskClient, nothing_written: Non
     assert_problem(reply, 400, "invalid_encoding")
 
 
+@pytest.mark.parametrize(("members", "status"), [(999, 200), (1000, 413)])
+def test_gzip__of_very_many_members__is_refused(
+    client: FlaskClient, members: int, status: int
+) -> None:
+    body = gzip.compress(json.dumps(ONE).encode()) + gzip.compress(b"") * (members - 1)
+    assert post_raw(client, body, **{"Content-Encoding": "gzip"}).status_code == status
+
+
 @pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 413)])
 def test_body__of_no_announced_length__may_have_as_many_bytes_as_others(
     over: int, status: int, make_app: Callable[..., Flask]

@@ -1,0 +1,35 @@
+"""An import of members, step by step."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.auth.admin_actions import ResyncRefused
+from app.auth.audit_trail import Operator
+from app.auth.member_import import MemberImport
+from app.cohorts import Cohort, MembershipChange, ResyncRefusal
+from app.store import ResyncPlace, Store
+from app.store.losses import Loss, LossKind
+from tests.integration.conftest import APP
+
+OPERATOR = Operator("command", "ops")
+
+
+def test_apply__after_the_store_lost_data__is_refused_though_forced(store: Store) -> None:
+    cohort = Cohort.from_trait("[Amplitude] Power users: abc123")
+    change = MembershipChange(cohort, True, ["ann", "bob"])
+    store.memberships.apply(APP, [change], source="test")
+    place = ResyncPlace(APP, cohort.id)
+    with MemberImport(store, OPERATOR, place) as importing:
+        importing.stage(["ann"])
+        for _ in importing.compare():
+            pass
+        begun = store.resyncs.find(place)
+        assert begun is not None
+        store.losses.spread(Loss(APP, LossKind.SET_BACK, begun.started_ms + 1, acknowledged=False))
+        with pytest.raises(ResyncRefused) as caught:
+            next(importing.apply(force=True))
+    assert caught.value.reason is ResyncRefusal.STORE_LOST
+    members, _ = store.lookups.members(APP, cohort.id)
+    assert {member.user_id for member in members} == {"ann", "bob"}
+    assert store.audit_trail.all() == []
