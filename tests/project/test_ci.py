@@ -57,6 +57,7 @@ def ci_test(path: Path, *names: str, **env: str) -> subprocess.CompletedProcess[
     return run(ROOT / ".ci" / "test", *options, *tests, **env)
 
 
+@thorough
 def test_ci__flaky_test__is_run_again_reported_and_passes(some_tests: Path) -> None:
     done = ci_test(some_tests, "good", "flaky", PYTEST_ADDOPTS="-n 1")
     assert done.returncode == 0, done.stdout + done.stderr

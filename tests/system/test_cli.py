@@ -174,6 +174,7 @@ ENTRIES = {
 }
 
 
+@thorough
 @pytest.mark.parametrize("typed", ENTRIES)
 def test_usage__of_each_way_to_type_a_command__shows_what_was_typed(
     store_url: str, typed: str

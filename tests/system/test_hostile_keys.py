@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from simulator.payloads import COHORT_PATH, identify
+from tests.support.effort import thorough
 from tests.support.raw_http import AUTH, JSON, connect, head, raw, status
 from tests.support.service import ADMIN_KEY, APP, KEY, Service, running
 
@@ -47,6 +48,7 @@ def answers(sock: socket.socket, count: int) -> Iterator[int]:
             replies.read(length)
 
 
+@thorough
 def test_bad_keys__ten_thousand_from_one_address__are_limited_and_harm_no_other(
     proxied: Service, redis_client: redis.Redis
 ) -> None:

@@ -225,6 +225,7 @@ def delete_large(store: Store, number: int) -> None:
     fill(store)
 
 
+@thorough
 @pytest.mark.parametrize(
     "call",
     [read_members, export_members, change_members, check_members, rename_large, delete_large],

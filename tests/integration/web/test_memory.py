@@ -19,6 +19,7 @@ from app.settings import ApiKey
 from app.store import Tuning
 from simulator import payloads
 from tests.integration.conftest import caller
+from tests.support.effort import thorough
 
 Send = Callable[[FlaskClient, str], Any]
 
@@ -116,6 +117,7 @@ def full_caches() -> Iterator[None]:
     gc.unfreeze()
 
 
+@thorough
 @pytest.mark.parametrize("what", INPUTS)
 def test_inputs__of_many_values__leave_nothing_in_memory(app: Flask, what: str) -> None:
     client, send = caller(app), INPUTS[what]
