@@ -29,11 +29,16 @@ class Problem(Exception):
         detail: what is wrong and what to do about it, for people; by default the class's own text.
         errors: what is wrong at each place of the body, as ``{"place": …, "message": …}``.
         headers: further headers of the reply.
+
+    Attributes:
+        records_detail: whether a detail that was passed is logged and recorded in the sync history.
+            Only where details never quote what was sent.
     """
 
     status = 500
     reason = "internal_error"
     detail = ""
+    records_detail = False
 
     def __init__(
         self,
@@ -84,11 +89,13 @@ class InternalError(Problem):
 class InvalidJson(Problem):
     status, reason = 400, "invalid_json"
     detail = "The body is not valid JSON in UTF-8."
+    records_detail = True
 
 
 class InvalidEncoding(Problem):
     status, reason = 400, "invalid_encoding"
     detail = "The body is truncated or cannot be decompressed."
+    records_detail = True
 
 
 class InvalidPayload(Problem):
@@ -156,6 +163,7 @@ class RevokedKey(Problem):
 class MissingScope(Problem):
     status, reason = 403, "missing_scope"
     detail = "The API key is valid but lacks the scope for this call."
+    records_detail = True
 
 
 class HttpsRequired(Problem):
@@ -275,16 +283,19 @@ class CursorExpired(Problem):
 class BodyTimeout(Problem):
     status, reason = 408, "body_timeout"
     detail = "The body did not arrive in time."
+    records_detail = True
 
 
 class BodyTooLarge(Problem):
     status, reason = 413, "body_too_large"
     detail = "The body is larger than this service accepts."
+    records_detail = True
 
 
 class UnsupportedMediaType(Problem):
     status, reason = 415, "unsupported_media_type"
     detail = "Content-Type must be application/json in UTF-8, with Content-Encoding gzip or none."
+    records_detail = True
 
 
 class RateLimited(Problem):
@@ -302,6 +313,7 @@ class RateLimited(Problem):
 class TooManyFollowers(Problem):
     status, reason = 503, "too_many_followers"
     detail = "This process has reached its limit of change streams."
+    records_detail = True
 
     def __init__(self, per_app: int, in_total: int) -> None:
         super().__init__(
@@ -348,10 +360,12 @@ def render(problem: Problem, **members: Any) -> Response:
     """The reply for a problem, with further members where a protocol needs them."""
     note(problem)
     document = problem.document(g.event["request_id"], **members)
+    # The sender receives the detail and the whole list but seldom shows them to anybody.
     if problem.errors:
-        # The sender receives the whole list but seldom shows it to anybody.
         first = "{place}: {message}".format(**problem.errors[0])
         g.event["first_error"] = first.removeprefix(": ")[:200]  # no place: the whole body
+    elif problem.records_detail and problem.detail != type(problem).detail:
+        g.event["first_error"] = problem.detail
     return Response(
         dumps(document, option=OPT_APPEND_NEWLINE),
         problem.status,

@@ -20,7 +20,7 @@ from app.services import services
 from app.store import Store, Tuning
 from app.store.errors import StoreError, StoreRefused, StoreTimeout
 from app.telemetry.sync_recorder import SyncRecorder
-from simulator.payloads import COHORT_PATH, batch, identify
+from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify
 from tests.integration.clock import Clock
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.web.api import read_api
@@ -315,15 +315,25 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("body", "headers", "reason", "detail"),
         [
-            (b"{", {}, "invalid_json", ""),
+            (
+                b"{",
+                {},
+                "invalid_json",
+                "The body is not valid JSON: unexpected end of data: line 1 column 2 (char 1)",
+            ),
             (
                 b'{"type": "identify", "userId": "a"}',
                 {},
                 "invalid_payload",
                 "traits: Missing data for required field.",
             ),
-            (b"x" * 2000, {}, "body_too_large", ""),
-            (b"{}", {"Content-Type": "text/plain"}, "unsupported_media_type", ""),
+            (b"x" * 2000, {}, "body_too_large", "The body may have at most 1024 bytes."),
+            (
+                b"{}",
+                {"Content-Type": "text/plain"},
+                "unsupported_media_type",
+                "Content-Type must be application/json.",
+            ),
         ],
     )
     def test_failure__without_a_cohort__is_told_with_its_reason(
@@ -343,6 +353,20 @@ class TestProblems:
         assert (record.reason, record.detail) == (reason, detail)
         details = services(app).store.sync_history.first_details(APP, [sync])
         assert details == {sync.id: detail}
+
+    @pytest.mark.parametrize("path", [COHORT_PATH, WEBHOOK_PATH])
+    def test_invalid_json__is_told_with_its_place_and_without_its_text(
+        self, app: Flask, http: FlaskClient, path: str
+    ) -> None:
+        body = b"\n" * 60_000 + b'{"userId": "alice", "time":\n1,234}'
+        with capture_logs() as events:
+            reply = http.post(path, data=body, content_type="application/json")
+        (sync,) = syncs(app)
+        (record,) = requests_of(app, sync, problems=True)
+        assert "line 60002 column 3" in record.detail
+        assert record.detail.endswith("print it with ?c")
+        assert "alice" not in record.detail
+        assert record.detail == reply.json["detail"] == events[-1]["first_error"]
 
     def test_rate_limit__is_told(self, make_app: Callable[..., Flask]) -> None:
         app = make_app(rate_limit=parse("2/minute"))

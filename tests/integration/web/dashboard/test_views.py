@@ -668,6 +668,7 @@ class TestSyncs:
         assert "Register the users" in page
         assert "Failed requests" in page
         assert "The body is not valid JSON." in page
+        assert "line 1 column 2" in page
         (refused,) = (line for line in page.split("<summary>") if "Failed requests" in line)
         assert "via identify: <code>invalid_json</code>" in refused.split("</summary>")[0]
 
