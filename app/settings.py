@@ -236,13 +236,16 @@ class Settings:
     api_keys: tuple[ApiKey, ...] = _setting(
         _Keys(),
         default=(),
-        help="Keys that may send cohorts (scope ingest): comma-separated app_id:key.",
+        help="Keys that may send cohorts (scope ingest): comma-separated app_id:key; a bare key "
+        "belongs to the app default.",
     )
     read_api_keys: tuple[ApiKey, ...] = _setting(
         _Keys(), default=(), help="Keys that may read (scope read), in the form of API_KEYS."
     )
     admin_api_keys: tuple[ApiKey, ...] = _setting(
-        _Keys(), default=(), help="Keys that may do anything (scope admin), written as API_KEYS."
+        _Keys(),
+        default=(),
+        help="Keys that may do anything (scope admin), in the form of API_KEYS.",
     )
     metrics_token: str | None = _setting(
         kinds.String(
