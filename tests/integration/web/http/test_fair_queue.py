@@ -43,6 +43,17 @@ def test_request__without_a_body__waits_for_its_turn(
     assert not queue._working
 
 
+def test_export__needs_no_other_turn_for_its_pieces(make_app: Callable[..., Flask]) -> None:
+    app = make_app(store_connections=1, admin_api_keys=(ApiKey(APP, BOSS),))
+    http = caller(app, BOSS)
+    assert (
+        http.post(payloads.COHORT_PATH, json=payloads.batch(["u"], TRAIT, True)).status_code == 200
+    )
+    with gevent.Timeout(10):
+        assert '"userId":"u"' in http.get("/api/v1/cohorts/abc123/members.ndjson").text
+    assert not services(app).fair_queue._working
+
+
 def test_request__whose_body_has_not_arrived__takes_no_turn(make_app: Callable[..., Flask]) -> None:
     app = make_app(store_connections=1)
     queue = services(app).fair_queue
