@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from app.errors import (
 )
 from app.services import services
 from app.settings import Settings
-from app.store import RateLimiter
+from app.store import RateLimiter, StoreError
 
 __all__ = [
     "ADMIN",
@@ -69,7 +70,9 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: RateLimiter) 
         sent: Request = request._get_current_object()  # type: ignore[attr-defined]
         endpoint = sent.endpoint
         if endpoint is None:
-            return  # no such path or method: the error reply contains no secrets
+            # No such path or method: the error reply contains no secrets.
+            _note_owner(sent, ring)
+            return
         view = app.view_functions[endpoint]
         scope = getattr(view, "scope", None)
         if scope == PUBLIC:
@@ -135,6 +138,14 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: RateLimit
         )
     problem.headers.update(_CHALLENGE)
     raise problem
+
+
+def _note_owner(sent: Request, ring: KeyRing) -> None:
+    """Name the owner of a valid key in the log and history, for a request that needs none."""
+    key = _sent_key(sent)
+    with suppress(StoreError):
+        if key and (caller := ring.find(key)):
+            g.event.update(app=caller.app_id, key=caller.label)
 
 
 def _refusal(ring: KeyRing, key: str) -> Problem:

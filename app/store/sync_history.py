@@ -215,7 +215,7 @@ class SyncHistory:
         }
 
     def count_unknown_callers(self, counts: Mapping[str, int]) -> None:
-        """Count requests without a valid API key, by reason."""
+        """Count requests without a valid API key or to a wrong address, by reason."""
         hour = self._hour()
         key = self._keys.unknown_callers()
         with store_errors():
@@ -224,9 +224,9 @@ class SyncHistory:
             self._client.pexpire(key, _UNKNOWN_CALLERS_KEPT_HOURS * _MS_PER_HOUR)
 
     def unknown_callers(self, hours: int = 24) -> dict[str, int]:
-        """The number of requests without a valid API key in the last hours, by reason.
+        """The number of requests that belong to no app in the last hours, by reason.
 
-        They belong to no app, so this covers all of them.
+        They had no valid API key or went to a wrong address. This covers all apps.
         """
         now = self._hour()
         counts: Counter[str] = Counter()
@@ -237,7 +237,7 @@ class SyncHistory:
         return dict(counts)
 
     def forget_unknown_callers(self) -> None:
-        """Remove the counts of requests without a valid API key that are too old.
+        """Remove the counts of requests that belong to no app that are too old.
 
         Also removes counts with a time in the future, left by a clock that was wrong.
         """

@@ -194,7 +194,7 @@ class SyncRecorder:
         """Add a request to the batch of each sync that it is part of."""
         event, outcome = request.event, request.outcome
         app_id = event.get("app")
-        if app_id is None:
+        if app_id is None or "source" not in event:
             self._unknown[event.get("reason", "")] += 1
             return
         moves = outcome.moves if outcome else {}
@@ -267,10 +267,14 @@ def _sum(moves: Iterable[Moves]) -> Moves:
 
 
 def record_requests(recorder: SyncRecorder) -> Listener:
-    """A listener that records every request for one of the sources (app/web/ingest)."""
+    """A listener that records every request for one of the sources (app/web/ingest).
+
+    It also records requests of known callers to no address: they may have been for a source.
+    """
 
     def record(request: FinishedRequest) -> None:
-        if "source" in request.event:
+        event = request.event
+        if "source" in event or (not request.blueprint and "app" in event and "reason" in event):
             recorder.record(request)
 
     return record

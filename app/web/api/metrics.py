@@ -34,7 +34,7 @@ def count_requests(meter: Meter) -> Listener:
 
     def count(finished: FinishedRequest) -> None:
         event = finished.event
-        method, path = event["method"], event["path"]
+        method, path = event["method"], event["path"] if finished.blueprint else None
         if path is None and method not in _METHODS:
             method = "other"  # callers may send a method of any name
         source = event.get("source") or _KINDS.get(finished.blueprint, "other")

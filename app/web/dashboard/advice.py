@@ -81,11 +81,12 @@ ADVICE = {
     ),
     "not_found": Advice(
         "There is no such path.",
-        "Check the URLs in the Amplitude destination.",
+        "Check the address in the Amplitude destination or cohort webhook. The log names the key "
+        "that was sent.",
     ),
     "method_not_allowed": Advice(
         "The path exists but does not accept this method.",
-        "Send cohorts with POST.",
+        "Send cohorts with POST. The log names the path, and the key that was sent.",
     ),
     "invalid_user_id": Advice(
         "The user id is missing, empty, blank, too long or not an id.",

@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 from flask import Flask, Response, g, request
+from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.routing import Rule
 
 from app.telemetry.request_event import FinishedRequest, Listener
 
@@ -32,12 +34,13 @@ def init_app(app: Flask, sources: Collection[str], listeners: list[Listener]) ->
         # Each use of one of Flask's proxies looks up the request again.
         now: Any = g._get_current_object()
         rule, environ = request.url_rule, request.environ
+        path_rule = rule or _rule_for_other_methods(app)
         sent = environ.get("HTTP_X_REQUEST_ID", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else f"{getrandbits(128):032x}"
         now.event = {
             "request_id": request_id,
             "method": environ["REQUEST_METHOD"],
-            "path": (rule.rule.rstrip("/") or "/") if rule else None,
+            "path": (path_rule.rule.rstrip("/") or "/") if path_rule else None,
         }
         now.blueprint = rule.endpoint.partition(".")[0] if rule else ""
         if now.blueprint in sources:
@@ -60,3 +63,14 @@ def init_app(app: Flask, sources: Collection[str], listeners: list[Listener]) ->
             log = logger.debug  # probed every second by some platforms
         log("request", status=status, ms=round(seconds * 1000, 2), **event)
         return response
+
+
+def _rule_for_other_methods(app: Flask) -> Rule | None:
+    """The rule of the current request's path, if it exists but does not accept the method."""
+    error = request.routing_exception
+    if not isinstance(error, MethodNotAllowed) or not error.valid_methods:
+        return None
+    sent: Any = request
+    adapter: Any = app.create_url_adapter(sent._get_current_object())
+    rule: Rule = adapter.match(method=min(error.valid_methods), return_rule=True)[0]
+    return rule

@@ -437,6 +437,17 @@ class TestProblems:
             "missing_credentials": 1,
         }
 
+    def test_wrong_addresses__are_counted_if_the_key_is_valid(
+        self, app: Flask, http: FlaskClient, store: Store
+    ) -> None:
+        assert http.post(f"{WEBHOOK_PATH}s", json={}).status_code == 404
+        assert http.put(WEBHOOK_PATH, json={}).status_code == 405
+        for other in (caller(app, "wrong"), app.test_client()):
+            assert other.post(f"{WEBHOOK_PATH}s", json={}).status_code == 404
+            assert other.put(WEBHOOK_PATH, json={}).status_code == 405
+        assert syncs(app) == []
+        assert store.sync_history.unknown_callers() == {"not_found": 1, "method_not_allowed": 1}
+
     def test_unknown_callers__of_more_than_a_day_ago__are_not_counted(
         self, store: Store, redis_client: redis.Redis
     ) -> None:

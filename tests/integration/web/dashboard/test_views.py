@@ -360,6 +360,18 @@ class TestOverview:
         assert "The API key is unknown" in page
         assert "Was a key rotated?" in page
 
+    def test_requests_to_a_wrong_address__are_shown_with_advice(
+        self, app: Flask, store: Store, browser: Browser
+    ) -> None:
+        say(store, ONE, True, ["u"])
+        caller(app).post(f"{COHORT_PATH}s", json=identify("u", ONE, True))
+        services(app).sync_recorder.flush()
+        for path in ("/", "/?setup=webhook", "/health"):
+            page = browser.get(path).text
+            assert "or to a wrong address" in page
+            assert "1 request" in page
+            assert "Check the address in the Amplitude destination" in page
+
 
 class TestWrongNow:
     """What the list of cohorts begins with."""

@@ -1,4 +1,4 @@
-"""The level at which a request is logged."""
+"""How a request is logged: its level, its path and its caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flask import Flask
 from structlog.testing import capture_logs
 
 from app.settings import ApiKey
-from tests.integration.conftest import APP, KEY
+from tests.integration.conftest import APP, KEY, caller
 
 BODY = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
 READ_KEY = "the-read-key"
@@ -28,3 +28,32 @@ def test_request__refused_because_of_its_key__is_a_warning(
         assert client.post(path, json=BODY, headers={"api_key": key}).status_code == status
     (event,) = (event for event in events if event["event"] == "request")
     assert (event["status"], event["log_level"]) == (status, level)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "logged", "reason"),
+    [
+        ("PUT", "/lists/7/add/", "/lists/<path:list_id>/add", "method_not_allowed"),
+        ("GET", "/v1/batch", "/v1/batch", "method_not_allowed"),
+        ("POST", "/v1/batches", None, "not_found"),
+    ],
+)
+def test_request__to_a_wrong_address__names_its_key_and_for_a_wrong_method_the_route(
+    make_app: Callable[..., Flask], method: str, path: str, logged: str | None, reason: str
+) -> None:
+    app = make_app()
+    with capture_logs() as events:
+        caller(app).open(path, method=method)
+        caller(app, "wrong").open(path, method=method)
+    known, unknown = events
+    assert (known["path"], known["reason"], known["app"]) == (logged, reason, APP)
+    assert known["key"].startswith("ingest-")
+    assert (unknown["path"], unknown["reason"]) == (logged, reason)
+    assert not {"app", "key"} & {*unknown}
+
+
+def test_request__to_a_wrong_address__is_not_found_while_the_store_is_down(
+    make_app: Callable[..., Flask],
+) -> None:
+    app = make_app(redis_url="unix:///nowhere")
+    assert caller(app, "wrong").get("/nothing").status_code == 404
