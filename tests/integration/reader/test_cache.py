@@ -223,7 +223,7 @@ def test_cache_entry__takes_about_as_much_memory_as_documented(
     redis_client: redis.Redis, what: str, documented: int
 ) -> None:
     page = (DOCS / "python-reader.md").read_text()
-    assert re.search(rf"{what}\s+(takes )?about {documented}\b", page)
+    assert re.search(rf"{what}\s+(takes )?about {documented}\b", page, re.IGNORECASE)
     users = payloads.user_ids(1000)
     assert len(users[0]) == 24
     for user_id in users:

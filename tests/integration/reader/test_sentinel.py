@@ -64,7 +64,7 @@ def test_reader__when_another_server_becomes_the_primary__follows(
         began = time.monotonic()
         # The first may be written to the old primary, and be lost with it.
         wait_until(lambda: send("b") and reader.is_member("b", COHORT, default=False))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
 
 
 @thorough
@@ -79,7 +79,7 @@ def test_async_reader__when_another_server_becomes_the_primary__follows(
             await asyncio.to_thread(fail_over, sentinels)
             began = time.monotonic()
             while not await reader.is_member("d", COHORT, default=False):
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 10
                 # Again and again: the first may be written to the old primary, and be lost with it.
                 await asyncio.to_thread(send, "d")
 
