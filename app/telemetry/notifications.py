@@ -50,7 +50,7 @@ _WHAT = {
     "incomplete": "is incomplete",
     "verified": "is verified again: its members were confirmed",
     "unverified": "no longer has a known gap",
-    "late": "is late: nothing has arrived for longer than usual. It may have stopped, "
+    "late": "is late: nothing has arrived for longer than usual. Its sync may have stopped, "
     "or nothing may have changed",
     "arriving": "is arriving again",
 }
@@ -265,8 +265,9 @@ class Notifier:
             path = f"/cohort?id={quote(one, safe='')}"
             return f"{_escaped(names.get(one) or one)} {words}. {self._link(path)}".strip()
         listed = ", ".join(_escaped(names.get(one) or one) for one in cohort_ids[:MAX_LISTED])
-        more = ", …" if len(cohort_ids) > MAX_LISTED else ""
-        return f"{len(cohort_ids)} cohorts: each {words}: {listed}{more}. {self._link('/')}".strip()
+        end = ", …" if len(cohort_ids) > MAX_LISTED else "."
+        text = f"{len(cohort_ids)} cohorts: {listed}{end} Each {words}. {self._link('/')}"
+        return text.strip()
 
     def _link(self, path: str) -> str:
         return f"{self._base_url}{path}" if self._base_url else ""

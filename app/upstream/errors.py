@@ -77,7 +77,10 @@ class UpstreamExportTimeout(UpstreamError):
 
 class UpstreamFileIncomplete(UpstreamError):
     reason = "upstream_file_incomplete"
-    detail = "Several attempts to download the exported file were incomplete. Nothing was changed."
+    detail = (
+        "The exported file is incomplete: the download kept breaking off, or the file has far "
+        "fewer rows than the cohort has users. Nothing was changed."
+    )
 
 
 class UpstreamFileInvalid(UpstreamError):

@@ -221,6 +221,9 @@ def test_many_cohorts__share_one_notification(
     assert len(found) == store.keys.partitions
     assert sum(data["count"] for data in found) == 90
     assert all(len(data["cohorts"]) == min(MAX_LISTED, data["count"]) for data in found)
+    data, text = found[0], receiver.received[0].document["text"]
+    assert text.startswith(f"{data['count']} cohorts: {data['cohorts'][0]['name']}, ")
+    assert ", … Each is incomplete: the store returned to an earlier state, so" in text
 
 
 def test_name__that_mentions_everybody__is_escaped(
