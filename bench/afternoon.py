@@ -3,7 +3,7 @@
 One Flask file, marshmallow's nested schema, a pipeline of HSET, gunicorn's default workers. It is
 written as well as its approach allows. It keeps no index of members and no change stream.
 
-The schema types down what Amplitude's document prints, object by object, ``context`` included: that
+The schema types down what Amplitude's docs print, object by object, ``context`` included: that
 is how marshmallow is meant to be used. It takes a good part of the time. A version that takes
 ``context`` for any object would be faster, and would check less.
 """

@@ -1,4 +1,4 @@
-"""The document's mock payloads as `curl` commands to copy and paste."""
+"""Amplitude's documented mock payloads as `curl` commands to copy and paste."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def curl_commands(
 ) -> Iterator[tuple[str, str]]:
     """Yield (description, command) pairs. `paths` are those of identify, lists and webhook.
 
-    The first is the document's own test request, changed only in address and key.
+    The first is Amplitude's documented test request, changed only in address and key.
     """
     identify_path, lists_path, webhook_path = paths
     trait = payloads.trait_name(cohort_name, cohort_id)
     users = [user_id, f"other.{user_id}"]
     test = {"traits": {f"{cohort_name}:{cohort_id}": True}, "type": "identify", "userId": user_id}
-    # The document's placeholder app id goes with its placeholder key, not with a real one.
+    # The documented placeholder app id goes with its placeholder key, not with a real one.
     app_id = target.app_id or (None if target.key else "TEST_APP_ID")
     with_headers = replace(target, auth="headers", app_id=app_id)
-    yield "the document's test request", curl(with_headers, identify_path, test)
+    yield "Amplitude's documented test request", curl(with_headers, identify_path, test)
     for member, verb in ((True, "enters"), (False, "leaves")):
         body = payloads.identify(user_id, trait, member)
         yield f"single update: a user {verb}", curl(target, identify_path, body)
@@ -48,12 +48,12 @@ def curl_commands(
     for call, description in (("add", "users enter the list"), ("remove", "users leave the list")):
         path = f"{lists_path}/$LIST_ID/{call}"
         yield description, curl(target, path, payloads.list_users(users))
-    # The document prints this URL for both updates.
+    # Amplitude's documentation prints this URL for both updates.
     document_path = f"{lists_path}/$LIST_ID/remove"
     body = payloads.identify(user_id, trait, True)
-    yield "single update at the document's URL", curl(target, document_path, body)
+    yield "single update at the documented URL", curl(target, document_path, body)
     body = payloads.batch(users, trait, True)
-    yield "batch update at the document's URL", curl(target, document_path, body)
+    yield "batch update at the documented URL", curl(target, document_path, body)
     for member, verb in ((True, "enter"), (False, "leave")):
         body = payloads.webhook(
             cohort_name,

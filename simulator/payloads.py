@@ -20,7 +20,7 @@ WEBHOOK_PATH = "/api/v1/integration/amplitude/webhook"
 LISTS_PATH = "/lists"
 
 CONTEXT: Payload = {"integration": {"name": "Amplitude Cohort Sync", "version": "1.0.0"}}
-"""The `context` that the document shows in every body. The builders copy it."""
+"""The `context` that Amplitude's documentation shows in every body. The builders copy it."""
 
 
 def context() -> Payload:

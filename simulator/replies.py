@@ -32,8 +32,8 @@ def list_id(body: Any) -> str | None:
     """Return the list id in the reply to a list creation, or None.
 
     Where Amplitude looks depends on a path that each integration sets. To work with any receiver,
-    this takes `list_id`, `listId` and `id`, at the top level and inside `response`; whether the id
-    is where Amplitude looks is for `list_id_at`.
+    this takes `list_id`, `listId` and `id`, at the top level and inside `response`. To check that
+    the id is where Amplitude looks, use `list_id_at`.
     """
     names = ("list_id", "listId", "id")
     for path in (*names, *(f"response.{name}" for name in names)):

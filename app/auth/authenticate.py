@@ -1,7 +1,8 @@
 """Authentication: from a request's key to its app and scope.
 
-A key is accepted as the username of Basic authentication (Amplitude's document), in the header
-``api_key``, with ``app_id`` if sent (Amplitude's test request), and as a Bearer token.
+A key is accepted in three forms: as the username of Basic authentication, which Amplitude's
+documentation describes; in the header ``api_key``, optionally with ``app_id``, which Amplitude's
+test request sends; and as a Bearer token.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from app.embedded.store import url_of
 from app.settings import Settings
 from app.store.keys import Keys
 
-# The user and the trait of the test request in Amplitude's document.
+# The user and the trait of the test request in Amplitude's documentation.
 USER_ID = "test.user@email.com"
 IDENTIFY = {"traits": {"cohort name:123": True}, "type": "identify", "userId": USER_ID}
 COHORT_PATH = "/api/v1/integration/amplitude/cohort"

@@ -8,11 +8,11 @@
 
 ``docs/python-reader.md`` shows how to use them, ``docs/data-model.md`` describes the keys.
 
-They take a ``redis.Redis`` or ``redis.RedisCluster``, or those of ``redis.asyncio``, with
-``decode_responses`` on or off; :func:`connect` and :func:`connect_async` make one with short
-timeouts. Values named ``…_ms`` are times in ms since the epoch, except ``cadence_ms``, which is a
-duration; ``…_seconds`` are durations. Errors of the client (``redis.RedisError``) reach the caller
-unless documented otherwise.
+The readers and followers take a ``redis.Redis`` or ``redis.RedisCluster``, or those of
+``redis.asyncio``, with ``decode_responses`` on or off; :func:`connect` and :func:`connect_async`
+make one with short timeouts. Values named ``…_ms`` are times in ms since the epoch, except
+``cadence_ms``, which is a duration; ``…_seconds`` are durations. Errors of the client
+(``redis.RedisError``) reach the caller unless documented otherwise.
 """
 
 from cohort_reader.answers import (

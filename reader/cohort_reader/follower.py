@@ -305,8 +305,9 @@ class _FollowerCore:
         """Let any follower claim this follower's entries after ``after_seconds``.
 
         Returns:
-            If ``deliveries`` is None, the entries that have left the stream: they stay pending.
-            Otherwise they are lost.
+            The given entries that have left the stream. If ``deliveries`` is None, they stay
+            pending, for the caller to give up. Otherwise they are dropped (which may count as a
+            loss), and the list is empty.
         """
         found_now, kept = yield from scripts.RELEASE(
             self._client,

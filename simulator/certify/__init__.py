@@ -1,4 +1,7 @@
-"""Certify a receiver: check it against Amplitude's document, and report the result."""
+"""Certify a receiver: check it against Amplitude's documentation, and report the result.
+
+That is its page "Receiving Behavioral Cohorts"; docs/protocol.md compares it with the service.
+"""
 
 from .model import CHECKED_MODES, Check, Options, Outcome, Report
 from .runner import NothingFound, Unauthorised, WrongPath, run_checks, select_checks

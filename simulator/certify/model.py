@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 CHECKED_MODES: tuple[Mode, ...] = ("property", "list", "webhook")
 
 Level = Literal["must", "should"]
-"""`must`: a receiver that fails it contradicts the document or loses users. `should`: a failure
-doesn't decide the verdict.
+"""`must`: a receiver that fails it contradicts Amplitude's documentation or loses users.
+`should`: a failure doesn't decide the verdict.
 """
 Origin = Literal["document", "known"]
 """`document`: Amplitude's page "Receiving Behavioral Cohorts". `known`: Amplitude's other pages,

@@ -106,7 +106,7 @@ def certify(
     as_json: bool,
     html_file: Path | None,
 ) -> None:
-    """Check a receiver against Amplitude's document, and report.
+    """Check a receiver against Amplitude's documentation, and report.
 
     Certify a staging receiver: the checks write users and cohorts of their own to it.
     """

@@ -13,7 +13,7 @@ class ExitCode(IntEnum):
 
     OK = 0
     FAILED = 1
-    """Requests were given up, or a check failed."""
+    """Requests were given up or changes rejected, or the receiver is not certified."""
     USAGE = 2
     """The command line is invalid, or a file or reader is unusable."""
     UNAUTHORISED = 3
@@ -28,8 +28,8 @@ class ExitCode(IntEnum):
 
 HELP = """\b
 Exit codes:
-    0  everything was delivered, every check passed and, with --reader, the state is as expected
-    1  requests were given up, or a check failed
+    0  everything was delivered and, with --reader, the state is as expected; `certify`: certified
+    1  requests were given up, or changes rejected; `certify`: not certified
     2  the command line is invalid, or a file or reader is unusable
     3  the receiver refuses the key
     4  nothing listens at the address

@@ -36,7 +36,7 @@ def mock(
     lists_path: str,
     webhook_path: str,
 ) -> None:
-    """Print the document's mock payloads as curl commands for the receiver at URL."""
+    """Print Amplitude's documented mock payloads as curl commands for the receiver at URL."""
     target = Target(url, key or "TEST_API_KEY", app_id, auth, extra_headers=parse_headers(header))
     check_target(target)
     name, cohort_id = parse_cohort(cohort)

@@ -1,4 +1,4 @@
-"""The requests of Amplitude's document, sent as they are printed there."""
+"""The requests of Amplitude's documentation, sent as they are printed there."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def add_to_list(list_id: str) -> Response:
 def remove_from_list(list_id: str) -> Response:
     """Remove users from the list's cohort. Also takes an identify or a batch, for any list id.
 
-    Amplitude's document prints this address for its property-based calls.
+    Amplitude's documentation prints this address for its property-based calls.
     """
     list_id, body = list_in_path(list_id), read_json()
     if "batch" in body or "traits" in body:

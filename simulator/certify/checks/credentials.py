@@ -24,7 +24,7 @@ def credentials_basic(c: Context) -> None:
 @group.check(
     "credentials.headers",
     "property",
-    "The document's test request: --header 'api_key: …' --header 'app_id: …', the trait "
+    "Amplitude's documented test request: --header 'api_key: …' --header 'app_id: …', the trait "
     "“cohort name:123”, no context.",
 )
 def credentials_headers(c: Context) -> None:

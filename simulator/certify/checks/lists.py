@@ -175,7 +175,7 @@ def list_no_users(c: Context) -> None:
 @group.check(
     "list.user_ids",
     "list",
-    "“userIds” in the document; “user_ids” also occurs in practice.",
+    "“userIds” in Amplitude's documentation; “user_ids” also occurs in practice.",
     level="should",
     origin="known",
 )
@@ -202,7 +202,7 @@ def list_names(c: Context) -> None:
 @group.check(
     "list.bad-id",
     "list",
-    "One user without a usable id doesn't cost the others: they are added.",
+    "A user without a usable id doesn't keep the others from being added.",
     origin="known",
 )
 def list_bad_id(c: Context) -> None:

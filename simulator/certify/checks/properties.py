@@ -94,7 +94,7 @@ def property_user_ids(c: Context) -> None:
 @group.check(
     "property.bad-id",
     "property",
-    "One user of a batch without a usable id doesn't cost the others: they are updated.",
+    "A user without a usable id doesn't keep the others in the batch from being updated.",
     origin="known",
 )
 def property_bad_id(c: Context) -> None:
@@ -188,7 +188,9 @@ def property_unknown_fields(c: Context) -> None:
     c.expect_trait(trait, dict.fromkeys(users, True))
 
 
-@group.check("property.no-context", "property", "The document's test request has no context.")
+@group.check(
+    "property.no-context", "property", "Amplitude's documented test request has no context."
+)
 def property_no_context(c: Context) -> None:
     trait, users = c.trait(), c.users(2)
     single = payloads.identify(users[0], trait, True)

@@ -129,7 +129,7 @@ def webhook_many_properties(c: Context) -> str:
 @group.check(
     "webhook.bad-id",
     "webhook",
-    "An anonymous user, who has no user id, doesn't cost the others: they are updated.",
+    "An anonymous user, who has no user id, doesn't keep the others from being updated.",
     origin="known",
 )
 def webhook_bad_id(c: Context) -> None:

@@ -61,7 +61,7 @@ def test_cohort__that_is_not_listed__says_what_to_do(here: Here) -> None:
     here.server.cohorts.clear()
     here.poll()
     shown = text(Browser(here.app).log_in(BOSS).get(PAGE))
-    assert "Amplitude does not list this cohort." in shown
+    assert "Amplitude does not list this cohort, or" in shown
 
 
 def test_cohort__without_keys__shows_nothing_of_it(make_app: Callable[..., Flask]) -> None:
