@@ -39,7 +39,9 @@ class Cohort(NamedTuple):
         """
         trait = f"[Amplitude] {name}: {cohort_id}"
         if problem := text_problem(trait, MAX_TRAIT_BYTES):
-            raise ValueError(f"The trait name made of it and the id is invalid: {problem}")
+            raise ValueError(
+                f"The trait name, formed from the cohort's name and id, is invalid: {problem}"
+            )
         cohort = cls.from_trait(trait)
         if cohort.id != cohort_id:
             raise ValueError("No trait name has this id: it has a colon, or blanks around it.")

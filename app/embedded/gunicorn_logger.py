@@ -1,4 +1,4 @@
-"""gunicorn's log in a run, where the guide is what its user reads first."""
+"""gunicorn's log under ``make run``: without routine lines, so that the guide is seen first."""
 
 from __future__ import annotations
 

@@ -23,8 +23,9 @@ from app.telemetry import sentry
 JOBS_POLL_SECONDS = 2.0
 PERIODIC_SECONDS = 1.0
 REMOVE_OLD_SECONDS = 60.0
-# Pause after each step, as a multiple of its duration. That includes the wait for a busy store, so
-# background work gets about the share of one more sender: enough to finish while a cohort grows.
+# Pause after each step, as a multiple of its duration. The duration includes waiting for a busy
+# store, so background work gets about as much of the store's time as one additional sender would:
+# enough to finish even while the cohort grows.
 PAUSE_FACTOR = 2
 # How often to look for new jobs while others are in progress.
 LIST_SECONDS = 1.0

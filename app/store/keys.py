@@ -56,9 +56,9 @@ class Keys:
 
         ``members`` is documented. Private: ``left``, a sorted set of the users whose trait is
         false, by the time of the statement; ``seen``, a sorted set of members who were reported as
-        members again within the last day or less, by the time of that statement, and
-        ``seen-before``, the same for the day before; ``state``, a hash with names, counts, times
-        and work in progress; ``confirmed``, the set of users whom an open resync keeps, and
+        members again, by the time of that statement, covering at most the last day, and
+        ``seen-before``, the same for the day before that; ``state``, a hash with names, counts,
+        times and work in progress; ``confirmed``, the set of users whom an open resync keeps, and
         ``confirmed-of``, its id; ``resync``, in the home partition, the record of a resync (hash),
         and ``resync-lease``.
         """

@@ -1,4 +1,7 @@
-"""Log lines for people: one short line per event, a request's beginning with the request."""
+"""Log lines for people: one short line per event.
+
+The line of a request begins with its method, path and status.
+"""
 
 from __future__ import annotations
 

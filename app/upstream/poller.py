@@ -113,7 +113,10 @@ class Poller:
             after = ids[-1]
 
     def _compare(self, app_id: str, found: Mapping[str, UpstreamCohort | None]) -> int:
-        """Note and judge Amplitude's record of some cohorts; None if it does not list them.
+        """Note and judge Amplitude's record of some cohorts.
+
+        Args:
+            found: the record of each cohort; None if Amplitude does not list it.
 
         Returns:
             The number of cohorts whose sync is overdue.

@@ -281,8 +281,9 @@ local function find_stale(at, users, since, others)
 end
 
 -- The score of users who enter at a time that the request carries. All requests of a webhook's sync
--- carry the same one, and among equal scores the store compares ids to find a place, through the
--- whole cohort. So each request's users come just after those of the last, in the same ms.
+-- carry the same one. With equal scores, the store would order members by comparing ids across the
+-- whole cohort, which is slow. So each request's users get scores just above those of the previous
+-- request, within the same ms.
 local function entry_score(at, newest_score)
   -- The smallest difference between two such times that a double can hold, until 2039.
   local TICK = 1 / 4096
@@ -294,9 +295,9 @@ end
 
 -- Repeats -----------------------------------------------------------------------------------------
 
--- When members were last reported as members again: a sorted set for the last day or less, and one
--- for the day before, which expire as a whole. They must not be trimmed by their scores: a statement
--- may be old when it arrives.
+-- When members were last reported as members again: a sorted set that covers at most the last day,
+-- and one for the day before that, which expire as a whole. They must not be trimmed by their
+-- scores: a statement may be old when it arrives.
 
 local function remember_repeats(seen, before, at_text, users)
   local left = call('PTTL', seen)

@@ -1,1 +1,1 @@
-"""What operators do with the whole store: check, repair and replay."""
+"""What operators do with the whole store: check, repair and copy it."""

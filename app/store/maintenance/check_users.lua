@@ -3,7 +3,8 @@
 --
 -- KEYS[1]   the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]   what is walked: 'members' or 'left' (users found there), or 'fields' (fields found in
---           users' hashes). Each problem belongs to one walk, so that all three report it once.
+--           users' hashes). Each problem belongs to one walk, so that the three walks together
+--           report it only once.
 -- ARGV[2..] groups: cohort id, number of users, user ids; for 'fields', each followed by the field
 --
 -- Returns a flat list: position of the user (from 1), problem, detail, …

@@ -120,8 +120,8 @@ class Replay:
         """Find out from the stream's counters whether entries were trimmed."""
         self._erased_until = EntryId.parse(erased_until)
         if self._position == _BEGINNING:
-            # Entries that are neither there nor removed with erased users were trimmed. Then a
-            # user's first remaining change may be an entry or a departure.
+            # Entries that are neither there nor removed with erased users were trimmed. In
+            # that case, the first change that remains of a user may be entering or leaving.
             self._proof.whole = added == there + erased
         elif EntryId.parse(last) > self._position and (
             not first or EntryId.parse(first) > self._position

@@ -21,7 +21,7 @@ _NO_REPLY = {"store_unreachable", "store_timeout", "store_loading"}
 
 
 class StoreGauges(Collector):
-    """Gauges of the store. While it is unavailable, ``store_up 0`` is the only one.
+    """Gauges of the store. While it is unavailable, ``store_up`` is 0, and most others are absent.
 
     Args:
         key_expiry: returns when the first key in use expires, in seconds since the epoch.

@@ -84,7 +84,7 @@ class ReconcileReply(Reply):
     requestedAt = ms("When it was requested")
     finishedAt = ms("When it ended; null while it runs", allow_none=True)
     reason = text("Why it failed or was refused; else null.", allow_none=True, example=None)
-    detail = text("The same for people.", allow_none=True, example=None)
+    detail = text("The reason in words; else null.", allow_none=True, example=None)
     size = count("The cohort's size in Amplitude's list.", allow_none=True, example=6512)
     computedAt = ms("When Amplitude computed that size", allow_none=True)
     rows = count("Users in the export.", allow_none=True, example=6512)

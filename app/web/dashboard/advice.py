@@ -58,7 +58,7 @@ ADVICE = {
     "invalid_credentials": Advice(
         "The API key is unknown or does not belong to the app in app_id.",
         "The key in Amplitude (in a destination the username, in a cohort webhook the header "
-        "api_key) must be one of API_KEYS, or one that the command keys create has printed. Was a "
+        "api_key) must be one of API_KEYS, or one printed by cohort-receiver keys create. Was a "
         "key rotated?",
     ),
     "expired_key": Advice(

@@ -39,8 +39,8 @@ class Attention(NamedTuple):
         failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
             shows them.
         unknown_cohorts: ids of unknown cohorts that these requests named, by sync id.
-        left_out: the last sync of each cohort, where it left out users who are not registered;
-            those of many cohorts may be missing.
+        left_out: for each cohort whose last sync left out users who are not registered, that sync.
+            Only the latest syncs with problems are searched, so some may be missing.
         details: the first errors of the failed syncs, by sync id.
     """
 

@@ -18,7 +18,10 @@ _FILE = re.compile(r"(?:acl/)?[a-z]+(?:-[a-z]+)*\.(?:acl|csv|json)")
 
 @lru_cache(maxsize=1)
 def pages() -> list[tuple[str, str]]:
-    """The path in docs/ and the title of each page, by title; of the decisions, their list."""
+    """The path in docs/ and the title of each page, sorted by title.
+
+    Of the decisions, only their index is included.
+    """
     paths = [*FOLDER.glob("*.md"), FOLDER / "decisions" / "README.md"]
     titled = [(path.relative_to(FOLDER).as_posix(), _title(path)) for path in paths]
     return sorted(titled, key=lambda page: page[1].lower())
@@ -69,7 +72,10 @@ def _title(path: Path) -> str:
 
 
 def _leads_somewhere(link: str, name: str) -> bool:
-    """Whether a link on a page leads to something served here or out, and not into a checkout."""
+    """Whether a link on a page leads to something that is served here, or to another site.
+
+    Others lead to files that only a checkout has.
+    """
     path = link.partition("#")[0]
     target = normpath(join(dirname(name), path))
     return not path or ":" in path or _exists(_PAGE, target) or has_file(target)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 INTEGRATIONS = ("webhook", "property", "list")
-# By what is rendered: FreeMarker for a webhook, the portal's variables otherwise.
+# The keys say what each template renders. A webhook's template is FreeMarker; the others use the
+# portal's variables.
 TEMPLATES = {
     "webhook": """\
 <#setting number_format="computer">

@@ -330,7 +330,10 @@ def sync() -> Response:
 
 
 def _known_cohorts(cohort_ids: Iterable[str]) -> set[str]:
-    """Those that have a page. None is stored of which nobody was accepted, or that was deleted."""
+    """Those that have a page.
+
+    A cohort has none if it was deleted, or if none of its users was ever accepted.
+    """
     distinct = sorted({*cohort_ids} - {""})
     return {record.id for record in store().registry.records(g.caller.app_id, distinct)}
 

@@ -66,7 +66,8 @@ def _known_trait(cohort_id: str, may_ask: bool) -> str | None:
 def _named() -> Iterator[tuple[str, str]]:
     """The ids in the path and in the refused body, and the text of each; at most a few hundred.
 
-    An id that its text does not contain was derived from it.
+    If the text does not contain the id, the id was derived from the text (a name without an id),
+    and nobody sent it.
     """
     if list_id := (request.view_args or {}).get("list_id"):
         yield list_id, list_id

@@ -118,7 +118,8 @@ class WebhookSchema(Base):
         empty=True,
         required=True,
         metadata={
-            "description": "The trait name made of it and the id has at most 512 bytes of UTF-8.",
+            "description": "The trait name, formed from the cohort's name and id, has at most 512 "
+            "bytes of UTF-8.",
             "example": "Power users",
         },
     )
@@ -139,7 +140,8 @@ class WebhookSchema(Base):
         trait = _TRAIT.format(data["cohort_name"], data["cohort_id"])
         if problem := text_problem(trait, MAX_TRAIT_BYTES):
             raise ValidationError(
-                f"The trait name made of it and the id is invalid: {problem}", "cohort_name"
+                f"The trait name, formed from the cohort's name and id, is invalid: {problem}",
+                "cohort_name",
             )
         traits = {trait: data["in_cohort"]}
         at_ms = data.get("computed_time")

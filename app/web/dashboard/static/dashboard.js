@@ -17,7 +17,7 @@ function ago(then) {
   return relative.format(Math.round(seconds), "second");
 }
 
-// With the name of the zone, except on axes and in tooltips, where the foot of the page names it.
+// With the name of the zone, except on axes and in the readouts of charts; the foot of the page names it.
 function exactly(then, unit) {
   const parts = { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
   if (unit === "second") Object.assign(parts, { second: "2-digit", timeZoneName: "short" });
