@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -83,6 +83,9 @@ def run(seconds: float, seed: int, *, partitions: int = 1, share: float = 1.0) -
     return outcome
 
 
+_AFTER_A_LOSS = ("incomplete", "unknown")
+
+
 class _Round:
     """Syncs, a loss in their midst, the repair, and the comparison."""
 
@@ -129,8 +132,10 @@ class _Round:
                 one.result()
             wait_until(lambda: self._get("/readyz").get("warnings"))
             for cohort in self._cohorts:
-                state = self._state(cohort)
-                if state not in ("incomplete", "unknown"):
+                # They are marked once the loss has been reported.
+                with suppress(AssertionError):
+                    wait_until(lambda cohort=cohort: self._state(cohort) in _AFTER_A_LOSS, 10)
+                if (state := self._state(cohort)) not in _AFTER_A_LOSS:
                     self._wrong(cohort, f"is {state} after a loss")
             calm = pool.submit(self._faults.run, 0.0)
             repairs = (self._reconcile, self._import, self._resync)
