@@ -255,7 +255,8 @@ class _Round:
 
     def _compare(self, cohort: Cohort) -> None:
         if (state := self._state(cohort)) != "verified":
-            self._wrong(cohort, f"is {state} after its repair")
+            found = self._get(self._path(cohort)).get("completeness")
+            self._wrong(cohort, f"is {state} after its repair: {found}")
         reader = RedisReader(self._store.url, app=APP, partitions=self._outcome.partitions)
         try:
             stored = {
