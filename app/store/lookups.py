@@ -22,7 +22,7 @@ USERS_PER_CALL = 500
 TRAITS_PER_CALL = 2000
 # Traits in one call for a user with very many: about 1 ms of the store's time.
 TRAITS_PER_PIECE = 300
-# About 2 ms of the store's time.
+# Decoding a larger page would hold up other requests of the worker.
 MEMBERS_PER_CALL = 1000
 # Users in one ZMSCORE: about 0.5 ms of the store's time.
 SCORES_PER_CALL = 1000

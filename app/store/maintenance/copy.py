@@ -47,8 +47,8 @@ class CopyReport:
     Attributes:
         compared: number of keys and cohorts that were compared, by what they hold.
         different: how many of them differ, or exist in one store only.
-        examples: the first of these and of the keys not copied, as keys of the source; those that
-            only the target has, as keys of the target.
+        examples: the first different, missing and uncopied keys, as keys of the source, and the
+            first surplus keys, as keys of the target.
         not_copied: keys of an unknown form or a wrong type, by what they seem to hold.
         still_held: an operator held the source before the copy, so it is still held.
     """
