@@ -38,11 +38,16 @@ class StoreWatch:
     def __init__(self, store: Store, tuning: Tuning, memory: MarksFile) -> None:
         self._store = store
         self._per_round = tuning.marks_per_round
+        self._clock = tuning.monotonic
+        # An arrival is not noted if one shortly before the loss was, so that it does not mark the
+        # cohort. Cohorts are marked once such arrivals are over.
+        self._noted_seconds = tuning.freshness_noted_seconds
         self.memory = memory
         self._log = structlog.get_logger()
         self._token = ""
         self._marks: dict[Partition, Mark] = {}
         self._advanced: dict[Partition, float] = {}
+        self._unfinished_since: dict[tuple[str, int], float] = {}
         self._next = 0
         self._server_examined = False
 
@@ -110,8 +115,13 @@ class StoreWatch:
                 self._store.losses.spread(found)
 
     def _mark_cohorts(self) -> None:
-        losses = self._store.losses
-        for loss in losses.unfinished(self._store.apps()):
+        losses, now = self._store.losses, self._clock()
+        found = losses.unfinished(self._store.apps())
+        unfinished = {(loss.app_id, loss.at_ms): loss for loss in found}
+        self._unfinished_since = {key: self._unfinished_since.get(key, now) for key in unfinished}
+        for key, loss in unfinished.items():
+            if now - self._unfinished_since[key] < self._noted_seconds:
+                continue
             if not losses.lease(loss.app_id, self._token):
                 continue
             marked, before = 0, time.monotonic()

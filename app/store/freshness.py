@@ -38,6 +38,7 @@ class FreshnessStore:
         self._client = client
         self._keys = keys
         self._record_seconds = tuning.freshness_noted_seconds
+        self._clock = tuning.monotonic
         self._max_remembered = tuning.arrivals_remembered
         self._script = load_script(client, "freshness.lua")
         self._recorded: dict[tuple[str, str], float] = {}
@@ -48,7 +49,7 @@ class FreshnessStore:
         Ignores a StoreError: the changes have been applied by now, and the next request records
         the cohort again.
         """
-        now = time.monotonic()
+        now = self._clock()
         new = [
             cohort_id
             for cohort_id in cohort_ids

@@ -132,10 +132,7 @@ class _Round:
                 one.result()
             wait_until(lambda: self._get("/readyz").get("warnings"))
             for cohort in self._cohorts:
-                # They are marked once the loss has been reported. One that arrived last within a
-                # second of the loss, unnoted, is marked when it arrives again.
-                if self._state(cohort) == "unverified":
-                    self._send(cohort, [cohort.ids[user] for user in cohort.members][:1])
+                # They are marked a second after the loss has been found.
                 with suppress(AssertionError):
                     wait_until(lambda cohort=cohort: self._state(cohort) in _AFTER_A_LOSS, 10)
                 if (state := self._state(cohort)) not in _AFTER_A_LOSS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from app.cohorts import VerifiedBy
 from app.server.store_watch import MarksFile, StoreWatch
 from app.settings import Settings
 from app.store import Loss, LossKind, Store, StoreError, Tuning, connect, wait_for
+from tests.integration.clock import Clock
 from tests.integration.conftest import APP
 from tests.integration.web.api.read_api import say
 from tests.support.clusters import running_cluster, running_server
@@ -32,17 +34,23 @@ class Worker:
     """A process of the service, as far as it concerns losses; in a test, it works when told to."""
 
     def __init__(
-        self, url: str, memory: Path | None = None, partitions: int = 1, *, replicas: int = 0
+        self,
+        url: str,
+        memory: Path | None = None,
+        partitions: int = 1,
+        *,
+        replicas: int = 0,
+        tuning: Tuning = TUNING,
     ) -> None:
         settings = Settings(
             redis_url=url, store_partitions=partitions, store_wait_replicas=replicas
         )
         self.store = Store(
-            connect(settings), partitions=partitions, wait=wait_for(settings), tuning=TUNING
+            connect(settings), partitions=partitions, wait=wait_for(settings), tuning=tuning
         )
         # At one address: a failover behind it, or another server, isn't noticed.
         file = MarksFile(memory, "redis://the-store", "cohorts", partitions)
-        self._watch = StoreWatch(self.store, TUNING, file)
+        self._watch = StoreWatch(self.store, tuning, file)
 
     def work(self) -> None:
         self._watch.work()
@@ -131,6 +139,26 @@ def test_emptied_store__differences_before_anybody_noticed(
     worker.work()
     assert worker.kind() == "lost"
     assert worker.reasons() == ["store_lost"]
+
+
+def test_emptied_store__arrival_too_soon_to_be_noted__is_marked(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    clock = Clock()
+    clock.stands_at = 1000.0
+    tuning = replace(TUNING, freshness_noted_seconds=1.0, monotonic=clock)
+    busy, other = (Worker(store_url, tuning=tuning) for _ in range(2))
+    busy.send("alice")
+    other.work()
+    redis_client.flushall()
+    other.work()
+    assert other.kind() == "lost"
+    clock.forward(0.9)
+    busy.send("bob")
+    assert busy.reasons() == []
+    clock.forward(0.1)
+    other.work()
+    assert busy.reasons() == ["store_lost"]
 
 
 def test_emptied_store__a_new_worker_takes_it_for_new_but_the_old_one_does_not(
