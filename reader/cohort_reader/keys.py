@@ -42,13 +42,17 @@ def group_name(group: Any) -> str:
 
 
 def check_client(client: Any, user: str, *, is_async: bool) -> None:
-    """Raise TypeError if an asyncio client is given to a blocking class, or the reverse."""
-    if inspect.iscoroutinefunction(getattr(client, "execute_command", None)) is is_async:
+    """Raise TypeError unless ``client`` is a client of the kind that the class ``user`` needs."""
+    execute = getattr(client, "execute_command", None)
+    if execute and inspect.iscoroutinefunction(execute) is is_async:
         return
-    other = user.removeprefix("Async") if is_async else f"Async{user}"
     kind = "redis.asyncio.Redis" if is_async else "redis.Redis"
-    found = f"{type(client).__module__}.{type(client).__qualname__}"
-    raise TypeError(f"{user} needs a {kind}, but got a {found}; use {other}")
+    found = f"{type(client).__module__}.{type(client).__qualname__}".removeprefix("builtins.")
+    if execute:
+        advice = f"use {user.removeprefix('Async') if is_async else f'Async{user}'}"
+    else:
+        advice = f"pass {'connect_async' if is_async else 'connect'}(url)"
+    raise TypeError(f"{user} needs a {kind}, but got a {found}; {advice}")
 
 
 class Keys:

@@ -227,6 +227,11 @@ def test_client__of_the_other_kind__is_refused_in_one_line(
         asynchronous: Any = redis.asyncio.Redis()
         refused(lambda: CohortReader(asynchronous), "use AsyncCohortReader")
         refused(lambda: Follower(asynchronous, "g"), "use AsyncFollower")
+        url: Any = "redis://localhost"
+        refused(
+            lambda: CohortReader(url), r"needs a redis.Redis, but got a str; pass connect\(url\)"
+        )
     else:
         refused(lambda: AsyncCohortReader(redis_client), "needs a redis.asyncio.Redis")
         refused(lambda: AsyncFollower(redis_client, "g"), "; use Follower")
+        refused(lambda: AsyncFollower(None, "g"), r"got a NoneType; pass connect_async\(url\)")  # type: ignore[arg-type]
