@@ -21,19 +21,23 @@ from tests.integration.described_replies import Replies
 APP, KEY = "shop", "the-ingest-key"
 
 
-class RuleBuiltOnce(Rule):
-    """A rule that shares the compiled URL builder of an equal one: most of what an app costs."""
-
-    _built: ClassVar[dict[tuple[object, ...], Callable[..., tuple[str, str]]]] = {}
-
-    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
-        key = (self.rule, self.subdomain, repr(self.defaults), append_unknown)
-        if key not in self._built:
-            self._built[key] = super()._compile_builder(append_unknown)
-        return self._built[key]
+_COMPILED = ("_parts", "_trace", "_converters", "arguments", "_build", "_build_unknown")
 
 
-Flask.url_rule_class = RuleBuiltOnce
+class RuleCompiledOnce(Rule):
+    """A rule that shares what was compiled for an equal one: most of what an app costs."""
+
+    _compiled: ClassVar[dict[tuple[object, ...], dict[str, object]]] = {}
+
+    def compile(self) -> None:
+        key = (self.rule, self.subdomain, repr(self.defaults))
+        if key not in self._compiled:
+            super().compile()
+            self._compiled[key] = {name: getattr(self, name) for name in _COMPILED}
+        vars(self).update(self._compiled[key])
+
+
+Flask.url_rule_class = RuleCompiledOnce
 
 Run = Callable[..., Result]
 
