@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,15 +17,26 @@ import redis
 from bench import beside, generator
 from bench.plan import CONTESTANTS, SERVICE, SERVICE_ENVIRONMENT
 from bench.report import Report, Verdict
-from bench.requests import ADMIN_KEY, COHORT_ID, Size, Target, batches, user_ids
+from bench.requests import (
+    ADMIN_KEY,
+    COHORT_ID,
+    Size,
+    Target,
+    batches,
+    identify,
+    request,
+    user_ids,
+)
 from bench.runner import progress, start
 from bench.servers import Gunicorn, Store, running_store
+from simulator import payloads
 
 _PATH = f"/api/v1/cohorts/{COHORT_ID}"
 # Of the members, how many leave.
 _LEAVING = 10
 # Users who are not members yet.
 _ELSEWHERE = 1 << 41
+_CHANGING = 1 << 42
 _LOGGED_US = 1000
 
 
@@ -41,25 +54,30 @@ class _Replacement:
         self._client: Any = redis.Redis.from_url(store.url)
         self._members = size.members
         self._everybody = list(batches(1000, self._target(), limit=size.members))
+        self._difference = list(self._entering_and_leaving(size.members // 5))
 
     def measure(self) -> Report:
         self._send(self._everybody)
-        usual, during = [], []
+        changes, changes_during, repeats, repeats_during = [], [], [], []
         for number in range(self._size.rounds):
             progress(f"ingest, round {number + 1}")
-            usual.append(self._send(self._everybody))
+            changes.append(self._send(self._difference))
+            repeats.append(self._send(self._everybody))
             self._call("POST", "/resync")
-            during.append(self._send(self._everybody))
+            changes_during.append(self._send(self._difference))
+            repeats_during.append(self._send(self._everybody))
             self._call("DELETE", "/resync")
-        finished, beside_rate, blocked_ms = self._finish(median(during) / 2)
+        finished, beside_rate, blocked_ms = self._finish(median(repeats_during) / 2)
         imported, grown = self._import()
-        ratio = median(b / a for a, b in zip(usual, during, strict=True))
+        ratio = median(b / a for a, b in zip(changes, changes_during, strict=True))
         lines = [
             "| | |",
             "|:--|--:|",
             f"| members | {self._members:,} |",
-            f"| the same full sync again, users/s | {median(usual):,.0f} |",
-            f"| the same during a resync, users/s | {median(during):,.0f} |",
+            f"| users who enter, then leave, users/s | {median(changes):,.0f} |",
+            f"| the same during a resync, users/s | {median(changes_during):,.0f} |",
+            f"| the same full sync again, users/s | {median(repeats):,.0f} |",
+            f"| the same during a resync, users/s | {median(repeats_during):,.0f} |",
             f"| finishing, a tenth leaves, s | {finished:.1f} |",
             f"| ingest beside it, users/s | {beside_rate:,.0f} |",
             f"| its longest store command, ms | {blocked_ms:.1f} |",
@@ -121,6 +139,13 @@ class _Replacement:
         if reply["added"] != rows:
             raise generator.LoadFailed(f"{reply['added']} of {rows} rows were added")
         return rows / seconds, grown
+
+    def _entering_and_leaving(self, users: int) -> Iterator[bytes]:
+        """Requests of a thousand users each, who enter the cohort; then of the same, who leave."""
+        for member in (True, False):
+            ids = user_ids(users, _CHANGING)
+            while some := list(islice(ids, 1000)):
+                yield request("POST", payloads.COHORT_PATH, identify(some, member=member))
 
     def _target(self) -> Target:
         return Target(self._service.address, self._size)
