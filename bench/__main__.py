@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
     against = options.against.resolve() if options.against else None
     if against and not (against / "wsgi.py").is_file():
         parser.error(f"{against} has no wsgi.py")
+    # It warns while the store hangs.
+    logging.getLogger("cohort_reader").setLevel(logging.ERROR)
     size, reports, samples = SIZES[options.size], [], {}
     for name in names:
         if name in SCENARIOS:

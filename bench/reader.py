@@ -7,7 +7,6 @@ the store's is the same for both. Then the store is stopped with SIGSTOP, as a s
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 import time
@@ -47,7 +46,6 @@ def run(size: Size, root: Path) -> Report:
     """Measure both kinds of reader. Only this checkout's can be, as the package is imported."""
     if root != ROOT:
         return Report("The reader of another checkout can't be measured in this process.", [])
-    logging.getLogger("cohort_reader").setLevel(logging.ERROR)  # it warns while the store hangs
     calls = max(300, size.users // 50)
     lines = ["| | CPU µs |", "|:--|--:|"]
     verdicts: list[Verdict] = []
