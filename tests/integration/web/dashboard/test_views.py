@@ -456,7 +456,7 @@ class TestWrongNow:
         text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", wrong)).split())
         assert "1 cohort late." in text
         assert "late1 became late 1 day ago" in text
-        assert "1 cohort created, but without users so far." in text
+        assert "1 cohort created or imported, but never synced." in text
         assert "fresh1" not in text
 
     def test_failed_requests__without_a_cohort__are_not_hidden_by_later_syncs(
