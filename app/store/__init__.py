@@ -19,7 +19,7 @@ from app.store.resyncs import ConfirmedLost, FileCounts, ResyncPlace
 from app.store.size_history import Size
 from app.store.store import Store
 from app.store.sync_batches import SyncBatch, SyncGroup, split_batches
-from app.store.sync_history import HistoryLimits
+from app.store.sync_history import FirstProblems, HistoryLimits
 from app.store.tuning import Tuning
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "FailedRequest",
     "FeedPosition",
     "FileCounts",
+    "FirstProblems",
     "HistoryLimits",
     "Job",
     "Lateness",

@@ -43,6 +43,18 @@ class SyncPage(NamedTuple):
     after: int | None
 
 
+class FirstProblems(NamedTuple):
+    """What the first requests with problems of a sync say.
+
+    Attributes:
+        detail: of the first error; empty if none was recorded.
+        unknown_cohorts: ids of unknown cohorts that they named.
+    """
+
+    detail: str
+    unknown_cohorts: list[str]
+
+
 class SyncHistory:
     """Adds to and reads the sync history. Raises StoreError.
 
@@ -189,21 +201,11 @@ class SyncHistory:
 
     def first_details(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, str]:
         """The details of the first error, by sync id, of syncs with failed requests."""
-        return {
-            sync_id: next((record.detail for record in records if record.detail), "")
-            for sync_id, records in self._first_problems(app_id, syncs).items()
-        }
+        found = self.first_problems(app_id, syncs)
+        return {sync_id: problems.detail for sync_id, problems in found.items()}
 
-    def unknown_cohorts(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, list[str]]:
-        """Some ids of unknown cohorts that failed requests named, by sync id."""
-        found = {
-            sync_id: list(dict.fromkeys(one.unknown_cohort for one in records))
-            for sync_id, records in self._first_problems(app_id, syncs).items()
-        }
-        return {sync_id: [one for one in ids if one] for sync_id, ids in found.items()}
-
-    def _first_problems(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, list[RequestRecord]]:
-        """The first requests with problems of syncs with failed requests, by sync id."""
+    def first_problems(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, FirstProblems]:
+        """What the first requests with problems say, by sync id, of syncs with failed requests."""
         failed = [sync.id for sync in syncs if sync.failed]
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for sync_id in failed:
@@ -211,7 +213,8 @@ class SyncHistory:
                 pipeline.lrange(key, 0, _SEARCHED - 1)
             replies = pipeline.execute()
         return {
-            sync_id: list(map(decode, rows)) for sync_id, rows in zip(failed, replies, strict=True)
+            sync_id: _first_problems(map(decode, rows))
+            for sync_id, rows in zip(failed, replies, strict=True)
         }
 
     def count_unknown_callers(self, counts: Mapping[str, int]) -> None:
@@ -284,6 +287,13 @@ class SyncHistory:
 _SUMS = ("requests", "failed", "repeated", "accepted", "changed", "entered", "left", "rejected")
 # By the prefix of stored fields, the attribute of Sync that holds their values by label.
 _LABELLED = {"reason": "reasons", "failure": "failures", "way": "sources", "key": "keys"}
+
+
+def _first_problems(records: Iterable[RequestRecord]) -> FirstProblems:
+    found = list(records)
+    detail = next((record.detail for record in found if record.detail), "")
+    unknown = [record.unknown_cohort for record in found if record.unknown_cohort]
+    return FirstProblems(detail, list(dict.fromkeys(unknown)))
 
 
 def _sync(sync_id: int, fields: dict[bytes, bytes], kept: int, kept_problems: int) -> Sync:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from app.cohorts import CohortRecord, FreshnessState, IncompleteReason, Sync
 from app.errors import UnknownUser
 from app.services import services
-from app.store import StoreError
+from app.store import FirstProblems, StoreError
 from app.web.api.lookup import store
 from app.web.dashboard.formatting import now_ms
 
@@ -38,10 +38,9 @@ class Attention(NamedTuple):
         failed_syncs: the latest failed sync of each named cohort in which one failed, by cohort id.
         failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
             shows them.
-        unknown_cohorts: ids of unknown cohorts that these requests named, by sync id.
         left_out: for each cohort whose last sync left out users who are not registered, that sync.
             Only the latest syncs with problems are searched, so some may be missing.
-        details: the first errors of the failed syncs, by sync id.
+        problems: what the first failed requests of the failed syncs say, by sync id.
     """
 
     store_problem: str
@@ -51,9 +50,8 @@ class Attention(NamedTuple):
     never: Affected
     failed_syncs: dict[str, Sync]
     failed: list[Sync]
-    unknown_cohorts: dict[int, list[str]]
     left_out: list[Sync]
-    details: dict[int, str]
+    problems: dict[int, FirstProblems]
 
     def __bool__(self) -> bool:
         return bool(
@@ -102,9 +100,8 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
         affected(counts[FreshnessState.NEVER], states[FreshnessState.NEVER]),
         failed_syncs,
         failed,
-        current.sync_history.unknown_cohorts(app_id, failed),
         _left_out(app_id, problems),
-        current.sync_history.first_details(app_id, [*failed, *failed_syncs.values()]),
+        current.sync_history.first_problems(app_id, [*failed, *failed_syncs.values()]),
     )
 
 

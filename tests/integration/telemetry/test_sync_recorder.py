@@ -404,9 +404,8 @@ class TestProblems:
         (sync,) = syncs(app)
         (record,) = requests_of(app, sync, problems=True)
         assert (sync.cohort_id, record.unknown_cohort) == ("", named)
-        assert services(app).store.sync_history.unknown_cohorts(APP, [sync]) == {
-            sync.id: [named] if named else []
-        }
+        found = services(app).store.sync_history.first_problems(APP, [sync])
+        assert found[sync.id].unknown_cohorts == ([named] if named else [])
 
     def test_flood_of_failures__is_counted_and_leaves_the_others(
         self, make_app: Callable[..., Flask]

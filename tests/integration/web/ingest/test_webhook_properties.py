@@ -97,7 +97,7 @@ def test_refused__in_a_large_message__belongs_to_the_cohort_that_it_names(
     assert post(http, body[: len(body) - cut]).status_code == 400
     services(app).sync_recorder.flush()
     (sync,) = history.syncs(APP).syncs
-    assert history.unknown_cohorts(APP, [sync]) == {sync.id: ["1"]}
+    assert history.first_problems(APP, [sync])[sync.id].unknown_cohorts == ["1"]
     assert post(http, message(1, 1)).status_code == 200
     assert post(http, body[: len(body) - cut]).status_code == 400
     services(app).sync_recorder.flush()
