@@ -33,7 +33,7 @@ def as_markdown(outcomes: list[Outcome]) -> str:
     row("**users compared after the syncs**", [o.checked_after_syncs for o in outcomes])
     row("**users compared at the end**", [o.users_checked for o in outcomes])
     row(
-        "longest 503 after a new primary served, s",
+        "last 503 after a new primary had a replica, s",
         ["" if o.longest_unavailable is None else f"{o.longest_unavailable:.1f}" for o in outcomes],
     )
     row("lost or wrong", [o.users_wrong for o in outcomes])
