@@ -39,8 +39,8 @@ class StoreWatch:
         self._store = store
         self._per_round = tuning.marks_per_round
         self._clock = tuning.monotonic
-        # An arrival is not noted if one shortly before the loss was, so that it does not mark the
-        # cohort. Cohorts are marked once such arrivals are over.
+        # For this long after a loss, an arrival may go unnoted because an earlier one was noted,
+        # and so does not mark its cohort. At the end of it, all such cohorts exist to be marked.
         self._noted_seconds = tuning.freshness_noted_seconds
         self.memory = memory
         self._log = structlog.get_logger()

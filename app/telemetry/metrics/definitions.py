@@ -114,7 +114,7 @@ STORE_EVICTS = ScrapedGauge(
 COHORTS = ScrapedGauge(
     "cohort_receiver_cohorts",
     "Cohorts of the first hundred apps by freshness: fresh, late (nothing received for longer than "
-    "its cadence allows), never (created as a list, but no users received yet).",
+    "its cadence allows), never (no sync has named a user yet).",
     ("freshness",),
 )
 COMPLETENESS = ScrapedGauge(
