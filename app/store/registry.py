@@ -142,8 +142,8 @@ def _merged(cohort_id: str, shares: Iterable[tuple[dict[bytes, bytes], int]]) ->
             record.earlier_names[name["trait"]] = max(until, int(name["until"]))
     for state in states:
         for field, at in state.items():
-            if field.startswith(b"way:"):
-                source = field[len(b"way:") :].decode()  # stored fields keep the old name "way"
+            if field.startswith(b"source:"):
+                source = field[len(b"source:") :].decode()
                 record.sources[source] = max(record.sources.get(source, 0), int(at))
     if any(b"deleting" in state for state in states):
         record.status = Status.DELETING

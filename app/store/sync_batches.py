@@ -102,7 +102,7 @@ class SyncBatch:
         sums["entered"] += record.entered
         sums["left"] += record.left
         sums["took"] += round(record.took_ms * 1000)
-        sums[f"way:{record.source}"] += 1  # stored fields keep the old name "way"
+        sums[f"source:{record.source}"] += 1
         sums[f"key:{record.key}"] += 1
         if record.repeated:
             sums["repeated"] += 1

@@ -286,7 +286,7 @@ class SyncHistory:
 
 _SUMS = ("requests", "failed", "repeated", "accepted", "changed", "entered", "left", "rejected")
 # By the prefix of stored fields, the attribute of Sync that holds their values by label.
-_LABELLED = {"reason": "reasons", "failure": "failures", "way": "sources", "key": "keys"}
+_LABELLED = {"reason": "reasons", "failure": "failures", "source": "sources", "key": "keys"}
 
 
 def _first_problems(records: Iterable[RequestRecord]) -> FirstProblems:

@@ -391,7 +391,7 @@ local function apply(cohort, trait, value, stated_at, users)
 
   if source ~= '' then
     set('last', now_text)
-    set('way:' .. source, now_text)
+    set('source:' .. source, now_text)
   end
   if not some_users then
     if #fields > 0 then call('HSET', state, unpack(fields)) end

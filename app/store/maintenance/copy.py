@@ -388,7 +388,7 @@ def merged(shares: Iterable[dict[bytes, bytes]]) -> dict[bytes, bytes]:
     unmoved = {share[b"trait"].decode() for share in shares}
     for share in shares:
         for field_name, at in share.items():
-            if field_name in (b"last", b"repeated", b"timed") or field_name.startswith(b"way:"):
+            if field_name in (b"last", b"repeated", b"timed") or field_name.startswith(b"source:"):
                 state[field_name] = max(state.get(field_name, b"0"), at, key=int)
         for name in _names(share):
             names[name["trait"]] = max(names.get(name["trait"], 0), name["until"])

@@ -42,7 +42,7 @@ local function correct(key, field, text)
   if time and time > latest then call('HSET', key, field, text) end
 end
 for _, field in ipairs(call('HKEYS', state)) do
-  if field == 'first' or field == 'last' or string.sub(field, 1, 4) == 'way:' then
+  if field == 'first' or field == 'last' or string.sub(field, 1, 7) == 'source:' then
     correct(state, field, now_text)
   end
 end

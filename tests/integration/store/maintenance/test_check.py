@@ -197,7 +197,7 @@ def users_of_a_clock_ahead(hand: Hand) -> None:
 
 
 def names_of_a_clock_ahead(hand: Hand) -> None:
-    times = ("first", "last", "named", "repeated", "way:test")
+    times = ("first", "last", "named", "repeated", "source:test")
     hand.client.hset(hand.part("u3", "state"), mapping=dict.fromkeys(times, ahead_ms()))
 
 
