@@ -125,26 +125,28 @@ def listen(port: int) -> socket.socket:
         raise CannotRun(f"Cannot listen on port {port}: {error.strerror}.") from None
 
 
-def greet(port: int, text: str) -> None:
+def greet(port: int, text: str, pause: float = READY_PAUSE_SECONDS) -> None:
     """Print the guide as soon as the calls in it work."""
-    waiting = False
-    while not is_ready(port):
-        if not waiting:
-            waiting = True
+    told = False
+    while (status := readiness(port)) != http.HTTPStatus.OK:
+        # Without a reply, the service is still starting.
+        if status is not None and not told:
+            told = True
             say(f"The service listens on http://{HOST}:{port}, but its store is not available yet.")
-        time.sleep(READY_PAUSE_SECONDS)
+        time.sleep(pause)
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
 
-def is_ready(port: int) -> bool:
+def readiness(port: int) -> int | None:
+    """The status of the readiness check; None without a reply."""
     connection = http.client.HTTPConnection(HOST, port, timeout=READY_TIMEOUT_SECONDS)
     with contextlib.closing(connection):
         try:
             connection.request("GET", "/readyz")
-            return connection.getresponse().status == http.HTTPStatus.OK
+            return connection.getresponse().status
         except (OSError, http.client.HTTPException):
-            return False
+            return None
 
 
 if __name__ == "__main__":
