@@ -38,16 +38,11 @@ class StoreWatch:
     def __init__(self, store: Store, tuning: Tuning, memory: MarksFile) -> None:
         self._store = store
         self._per_round = tuning.marks_per_round
-        self._clock = tuning.monotonic
-        # For this long after a loss, an arrival may go unnoted because an earlier one was noted,
-        # and so does not mark its cohort. At the end of it, all such cohorts exist to be marked.
-        self._noted_seconds = tuning.freshness_noted_seconds
         self.memory = memory
         self._log = structlog.get_logger()
         self._token = ""
         self._marks: dict[Partition, Mark] = {}
         self._advanced: dict[Partition, float] = {}
-        self._unfinished_since: dict[tuple[str, int], float] = {}
         self._next = 0
         self._server_examined = False
 
@@ -115,13 +110,8 @@ class StoreWatch:
                 self._store.losses.spread(found)
 
     def _mark_cohorts(self) -> None:
-        losses, now = self._store.losses, self._clock()
-        found = losses.unfinished(self._store.apps())
-        unfinished = {(loss.app_id, loss.at_ms): loss for loss in found}
-        self._unfinished_since = {key: self._unfinished_since.get(key, now) for key in unfinished}
-        for key, loss in unfinished.items():
-            if now - self._unfinished_since[key] < self._noted_seconds:
-                continue
+        losses = self._store.losses
+        for loss in losses.unfinished(self._store.apps()):
             if not losses.lease(loss.app_id, self._token):
                 continue
             marked, before = 0, time.monotonic()

@@ -43,8 +43,13 @@ class FreshnessStore:
         self._script = load_script(client, "freshness.lua")
         self._recorded: dict[tuple[str, str], float] = {}
 
-    def record_received(self, app_id: str, cohort_ids: Collection[str]) -> None:
+    def record_received(
+        self, app_id: str, cohort_ids: Collection[str], created: Collection[str] = ()
+    ) -> None:
         """Record that users of these cohorts were received.
+
+        An arrival soon after one that was recorded is not recorded again, unless the request has
+        ``created`` the cohort: it was deleted or lost since, and its records with it.
 
         Ignores a StoreError: the changes have been applied by now, and the next request records
         the cohort again.
@@ -53,7 +58,8 @@ class FreshnessStore:
         new = [
             cohort_id
             for cohort_id in cohort_ids
-            if now - self._recorded.get((app_id, cohort_id), -math.inf) >= self._record_seconds
+            if cohort_id in created
+            or now - self._recorded.get((app_id, cohort_id), -math.inf) >= self._record_seconds
         ]
         if not new:
             return
@@ -64,7 +70,8 @@ class FreshnessStore:
             self._recorded.update({(app_id, cohort_id): now for cohort_id in new})
 
     def record_known(self, app_id: str, cohort_id: str) -> None:
-        """Count a cohort as never received, unless it was."""
+        """Count a cohort as never received, unless it was. Its next arrival is recorded."""
+        self._recorded.pop((app_id, cohort_id), None)
         self.call(app_id, "known", [cohort_id])
 
     def set_cadence(self, app_id: str, cohort_id: str, cadence_ms: int | None) -> None:

@@ -43,6 +43,7 @@ class Applied:
         repeated: the message had been applied before, and nothing was done.
         moves: how many users entered and left, by cohort id.
         not_known: ids of cohorts skipped because they are unknown.
+        created: ids of cohorts that some partition did not know.
     """
 
     changed: int = 0
@@ -52,6 +53,7 @@ class Applied:
     repeated: bool = False
     moves: dict[str, Moves] = field(default_factory=dict)
     not_known: set[str] = field(default_factory=set)
+    created: set[str] = field(default_factory=set)
 
 
 class _Part(NamedTuple):
@@ -186,7 +188,7 @@ class Memberships:
             known_only=known_only,
             as_known=as_known,
         )
-        self._freshness.record_received(app_id, _received(changes, applied))
+        self._freshness.record_received(app_id, _received(changes, applied), applied.created)
         return applied
 
     def enter(
@@ -262,6 +264,7 @@ class Memberships:
                 repeats.append(reply.repeated)
                 applied.unknown.update(reply.ids(b"unknown"))
                 applied.suppressed.update(reply.ids(b"suppressed"))
+                applied.created.update(reply.ids(b"created"))
                 conflicts += len(reply.lists.get(b"conflicts", ()))
                 _add_moves(applied.moves, reply.lists.get(b"moves", []))
         if conflicts:

@@ -132,7 +132,7 @@ class _Round:
                 one.result()
             wait_until(lambda: self._get("/readyz").get("warnings"))
             for cohort in self._cohorts:
-                # They are marked a second after the loss has been found.
+                # They are marked once the loss has been found.
                 with suppress(AssertionError):
                     wait_until(lambda cohort=cohort: self._state(cohort) in _AFTER_A_LOSS, 10)
                 if (state := self._state(cohort)) not in _AFTER_A_LOSS:

@@ -35,6 +35,7 @@
 --   deleting    ids of cohorts skipped because they are being deleted
 --   unmet       ids of cohorts skipped because of ARGV[7]
 --   renamed     ids of cohorts that have another name now
+--   created     ids of cohorts that were unknown in this partition
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
@@ -378,6 +379,7 @@ local function apply(cohort, trait, value, stated_at, users)
   if not current then
     call('ZADD', base .. 'cohorts', 0, cohort)
     call('HSET', state, 'trait', trait, 'named', at_text, 'first', now_text)
+    report('created', {cohort})
     if spread then set('renames', integer(spread)) end
   elseif current ~= trait then
     trait, moving = rename(cohort, state, current, trait, at, stated_at, may_be_late, named, moving)

@@ -221,6 +221,25 @@ def test_deleted_cohort_whose_list_is_created_again__is_incomplete_once_users_ar
     assert state(reader) == ("incomplete", ["deleted_here"])
 
 
+@pytest.mark.parametrize("is_list", [True, False], ids=["list", "identify"])
+def test_deleted_cohort_that_arrives_again_at_once__is_incomplete_and_fresh(
+    make_app: Callable[..., Flask], is_list: bool
+) -> None:
+    # An arrival is not recorded this soon after another.
+    app = make_app(Tuning(freshness_noted_seconds=1000), read_api_keys=(ApiKey(APP, READ_KEY),))
+    store, sender, reader = services(app).store, caller(app), caller(app, READ_KEY)
+    say(store, TRAIT, True, ["alice"])
+    delete(store)
+    if is_list:
+        sender.post("/lists", json={"name": TRAIT})
+        sender.post(f"/lists/{COHORT}/add", json={"userIds": ["bob"]})
+    else:
+        say(store, TRAIT, True, ["bob"])
+    assert state(reader) == ("incomplete", ["deleted_here"])
+    (freshness,) = store.freshness.of(APP, [COHORT])
+    assert freshness.last_received_ms is not None
+
+
 def test_cohort_never_deleted__is_not_marked(store: Store, reader: FlaskClient) -> None:
     delete(store, COHORT)
     say(store, "n: other", True, ["bob"])
