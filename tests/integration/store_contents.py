@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
 import redis
+
+# Keys read in one round trip.
+_AT_ONCE = 1000
 
 
 class Transition(NamedTuple):
@@ -18,10 +23,8 @@ class Transition(NamedTuple):
 
 def traits(client: redis.Redis, app: str) -> dict[str, dict[str, str]]:
     """Every user's hash: user id → trait name → 'true' or 'false'."""
-    found = {}
-    for key in client.scan_iter(match=f"cohorts:{{{app}*:user:*"):
-        found[key.split(":user:", 1)[1]] = client.hgetall(key)
-    return found
+    keys = client.scan_iter(match=f"cohorts:{{{app}*:user:*", count=_AT_ONCE)
+    return {key.split(":user:", 1)[1]: found for key, found in _values(client, keys).items()}
 
 
 def members(client: redis.Redis, app: str) -> dict[str, set[str]]:
@@ -47,12 +50,22 @@ def transitions(client: redis.Redis, app: str) -> list[Transition]:
 
 def contents(client: redis.Redis) -> dict[str, Any]:
     """Every key of the contract with its value, times left out: what a repeat may not change."""
+    return _values(client, client.scan_iter(match="cohorts:*", count=_AT_ONCE))
+
+
+def _values(client: redis.Redis, keys: Iterable[str]) -> dict[str, Any]:
+    """The values of those keys that belong to the contract."""
     found: dict[str, Any] = {}
-    for key in client.scan_iter(match="cohorts:*"):
-        if ":user:" in key:
-            found[key] = client.hgetall(key)
-        elif key.endswith(":members"):
-            found[key] = client.zrange(key, 0, -1, withscores=True)
-        elif key.endswith(":changes"):
-            found[key] = client.xrange(key)
+    waiting = iter(keys)
+    while some := list(islice(waiting, _AT_ONCE)):
+        known = [key for key in some if ":user:" in key or key.endswith((":members", ":changes"))]
+        with client.pipeline(transaction=False) as pipeline:
+            for key in known:
+                if ":user:" in key:
+                    pipeline.hgetall(key)
+                elif key.endswith(":members"):
+                    pipeline.zrange(key, 0, -1, withscores=True)
+                else:
+                    pipeline.xrange(key)
+            found.update(zip(known, pipeline.execute(), strict=True))
     return found

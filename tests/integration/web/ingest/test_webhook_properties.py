@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import redis
@@ -20,6 +21,7 @@ from tests.integration.store_contents import members
 LIMIT = 16 << 20
 
 
+@cache
 def message(users: int, properties: int) -> bytes:
     body = payloads.webhook(
         "n", "1", payloads.user_ids(users), True, computed_time=1692206763, message_id="m"
