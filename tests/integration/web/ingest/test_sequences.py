@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import Transition, members, traits, transitions
+from tests.support.effort import THOROUGH
 
 users = st.sampled_from(["u1", "u2", "u3"])
 names = st.sampled_from(["[Amplitude] one: 1", "[Amplitude] two: 2", "no id"])
@@ -27,7 +28,10 @@ requests = st.lists(
 
 
 @pytest.mark.parametrize("partitions", [1, 2])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200 if THOROUGH else 20,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(sequence=requests)
 def test_any_sequence__with_repeats__ends_as_last_said_and_tells_each_transition_once(
     sequence: list, partitions: int, make_app: Callable[..., Flask], redis_client: redis.Redis
