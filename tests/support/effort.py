@@ -8,7 +8,8 @@ import pytest
 
 THOROUGH = os.environ.get("TEST_EFFORT") == "thorough"
 
-thorough = pytest.mark.skipif(not THOROUGH, reason="for TEST_EFFORT=thorough, as in CI")
+NOT_THOROUGH = "for TEST_EFFORT=thorough, as in CI"
+thorough = pytest.mark.skipif(not THOROUGH, reason=NOT_THOROUGH)
 
 _ONE, _THREE = pytest.param(1, id="one partition"), pytest.param(3, id="three partitions")
 # What holds with three partitions mostly does with one, which most tests have.
