@@ -103,7 +103,7 @@ def open_resync(
     """Begin a resync of a known cohort.
 
     Args:
-        quiet_ms: let it finish by itself after this long without a request for the cohort.
+        quiet_ms: let it finish by itself once the cohort arrived and then not for this long.
 
     Raises:
         OtherResync

@@ -69,7 +69,7 @@ resync = Group(
     "quiet_seconds",
     type=click.IntRange(1, 24 * 3600),
     metavar="SECONDS",
-    help="Finish by itself after this long without a request for the cohort.",
+    help="Finish by itself once the cohort arrived and then not for this long.",
 )
 @app_id_option()
 def start(cohort_id: str, quiet_seconds: int | None, app_id: str | None) -> None:

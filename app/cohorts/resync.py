@@ -40,7 +40,7 @@ class Resync(NamedTuple):
 
     Attributes:
         started_ms: when it was opened, in ms since the epoch.
-        quiet_ms: finish by itself after this long without a request for the cohort.
+        quiet_ms: finish by itself once the cohort arrived and then not for this long.
         confirmed: members, or users of a file, who will stay; 0 once it has finished.
         unconfirmed: members who will leave; 0 once it has finished.
         added: users of a file who have entered.

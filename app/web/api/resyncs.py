@@ -67,7 +67,7 @@ class ResyncBody(Base):
         allow_none=True,
         validate=validate.Range(1, MAX_QUIET_SECONDS),
         metadata={
-            "description": "Finish by itself after this long without a request for the cohort.",
+            "description": "Finish by itself once the cohort arrived and then not for this long.",
             "example": 600,
         },
     )
