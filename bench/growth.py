@@ -72,7 +72,7 @@ def run(size: Size, root: Path) -> Report:
         "",
         f"Then one user entered {size.cohorts:,} cohorts.",
         "",
-        "| call, with all that stored | longest store command, ms | including outliers |",
+        "| call, with everything stored | longest store command, ms | including outliers |",
         "|:--|--:|--:|",
         *(f"| {name} | {judged:.2f} | {longest:.2f} |" for name, (judged, longest) in blocked),
         "",

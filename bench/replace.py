@@ -82,7 +82,7 @@ class _Replacement:
             f"| ingest beside it, users/s | {beside_rate:,.0f} |",
             f"| its longest store command, ms | {blocked_ms:.1f} |",
             f"| import into a new cohort, rows/s | {imported:,.0f} |",
-            f"| resident memory meanwhile, all processes, MB | +{grown:.0f} |",
+            f"| growth of resident memory, all processes, MB | +{grown:.0f} |",
         ]
         verdicts = [
             Verdict("ingest during a resync / usual", ratio, at_least=0.9),
