@@ -110,7 +110,7 @@ LARGEST = SOME_LEFT_OUT._replace(
     ("record", "words"),
     [
         (CLEAN, r"(\d+) bytes per request"),
-        (SOME_LEFT_OUT, r"or (\d+) with rejected users"),
+        (SOME_LEFT_OUT, r"or (\d+) if users were rejected"),
         (LARGEST, r"at most ([\d,]+) with a long"),
     ],
     ids=["clean", "some left out", "largest"],
