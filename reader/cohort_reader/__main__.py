@@ -52,7 +52,7 @@ def declared(where: str) -> dict[str, str]:
 
 
 def check(reader: CohortReader, cohorts: Mapping[str, str]) -> list[str]:
-    """One line for each cohort that the store has never received, with ids that are similar."""
+    """One line for each cohort that is not in the store, with ids that are similar."""
     known = reader.cohort_ids()
     lines = []
     for name, cohort_id in cohorts.items():
@@ -60,7 +60,7 @@ def check(reader: CohortReader, cohorts: Mapping[str, str]) -> list[str]:
             similar = difflib.get_close_matches(cohort_id, known, 3)
             hint = f"; similar: {', '.join(similar)}" if similar else ""
             label = "" if name == cohort_id else f"{name} = "
-            lines.append(f"{label}{cohort_id!r} was never received{hint}")
+            lines.append(f"{label}{cohort_id!r} is not in the store{hint}")
     return lines
 
 

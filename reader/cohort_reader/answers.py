@@ -26,7 +26,7 @@ class Membership:
     """Whether a user is in a cohort. Its truth value is ``is_member``.
 
     Attributes:
-        since_ms: since when the user is a member; None if the user isn't.
+        since_ms: when the user became a member; None for other users.
         age_seconds: the age of the answer; 0 if it comes from the store.
         stale: the store is unavailable and the answer older than ``cache_seconds``.
     """
@@ -72,7 +72,7 @@ class FreshnessState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """When a cohort was last received, and when it was due. Distinguishes silence from "no change".
+    """When a cohort was last received, and when it becomes late.
 
     Attributes:
         state: as of now, by the store's clock.
@@ -113,7 +113,9 @@ class IncompleteReason:
 
 @dataclass(frozen=True, slots=True)
 class Completeness:
-    """Whether everybody who should be in the cohort is known to be; ``docs/completeness.md``.
+    """Whether the members are known to be right: none missing, none stale.
+
+    ``docs/completeness.md`` explains the states.
 
     Attributes:
         reasons: why it is incomplete; empty in the other states.

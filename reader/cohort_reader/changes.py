@@ -12,7 +12,7 @@ from cohort_reader.keys import text
 
 @dataclass(frozen=True, slots=True)
 class MembershipChange:
-    """Users who entered or left a cohort in one request to the receiver.
+    """Users who entered or left a cohort together, in one step of the receiver.
 
     Attributes:
         id: the entry's id, unique within its partition.

@@ -45,8 +45,8 @@ def connect(url: str, timeout_seconds: float = TIMEOUT_SECONDS, **options: Any) 
     Args:
         url: as for ``redis.Redis.from_url``; or of a store behind Sentinels, as for the service:
             ``redis+sentinel://host:port,host:port/service/db``.
-        timeout_seconds: for connecting and for each reply. The defaults of ``redis`` are 5 s and
-            ten retries.
+        timeout_seconds: for connecting and for each reply. The defaults of ``redis`` 8 are 5 s
+            and ten retries.
         options: further options of ``redis.Redis.from_url``.
     """
     options = dict(**_options(timeout_seconds, Retry(NoBackoff(), 1)), **options)

@@ -10,7 +10,7 @@ class StoreUnavailable(exceptions.ConnectionError):
 
 
 class UnknownCohort(LookupError):
-    """The store has never received this cohort."""
+    """The cohort is not in the store: never received, deleted or lost."""
 
 
 class UnknownApp(UnknownCohort):

@@ -48,7 +48,7 @@ class Lookups:
         return None if score is None else int(score)
 
     def since(self, cohort_id: str, user_ids: list[str]) -> Steps[list[int | None]]:
-        """Since when each user is in the cohort, in ms since the epoch; None if not in it."""
+        """When each user entered the cohort, in ms since the epoch; None if not in it."""
         prefixes = yield from self._prefixes()
         if len(prefixes) == 1 and len(user_ids) <= ITEMS_PER_COMMAND:
             scores = yield self._client.zmscore(_members(prefixes[0], cohort_id), user_ids)
@@ -109,12 +109,12 @@ class Lookups:
         return freshness_at(now, *(None if field is None else int(field) for field in fields))
 
     def completeness(self, cohort_id: str) -> Steps[Completeness]:
-        """Whether everybody who should be in the cohort is known to be."""
+        """Whether the members are known to be right: none missing, none stale."""
         fields = yield from self._freshness_fields(cohort_id, *COMPLETENESS_FIELDS)
         return completeness_of([None if field is None else text(field) for field in fields])
 
     def exists(self, cohort_id: str) -> Steps[bool]:
-        """Whether the cohort was ever received."""
+        """Whether the cohort is in the store."""
         prefixes = yield from self._prefixes()
         pipeline = self._client.pipeline(transaction=False)
         for prefix in prefixes:

@@ -39,7 +39,7 @@ class CohortProvider(AbstractProvider):
     from the reader's cache      reason CACHED
     stale, store unavailable     reason STALE; event PROVIDER_STALE
     store unavailable, no answer the caller's default, error GENERAL; event PROVIDER_ERROR
-    cohort never received        the caller's default, error FLAG_NOT_FOUND
+    cohort not in the store      the caller's default, error FLAG_NOT_FOUND
     no targeting key             the caller's default, error TARGETING_KEY_MISSING
     a flag of another type       the caller's default, error TYPE_MISMATCH
     ============================ =====================================================

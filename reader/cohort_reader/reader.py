@@ -118,7 +118,7 @@ class _ReaderCore:
     def _since(
         self, cohort_id: str, user_ids: list[str], default: Any, *, strict: bool | None = None
     ) -> Steps[list[Answer] | None]:
-        """Since when each user is in the cohort. ``user_ids`` must be distinct."""
+        """When each user entered the cohort. ``user_ids`` must be distinct."""
         if strict is None:
             strict = self._strict
 
@@ -226,7 +226,7 @@ class _ReaderCore:
             log.warning("returning defaults, as the store failed: %s", describe(error))
 
     def _require(self, cohort_id: str | None) -> Steps[bool]:
-        """Check that the cohort was ever received; if it is None, that anything was for the app.
+        """Check that the cohort is in the store; if it is None, that anything of the app is.
 
         Returns:
             True if the number of partitions has changed, so that the answer was wrong.
@@ -244,7 +244,7 @@ class _ReaderCore:
         if missing:
             raise UnknownApp(missing)
         if cohort_id is not None:
-            raise UnknownCohort(f"the cohort {str.__str__(cohort_id)!r} was never received")
+            raise UnknownCohort(f"the cohort {str.__str__(cohort_id)!r} is not in the store")
         self._known[None] = now + KNOWN_SECONDS
         return changed
 
@@ -314,7 +314,7 @@ class _ReaderCore:
                 stale[question] = Answer(cached.value, age, stale=True)
         return current, stale
 
-    # What the answers are made of -----------------------------------------------------------------
+    # A fast path ----------------------------------------------------------------------------------
 
     def _cached_since(self, user_id: str, cohort_id: str) -> Answer | None:
         """A current answer in the cache. Most lookups end here, so this is a fast path."""
@@ -343,7 +343,7 @@ class CohortReader(_ReaderCore):
         client: connects to the store, see :func:`connect`; the reader never closes it.
         app: the app whose cohorts to read, as in the receiver's ``API_KEYS``.
         prefix: the receiver's ``KEY_PREFIX``.
-        strict: raise :class:`UnknownCohort` for cohorts that were never received, and
+        strict: raise :class:`UnknownCohort` for cohorts that are not in the store, and
             :class:`UnknownApp` if nothing was received for the app.
         cache_entries: how many answers to cache, "not a member" included; 0 for no cache. The least
             recently used is evicted first.
@@ -370,14 +370,14 @@ class CohortReader(_ReaderCore):
     def member_since(
         self, user_id: str, cohort_id: str, *, default: int | Unset | None = UNSET
     ) -> int | None:
-        """Since when the user is in the cohort, in ms since the epoch; None if not in it."""
+        """When the user entered the cohort, in ms since the epoch; None if not in it."""
         answer = run(self._membership(user_id, cohort_id, default))
         return _since_ms(answer, default)
 
     def membership(
         self, user_id: str, cohort_id: str, *, default: Membership | Unset = UNSET
     ) -> Membership:
-        """Whether and since when the user is in the cohort, and the age of the answer."""
+        """Whether the user is in the cohort and since when, and the age of the answer."""
         answer = self._cached_since(user_id, cohort_id) or run(
             self._membership(user_id, cohort_id, default)
         )
@@ -434,11 +434,11 @@ class CohortReader(_ReaderCore):
     def completeness(
         self, cohort_id: str, *, default: Completeness | Unset = UNSET
     ) -> Completeness:
-        """Whether everybody who should be in the cohort is known to be. Never cached."""
+        """Whether the members are known to be right: none missing, none stale. Never cached."""
         return run(self._completeness(cohort_id, default))
 
     def exists(self, cohort_id: str, *, default: bool | Unset = UNSET) -> bool:
-        """Whether the cohort was ever received, and was not deleted since. Never cached."""
+        """Whether the cohort is in the store. Never cached."""
         return run(self._exists(cohort_id, default))
 
     def cohort_ids(self, *, default: list[str] | Unset = UNSET) -> list[str]:

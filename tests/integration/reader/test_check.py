@@ -92,7 +92,7 @@ def test_check__of_declared_cohorts__reports_those_never_received(check: Check) 
         done = check(f"shop_cohorts:{name}", "--app", APP)
         assert done == (0, f"all {count} cohorts exist\n", "")
     done = check("shop_cohorts:Wrong", "--app", APP)
-    assert done == (1, "TRIAL = 'trail1' was never received; similar: trial1\n", "")
+    assert done == (1, "TRIAL = 'trail1' is not in the store; similar: trial1\n", "")
 
 
 def test_check__that_cannot_be_made__says_why_in_one_line(

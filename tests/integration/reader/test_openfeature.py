@@ -85,7 +85,7 @@ def test_flag__of_a_cohort_never_received__is_not_found(
         found = evaluate("typo", default, ALICE)
         assert (found.value, found.reason) == (default, Reason.ERROR)
         assert found.error_code is ErrorCode.FLAG_NOT_FOUND
-        assert found.error_message == "the cohort 'typo' was never received"
+        assert found.error_message == "the cohort 'typo' is not in the store"
 
 
 def test_flag__without_a_user__misses_its_targeting_key(

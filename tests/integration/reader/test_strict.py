@@ -57,7 +57,7 @@ def test_strict__for_a_cohort_never_received__raises_on_every_question(
     service.push("b")
     reader = make_reader(strict=True)
     for ask in QUESTIONS:
-        with pytest.raises(UnknownCohort, match="the cohort 'typo' was never received") as raised:
+        with pytest.raises(UnknownCohort, match="the cohort 'typo' is not in the store") as raised:
             ask(reader, "typo")
         assert isinstance(raised.value, LookupError)
         assert not isinstance(raised.value, UnknownApp)
