@@ -1,4 +1,4 @@
 """Plays Amplitude's side of the protocol: syncs cohorts to a receiver and certifies receivers.
 
-It imports nothing from the receiver, so it works with anyone's.
+It imports nothing from Cohort Receiver, so it works with any receiver.
 """

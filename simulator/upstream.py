@@ -33,7 +33,6 @@ MAX_USERS = 2_000_000
 EXPORTS_PER_MONTH = 500
 REQUESTS, WINDOW_SECONDS = 60, 600
 CONCURRENT_REQUESTS = 4
-FILE_DAYS = 7
 ADDRESS_SECONDS = 60.0
 # Larger files are served by the storage. Amplitude does not say where its limit is.
 INLINE_BYTES = 1 << 20

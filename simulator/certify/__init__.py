@@ -1,6 +1,7 @@
 """Certify a receiver: check it against Amplitude's documentation, and report the result.
 
-That is its page "Receiving Behavioral Cohorts"; docs/protocol.md compares it with the service.
+The documentation is Amplitude's page "Receiving Behavioral Cohorts"; docs/protocol.md compares it
+with the service.
 """
 
 from .model import CHECKED_MODES, Check, Options, Outcome, Report
