@@ -1,6 +1,6 @@
 """Erasing a user: the hash, all memberships, and the user's own entries of the change stream.
 
-Each step is one script call, may be repeated, and may run beside requests.
+Each step is one script call that is safe to repeat and to run concurrently with requests.
 """
 
 from __future__ import annotations

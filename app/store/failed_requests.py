@@ -32,7 +32,7 @@ class FailedRequest(NamedTuple):
 
 
 class FailedRequests:
-    """The requests of each app that have failed and not been made good. Raises StoreError."""
+    """The failed requests of each app that no retry has settled yet. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys, layout: Layout) -> None:
         self._client = client

@@ -1,6 +1,6 @@
 """When each cohort was last received, and whether it is late.
 
-This is one hash for each cohort, in its home partition, which derives from the cohort id.
+Each cohort has one hash for this, in its home partition, which the cohort id determines.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class FreshnessStore:
     ) -> None:
         """Record that users of these cohorts were received.
 
-        An arrival soon after one that was recorded is not recorded again, unless the request has
-        ``created`` the cohort: it was deleted or lost since, and its records with it.
+        A cohort that was recorded within the last second is not recorded again, unless this request
+        has ``created`` it: it was deleted or lost in between, together with its records.
 
         Ignores a StoreError: the changes have been applied by now, and the next request records
         the cohort again.
@@ -70,7 +70,7 @@ class FreshnessStore:
             self._recorded.update({(app_id, cohort_id): now for cohort_id in new})
 
     def record_known(self, app_id: str, cohort_id: str) -> None:
-        """Count a cohort as never received, unless it was. Its next arrival is recorded."""
+        """List a cohort as never received, if nothing was received. Records its next arrival."""
         self._recorded.pop((app_id, cohort_id), None)
         self.call(app_id, "known", [cohort_id])
 

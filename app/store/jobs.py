@@ -1,7 +1,7 @@
 """Long work on cohorts, in small steps: renames and deletions.
 
-Each step is one script call. Steps may be repeated, and may run beside requests and beside another
-process that works on the same job.
+Each step is one script call that is safe to repeat, and to run concurrently with requests and with
+another process that works on the same job.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Keys:
         return f"{self.base(app_id, partition)}message:{message}"
 
     def looked_through(self, app_id: str, partition: int) -> str:
-        """Exists for a minute after a process looked for old data in a partition. Private."""
+        """Exists for 50 s after a process looked for old data in a partition. Private."""
         return f"{self.base(app_id, partition)}looked-through"
 
     def registered(self, app_id: str, partition: int) -> str:
@@ -146,7 +146,7 @@ class Keys:
         return f"{self.base(app_id, self.partition(app_id))}{kind}"
 
     def failed_requests(self, app_id: str) -> str:
-        """Sorted set of failed requests that may be repeated, by their last failure. Private."""
+        """Sorted set of failed requests that may be retried, by their last failure. Private."""
         return self.history(app_id, "failed-requests")
 
     def cohort_syncs(self, app_id: str, cohort_id: str) -> str:

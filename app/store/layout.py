@@ -51,7 +51,7 @@ class Layout:
         self._check(_READS, self._read, self._is_known)
 
     def _check(self, name: str, check: Callable[[], None], has_passed: bool) -> None:
-        """Run a check, at most once in a while.
+        """Run a check, at most once in ``layout_check_seconds``.
 
         Args:
             has_passed: it has passed before. Then it succeeds even if the node with these keys is

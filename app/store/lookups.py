@@ -131,7 +131,7 @@ class Lookups:
         return UserRecord(traits, bool(registered), bool(suppressed))
 
     def since(self, app_id: str, cohort_id: str, user_id: str) -> int | None:
-        """Since when a user is a member, in ms since the epoch; None for other users."""
+        """When a user became a member, in ms since the epoch; None for other users."""
         partition = self._keys.partition(user_id)
         with store_errors():
             key = self._keys.cohort(app_id, partition, cohort_id, "members")

@@ -1,4 +1,4 @@
-"""Losses of the store: it is empty, or older than it was.
+"""Detect that the store lost data: it is empty, or went back to an earlier state of itself.
 
 Each partition has a mark: an identity, and a position that observers advance. An observer, outside
 the store, remembers both. docs/decisions/store-loss.md has the reasons.

@@ -45,7 +45,7 @@ class Lateness(NamedTuple):
 
 
 class News:
-    """Reads what no notification was sent about yet, and records what was. Raises StoreError."""
+    """Reads what nobody was notified of yet, and records notifications. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
@@ -91,7 +91,7 @@ class News:
                 self._call(app_id, partition, what, *cohort_ids)
 
     def last_loss_ms(self, app_id: str) -> int | None:
-        """When the last loss was found that a notification was sent about."""
+        """When the last loss that was notified was found; None if none was."""
         home = self._keys.partition(app_id)
         with store_errors():
             found = self._position(app_id, home, "loss")

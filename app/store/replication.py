@@ -30,7 +30,7 @@ class Replication:
         """Wait until replicas have what was written about keys and, if given, an app.
 
         Raises:
-            StoreError: ``store_not_replicated``. What was written is there, and may be repeated.
+            StoreError: ``store_not_replicated``. The primary has the writes. A repeat is safe.
         """
         if not self._wait.replicas:
             return

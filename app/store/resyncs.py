@@ -65,7 +65,7 @@ class ConfirmedLost(Exception):
 
 
 class ResyncPlace(NamedTuple):
-    """The cohort that a resync is of."""
+    """The cohort that a resync belongs to."""
 
     app_id: str
     cohort_id: str
@@ -77,7 +77,8 @@ class _Scanned(NamedTuple):
     Attributes:
         looked_at: how many.
         users: those of them who are not confirmed.
-        cursor, run: where the scan goes on, "0" at the end; the server process whose cursor it is.
+        cursor, run: where the scan continues, "0" at the end; the server process whose cursor it
+            is.
     """
 
     looked_at: int
@@ -535,7 +536,7 @@ class Resyncs:
 
 
 def _position(partition: int, found: _Scanned) -> str:
-    """Where a removal goes on: the partition, and a cursor of a server process in it."""
+    """Where a removal continues: the partition, and a cursor of a server process in it."""
     if found.cursor == "0":
         return f"{partition + 1} 0 "
     return f"{partition} {found.cursor} {found.run}"

@@ -44,7 +44,7 @@ class SyncPage(NamedTuple):
 
 
 class FirstProblems(NamedTuple):
-    """What the first requests with problems of a sync say.
+    """Details of the first failed or partly rejected requests of a sync.
 
     Attributes:
         detail: of the first error; empty if none was recorded.
@@ -87,7 +87,7 @@ class SyncHistory:
         self._trim = load_script(client, "history_trim.lua")
 
     def add(self, app_id: str, batches: Sequence[SyncBatch], portion: str) -> None:
-        """Add a portion from :func:`split_batches`; may be repeated with the same name."""
+        """Add batches of :func:`split_batches`. A repeat with the same ``portion`` adds nothing."""
         args = [argument for batch in batches for argument in batch.arguments()]
         with store_errors():
             # This registers the app: trimming must find it even if nothing else is stored for it.
@@ -200,12 +200,12 @@ class SyncHistory:
                 pipeline.execute()
 
     def first_details(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, str]:
-        """The details of the first error, by sync id, of syncs with failed requests."""
+        """The detail of the first error of each of some syncs with failed requests, by sync id."""
         found = self.first_problems(app_id, syncs)
         return {sync_id: problems.detail for sync_id, problems in found.items()}
 
     def first_problems(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, FirstProblems]:
-        """What the first requests with problems say, by sync id, of syncs with failed requests."""
+        """The :class:`FirstProblems` of each of some syncs that has failed requests, by sync id."""
         failed = [sync.id for sync in syncs if sync.failed]
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for sync_id in failed:
@@ -218,7 +218,7 @@ class SyncHistory:
         }
 
     def count_unknown_callers(self, counts: Mapping[str, int]) -> None:
-        """Count requests without a valid API key or to a wrong address, by reason."""
+        """Count requests without a valid API key or to an unknown path, by reason."""
         hour = self._hour()
         key = self._keys.unknown_callers()
         with store_errors():
@@ -229,7 +229,7 @@ class SyncHistory:
     def unknown_callers(self, hours: int = 24) -> dict[str, int]:
         """The number of requests that belong to no app in the last hours, by reason.
 
-        They had no valid API key or went to a wrong address. This covers all apps.
+        They had no valid API key or went to an unknown path. This covers all apps.
         """
         now = self._hour()
         counts: Counter[str] = Counter()

@@ -46,7 +46,7 @@ def connect(settings: Settings) -> redis.Redis:
         timeout=settings.store_timeout_seconds,
         tls_options=tls_options,
         # One immediate retry on a new connection: since its last use, the pooled one may have died,
-        # or its server may have been demoted. All commands may be repeated. Timeouts are not
+        # or its server may have been demoted. All commands are safe to repeat. Timeouts are not
         # retried: the caller has waited long enough.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError, *DEMOTED)),
         **options,

@@ -364,7 +364,7 @@ def _server_clock(cluster: Any, node: Any, *, read: bool = False) -> ServerClock
 
 
 def _is_retryable(error: Exception) -> bool:
-    """Whether a second attempt may succeed. All calls may be repeated."""
+    """Whether a second attempt may succeed. All calls are safe to repeat."""
     return is_late(error) or isinstance(
         error, (exceptions.MovedError, exceptions.ConnectionError, exceptions.NoScriptError)
     )

@@ -1,7 +1,7 @@
 """Deadlines of calls that write, in the time of the server that carries them out.
 
-TCP may deliver what was sent on an old connection after newer calls on new ones: the server was
-stopped, or something between the two held it back. A call whose caller has given up must not be
+A call sent on an old connection may reach the server after newer calls on new connections: the
+server was suspended, or the network delayed it. A call whose caller has given up must not be
 carried out then, as it would undo what was acknowledged since. So each script that writes is sent
 with a deadline, and refuses to run after it (docs/decisions/fence.md).
 """

@@ -98,7 +98,7 @@ class Pool(redis.BlockingConnectionPool):
     Calls that find no free connection wait in turn.
 
     Attributes:
-        server: what the pool knows of its server; see :func:`make_pool`.
+        server: what the pool knows of its server (server.py); set by :func:`make_pool`.
     """
 
     server = Server()
@@ -155,7 +155,7 @@ class Client(redis.Redis):
         return StoreScript(self, script)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        # A name of two words is sent as two arguments, which the library sees to.
+        # The library splits a command of two words into two arguments.
         packed = None if " " in args[0] else (pack_command(args),)
         parse: Any = self.parse_response
         pool: Any = self.connection_pool

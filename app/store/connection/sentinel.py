@@ -20,7 +20,7 @@ from redis.sentinel import MasterNotFoundError, Sentinel
 from app.settings import SENTINEL_URL
 
 _PORT = 26379
-# A Sentinel does little else than reply. After this long, the next one is asked.
+# A Sentinel is never busy for long. If it does not reply within this time, the next one is asked.
 _TIMEOUT_SECONDS = 1.0
 # How the library shows a Sentinel that failed.
 _CLIENT = re.compile(r"<redis\.client\.Redis\(.*?host=([^,]*),port=(\d+),.*?\)>\)>\)>")
@@ -33,7 +33,7 @@ class SentinelUrl(NamedTuple):
         user, password: for the primary.
         sentinel_user, sentinel_password: for the Sentinels, from the query: ``sentinel_username``,
             ``sentinel_password``.
-        tls: of the connections to the primary and to the Sentinels.
+        tls: whether connections to the primary and to the Sentinels use TLS.
     """
 
     sentinels: tuple[tuple[str, int], ...]
@@ -154,8 +154,8 @@ class SentinelSSLConnection(SentinelConnection, SSLConnection):
 def follow_primary(client: redis.Redis) -> None:
     """Ask the Sentinels, if the store has any, which server is the primary now.
 
-    A former one that was paused or cut off keeps its connections, and replies to them, until the
-    Sentinels demote it. That takes them some ten seconds after it is back.
+    A former primary that was paused or cut off keeps its connections, and replies on them, until
+    the Sentinels demote it, some ten seconds after it is back.
     """
     pool = getattr(client, "connection_pool", None)  # a cluster has several
     primary = pool.connection_kwargs.get("primary") if pool else None

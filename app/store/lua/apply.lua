@@ -204,7 +204,7 @@ end
 
 -- A cohort's name ---------------------------------------------------------------------------------
 
--- The most earlier names that may still have users to be moved. Each makes every user cost more.
+-- How many earlier names may still have users to be moved. Each makes every user cost more.
 local UNMOVED_NAMES = 10
 local NAMES_KEPT, NAMES_BYTES = 50, 6144
 -- An earlier name that arrives within this time is a late retry; after it, a rename. In ms.

@@ -1,5 +1,5 @@
 #!lua
--- Remember failed requests that may be repeated, as many as there is room for.
+-- Remember failed requests that may be retried, as many as there is room for.
 --
 -- KEYS[1]   the sorted set of the app's failed requests
 -- ARGV[1]   requests to keep

@@ -10,7 +10,7 @@
 --
 -- Freshness:
 --   received  users of the cohorts arrived
---   known     the cohorts exist
+--   known     list the cohorts as never received, unless they were
 --   set       use ARGV[3] as cadence, in ms
 --   learn     compute the cadence from the last syncs again
 -- Completeness, of cohorts that have arrived or are known; others are skipped:

@@ -25,7 +25,7 @@ local call = redis.call
 
 -- A sync ends after a pause of this many ms, or when it reaches the longest duration.
 local PAUSE, LONGEST = 5 * 60 * 1000, 6 * 3600 * 1000
--- A sync keeps at most one in this many of the app's requests.
+-- One sync keeps at most the limit of the app's requests divided by this.
 local SHARE = 10
 
 local per_sync = math.max(100, math.floor(tonumber(ARGV[1]) / SHARE))

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Revoke an API key permanently. A repeated call keeps the first time.
+-- Revoke an API key permanently. Repeated calls keep the time of the first one.
 --
 -- Allowed when memory is full, so that a leaked key can always be revoked.
 --

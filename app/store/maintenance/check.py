@@ -1,7 +1,7 @@
 """Check that users' hashes, cohorts' members and records, and the change stream agree.
 
-A check may run beside requests: each comparison is a single script call, so no request can come
-between its parts and cause a false alarm.
+A check may run concurrently with requests: each comparison is a single script call, so no request
+can come between its parts and cause a false alarm.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Checker:
     def run(
         self, app_ids: Sequence[str], *, repair: bool = False, progress: Progress | None = None
     ) -> CheckReport:
-        """Check some apps, and repair what needs no guessing: the members are the truth.
+        """Check some apps, and repair what is unambiguous if the members are taken to be right.
 
         Args:
             progress: called with the number of steps done since the last call, see :meth:`size`.

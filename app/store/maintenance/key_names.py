@@ -25,7 +25,7 @@ def _compiled(forms: dict[bytes, bytes]) -> list[tuple[bytes, re.Pattern[bytes]]
     return [(name, re.compile(form, re.DOTALL)) for name, form in forms.items()]
 
 
-_USERS = {
+_SPREAD = {
     b"registered": Kind.SPREAD,
     b"suppressed": Kind.SPREAD,
     b"due": Kind.SPREAD,
@@ -43,7 +43,7 @@ _REBUILT = dict.fromkeys(
     ),
     Kind.SKIPPED,
 )
-_OF_PARTITION = {**_USERS, **_HISTORY, **_EXPORTS, **_REBUILT}
+_OF_PARTITION = {**_SPREAD, **_HISTORY, **_EXPORTS, **_REBUILT}
 _OF_COHORT = {
     **dict.fromkeys((b"members", b"left", b"seen", b"seen-before"), Kind.SPREAD),
     **dict.fromkeys((b"freshness", b"sizes", b"syncs"), Kind.WHOLE),

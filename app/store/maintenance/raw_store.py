@@ -62,7 +62,7 @@ class RawStore:
                 yield [parse(key, self.keys.prefix) for key in found]
 
     def types(self, names: Sequence[KeyName]) -> list[bytes]:
-        """The types of keys; for users, which are nearly all of them, the one they should have."""
+        """The types of keys. Users, which are nearly all of them, are assumed to be hashes."""
         others = [name for name in names if name.what != "user"]
         with self.client.pipeline(transaction=False) as pipeline:
             for name in others:
