@@ -12,16 +12,16 @@ from typing import Any
 
 # Fields of a request's event that the line omits: shown at its beginning, or of little interest.
 _OMITTED = ("event", "level", "timestamp", "method", "path", "status", "ms", "store_ms")
-_OMITTED_IF_ANSWERED = ("request_id", "source", "key")
+_OMITTED_UNLESS_FAILED = ("request_id", "source", "key")
 
 
 def text_line(event: Mapping[str, Any]) -> str:
     """The line for an event, with local time; followed by the lines of a traceback, if any."""
     if event.get("event") == "request" and "method" in event:
-        path = event["path"] or "(no such address)"
+        path = event["path"] or "(no such path)"
         head = f"{event['method']} {path} {event['status']} in {event['ms']} ms"
         failed = event["status"] >= 500
-        omitted: tuple[str, ...] = _OMITTED if failed else (*_OMITTED, *_OMITTED_IF_ANSWERED)
+        omitted: tuple[str, ...] = _OMITTED if failed else (*_OMITTED, *_OMITTED_UNLESS_FAILED)
     else:
         level = event.get("level", "info")
         head = ("" if level == "info" else f"{level}: ") + str(event.get("event"))

@@ -71,7 +71,7 @@ class Notification(NamedTuple):
     """One message.
 
     Attributes:
-        id: the same if it is sent again.
+        id: the same in the immediate retries; a later attempt may have another one.
         type: such as ``cohort.incomplete``.
         text: for people.
         data: the facts.
@@ -150,7 +150,8 @@ class Sender:
 
 
 class Notifier:
-    """Sends a notification about each change, once, however many workers there are.
+    """Sends one notification about each change, however many workers there are; after a failure
+    of the store, it may be sent again.
 
     Args:
         sender: None to do nothing.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class UpstreamError(Exception):
-    """A call of Amplitude's API failed, or cannot be made.
+    """A call to Amplitude's API failed, or cannot be made.
 
     Attributes:
         reason: machine-readable, for replies, log events and metrics.

@@ -23,7 +23,7 @@ class Contents:
     Attributes:
         rows: users.
         anonymous: users without an id.
-        unusable: users with an id that no call may have.
+        unusable: users with an id that is not accepted, such as one that is too long.
         quoted: users whose id is in quotes of its own, as part of the value.
     """
 

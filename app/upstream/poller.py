@@ -1,4 +1,4 @@
-"""Reads Amplitude's record of every cohort now and then, and compares it with what arrived.
+"""Reads Amplitude's record of every cohort periodically, and compares it with what arrived.
 
 docs/decisions/upstream.md has the reasons.
 """

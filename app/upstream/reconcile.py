@@ -59,12 +59,13 @@ class Report:
     """What a reconcile found and did. Times are in ms since the epoch.
 
     Attributes:
-        state: RUNNING, DONE, REFUSED (the members would shrink too much), FAILED or INTERRUPTED.
+        state: RUNNING, DONE, REFUSED (most or all members would leave, or the store lost data),
+            FAILED or INTERRUPTED.
         apply: whether the members are to be replaced.
         reason, detail: why it failed or was refused.
         size, computed_at_ms: of the cohort, as Amplitude lists it.
         rows: users in the export: of them, ``anonymous`` have no id, the ids of ``unusable`` are
-            not accepted, ``suppressed`` were erased here, and ``unregistered`` are not known here.
+            not accepted, ``suppressed`` were erased here, and ``unregistered`` are not registered.
         members: members here, before anything was changed.
         missing, extra: users of the export who are not members, and members who are not in the
             export. ``missing_ids`` and ``extra_ids`` are some of them.

@@ -60,7 +60,8 @@ STORE_SECONDS = Histogram(
 )
 BACKGROUND_FAILURES = Counter(
     "cohort_receiver_background_failures",
-    "Rounds of background work (renames, deletions) that failed with an unexpected error.",
+    "Unexpected errors in background work: renames, deletions, resyncs, and all that runs every "
+    "second, such as polls, notifications and the sync history.",
     registry=REGISTRY,
 )
 UPSTREAM_FAILURES = Counter(

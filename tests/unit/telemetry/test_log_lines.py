@@ -43,7 +43,7 @@ def test_request__that_fails__has_its_id_and_its_traceback() -> None:
 
 def test_request__to_no_address__says_so() -> None:
     wrong = REQUEST | {"path": None, "status": 404, "reason": "not_found"}
-    assert line(**wrong) == "POST (no such address) 404 in 3.1 ms app=shop reason=not_found"
+    assert line(**wrong) == "POST (no such path) 404 in 3.1 ms app=shop reason=not_found"
 
 
 def test_event__that_is_no_request__begins_with_its_level() -> None:
