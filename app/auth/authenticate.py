@@ -82,9 +82,9 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: RateLimiter) 
             caller = _of_session()
         else:
             caller = _identify(sent, ring, settings, rates)
-        now: Any = g._get_current_object()
-        now.caller = caller
-        now.event.update(app=caller.app_id, key=caller.label)
+        context: Any = g._get_current_object()
+        context.caller = caller
+        context.event.update(app=caller.app_id, key=caller.label)
         if scope is None or not caller.may(scope):
             raise MissingScope(f"This call needs a key with {NEEDED[scope or ADMIN]}.")
         if scope == METRICS:

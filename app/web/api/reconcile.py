@@ -76,7 +76,8 @@ class ReconcileReply(Reply):
     """The reconcile of a cohort, or the last one. Counts are null until they are known."""
 
     state = text(
-        "`running`, `done`, `refused` (most members would leave), `failed` or `interrupted`.",
+        "`running`, `done`, `refused` (most or all members would leave, or the store lost data), "
+        "`failed` or `interrupted`.",
         example=DONE,
         validate=validate.OneOf([RUNNING, DONE, REFUSED, FAILED, INTERRUPTED]),
     )

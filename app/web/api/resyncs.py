@@ -67,7 +67,7 @@ class ResyncBody(Base):
         allow_none=True,
         validate=validate.Range(1, MAX_QUIET_SECONDS),
         metadata={
-            "description": "Finish by itself once the cohort arrived and then not for this long.",
+            "description": "Finish automatically when nothing more has arrived for this long.",
             "example": 600,
         },
     )
@@ -138,12 +138,15 @@ class ResyncReply(Reply):
         required=True,
         strict=True,
         allow_none=True,
-        metadata={"description": "It finishes by itself after this silence.", "example": 600},
+        metadata={
+            "description": "It finishes automatically when nothing more has arrived for this long.",
+            "example": 600,
+        },
     )
     refused = fields.String(
         required=True,
         allow_none=True,
-        metadata={"description": "Why it did not finish by itself.", "example": None},
+        metadata={"description": "Why it did not finish automatically.", "example": None},
     )
 
 

@@ -121,7 +121,7 @@ class MembersQuery(Query):
 
 
 class MembersReply(Reply):
-    """Members of a cohort, by time of entry."""
+    """Members of a cohort, by partition, then by time of entry."""
 
     members = fields.List(fields.Nested(MemberReply), required=True)
     next = text(
@@ -228,7 +228,7 @@ class UpstreamReply(Reply):
 
 
 class CompletenessReply(Reply):
-    """Whether everybody who should be in a cohort is known to be."""
+    """Whether a cohort's members are known to be right: none missing, none stale."""
 
     state = text(
         "`verified`, `unverified` or `incomplete`.",
@@ -355,7 +355,7 @@ class ChangeReply(Reply):
 
     cohortId = text("The cohort's id.", example="abc123")
     change = text("What they did.", example="entered", validate=validate.OneOf(["entered", "left"]))
-    at = ms("When, by the sender's timestamp, or else on arrival")
+    at = ms("The sender's timestamp, or else the time of arrival")
     userIds = fields.List(
         fields.String(),
         required=True,

@@ -109,8 +109,8 @@ class RejectionReply(Reply):
     """A rejected user."""
 
     user = text(
-        "A short hash of the user's id: BLAKE2b, see the data model. Null for all users of the "
-        "request that have no usable id.",
+        "A short hash of the user's id: BLAKE2b, see the data model. Null stands for all users of "
+        "the request without a usable id.",
         allow_none=True,
         example="9f86d081884c",
     )

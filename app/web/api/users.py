@@ -105,7 +105,7 @@ def query_members(cohort_id: str) -> Response:
     *(InvalidParameter, UnknownCohort), query=_MEMBERS_QUERY, reply=MembersReply(), paged=True
 )
 def get_members(cohort_id: str) -> Response:
-    """Members of a cohort, a page at a time, by time of entry."""
+    """Members of a cohort, a page at a time, by partition, then by time of entry."""
     asked = parameters(_MEMBERS_QUERY)
     members, position = store().lookups.members(
         g.caller.app_id,

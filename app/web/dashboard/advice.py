@@ -172,7 +172,7 @@ ADVICE = {
     ),
     "cohort_partly_deleted": Advice(
         "The deletion of a cohort began while the request was applied.",
-        "Amplitude retries. After the deletion, that creates the cohort again.",
+        "Amplitude retries. A retry after the deletion creates the cohort again.",
         "Later requests create the cohort again.",
     ),
     "store_not_replicated": Advice(
@@ -216,8 +216,8 @@ INCOMPLETE_ADVICE = {
     IncompleteReason.SYNC_FAILED: Advice(
         "A request failed, and no retry succeeded.",
         "Fix the cause, which the page of the failed sync shows. The next sync that succeeds "
-        "clears this. It resends what failed, unless only some of the sync's requests did: "
-        "Amplitude may count such a sync as successful. Then replace the members.",
+        "clears this. It also resends what failed, unless only some requests of the failed sync "
+        "did: Amplitude may count such a sync as successful. In that case, replace the members.",
     ),
     IncompleteReason.DELETED_HERE: Advice(
         "The cohort was deleted here, and only differences have arrived since.", _REPLACE

@@ -138,7 +138,7 @@ def _failed_without_cohort(syncs: Iterable[Sync]) -> list[Sync]:
 
 
 def _left_out(app_id: str, syncs: Iterable[Sync]) -> list[Sync]:
-    """Those that left out users who are not registered, and that no sync of the cohort followed."""
+    """The latest sync of each cohort whose latest sync left out unregistered users."""
     found = [sync for sync in syncs if sync.cohort_id and UnknownUser.reason in sync.reasons]
     latest = store().sync_history.latest_ids(app_id, [sync.cohort_id for sync in found])
     return [sync for sync in found if latest.get(sync.cohort_id) == sync.id]

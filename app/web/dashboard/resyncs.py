@@ -25,7 +25,7 @@ from app.web.api.lookup import store
 from app.web.dashboard.forms import decoded_id, read_signed_form
 from app.web.dashboard.pages import blueprint
 
-# Silence after which a resync may finish by itself, in seconds; 0 for never.
+# Seconds without a request after which a resync finishes automatically; 0 for never.
 QUIET_SECONDS = (0, 600, 3600)
 _DONE = {"start": "resync-started", "finish": "resync-finishing", "abort": "resync-aborted"}
 

@@ -330,7 +330,7 @@ def sync() -> Response:
 
 
 def _known_cohorts(cohort_ids: Iterable[str]) -> set[str]:
-    """Those that have a page.
+    """Which of these cohorts have a page.
 
     A cohort has none if it was deleted, or if none of its users was ever accepted.
     """

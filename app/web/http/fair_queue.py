@@ -25,7 +25,7 @@ _WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE"))
 
 
 class _Lane(NamedTuple):
-    """Where turns are waited for. An app has two lanes: one for whole requests, one for pieces.
+    """A queue for turns. An app has two: one for whole requests, one for pieces.
 
     Long requests, such as exports and imports, are processed in pieces, with a turn for each. In a
     single lane, a request would wait for a piece of each of the app's long ones.
@@ -145,9 +145,9 @@ def begin() -> None:
     """Begin the current request's turn, unless it has begun. It ends with the request, or with
     :func:`end`.
     """
-    now: Any = g._get_current_object()
-    caller = now.get("caller")
-    if caller is not None and "turn" not in now:
-        now.arrived = time.monotonic()
+    context: Any = g._get_current_object()
+    caller = context.get("caller")
+    if caller is not None and "turn" not in context:
+        context.arrived = time.monotonic()
         services().fair_queue.take(caller.app_id)
-        now.turn = caller.app_id
+        context.turn = caller.app_id

@@ -32,34 +32,36 @@ def init_app(app: Flask, sources: Collection[str], listeners: list[Listener]) ->
     @app.before_request
     def begin() -> None:
         # Each use of one of Flask's proxies looks up the request again.
-        now: Any = g._get_current_object()
+        context: Any = g._get_current_object()
         rule, environ = request.url_rule, request.environ
         path_rule = rule or _rule_for_other_methods(app)
         sent = environ.get("HTTP_X_REQUEST_ID", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else f"{getrandbits(128):032x}"
-        now.event = {
+        context.event = {
             "request_id": request_id,
             "method": environ["REQUEST_METHOD"],
             "path": (path_rule.rule.rstrip("/") or "/") if path_rule else None,
         }
-        now.blueprint = rule.endpoint.partition(".")[0] if rule else ""
-        if now.blueprint in sources:
-            now.event["source"] = now.blueprint
-        now.started = time.perf_counter()
+        context.blueprint = rule.endpoint.partition(".")[0] if rule else ""
+        if context.blueprint in sources:
+            context.event["source"] = context.blueprint
+        context.started = time.perf_counter()
 
     @app.after_request
     def finish(response: Response) -> Response:
-        now: Any = g._get_current_object()
-        event, status = now.event, response.status_code
+        context: Any = g._get_current_object()
+        event, status = context.event, response.status_code
         response.headers["X-Request-ID"] = event["request_id"]
-        seconds = time.perf_counter() - now.started
-        finished = FinishedRequest(event, now.blueprint, now.get("outcome"), status, seconds)
+        seconds = time.perf_counter() - context.started
+        finished = FinishedRequest(
+            event, context.blueprint, context.get("outcome"), status, seconds
+        )
         for listener in listeners:
             listener(finished)
         log = logger.error if status >= 500 else logger.info
         if status in (401, 403):
             log = logger.warning  # the runbook of CallersRefused needs them
-        if now.blueprint == "health" and status == 200:
+        if context.blueprint == "health" and status == 200:
             log = logger.debug  # probed every second by some platforms
         log("request", status=status, ms=round(seconds * 1000, 2), **event)
         return response

@@ -25,7 +25,7 @@ def read_upload() -> Iterator[bytes]:
 
     Raises:
         UnsupportedMediaType: not in UTF-8, or compressed with anything but gzip.
-        BodyTimeout: nothing arrived for ``BODY_TIMEOUT_SECONDS``.
+        BodyTimeout: the next 64 KiB, or the rest, took longer than ``BODY_TIMEOUT_SECONDS``.
         InvalidEncoding: it ended early, or is not valid gzip.
     """
     check_charset()
@@ -53,7 +53,7 @@ def _raw_chunks(pause_seconds: float) -> Iterator[bytes]:
         except (OSError, ParseException):
             raise InvalidEncoding("The body can't be read to its end.") from None
         if chunk is None:
-            raise BodyTimeout(f"Nothing arrived for {pause_seconds:g} s.")
+            raise BodyTimeout(f"The next 64 KiB did not arrive within {pause_seconds:g} s.")
         if not chunk:
             break
         received += len(chunk)

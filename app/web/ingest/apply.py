@@ -42,7 +42,7 @@ MAX_REJECTIONS = 20
 
 
 class UnknownTrait(Exception):
-    """The store has no cohort with this trait name, or no longer."""
+    """The store does not know the cohort, or no longer does."""
 
 
 class Skipped(NamedTuple):
@@ -181,7 +181,7 @@ def _placed(skip: _Skip, user_place: Callable[[int], str]) -> Skipped:
 
 
 def _content(calls: Sequence[Identify]) -> int:
-    """A number by which a retry of a request is recognised; cheap, as it covers only two users."""
+    """A checksum by which a retry is recognised; cheap, as it covers only two users."""
     if not calls:
         return 1
     first, last = calls[0], calls[-1]
@@ -208,7 +208,7 @@ def _skipped(
 
 
 def _rejections(calls: Sequence[Identify], refused: Sequence[_Skip]) -> list[Rejection]:
-    """Some of the rejected users. All users without a usable id count as one."""
+    """Some of the rejected users. All without a usable id share one entry."""
     rejections: dict[Rejection, None] = {}
     for skip in refused:
         user_id = calls[skip.call].user_id

@@ -3,7 +3,7 @@
 A batch of a thousand users has some seven thousand JSON objects and strings, mostly the same traits
 and context again and again. Creating them all takes longer than validating them, so repeated parts
 are compared as bytes and decoded once. Anything not exactly of this form is left to
-:class:`~app.web.ingest.identify_schema.BatchSchema`, which decides and words the errors.
+:class:`~app.web.ingest.identify_schema.BatchSchema`, which validates it and reports the errors.
 docs/decisions/decoding.md has the measurements.
 """
 

@@ -1,7 +1,8 @@
 """Schemas of identify calls and batches.
 
 Thousands of well-formed items in one body are the common case; :class:`Items` accepts them in one
-pass. Whatever it does not accept goes to the item schema, which decides and words the errors.
+pass. Whatever it does not accept goes to the item schema, which validates it and
+reports the errors.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_resync__from_start_to_finish__verifies_the_cohort(
     )
     page = admin.get(PAGE)
     assert "Confirmed 3 Not confirmed 1" in text(page)
-    assert "It finishes by itself 10 minutes after" in text(page)
+    assert "It finishes automatically 10 minutes after" in text(page)
     press(admin, "Finish the resync")
     finish(store)
     assert {member.user_id for member in store.lookups.members(*PLACE)[0]} == {"a", "b", "d"}
