@@ -217,7 +217,8 @@ class Settings:
     store_partitions: int = _setting(
         _whole(1, 16384),
         default=1,
-        help="Number of partitions of each app's keys. `store copy` moves data to another number.",
+        help="Number of partitions of each app's keys. To change it, copy the data to "
+        "another store with `store copy`.",
     )
     store_connections: int = _setting(
         _whole(1, 1000), default=8, help="Maximum connections to the store per worker."
@@ -278,7 +279,7 @@ class Settings:
     body_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=20.0,
-        help="Time in which a request's body must arrive.",
+        help="Time in which a request's body must arrive; for imports, each 64 KiB of the file.",
     )
     keep_alive_seconds: float = _setting(
         kinds.Float(validate=validate.Range(1, 3600)),
@@ -425,7 +426,8 @@ class Settings:
     notify_url: str | None = _setting(
         kinds.String(validate=_HTTP_URL),
         default=None,
-        help="Receives a POST when a cohort becomes incomplete, verified or late, and the like.",
+        help="Receives a POST when cohorts become incomplete or late, or recover, and when the "
+        "store loses data.",
         secret=True,
     )
     notify_secret: str | None = _setting(
@@ -557,7 +559,7 @@ class Settings:
 
 
 def _can_be_read(url: str) -> bool:
-    """Whether each part of a store's URL is where it belongs."""
+    """Whether a store's URL is parsed as meant: a character not escaped in a password shifts it."""
     if SENTINEL_URL.fullmatch(url):
         return True
     try:

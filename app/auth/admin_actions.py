@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 def _confirmed(
     action: Callable[Concatenate[Store, Operator, Place, Rest], Result],
 ) -> Callable[Concatenate[Store, Operator, Place, Rest], Result]:
-    """Make an action return only once replicas have its changes."""
+    """Make an action wait, before it returns, for STORE_WAIT_REPLICAS replicas."""
 
     @wraps(action)
     def confirmed(
@@ -103,7 +103,7 @@ def open_resync(
     """Begin a resync of a known cohort.
 
     Args:
-        quiet_ms: let it finish by itself once the cohort arrived and then not for this long.
+        quiet_ms: finish it automatically when nothing more has arrived for this long.
 
     Raises:
         OtherResync

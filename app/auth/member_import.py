@@ -35,7 +35,7 @@ class MemberImport:
     that, the background work completes what this process does not. Raises StoreError.
 
     Args:
-        kind: what the members come from.
+        kind: where the members come from.
         new_name: creates the cohort with this trait name.
     """
 

@@ -97,7 +97,7 @@ def delete_cohort(cohort_id: str, app_id: str | None, yes: bool) -> None:
     cohort = find_cohort(store, app_id, cohort_id)
     total = store.jobs.users_to_delete(app_id, cohort_id)
     if cohort.status == Status.DELETING:
-        click.echo(f"Resuming its deletion: {total} users are left.", err=True)
+        click.echo(f"Resuming the deletion: {total} users are left.", err=True)
     elif not yes:
         click.confirm(
             f"Delete the cohort {shown(cohort.trait)} with {cohort.members} members?",

@@ -31,7 +31,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class TypedCommand(click.Command):
-    """Shows itself in usage lines as it was typed, with ``flask --app wsgi`` too."""
+    """A command whose usage line repeats what was typed, such as ``flask --app wsgi``."""
 
     def make_context(
         self,
@@ -57,7 +57,7 @@ class Group(TypedCommand, AppGroup):
             url = services(ctx.ensure_object(ScriptInfo).load_app()).settings.redis_url
             raise explained(error, store_address(url)) from None
         except (KeyboardInterrupt, click.Abort) as error:
-            # A prompt turns Ctrl-C into an Abort, as it does the end of the input.
+            # At a prompt, click turns both Ctrl-C and the end of input into an Abort.
             if isinstance(error, click.Abort) and not isinstance(
                 error.__context__, KeyboardInterrupt
             ):

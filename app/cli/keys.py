@@ -35,7 +35,7 @@ keys = Group("keys", help="Create, list, expire and revoke API keys.", epilog=EX
 
 
 class _When(click.ParamType[int | None]):
-    """A duration from now (90d, 12h, 30m, 45s), or a time in UTC (2030-01-31, 2030-01-31T12:00)."""
+    """A duration (90d, 12h, 30m, 45s), a time in UTC (2030-01-31, 2030-01-31T12:00) or never."""
 
     name = "when"
 

@@ -69,7 +69,7 @@ resync = Group(
     "quiet_seconds",
     type=click.IntRange(1, 24 * 3600),
     metavar="SECONDS",
-    help="Finish by itself once the cohort arrived and then not for this long.",
+    help="Finish automatically when nothing more has arrived for this long.",
 )
 @app_id_option()
 def start(cohort_id: str, quiet_seconds: int | None, app_id: str | None) -> None:
@@ -136,7 +136,7 @@ def abort(cohort_id: str, app_id: str | None) -> None:
     """End a resync or import, as if it had never begun."""
     store, place = _place(cohort_id, app_id)
     if not abort_resync(store, operator(), place, _found(store, place)):
-        raise click.ClickException("It is finishing or has finished.")
+        raise click.ClickException("Cannot abort: it is finishing or has finished.")
     click.echo("Aborted.")
 
 
@@ -280,7 +280,7 @@ def _finished(store: Store, place: ResyncPlace, before: Resync, total: int, labe
     """Do the steps of a resync, which other processes may do as well, until it has finished.
 
     Raises:
-        ClickException: it was stopped.
+        ClickException: the store lost data, so nobody else is removed.
     """
     with progress(total, label) as advance:
         removed = before.removed

@@ -34,7 +34,7 @@ store = Group("store", help="Check, hold and copy the store.", epilog=EXIT_CODES
 @click.option(
     "--repair",
     is_flag=True,
-    help="Repair what needs no guessing, taking the cohorts' members as the truth.",
+    help="Repair what is unambiguous, assuming that the cohorts' member lists are right.",
 )
 @app_id_option("all apps")
 @json_option
@@ -78,7 +78,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
         what = "The whole stream" if proof.whole else "What is left of the stream"
         yield (
             f"{what} of {proof.app_id}, partition {proof.partition}: {proof.transitions} changes, "
-            f"{proof.agreeing} users agree with it."
+            f"{proof.agreeing} memberships agree with it."
         )
         if proof.members_unverified:
             yield f"  Not verified: {proof.members_unverified} members whose entry was trimmed."
@@ -109,7 +109,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
 def hold() -> None:
     """Refuse writes until `store release`, to move the store.
 
-    Calls that would change something are answered with 503 and Retry-After; Amplitude repeats
+    Calls that would change something are answered with 503 and Retry-After; Amplitude retries
     them for some minutes. Reading continues, background work pauses.
     """
     there = the_store()

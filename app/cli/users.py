@@ -30,7 +30,7 @@ from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.cohorts.member_file import InvalidFile, MemberFile, format_of
 from app.store import StoreError
 
-# Lines of a plain file whose ids are sent to the store at a time.
+# How many ids of a plain file are sent to the store at a time.
 _CHUNK = 10_000
 # Invalid lines reported one by one; the rest are counted.
 _MAX_REPORTED = 20
@@ -208,7 +208,7 @@ def _lines(file: BinaryIO, advance: Callable[[int], None]) -> Iterator[bytes]:
     size = 0
     for number, line in enumerate(file, 1):
         size += len(line)
-        if number % _CHUNK == 0:  # to draw the bar takes longer than to read a line
+        if number % _CHUNK == 0:  # drawing the bar takes longer than reading a line
             advance(size)
             size = 0
         yield line

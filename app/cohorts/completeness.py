@@ -1,4 +1,4 @@
-"""Completeness of a cohort: whether everybody who should be in it is known to be."""
+"""Completeness of a cohort: whether its members are known to be right."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class VerifiedBy(StrEnum):
     RESYNC = "resync"
     IMPORT = "import"
     RECONCILE = "reconcile"
-    UPSTREAM = "upstream"  # its count matches
+    UPSTREAM = "upstream"  # Amplitude's count matches
 
 
 @dataclass(frozen=True)

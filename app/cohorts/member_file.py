@@ -125,7 +125,8 @@ def format_of(first_line: bytes) -> FileFormat | None:
     line = first_line.removeprefix(codecs.BOM_UTF8).decode(errors="replace").strip()
     if line.startswith("{") and ('"userId"' in line or '"user_id"' in line):
         return FileFormat.NDJSON
-    # With a separator that is not a comma, the file is refused rather than read as ids.
+    # Also with other separators than a comma: CSV refuses such a file, which would otherwise be
+    # read as one id per line.
     if any(_bare(name) == _bare(_COLUMN) for name in re.split("[,;\t]", line)):
         return FileFormat.CSV
     return None
@@ -137,7 +138,7 @@ def _bare(name: str) -> str:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a text in UTF-8, each with its end."""
+    """The lines of a text in UTF-8, each with its line ending."""
     rest, number = b"", 0
     chunks = iter(chunks)
     while True:

@@ -40,14 +40,14 @@ class Resync(NamedTuple):
 
     Attributes:
         started_ms: when it was opened, in ms since the epoch.
-        quiet_ms: finish by itself once the cohort arrived and then not for this long.
+        quiet_ms: finish automatically when nothing more has arrived for this long.
         confirmed: members, or users of a file, who will stay; 0 once it has finished.
         unconfirmed: members who will leave; 0 once it has finished.
         added: users of a file who have entered.
         removed: members who have left.
         unknown: users of a file who were skipped because they are not registered.
         members: how many there were when it finished.
-        refused: why it did not finish by itself.
+        refused: why it did not finish automatically.
     """
 
     id: str

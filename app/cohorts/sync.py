@@ -19,7 +19,7 @@ class Moves(NamedTuple):
 class Rejection(NamedTuple):
     """A rejected user, by :func:`user_hash`, and the reason.
 
-    ``user`` is "" for all users of a request that have no usable id.
+    ``user`` is "" for users without a usable id; a request has one such entry for all of them.
     """
 
     user: str
@@ -128,7 +128,7 @@ class Outcome:
         moves: how many users entered and left, by cohort id.
         rejections: some of the rejected users.
         left_out: ids of some users who are not registered.
-        content: a number by which a retry of the request is recognised; 0 if it was not read.
+        content: a checksum by which a retry is recognised; 0 if the body was not read.
     """
 
     traits: dict[str, str]

@@ -1,4 +1,4 @@
-"""Points in time in ms since the epoch, whatever their value.
+"""Convert times in ms since the epoch, also those that ``datetime`` cannot represent.
 
 Senders choose some of them: 0001-01-01T00:00+05:00, for example, is in UTC before the first year
 that ``datetime`` knows. Times read from sorted sets may have been written by other programs.
@@ -14,7 +14,7 @@ _MAX_MS = 2**53
 
 
 def utc(ms: float) -> datetime:
-    """The time in UTC; the nearest one that there is a date for, from the year 1 to 9999."""
+    """The time in UTC, clamped to the years 1 to 9999."""
     try:
         return datetime.fromtimestamp(ms / 1000, UTC)
     except (ValueError, OverflowError, OSError):

@@ -26,7 +26,7 @@ from app.settings import BadSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 GUNICORN_CONF = ROOT / "app" / "server" / "gunicorn_conf.py"
-HOST = "127.0.0.1"  # a key that was printed on a screen is not for the network
+HOST = "127.0.0.1"  # not the network: the keys are printed on the screen
 BACKLOG = 2048
 # A little more than gunicorn's graceful_timeout.
 SERVICE_STOP_SECONDS = 8.8

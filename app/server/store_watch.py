@@ -1,7 +1,7 @@
 """Notice that the store lost its data or went back to an earlier state of itself.
 
-Each worker remembers the mark of every partition (app/store/losses.py), and writes them to a file
-for the worker that replaces it. The file outlives the service if STORE_MARKS_FILE is set.
+Each worker remembers the mark of every partition (app/store/losses.py), and writes the marks to a
+file for the worker that replaces it. The file outlives the service if STORE_MARKS_FILE is set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import structlog
 from app.settings import Settings, store_location
 from app.store import Mark, Partition, Store, StoreError, Tuning
 
-# A mark is advanced this often if nothing changes; it is compared every second anyway.
+# A mark is advanced this often if nothing changes; it is compared more often: every second, or in
+# turn if there are more partitions than Tuning.marks_per_round.
 ADVANCE_SECONDS = 10.0
 # Pause after a step, as a multiple of its duration.
 PAUSE_FACTOR = 2

@@ -155,7 +155,7 @@ def test_deletion__interrupted__resumes_when_run_again() -> None:
             pytest.fail("it was never stopped in the middle")
         run = flask(url, *delete)
         assert run.returncode == 0
-        assert "Resuming its deletion" in run.stderr
+        assert "Resuming the deletion" in run.stderr
         assert client.keys("*:user:*") == []
         assert flask(url, "store", "check").returncode == 0
 
