@@ -218,7 +218,7 @@ class SyncHistory:
         }
 
     def count_unknown_callers(self, counts: Mapping[str, int]) -> None:
-        """Count requests without a valid API key or to an unknown path, by reason."""
+        """Count requests without a valid API key, or to a wrong path or method, by reason."""
         hour = self._hour()
         key = self._keys.unknown_callers()
         with store_errors():
@@ -229,7 +229,7 @@ class SyncHistory:
     def unknown_callers(self, hours: int = 24) -> dict[str, int]:
         """The number of requests that belong to no app in the last hours, by reason.
 
-        They had no valid API key or went to an unknown path. This covers all apps.
+        They had no valid API key, or a wrong path or method. This covers all apps.
         """
         now = self._hour()
         counts: Counter[str] = Counter()

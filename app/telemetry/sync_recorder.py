@@ -269,7 +269,8 @@ def _sum(moves: Iterable[Moves]) -> Moves:
 def record_requests(recorder: SyncRecorder) -> Listener:
     """A listener that records every request for one of the sources (app/web/ingest).
 
-    It also records requests of known callers to unknown paths: they may have been for a source.
+    It also records requests of known callers to a wrong path or method: they may have been meant
+    for a source.
     """
 
     def record(request: FinishedRequest) -> None:

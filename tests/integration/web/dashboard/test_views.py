@@ -368,7 +368,7 @@ class TestOverview:
         services(app).sync_recorder.flush()
         for path in ("/", "/?setup=webhook", "/health"):
             page = browser.get(path).text
-            assert "or to an unknown path" in page
+            assert "or to a wrong path or method" in page
             assert "1 request" in page
             assert "Check the address in the Amplitude destination" in page
 
