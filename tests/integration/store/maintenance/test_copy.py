@@ -366,7 +366,7 @@ def rights(page: str, first: str) -> list[str]:
 
 def test_user_of_its_own__with_the_rights_of_the_pages__is_refused_nothing() -> None:
     _, name, *own = (DOCS / "acl" / "service.acl").read_text().replace("PASSWORD", "pw").split()
-    own += rights("scaling.md", "+cluster|slots") + rights("moving.md", "+sscan")
+    own += rights("scaling.md", "+cluster|slots") + rights("moving.md", "+dbsize")
     with running_server() as single, running_cluster(2, 1, *CALM) as cluster:
         nodes = [single, *cluster.nodes]
         for node in nodes:
