@@ -115,7 +115,7 @@ class HttpReader:
             except urllib.error.HTTPError as error:
                 error.close()
                 hint = " It needs a key with the scope read." if error.code in (401, 403) else ""
-                raise ReaderError(f"{self._where} was answered {error.code}.{hint}") from None
+                raise ReaderError(f"{self._where} returned {error.code}.{hint}") from None
             except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
                 raise ReaderError(f"{self._where}: {error}") from None
         return found

@@ -115,7 +115,7 @@ class Stats:
 
     @property
     def throttled(self) -> int:
-        """How many requests were answered 429."""
+        """How many requests got a 429."""
         return self.statuses[429]
 
     @property

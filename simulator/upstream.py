@@ -39,8 +39,8 @@ INLINE_BYTES = 1 << 20
 
 FAULTS = {
     "forbidden": "every key is refused with 403",
-    "throttled": "requests are answered 429",
-    "unavailable": "requests are answered 503",
+    "throttled": "requests get a 429",
+    "unavailable": "requests get a 503",
     "malformed": "the list of cohorts is not JSON",
     "stuck": "an export never finishes",
     "failed": "an export ends as failed",

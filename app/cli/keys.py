@@ -60,7 +60,7 @@ class _When(click.ParamType[int | None]):
             )
         at_ms = int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
         if at_ms < now:
-            self.fail("is in the past. To end a key at once, revoke it.", param, ctx)
+            self.fail("is in the past. To end a key immediately, revoke it.", param, ctx)
         return at_ms
 
 

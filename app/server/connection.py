@@ -136,8 +136,8 @@ class Connection:
     def _unread(self) -> int:
         """Bytes that the client has not taken yet.
 
-        Its progress shows here first: the kernel reports room only once a third of its buffer, of
-        up to some MB, is free.
+        The client's progress shows here first: the kernel reports room only once a third of its
+        buffer, of up to some MB, is free.
         """
         return self._queued(TIOCOUTQ)
 

@@ -161,7 +161,7 @@ class MarksFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._complain("marks not read", error)
+            self._complain("store marks not read", error)
             return {}
 
     def write(self, marks: Mapping[Partition, Mark]) -> None:
@@ -174,7 +174,7 @@ class MarksFile:
             temporary.write_bytes(orjson.dumps({"store": self._store, "marks": rows}))
             temporary.replace(self.path)
         except OSError as error:
-            self._complain("marks not written", error)
+            self._complain("store marks not written", error)
 
     def _complain(self, event: str, error: Exception) -> None:
         """Warn: without the file, a loss between two runs of the service goes unnoticed."""

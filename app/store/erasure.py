@@ -25,7 +25,7 @@ ENTRIES_PER_READ = 50
 TRAITS_PER_STEP = 250
 # About 1 ms of the store's time.
 COHORTS_PER_STEP = 250
-# Steps that may fail because the user's traits have changed since they were read.
+# How many steps may fail because the user's traits have changed since they were read.
 MAX_FAILED_STEPS = 100
 
 

@@ -110,7 +110,7 @@ class CohortPartlyDeleted(StoreError):
 class Attempts:
     """Work on several apps, each of which is attempted even if the store fails for others.
 
-    On a cluster, one of them may need a node that is down.
+    On a cluster, an app may need a node that is down.
     """
 
     def __init__(self) -> None:

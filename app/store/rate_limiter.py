@@ -43,7 +43,7 @@ class _Counter:
     Attributes:
         left: requests that are counted but have not arrived yet.
         ends: when the window ends, by the monotonic clock.
-        is_used_up: the store has none left beyond these.
+        is_used_up: the store has none beyond those in ``left``.
         is_alone: the store does not count; ``left`` is what remains of this process's own window.
         retry_at: when to ask the store again, by the monotonic clock.
         lock: held during a store call. Requests that wait for it share what that call counted.

@@ -15,8 +15,8 @@ class Tuning:
         now: the clock, in seconds since the epoch.
         monotonic: the clock that measures durations, in seconds.
         store_now: the store's clock, in seconds since the epoch; None to ask the store.
-        waited_seconds: requests that reach the store this soon after they arrived count as if they
-            had arrived when they reached the store.
+        waited_seconds: a request that waited for less than this before it reached the store counts
+            as if it had arrived just then.
         layout_check_seconds: how long a check of the stored layout is valid. Short, as the store
             may lose its data or be replaced at any time.
         freshness_noted_seconds: an arrival this soon after one that was noted is not noted again.

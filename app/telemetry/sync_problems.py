@@ -21,7 +21,7 @@ from app.telemetry.request_event import FinishedRequest, Listener
 
 # Amplitude retries a request eight times; the longest pause before a retry is over two minutes.
 RETRIED_SECONDS = 300.0
-# A process that handled requests of an app decides about its failures for this much longer.
+# How long a process decides about an app's failures after it last handled a request of the app.
 LOOKED_AFTER_SECONDS = 1800.0
 SETTLE_SECONDS = 5.0
 # A request for more cohorts says too little about each of them.

@@ -1,7 +1,7 @@
 """A circuit breaker around the store.
 
-A store that hangs costs each call its timeout. After a few failures in a row, calls fail at once,
-and one at a time tries the store again.
+A store that hangs costs each call its timeout. After a few failures in a row, calls fail
+immediately, and one at a time tries the store again.
 """
 
 from __future__ import annotations

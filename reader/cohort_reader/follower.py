@@ -517,8 +517,8 @@ class Follower(_FollowerCore):
         client: connects to the store; the follower never closes it.
         group: the group's name. Every group gets every change. Created if it doesn't exist.
         consumer: this follower's name, unique in the group; random by default. With a fixed name, a
-            restarted follower resumes its pending changes at once. Otherwise they are claimed by
-            others after 1.5 times ``handler_seconds``.
+            restarted follower resumes its pending changes immediately. Otherwise others claim them
+            after 1.5 times ``handler_seconds``.
         app, prefix: as for :class:`CohortReader`.
         start: where a new group starts: at ``"new"`` changes, at ``"all"`` that the stream holds,
             or at a timezone-aware time. Changes since that time that the stream no longer holds are

@@ -335,7 +335,7 @@ class CohortReader(_ReaderCore):
     up to ``stale_seconds`` and is marked ``stale``.
 
     If ``breaker_failures`` calls in a row fail because the store is unavailable, further ones fail
-    at once with :class:`StoreUnavailable`, and one of them per ``breaker_seconds`` tries again.
+    immediately with :class:`StoreUnavailable`, and one of them per ``breaker_seconds`` tries again.
 
     Every lookup takes a ``default``, which it returns instead of raising ``redis.RedisError``.
 

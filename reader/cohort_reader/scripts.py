@@ -113,7 +113,7 @@ end
 #
 # Pending entries come first, and one at a time: if several were taken, one that kills the process
 # would use up the deliveries of the others. Entries of this consumer are not in hand when this is
-# called: their reply was lost, or an earlier process of that name died. They are due at once.
+# called: their reply was lost, or an earlier process of that name died. They are due now.
 #
 # While the store's clock is ahead, leases and deliveries get times that are in the future once it
 # is corrected. Such a lease is ignored, and such an entry counts as idle: otherwise both would

@@ -107,7 +107,7 @@ class InMemoryAsyncCohortReader(AsyncCohortReader):
         return InMemoryLookups(client)
 
 
-# The breaker retries at once, so that a test need not wait after it has set `is_available`.
+# The breaker retries immediately, so that a test need not wait after it has set `is_available`.
 _OPTIONS: dict[str, Any] = {"breaker_seconds": 1e-9}
 
 

@@ -44,7 +44,7 @@ def run_checks(
     """Run the selected checks one after the other and return the report.
 
     Raises `Unauthorised` if the receiver refuses the key, `WrongPath` if one of the selected modes
-    is answered 404, `NothingFound` if the reader reads from another place, and `ReaderError`.
+    returns 404, `NothingFound` if the reader reads from another place, and `ReaderError`.
     """
     report = Report(options.target.url, options.seed, reader is not None, time.time())
     started = time.perf_counter()
@@ -121,7 +121,7 @@ def _try_modes(context: Context, modes: Collection[Mode]) -> None:
             raise Unauthorised(f"{reply.status} {excerpt(reply.body)}")
         if reply.status == 404:
             raise WrongPath(
-                f"A request to {path} was answered 404 ({excerpt(reply.body)}). "
+                f"A request to {path} got a 404 ({excerpt(reply.body)}). "
                 f"Is {options.target.url} the receiver's base address, "
                 f"and {PATH_OPTIONS[mode]} its path? "
                 f"If the receiver doesn't support the mode {mode}, leave it out of --modes."

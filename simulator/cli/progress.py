@@ -137,7 +137,7 @@ def summary(
     row("requests given up", f"{stats.gave_up:,}", stats.gave_up > 0)
     row("replies by status", _counts(stats.statuses) or "none")
     if stats.throttled:
-        row("rate limit", f"{stats.throttled:,} requests were answered 429, and retried")
+        row("rate limit", f"{stats.throttled:,} requests got a 429, and were retried")
     if stats.errors:
         row("requests without reply", _counts(stats.errors))
     if stats.faults:

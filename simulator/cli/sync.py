@@ -316,7 +316,7 @@ def _wrong_address(results: list[SyncResult], cohort_sync: CohortSync) -> str | 
         return refused_key(cohort_sync.target, stats.last_problem)
     if stats.statuses.keys() == {404} and not stats.changes_acknowledged:
         return (
-            "Every request was answered 404. "
+            "Every request got a 404. "
             f"Is {cohort_sync.target.url} the receiver's base address, and --path its path?"
         )
     return None

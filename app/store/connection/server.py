@@ -3,8 +3,8 @@
 A paused server, or one whose machine is gone, does not refuse connections: each call waits for its
 timeout, and a request makes several calls. Requests would pile up until the worker accepts no more,
 and even its health check would get no reply. So once a call has timed out, and a probe after it
-gets no reply either, calls fail at once, while another probe begins every second. Any reply ends
-that.
+gets no reply either, calls fail immediately, until a reply arrives: another probe begins every
+second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from threading import Thread
 
 from redis import exceptions
 
-# A faster failure costs other calls no long wait, so they may try for themselves.
+# After a faster failure, no probe is needed: other calls that try do not wait long either.
 _LONG_SECONDS = 0.5
 # If only one connection is broken, the first probe gets a reply on another within this time.
 _FIRST_SECONDS, _PROBE_SECONDS = 0.25, 1.0

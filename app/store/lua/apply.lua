@@ -309,7 +309,7 @@ local function remember_repeats(seen, before, at_text, users)
     call('ZREM', before, unpack(users))
   end
   call('ZADD', seen, scored(at_text, users))
-  -- Also if the clock was set back.
+  -- The second condition: the clock was set back.
   if left < 0 or left > 2 * HORIZON then call('PEXPIRE', seen, 2 * HORIZON) end
 end
 

@@ -41,8 +41,8 @@ if call('EXISTS', KEYS[1]) == 1 then
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then last = info[i + 1] end
   end
-  -- Tells a replay of the stream that up to this entry a user may be missing, or may have left
-  -- without an entry, but not which user.
+  -- For replays of the stream: up to this entry, some user's changes may be missing. Which user is
+  -- not recorded.
   call('HSET', base .. 'erased', 'until', last)
 end
 

@@ -114,7 +114,7 @@ def content_encoding() -> str:
 def is_small(raw: bytes) -> bool:
     """Whether a body is within the limits of :func:`read_text`.
 
-    Commas and brackets in strings count too, so the result may be False for a body that is.
+    Commas and brackets in strings count too, so the result may be False for a small body.
     """
     settings = services().settings
     return len(raw) <= settings.max_body_bytes and _count_values(raw) <= _max_values(settings)

@@ -17,7 +17,7 @@ import msgspec
 from app.cohorts import Identify, UniformIdentifies
 from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 
-# Other bodies are left to the schema at once.
+# Other bodies are left to the schema immediately.
 _BEGIN = b'{"batch"'
 # A string of this length always fits: UTF-8 takes at most 4 bytes per character.
 _SAFE_USER_ID_CHARACTERS = MAX_USER_ID_BYTES // 4

@@ -88,7 +88,7 @@ def test_sync__ids_from_a_file__are_sent(tmp_path: Path) -> None:
 
 
 def test_sync__receiver_that_limits_the_rate__is_reported() -> None:
-    for words, limited in ((("--json",), '"throttled": 3'), ((), "3 requests were answered 429")):
+    for words, limited in ((("--json",), '"throttled": 3'), ((), "3 requests got a 429")):
         with Receiver(fail_first=3, fail_status=429) as receiver:
             result = call(
                 *("sync", receiver.url, "--key", KEY, "--users", "5", "--mode", "single"),
@@ -195,7 +195,7 @@ def test_sync__wrong_path__is_one_line() -> None:
     with Receiver() as receiver:
         result = call("sync", f"{receiver.url}/nowhere", "--key", KEY, "--users", "3")
     assert result.exit_code == ExitCode.FAILED
-    assert "Every request was answered 404. Is " in result.stderr
+    assert "Every request got a 404. Is " in result.stderr
     assert "successful syncs" not in result.stdout
 
 
@@ -207,7 +207,7 @@ def test_certify__wrong_path__is_one_line() -> None:
             assert result.exit_code == ExitCode.FAILED
             assert result.stdout == ""
             assert result.stderr.count("\n") == 1
-            assert "was answered 404 (" in result.stderr
+            assert "got a 404 (" in result.stderr
             assert f"and {words[0] if words else '--path'} its path?" in result.stderr
 
 

@@ -449,7 +449,7 @@ def test_unreadable_memory__is_an_empty_one(tmp_path: Path, content: bytes) -> N
     path.write_bytes(content)
     with capture_logs() as logs:
         assert MarksFile(path, "redis://the-store", "cohorts", 1).read() == {}
-    assert [log["event"] for log in logs] == ["marks not read"]
+    assert [log["event"] for log in logs] == ["store marks not read"]
 
 
 def test_memory__that_cannot_be_written__is_reported(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_memory__that_cannot_be_written__is_reported(tmp_path: Path) -> None:
         assert memory.read() == {}  # as at the first start
         memory.write({})
     assert [(log["event"], log["reason"]) for log in logs] == [
-        ("marks not written", "No such file or directory")
+        ("store marks not written", "No such file or directory")
     ]
 
 
