@@ -300,7 +300,10 @@ class UnsupportedMediaType(Problem):
 
 class RateLimited(Problem):
     status, reason = 429, "rate_limited"
-    detail = "Too many requests with this key, or too many invalid keys from this address."
+    detail = (
+        "Too many requests with this key or for this app, or too many invalid keys from this "
+        "address."
+    )
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("Too many requests.", headers={"Retry-After": str(retry_after)})

@@ -221,7 +221,9 @@ class Settings:
         "another store with `store copy`.",
     )
     store_connections: int = _setting(
-        _whole(1, 1000), default=8, help="Maximum connections to the store per worker."
+        _whole(1, 1000),
+        default=8,
+        help="Maximum connections to the store per worker; on a cluster, to each node.",
     )
     store_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 60)),
@@ -265,7 +267,9 @@ class Settings:
         help="open accepts every well-formed user id; known only registered ones.",
     )
     max_batch_users: int = _setting(
-        _whole(1, 1_000_000), default=10_000, help="Maximum users in one request."
+        _whole(1, 1_000_000),
+        default=10_000,
+        help="Maximum users in one request. Imports have no limit.",
     )
     max_query_users: int = _setting(
         _whole(1, 100_000), default=1000, help="Maximum users that one call may ask for."
@@ -274,7 +278,7 @@ class Settings:
         _whole(1024, 1 << 30),
         default=8 << 20,
         help="Maximum size of a request's body in bytes, after decompression. For Cohort Webhooks "
-        "twice that.",
+        "twice that; imports have no limit.",
     )
     body_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
@@ -296,8 +300,8 @@ class Settings:
     send_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=20.0,
-        help="A client is disconnected if it reads nothing of its reply, or less than 4 KiB/s, for "
-        "this long.",
+        help="How far a client may fall behind a rate of 4 KiB/s in reading its reply; one that "
+        "reads nothing is disconnected after this time.",
     )
     rate_limit: RateLimitItem | None = _setting(
         _Rate(), default=parse("1000/second"), help="Requests per key; off for no limit."

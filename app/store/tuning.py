@@ -31,7 +31,8 @@ class Tuning:
         jobs_listed: the most jobs of a partition that a process lists at once; there may be
             thousands.
         history_buffered: requests buffered for the sync history while the store is unavailable.
-            When full, new requests are dropped: the oldest show how the outage began.
+            When full, the latest ones of the app with the most are dropped: the oldest show how the
+            outage began.
         successes_remembered: requests that succeeded, to recognise retries: some seconds' worth.
         marks_per_round: partitions that a process compares every second with what it remembers.
         last_read_trusted_seconds: while API keys, or the secret of sessions, can't be read from the

@@ -52,15 +52,16 @@ class Pace:
     Attributes:
         connect_seconds, read_seconds: to connect, and for each part of a reply.
         reply_seconds: for a whole reply, files included.
-        retries: of calls that got no reply or a 5xx, each after twice the wait of the one before.
-        backoff_seconds: the first of these waits.
+        retries: of calls that got no reply or a 5xx: the first one immediately, the others after
+            2, 4, 8, … times ``backoff_seconds``.
+        backoff_seconds: see ``retries`` and ``downloads``.
         throttled_seconds: after a 429 without Retry-After. Amplitude's limit is per ten minutes.
         throttled_most_seconds: after this much waiting, a 429 is an error.
         export_first_seconds, export_most_seconds: the first and the longest pause between polls of
             an export's status. A long export then takes fewer than 30 requests in ten minutes, of
             the 60 that Amplitude allows.
         export_seconds: after this long, an export that is not done is an error.
-        downloads: attempts to download a file.
+        downloads: attempts to download a file, after 2, 4, … times ``backoff_seconds``.
     """
 
     connect_seconds: float = 10.0

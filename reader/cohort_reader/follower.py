@@ -526,7 +526,7 @@ class Follower(_FollowerCore):
         ordered: see above.
         handler_seconds: the longest time the handler may take for a change.
         retry_seconds: delay before a failed change is delivered again; doubles with each failure,
-            up to ``handler_seconds``.
+            up to 1.5 times ``handler_seconds``.
         max_deliveries: give up a change that fails after this many deliveries, and move it to the
             group's stream of failed changes. None: never, unless it leaves the stream.
         batch_size: how many changes to fetch at a time, at most.

@@ -126,8 +126,8 @@ ADVICE = {
         "Set the header Content-Type: application/json in the Amplitude destination.",
     ),
     "rate_limited": Advice(
-        "Too many requests for RATE_LIMIT.",
-        "Amplitude retries later, so nothing is lost. If syncs take too long, raise RATE_LIMIT or "
+        "Too many requests for RATE_LIMIT or APP_RATE_LIMIT.",
+        "Amplitude retries later, so nothing is lost. If syncs take too long, raise the limit or "
         "the batch size.",
     ),
     "internal_error": Advice(
