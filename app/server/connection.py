@@ -41,7 +41,7 @@ class Connection:
     """A connection whose client must send heads and take replies in time.
 
     Patience with a client shrinks by the time spent waiting to send to it, and grows with what it
-    takes, up to the limit. So a slow client of a large export goes on, one that takes nothing is
+    takes, up to the limit. So a slow client can finish a large export, one that takes nothing is
     disconnected after the limit, and one that takes only a byte now and then is disconnected soon
     after the limit.
     """

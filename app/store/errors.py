@@ -18,7 +18,7 @@ class StoreError(Exception):
 
     Attributes:
         reason: machine-readable, for replies, log events and metrics.
-        detail: for people.
+        detail: human-readable.
         reported: what the store or its client reported, without values from the request.
         needs_detail: the reason alone does not say what to do.
     """

@@ -1,4 +1,4 @@
-"""Log lines for people: one short line per event.
+"""Human-readable log lines: one short line per event.
 
 The line of a request begins with its method, path and status.
 """

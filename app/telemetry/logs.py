@@ -1,4 +1,4 @@
-"""Log lines on standard output: one JSON object per line, or a short line for people."""
+"""Log lines on standard output: one JSON object per event, or a short human-readable line."""
 
 from __future__ import annotations
 

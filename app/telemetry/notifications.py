@@ -73,8 +73,8 @@ class Notification(NamedTuple):
     Attributes:
         id: the same in the immediate retries; a later attempt may have another one.
         type: such as ``cohort.incomplete``.
-        text: for people.
-        data: the facts.
+        text: human-readable.
+        data: the same facts, machine-readable.
     """
 
     id: str

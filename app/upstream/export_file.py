@@ -39,7 +39,7 @@ class Contents:
 
 
 class ExportFile:
-    """Reads a file as often as necessary, in constant memory. Raises UpstreamFileInvalid.
+    """Reads a file, any number of times, in constant memory. Raises UpstreamFileInvalid.
 
     Args:
         column: the column with the ids.

@@ -216,7 +216,7 @@ class Reconciler:
         Args:
             report: from :meth:`begin`.
             on_ids: called with missing and extra users, some at a time.
-            progress: called with what is done next, for people.
+            progress: called with a description of each stage as it begins.
             breathe: called every few ms, to let other work of this process go on.
 
         Raises:

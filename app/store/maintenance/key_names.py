@@ -114,7 +114,7 @@ class KeyName(NamedTuple):
         owner: the user, cohort or app id that determines the partition of a WHOLE key; for a
             cohort's other keys, the cohort id.
         rest: the part after the hash tag, or after the prefix of a global key.
-        what: a description of the content, for people.
+        what: a human-readable description of the content.
     """
 
     kind: Kind

@@ -68,7 +68,7 @@ class ProblemReply(Reply):
     type = text("Always `about:blank`; see `reason`.", example="about:blank")
     title = text("The name of the HTTP status.", example="Bad Request")
     status = count("The HTTP status.", example=400)
-    reason = text("The kind of problem, for machines. Also in the log line.")
+    reason = text("The kind of problem, machine-readable. Also in the log line.")
     detail = text("What is wrong and what to do about it, for people.")
     requestId = text("The request's id, as in `X-Request-ID` and in the log line.")
     errors = fields.List(

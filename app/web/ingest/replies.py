@@ -17,8 +17,8 @@ class RejectedReply(Reply):
     """Part of a request that was not applied."""
 
     place = text("Where it is in the request.", example="batch.17.userId")
-    reason = text("Why, for machines.", example="unknown_user")
-    message = text("Why, for people.", example="The user is not registered.")
+    reason = text("Why, machine-readable.", example="unknown_user")
+    message = text("Why, in words.", example="The user is not registered.")
 
 
 class AppliedReply(Reply):
