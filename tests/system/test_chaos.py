@@ -56,5 +56,6 @@ def test_failovers__lose_nothing_and_end_soon(behind_sentinels: bool) -> None:
     outcome = failovers.run(0, seed=7, behind_sentinels=behind_sentinels, share=0.05)
     assert outcome.wrong == []
     assert outcome.faults.total() == 1 + behind_sentinels
-    assert outcome.statuses[503] > 0
+    if behind_sentinels:  # behind one address, no request may meet the moment of the change
+        assert outcome.statuses[503] > 0
     assert outcome.checked_after_syncs > 1000
