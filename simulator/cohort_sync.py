@@ -80,7 +80,7 @@ class SyncResult:
     requests: int = 0
     failed_requests: int = 0
     late_requests: int = 0
-    """Requests whose retry is held back until after the next sync."""
+    """Requests whose retry is held back: webhooks into the next sync, others until after it."""
     seconds: float = 0.0
     unauthorised: bool = False
     interrupted: bool = False

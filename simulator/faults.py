@@ -17,11 +17,12 @@ class FaultRates:
 
     - `duplicate`: the request is sent twice, concurrently where a thread is free;
     - `reorder`: the request is sent after up to 16 later ones of its sync; a webhook, which carries
-      a time, sometimes after the next sync;
+      a time, sometimes during the next sync;
     - `drop_reply`: the receiver replies, but the sender doesn't see it and retries;
     - `cut`: the connection is reset half way through the body, then the request is retried;
     - `slow`: the body takes `slow_seconds` to send;
-    - `late`: the reply is dropped or the body cut, and the retry is sent only after the next sync.
+    - `late`: the reply is dropped or the body cut, and the retry is sent only after the next sync;
+      for webhooks, during it.
     """
 
     duplicate: float = 0.0

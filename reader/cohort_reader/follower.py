@@ -563,7 +563,10 @@ class Follower(_FollowerCore):
         self._stopping.set()
 
     def poll(self, handler: Handler) -> int:
-        """Pass the changes available now to ``handler``, and return how many were handled."""
+        """Pass changes that are available now to ``handler``; returns how many were handled.
+
+        It handles about ``batch_size`` changes of each partition at most.
+        """
         return run(self._poll(handler))
 
     def create_group(self) -> bool:
