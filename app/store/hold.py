@@ -1,7 +1,8 @@
 """Put writes on hold, so that none is lost while a store is copied or moved.
 
-Every script that writes checks its partition's flag itself, in its atomic step. A call that arrives
-late, from a worker that was suspended or over a slow network, is refused like any other.
+Every script of ``load_script`` that writes checks its partition's flag in its atomic step. A call
+that arrives late, from a worker that was suspended or over a slow network, is refused like any
+other.
 docs/decisions/moving.md has the reasons.
 """
 
