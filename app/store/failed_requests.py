@@ -41,7 +41,10 @@ class FailedRequests:
         self._add = load_script(client, "failed_requests.lua")
 
     def add(self, app_id: str, failed: Mapping[FailedRequest, int]) -> None:
-        """Remember requests, with the time of their last failure in ms since the epoch."""
+        """Remember requests, with the time of their last failure in ms since the epoch.
+
+        That is when the request that failed began.
+        """
         key = self._keys.failed_requests(app_id)
         rows = [(at_ms, f"{one.content:x}:{one.cohort_id}") for one, at_ms in failed.items()]
         with store_errors():
@@ -61,6 +64,11 @@ class FailedRequests:
             content, _, cohort_id = row.decode().partition(":")
             found[FailedRequest(cohort_id, int(content, 16))] = int(at_ms)
         return found
+
+    def forget(self, app_id: str, cohort_id: str, before_ms: int) -> None:
+        """Forget a cohort's requests that failed earlier: its members were replaced since."""
+        old = [one for one, at_ms in self.all(app_id).items() if at_ms < before_ms]
+        self.take(app_id, [one for one in old if one.cohort_id == cohort_id])
 
     def take(self, app_id: str, requests: Collection[FailedRequest]) -> list[FailedRequest]:
         """Remove requests. Returns those that no other process had removed."""

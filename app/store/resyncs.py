@@ -30,6 +30,7 @@ from app.cohorts import (
 from app.store.completeness import CompletenessStore
 from app.store.connection.scripts import load_script
 from app.store.errors import store_errors
+from app.store.failed_requests import FailedRequests
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
 from app.store.layout import Layout
@@ -116,6 +117,7 @@ class Resyncs:
         *,
         known_only: bool,
         completeness: CompletenessStore,
+        failed_requests: FailedRequests,
         losses: Losses,
     ) -> None:
         self._client = client
@@ -127,6 +129,7 @@ class Resyncs:
         self._size_history = size_history
         self._known_only = known_only
         self._completeness = completeness
+        self._failed_requests = failed_requests
         self._losses = losses
         self._script = load_script(client, "resync.lua")
         self._unconfirmed = load_script(client, "unconfirmed.lua")
@@ -416,6 +419,7 @@ class Resyncs:
         record = self._registry.find(*place)
         members = record.members if record else 0
         by = VerifiedBy(resync.kind)
+        self._failed_requests.forget(*place, resync.started_ms)
         self._completeness.verify(*place, by, resync.started_ms)
         self._at_home("finish", place, resync.id, members, RESULT_KEPT_MS)
         self._size_history.record(place.app_id, [place.cohort_id])

@@ -123,6 +123,7 @@ class Store:
             self.size_history,
             known_only=known_only,
             completeness=self.completeness,
+            failed_requests=self.failed_requests,
             losses=self.losses,
         )
         self.upstream = UpstreamStore(client, keys, self.freshness, self.now)

@@ -39,7 +39,11 @@ _NO_FAILURE = frozenset((*LEFT_OUT, "cohort_being_deleted", "suppressed_user"))
 
 
 class _Sent(NamedTuple):
-    """What is recorded of a finished request. ``at`` is a time of the monotonic clock."""
+    """What is recorded of a finished request.
+
+    Attributes:
+        at: when it ended, on the monotonic clock; for a failed one, when it began.
+    """
 
     at: float
     app_id: str
@@ -86,7 +90,7 @@ class SyncProblems:
             left_out = {reason: rejected[reason] for reason in LEFT_OUT if reason in rejected}
         self._sent.append(
             _Sent(
-                self._monotonic(),
+                self._monotonic() - (request.seconds if request.status >= 400 else 0),
                 event["app"],
                 tuple(outcome.traits),
                 outcome.content,
@@ -225,14 +229,14 @@ class SyncProblems:
             self._settled[app_id] = self._store.completeness.settle_failed(app_id, open_ids, start)
 
     def _is_good(self, app_id: str, failed: FailedRequest, at_ms: int) -> bool:
-        """Whether this process has seen the request succeed.
+        """Whether this process has seen the request succeed since its failure began.
 
-        A success before the failure counts as well: if only its reply was lost, nothing is missing.
+        The retry of a request that the sender no longer waited for may succeed before that one
+        fails. An earlier success is that of another request: a user who enters and leaves enters
+        by the same request again, and a second full sync consists of those of the first.
         """
         succeeded = self._succeeded.get((app_id, failed))
-        if succeeded is None:
-            return False
-        return bool(failed.content) or self._store_ms(succeeded) > at_ms
+        return succeeded is not None and self._store_ms(succeeded) >= at_ms
 
 
 def record_problems(problems: SyncProblems) -> Listener:

@@ -308,6 +308,7 @@ class _Run:
                 # Not if something went wrong during the comparison: verifying clears all reasons.
                 is_as_before = not report.sync_arrived and self._reasons() == reasons
                 if report.is_equal and is_as_before:
+                    self._store.failed_requests.forget(*order.place, report.requested_ms)
                     self._store.completeness.verify(*order.place, VerifiedBy.RECONCILE)
         self._note(listed)
 

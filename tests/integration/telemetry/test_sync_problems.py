@@ -12,8 +12,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from limits import parse
 
+from app.auth.audit_trail import Operator
+from app.auth.member_import import MemberImport
 from app.services import services
-from app.store import FailedRequest, Tuning
+from app.store import FailedRequest, ResyncPlace, Tuning
+from app.telemetry.request_event import FinishedRequest
 from app.telemetry.sync_problems import RETRIED_SECONDS
 from simulator import payloads
 from tests.integration.clock import Clock
@@ -230,6 +233,57 @@ def test_store_down__and_no_retry_succeeds__is_a_failure_for_good(own_store_serv
     service.later(2)
     assert service.reasons() == {"sync_failed": 2}
     assert service.reasons() == {"sync_failed": 2}
+
+
+def test_same_request_again__that_fails_for_good__is_not_hidden_by_its_earlier_success(
+    own_store_service: Any,
+) -> None:
+    service, stop, start = own_store_service
+    service.send("bob")
+    service.later(1)
+    stop()
+    service.send("bob", status=503)
+    service.work()
+    start()
+    service.later()
+    assert service.reasons() == {"sync_failed": 1}
+
+
+def test_retry_that_succeeds__before_the_request_that_was_given_up_fails__counts(
+    own_store_service: Any,
+) -> None:
+    service, stop, start = own_store_service
+    problems = services(service.app).sync_problems
+    failed: list[FinishedRequest] = []
+    problems.record = failed.append  # type: ignore[method-assign]
+    stop()
+    service.send("bob", status=503)
+    start()
+    del problems.record
+    service.send("bob")
+    service.later(1)
+    problems.record(failed[0]._replace(seconds=2.0))
+    service.later()
+    assert service.reasons() == {}
+
+
+def test_failure_before_an_import__is_settled_by_it(own_store_service: Any) -> None:
+    service, stop, start = own_store_service
+    stop()
+    service.send("bob", status=503)
+    service.work()
+    start()
+    service.work()
+    service.later(1)
+    place = ResyncPlace(APP, COHORT)
+    with MemberImport(service.store, Operator("a test", "nobody"), place) as importing:
+        importing.stage(["alice", "bob"])
+        for _ in importing.compare():
+            pass
+        for _ in importing.apply(force=False):
+            pass
+    service.later()
+    assert service.reasons() == {}
 
 
 def test_retry_that_fails_again__is_waited_for_again(own_store_service: Any) -> None:
