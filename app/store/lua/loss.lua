@@ -6,9 +6,9 @@
 -- ARGV[2]  spread, examined: time of the loss, ms since the epoch
 -- ARGV[3]  spread: kind of loss; examined: id of the last cohort that was marked, '' for all
 --
--- The record is a hash: 'kind', 'lost' or 'set_back'; 'at', when it was found; 'acknowledged', when
--- an administrator did; 'examined', the cohort up to which those of the partition have been
--- marked, and 'done' when all have. mark.lua writes it.
+-- The record is a hash: 'kind', 'lost' or 'set_back'; 'at', when it was found; 'found', if that was
+-- in this partition too; 'acknowledged', when an administrator did; 'examined', the cohort up to
+-- which those of the partition have been marked, and 'done' when all have. mark.lua writes it.
 --
 -- Returns 1 if the record changed, else 0.
 
@@ -18,15 +18,17 @@ local loss = base .. 'loss'
 local call = redis.call
 
 local LOSS_KEPT = 90 * 24 * 3600 * 1000
+local SAME_LOSS = 60 * 1000 -- as in mark.lua
 
 local clock = call('TIME')
 local now = string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000))
-local recorded = call('HGET', loss, 'at')
+local recorded, found_here = unpack(call('HMGET', loss, 'at', 'found'))
 
 if action == 'spread' then
   if recorded and tonumber(recorded) >= tonumber(at) then return 0 end
   call('UNLINK', loss)
   call('HSET', loss, 'kind', value, 'at', at)
+  if found_here and at - recorded <= SAME_LOSS then call('HSET', loss, 'found', 1) end
   call('PEXPIRE', loss, LOSS_KEPT)
 elseif not recorded or (action == 'examined' and recorded ~= at) then
   return 0

@@ -29,7 +29,8 @@ local call = redis.call
 -- reached twice, because the store went back, that differs.
 local SLOTS = 256
 local EARLIER_KEPT = 20
--- How long a loss is remembered, and how close in time two findings are the same loss, in ms.
+-- How long a loss is remembered, and how soon after it was found in another partition a finding is
+-- the same loss, in ms. A second finding in the same partition is another loss.
 local LOSS_KEPT, SAME_LOSS = 90 * 24 * 3600 * 1000, 60 * 1000
 
 local function integer(value) return string.format('%d', value) end
@@ -38,7 +39,7 @@ local identity, position, earlier = unpack(call('HMGET', mark, 'identity', 'posi
 position, position_then = tonumber(position or 0), tonumber(position_then) or 0
 earlier = earlier and cjson.decode(earlier) or {}
 -- A key of another type must fail here, before the first write.
-local loss_kind, loss_at = unpack(call('HMGET', loss, 'kind', 'at'))
+local loss_kind, loss_at, found_here = unpack(call('HMGET', loss, 'kind', 'at', 'found'))
 
 -- Whether the mark was set back to before the position that the observer remembers.
 local function is_behind()
@@ -100,11 +101,12 @@ if found ~= 'same' then
   if remembered ~= identity then earlier[#earlier + 1] = remembered end
   while #earlier > EARLIER_KEPT do table.remove(earlier, 1) end
   call('HSET', mark, 'earlier', cjson.encode(earlier))
-  if loss_kind ~= found or now - loss_at > SAME_LOSS then
+  if found_here or loss_kind ~= found or now - loss_at > SAME_LOSS then
     call('UNLINK', loss)
     call('HSET', loss, 'kind', found, 'at', integer(now))
     call('PEXPIRE', loss, LOSS_KEPT)
   end
+  call('HSET', loss, 'found', 1)
 end
 if found ~= 'same' or not identity then
   identity = random

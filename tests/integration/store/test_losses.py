@@ -204,6 +204,31 @@ def test_cohort_that_the_backup_lacks__is_marked_when_it_arrives(
     assert worker.reasons("later") == ["store_set_back"]
 
 
+def test_set_back__soon_after_another_that_was_repaired__is_another_loss(
+    start: Callable[..., Worker], set_back: Back
+) -> None:
+    worker = start()
+    worker.send("alice")
+    worker.work()
+    with set_back():
+        worker.send("bob")
+        worker.work()
+    worker.work()
+    (first,) = worker.store.losses.acknowledge([APP])
+    worker.store.completeness.verify(APP, COHORT, VerifiedBy.IMPORT)
+    worker.work()
+    with set_back():
+        worker.send("bob")
+        worker.work()
+    for _ in range(3):
+        worker.work()
+    second = worker.loss()
+    assert second is not None
+    assert (second.kind, second.acknowledged) == (LossKind.SET_BACK, False)
+    assert second.at_ms > first.at_ms
+    assert worker.reasons() == ["store_set_back"]
+
+
 def test_set_back__by_less_than_the_mark_advanced__is_found_by_what_was_acknowledged(
     start: Callable[..., Worker], set_back: Back
 ) -> None:
