@@ -11,7 +11,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from app.auth.audit_trail import Operator, record
-from app.cohorts import Resync, ResyncKind, ResyncRefusal, user_hash
+from app.cohorts import Resync, ResyncKind, ResyncRefusal, ResyncState, user_hash
 from app.store import Erased, ResyncPlace, Store
 
 
@@ -123,9 +123,12 @@ def finish_resync(
 
     Raises:
         ResyncRefused
+        OtherResync: it is an import whose file has not arrived: most members would leave.
     """
     if resync.is_finished:
         return
+    if resync.kind is not ResyncKind.RESYNC and resync.state is ResyncState.OPEN:
+        raise OtherResync
     record(store, operator, "finish_resync", place.app_id, cohort=place.cohort_id, forced=force)
     refused = store.resyncs.request_finish(place, resync, force=force)
     if refused is not None:

@@ -123,6 +123,8 @@ def finish(cohort_id: str, force: bool, app_id: str | None) -> None:
     found = _found(store, place)
     try:
         finish_resync(store, operator(), place, found, force=force)
+    except OtherResync:
+        raise click.ClickException("Its file has not arrived yet.") from None
     except ResyncRefused as error:
         raise click.ClickException(_REFUSED[error.reason]) from None
     done = _finished(store, place, found, found.unconfirmed, "Removing")

@@ -33,7 +33,8 @@ Item = TypeVar("Item")
 
 
 def _let_others_work() -> None:
-    time.sleep(0)
+    # Not 0: gevent would run many ready greenlets before it polls for new input.
+    time.sleep(1e-6)
 
 
 # The values in the rows of users.lua, unless they are the time at which the user became a member.

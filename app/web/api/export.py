@@ -11,8 +11,9 @@ from flask import Blueprint, Response, g
 from orjson import OPT_APPEND_NEWLINE, dumps
 
 from app.auth.authenticate import READ, requires
+from app.cohorts import Status
 from app.errors import InvalidParameter, UnknownCohort
-from app.store import Member
+from app.store import Member, Store, StoreError
 from app.web.api.lookup import known_cohort, store
 from app.web.http import fair_queue
 from app.web.http.contract import cohort_in_path, describes
@@ -53,12 +54,26 @@ def export_csv(cohort_id: str) -> Response:
 def stream_members(cohort_id: str, media_type: str) -> Response:
     """All members of a known cohort, as NDJSON or CSV."""
     render = _ndjson if media_type == NDJSON else _csv
-    pages = fair_queue.in_pieces(store().lookups.all_members(g.caller.app_id, cohort_id))
+    pages = fair_queue.in_pieces(_all_members(store(), g.caller.app_id, cohort_id))
     # Read now: once the reply has begun, an error has no reply.
     first = list(islice(pages, 1))
     # If the store fails midway, the connection is aborted: a part must not look complete.
     body = render(chain(first, pages))
     return Response(body, mimetype=media_type, headers={"Cache-Control": "no-store"})
+
+
+def _all_members(current: Store, app_id: str, cohort_id: str) -> Iterator[list[Member]]:
+    """All members, some at a time.
+
+    Raises:
+        StoreError: they are not all, as the cohort was deleted or lost meanwhile.
+    """
+    before = current.registry.find(app_id, cohort_id)
+    yield from current.lookups.all_members(app_id, cohort_id)
+    now = current.registry.find(app_id, cohort_id)
+    is_same = now and before and now.first_ms == before.first_ms
+    if not is_same or (now and now.status is Status.DELETING):
+        raise StoreError("The cohort was deleted or lost during the export.")
 
 
 def _ndjson(pages: Iterable[list[Member]]) -> Iterator[bytes]:

@@ -203,7 +203,8 @@ def get_resync(cohort_id: str) -> Response:
 @blueprint.post("/cohorts/<segment:cohort_id>/resync/finish")
 @requires(ADMIN)
 @describes(
-    *(InvalidParameter, NoResync, ResyncEmpty, ResyncShrinks, ResyncStoreLost),
+    *(InvalidParameter, NoResync, ResyncUnfinished),
+    *(ResyncEmpty, ResyncShrinks, ResyncStoreLost),
     body=(_FINISH,),
     reply=ResyncReply(),
 )
@@ -218,6 +219,8 @@ def finish_resync(cohort_id: str) -> Response:
     place, resync = _found(store, cohort_id)
     try:
         admin_actions.finish_resync(store, Operator.of_request(), place, resync, force=force)
+    except OtherResync:
+        raise ResyncUnfinished("This is an import whose file has not arrived yet.") from None
     except ResyncRefused as error:
         raise _REFUSALS[error.reason]() from None
     ends = time.monotonic() + FINISH_SECONDS

@@ -15,6 +15,8 @@ from app.services import services
 from app.web.http.body import check_charset, content_encoding
 
 _CHUNK_BYTES = 1 << 16
+# Not 0: gevent would run many ready greenlets before it polls for new input.
+_YIELD_SECONDS = 1e-6
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -38,7 +40,7 @@ def read_upload() -> Iterator[bytes]:
         whole = _gunzip(whole)
     for chunk in whole:
         yield chunk
-        sleep(0)
+        sleep(_YIELD_SECONDS)
 
 
 def _raw_chunks(pause_seconds: float) -> Iterator[bytes]:

@@ -23,7 +23,9 @@ from app.store import StoreError
 _MAX_ITEMS, _MAX_TRAITS = 100, 100
 _MAX_NAMED = 8
 # Finds the id in a webhook that is not valid JSON, for example because of a quote in the name.
-_COHORT_ID = re.compile(rb'["\']cohort_id["\']\s*:\s*["\']([^"\'\\:]{1,512})["\']')
+_COHORT_ID = re.compile(
+    rb'["\']cohort_id["\']\s*:\s*(?:["\']([^"\'\\:]{1,512})["\']|(\d{1,16})\s*[,}])'
+)
 
 
 def name_cohorts(response: Response) -> Response:
@@ -74,13 +76,14 @@ def _named() -> Iterator[tuple[str, str]]:
     body: Any = g.get("refused_body")
     if isinstance(body, bytes):
         if found := _COHORT_ID.search(body):
-            cohort_id = found[1].decode(errors="replace").strip()
+            cohort_id = (found[1] or found[2]).decode(errors="replace").strip()
             yield cohort_id, cohort_id
         return
     if not isinstance(body, dict):
         return
-    if isinstance(cohort_id := body.get("cohort_id"), str):
-        yield cohort_id.strip(), cohort_id
+    cohort_id = body.get("cohort_id")
+    if isinstance(cohort_id, str) or type(cohort_id) is int:
+        yield str(cohort_id).strip(), str(cohort_id)
     if isinstance(name := body.get("name"), str):
         yield Cohort.from_trait(name)
     batch = body.get("batch")

@@ -159,6 +159,18 @@ def test_refused_request__with_broken_json__names_its_cohort(service: Service) -
     assert service.reasons() == {"sync_failed": 1}
 
 
+@pytest.mark.parametrize("body", [b'{"cohort_id": 77, "users": 7}', b'{"cohort_id": 77, "users'])
+def test_refused_request__with_a_number_as_id__names_its_cohort(
+    service: Service, body: bytes
+) -> None:
+    service.http.post("/lists", json={"name": "Numbered: 77"})
+    reply = service.http.post(payloads.WEBHOOK_PATH, data=body, content_type="application/json")
+    assert reply.status_code == 400
+    service.work()
+    (found,) = service.store.completeness.of(APP, ["77"])
+    assert [open.reason for open in found.reasons] == ["sync_failed"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

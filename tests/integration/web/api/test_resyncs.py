@@ -12,8 +12,11 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.auth.audit_trail import Operator
+from app.auth.member_import import MemberImport
 from app.services import services
 from app.settings import ApiKey
+from app.store import ResyncPlace
 from app.store.losses import Loss, LossKind
 from app.web.http.upload import read_upload
 from simulator import payloads
@@ -90,6 +93,16 @@ class TestResync:
         assert outcome(boss.post(f"{PATH}/finish", json={"force": True})) == (200, "finished")
         assert members(redis_client, APP) == {"abc123": {"u0"}}
         assert outcome(boss.delete(PATH)) == (409, "resync_finishing")
+
+    def test_finish__of_an_import_whose_file_has_not_arrived__is_refused_though_forced(
+        self, service: Flask, boss: FlaskClient, redis_client: redis.Redis
+    ) -> None:
+        store, place = services(service).store, ResyncPlace(APP, "abc123")
+        with MemberImport(store, Operator("a test", "nobody"), place) as importing:
+            importing.stage(USERS[:15])
+            for body in ({}, {"force": True}):
+                assert outcome(boss.post(f"{PATH}/finish", json=body)) == (409, "resync_unfinished")
+        assert members(redis_client, APP) == {"abc123": set(USERS)}
 
     def test_finish__after_the_store_lost_data__is_refused_though_forced(
         self, service: Flask, boss: FlaskClient

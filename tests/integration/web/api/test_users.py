@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from app.cohorts import Cohort, MembershipChange
 from app.services import services
 from app.settings import Settings
-from app.store import Store, connect
+from app.store import Store, StoreError, connect
 from app.store.lookups import Lookups
 from simulator.payloads import COHORT_PATH, identify
 from tests.integration.conftest import APP, KEY, caller
@@ -440,6 +440,24 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 class TestExport:
+    @pytest.mark.parametrize("ending", ["lost", "deleted", "created again"])
+    def test_export__of_a_cohort_that_ends_meanwhile__does_not_end_properly(
+        self, app: Flask, store: Store, redis_client: redis.Redis, ending: str
+    ) -> None:
+        say(store, ONE, True, [f"user-{n:06}" for n in range(2500)], 1000)
+        http = caller(app, READ_KEY)
+        pieces = iter(http.get("/api/v1/cohorts/1/members.ndjson", buffered=False).response)
+        next(pieces)
+        if ending == "lost":
+            redis_client.flushall()
+        else:
+            for _ in store.jobs.delete_cohort(APP, "1"):
+                pass
+        if ending == "created again":
+            say(store, ONE, True, ["user-000000"], 1000)
+        with pytest.raises(StoreError):
+            list(pieces)
+
     def test_export__of_several_pages__has_every_member_once(
         self, store: Store, reader: Reader
     ) -> None:
