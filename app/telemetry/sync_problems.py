@@ -236,7 +236,7 @@ class SyncProblems:
         by the same request again, and a second full sync consists of those of the first.
         """
         succeeded = self._succeeded.get((app_id, failed))
-        return succeeded is not None and self._store_ms(succeeded) >= at_ms
+        return succeeded is not None and self._store_ms(succeeded) > at_ms
 
 
 def record_problems(problems: SyncProblems) -> Listener:

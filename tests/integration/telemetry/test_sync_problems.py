@@ -318,6 +318,7 @@ def test_retry_that_another_process_answers__is_recognised(make: Make, clock: Cl
     first.app.config["PROPAGATE_EXCEPTIONS"] = False
     services(first.app).store.memberships.apply = None  # type: ignore[method-assign,assignment]
     first.send("bob", status=500)
+    clock.forward(1)
     second.send("bob")
     for service in (second, first, second):
         service.work()
@@ -342,6 +343,7 @@ def test_failure_for_good__is_raised_by_one_process(make: Make, clock: Clock) ->
 def test_rate_limited__until_the_sender_gives_up(make: Make) -> None:
     service = make(rate_limit=parse("2/day"))
     service.create()
+    service.later(1)
     service.send("bob", status=429)
     assert service.reasons() == {}
     service.later()
@@ -355,6 +357,7 @@ def test_clock_of_a_process__ahead_meanwhile__does_not_hide_a_failure(
     tuning = Tuning(now=wall, monotonic=clock, store_now=clock, freshness_noted_seconds=0)
     service = Service(make_app(tuning, rate_limit=parse("2/day")), clock)
     service.create()
+    service.later(1)
     wall.forward(86_400)
     service.send("bob", status=429)
     assert service.reasons() == {}
