@@ -5,9 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,19 +15,9 @@ import redis
 from bench import beside, generator
 from bench.plan import CONTESTANTS, SERVICE, SERVICE_ENVIRONMENT
 from bench.report import Report, Verdict
-from bench.requests import (
-    ADMIN_KEY,
-    COHORT_ID,
-    Size,
-    Target,
-    batches,
-    identify,
-    request,
-    user_ids,
-)
+from bench.requests import ADMIN_KEY, COHORT_ID, Size, Target, batches, user_ids
 from bench.runner import progress, start
 from bench.servers import Gunicorn, Store, running_store
-from simulator import payloads
 
 _PATH = f"/api/v1/cohorts/{COHORT_ID}"
 # Of the members, how many leave.
@@ -54,7 +42,14 @@ class _Replacement:
         self._client: Any = redis.Redis.from_url(store.url)
         self._members = size.members
         self._everybody = list(batches(1000, self._target(), limit=size.members))
-        self._difference = list(self._entering_and_leaving(size.members // 5))
+        # Users who enter, then the same ones, who leave.
+        self._difference = [
+            one
+            for member in (True, False)
+            for one in batches(
+                1000, self._target(), first=_CHANGING, member=member, limit=size.members // 5
+            )
+        ]
 
     def measure(self) -> Report:
         self._send(self._everybody)
@@ -139,13 +134,6 @@ class _Replacement:
         if reply["added"] != rows:
             raise generator.LoadFailed(f"{reply['added']} of {rows} rows were added")
         return rows / seconds, grown
-
-    def _entering_and_leaving(self, users: int) -> Iterator[bytes]:
-        """Requests of a thousand users each, who enter the cohort; then of the same, who leave."""
-        for member in (True, False):
-            ids = user_ids(users, _CHANGING)
-            while some := list(islice(ids, 1000)):
-                yield request("POST", payloads.COHORT_PATH, identify(some, member=member))
 
     def _target(self) -> Target:
         return Target(self._service.address, self._size)

@@ -95,12 +95,13 @@ def batches(
     first: int = 0,
     key: str = KEY,
     traits: Sequence[str] = (TRAIT,),
+    member: bool = True,
     limit: int = 1 << 62,
 ) -> Iterator[bytes]:
-    """Requests of ``batch`` users who enter a cohort, new users each time."""
+    """Requests of ``batch`` users who enter a cohort, or leave it, other users each time."""
     ids = user_ids(limit, target.start + first)
     while users := list(islice(ids, batch)):
-        yield request("POST", payloads.COHORT_PATH, identify(users, traits), key)
+        yield request("POST", payloads.COHORT_PATH, identify(users, traits, member), key)
 
 
 def sync(target: Target) -> Iterator[bytes]:
