@@ -205,12 +205,12 @@ class UpstreamStore:
 
         Args:
             anonymous: without a user id.
-            excluded: suppressed, not registered, or with an id that is not accepted.
+            excluded: suppressed, not registered, with an id that is not accepted, or listed twice.
         """
         self._freshness.call(app_id, "anonymous", [cohort_id], str(excluded), anonymous)
 
     def excluded(self, app_id: str, cohort_ids: Sequence[str]) -> list[int]:
-        """Users in the last export of each cohort who have an id but are never members here."""
+        """Users in the last export of each cohort who have an id, and add no member here."""
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
                 pipeline.hget(self._keys.freshness(app_id, cohort_id), "excluded")

@@ -180,10 +180,9 @@ class Client:
             if reply.status == 200:
                 _save(reply, file, self._pace.reply_seconds)
                 return True
-            location = urljoin(address, reply.headers.get("Location", ""))
+            location, scheme = _location(reply, address)
         # Pre-signed: it grants access by itself, and no credentials may go there. It must not be
         # logged either, so it is requested without the library's retries, which log what they try.
-        scheme = urlsplit(location).scheme
         if reply.status not in _REDIRECTS or scheme not in ("https", urlsplit(self._url).scheme):
             raise UpstreamBadReply
         with closing(
@@ -256,7 +255,8 @@ class Client:
 def _chunks(reply: urllib3.BaseHTTPResponse, most: int, seconds: float) -> Iterator[bytes]:
     """A reply's body, which may be neither too large nor too slow."""
     ends, received = time.monotonic() + seconds, 0
-    for chunk in reply.stream(_CHUNK_BYTES, decode_content=True):
+    # What has arrived so far: waiting for a whole chunk has no limit, if its bytes drip in.
+    while chunk := reply.read1(_CHUNK_BYTES, decode_content=True):
         received += len(chunk)
         if received > most or time.monotonic() > ends:
             raise UpstreamBadReply
@@ -272,8 +272,17 @@ def _save(reply: urllib3.BaseHTTPResponse, file: Path, seconds: float) -> None:
 def _retry_after(reply: urllib3.BaseHTTPResponse) -> float | None:
     try:
         return Retry().get_retry_after(reply)
-    except urllib3.exceptions.HTTPError:
+    except (urllib3.exceptions.HTTPError, ValueError, OverflowError):  # "soon", the year 99999
         return None
+
+
+def _location(reply: urllib3.BaseHTTPResponse, address: str) -> tuple[str, str]:
+    """Where a reply redirects to, and the scheme of that; empty if it is not an address."""
+    try:
+        location = urljoin(address, reply.headers.get("Location", ""))
+        return location, urlsplit(location).scheme
+    except ValueError:
+        return "", ""
 
 
 def _cohort(entry: Any, target: str | None) -> UpstreamCohort | None:
@@ -328,11 +337,14 @@ def _seconds(value: Any) -> int | None:
 
 
 def _time(value: Any) -> int | None:
-    """A time in ISO 8601 with an offset, in ms since the epoch."""
+    """A time in ISO 8601 with an offset, in ms since the epoch; None for one before that.
+
+    Some programs write 1970 or the year 1 for what never happened.
+    """
     try:
         at = datetime.fromisoformat(value)
         if at.tzinfo is None:
             return None
-        return int(at.timestamp() * 1000)
+        return max(0, int(at.timestamp() * 1000)) or None
     except (TypeError, ValueError, OverflowError):
         return None

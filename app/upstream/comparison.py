@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import orjson
@@ -19,6 +20,14 @@ _MAX_FILES = 128
 _IDS_AT_ONCE = 1000
 
 
+class Compared(NamedTuple):
+    """Some ids: only theirs, only ours, and the number of those that both have."""
+
+    only_theirs: list[str]
+    only_ours: list[str]
+    common: int
+
+
 def compare(
     theirs: Iterable[str],
     ours: Iterable[str],
@@ -26,8 +35,8 @@ def compare(
     size: int,
     folder: Path,
     breathe: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the ids that are only theirs, and those that are only ours, some at a time.
+) -> Iterator[Compared]:
+    """Compare the ids, some at a time. Those that occur twice count once.
 
     Args:
         size: about how many ids there are.
@@ -45,7 +54,11 @@ def compare(
         only_theirs -= common
         only_ours -= common
         breathe()
-        yield [orjson.loads(line) for line in only_theirs], [orjson.loads(o) for o in only_ours]
+        yield Compared(
+            [orjson.loads(line) for line in only_theirs],
+            [orjson.loads(line) for line in only_ours],
+            len(common),
+        )
 
 
 def _spread(user_ids: Iterable[str], folder: Path, count: int, breathe: Callable[[], None]) -> None:

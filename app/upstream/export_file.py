@@ -87,10 +87,13 @@ class ExportFile:
                 place = header.index(self._column)
                 while some := list(islice(rows, ROWS_AT_ONCE)):
                     for row in some:
-                        if row:
-                            yield row[place]
+                        if not row:  # an empty line
+                            continue
+                        if len(row) != len(header):  # else the id may be in another place
+                            raise UpstreamFileInvalid
+                        yield row[place]
                     self._breathe()
-        except (csv.Error, UnicodeDecodeError, IndexError):
+        except (csv.Error, UnicodeDecodeError):
             raise UpstreamFileInvalid from None
 
 

@@ -364,7 +364,8 @@ class _Run:
             breathe=self.breathe,
         )
         with _disk_errors():
-            for absent, extra in pairs:
+            expected = 0
+            for absent, extra, common in pairs:
                 suppressed, unknown = self._store.upstream.not_accepted(
                     order.app_id, absent, known_only=self._known_only
                 )
@@ -372,11 +373,13 @@ class _Run:
                 report.suppressed += len(suppressed)
                 report.unregistered += len(unknown)
                 report.missing += len(missing)
+                expected += common + len(missing)
                 report.extra += len(extra)
                 report.missing_ids += missing[: IDS_REPORTED - len(report.missing_ids)]
                 report.extra_ids += extra[: IDS_REPORTED - len(report.extra_ids)]
                 self.on_ids(missing, extra)
-        self._excluded = report.unusable + report.suppressed + report.unregistered
+        # Includes users who are listed twice: Amplitude counts them twice.
+        self._excluded = contents.rows - contents.anonymous - expected
 
     def _members(self) -> Iterator[str]:
         for page in self._store.lookups.all_members(*self._order.place):

@@ -24,8 +24,8 @@
 --   settle    clear 'sync_failed' if a later sync has ended without a failure
 --   leave out ARGV[3] users were skipped for the reason ARGV[2]
 -- Amplitude's own record, of the same cohorts:
---   upstream  store the record ARGV[2], a JSON object; '' to remove it. Its member anonymous, which
---             only an export reveals, is kept if it is null
+--   upstream  store the record ARGV[2], a JSON object; '' to remove it. If its member anonymous, which
+--             only an export reveals, is null, the last known one is kept, also after a removal
 --   anonymous ARGV[3] users have no id, and ARGV[2] others are never members here
 --   judge     what follows from the record, ARGV[2], a JSON object: "holds": for how many ms it
 --             decides whether the cohort is late; "behind": since when its sync is overdue, or null;
@@ -40,8 +40,8 @@
 -- docs/data-model.md describes each cohort's freshness hash. These fields are private: 'starts', the
 -- times at which the last syncs started; 'verified_from', when the resync or import began that was
 -- complete at 'verified_at'; 'upstream_till', the time until which a judgement holds, and
--- 'upstream_behind' and 'count_differed', which it set; 'excluded', ARGV[2] of 'anonymous'. These
--- keys are private as well:
+-- 'upstream_behind' and 'count_differed', which it set; 'excluded', ARGV[2] of 'anonymous';
+-- 'anonymous', that of a record that was removed. These keys are private as well:
 --   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
 --                     never arrived, +inf if its cadence is unknown
 --   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, by when
@@ -305,14 +305,15 @@ end
 
 local function note_upstream(cohort, record)
   local key = hash_of(cohort)
+  local former, kept = unpack(call('HMGET', key, 'upstream', 'anonymous'))
+  local anonymous = tonumber(former and cjson.decode(former).anonymous or kept)
   if record == '' then
+    if anonymous then call('HSET', key, 'anonymous', integer(anonymous)) end
     call('HDEL', key, 'upstream')
     return
   end
-  local former, current = call('HGET', key, 'upstream'), cjson.decode(record)
-  if former and current.anonymous == cjson.null then
-    current.anonymous = cjson.decode(former).anonymous
-  end
+  local current = cjson.decode(record)
+  if anonymous and current.anonymous == cjson.null then current.anonymous = anonymous end
   call('HSET', key, 'upstream', cjson.encode(current))
 end
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -74,7 +75,11 @@ def test_cohorts__with_several_syncs__have_the_one_furthest_behind(
 
 
 @contextmanager
-def replying(*replies: tuple[int, bytes], taken: list[int] | None = None) -> Iterator[str]:
+def replying(
+    *replies: tuple[int, bytes],
+    taken: list[int] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """A server that gives these replies, the last one again and again.
 
     Notes in ``taken`` how many bytes of the bodies the client took.
@@ -86,6 +91,8 @@ def replying(*replies: tuple[int, bytes], taken: list[int] | None = None) -> Ite
             status, body = remaining.pop(0) if len(remaining) > 1 else remaining[0]
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.end_headers()
             with suppress(OSError):  # a client that does not read it
                 for start in range(0, len(body), 1 << 20):
@@ -139,6 +146,18 @@ def test_cohorts__malformed_members__are_unknown() -> None:
         assert found == hourly
 
 
+@pytest.mark.parametrize("never", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:00+00:00"])
+def test_cohorts__with_a_sync_that_succeeded_before_there_was_one__has_never_succeeded(
+    never: str,
+) -> None:
+    """As some programs write the time of what never happened."""
+    body = b"""{"cohorts": [{"id": "b2", "lastComputed": 0, "syncMetadata":
+        [{"frequency": "hourly", "last_successful": "NEVER", "last_failure": "NEVER"}]}]}"""
+    with replying((200, body.replace(b"NEVER", never.encode()))) as url:
+        (found,) = Client(url, "k", "s", pace=QUICK).cohorts()
+        assert found == UpstreamCohort("b2", "", frequency="hourly")
+
+
 def test_call__with_wrong_keys__is_forbidden(make_client: MakeClient) -> None:
     with pytest.raises(errors.UpstreamForbidden):
         make_client(secret_key="wrong").cohorts()
@@ -158,6 +177,18 @@ def test_call__throttled_with_a_time__waits_that_long(
     started = time.monotonic()
     make_client(throttled_most_seconds=5.0).cohorts()
     assert time.monotonic() - started >= 1
+
+
+@pytest.mark.parametrize(
+    "retry_after",
+    ["soon", "", "-1", "0", "1.5", "Fri, 31 Dec 99999 23:59:59 GMT", "9" * 5000],
+)
+def test_call__throttled_with_an_odd_time__waits_as_without_one(retry_after: str) -> None:
+    pauses: list[float] = []
+    replies = [(429, b""), (200, b'{"cohorts": []}')]
+    with replying(*replies, headers={"Retry-After": retry_after}) as url:
+        assert Client(url, "k", "s", pace=QUICK, sleep=pauses.append).cohorts() == []
+    assert pauses == [QUICK.throttled_seconds]
 
 
 def test_call__throttled_for_too_long__is_an_error(
@@ -183,6 +214,46 @@ def test_call__answered_with_an_error_without_end__reads_none_of_it(status: int)
     with replying((status, endless), (200, b'{"cohorts": []}'), taken=taken) as url:
         assert Client(url, "key", "secret", pace=QUICK).cohorts() == []
     assert sum(taken) < len(endless) // 2
+
+
+@contextmanager
+def dripping(*, chunked: bool) -> Iterator[str]:
+    """A server whose replies come byte by byte, for ten seconds."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+            else:
+                self.send_header("Content-Length", "10000")
+            self.end_headers()
+            self.close_connection = True
+            with suppress(OSError):  # a client that has gone
+                self.wfile.write(b"ffff\r\n" if chunked else b"")
+                for _ in range(200):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_call__answered_byte_by_byte__takes_a_limited_time(chunked: bool) -> None:
+    """Each byte comes in time; the reply would take hours."""
+    started = time.monotonic()
+    with dripping(chunked=chunked) as url, pytest.raises(errors.UpstreamBadReply):
+        Client(url, "k", "s", pace=replace(QUICK, reply_seconds=0.3)).cohorts()
+    assert time.monotonic() - started < 5
 
 
 def test_call__without_a_server__is_unreachable(make_client: MakeClient) -> None:
@@ -214,6 +285,14 @@ def test_export__redirected__sends_no_credentials_to_the_storage(
     # The storage refuses them, and remembers.
     assert upstream.leaks == []
     assert upstream.statuses[302] == 1
+
+
+@pytest.mark.parametrize("address", ["http://[", "http://[::1", "", "ftp://x/y", "http://a:b:c/d"])
+def test_download__redirected_to_no_address__is_an_error(address: str, tmp_path: Path) -> None:
+    with replying((302, b""), headers={"Location": address}) as url:
+        client = Client(url, "k", "s", pace=QUICK)
+        with pytest.raises((errors.UpstreamBadReply, errors.UpstreamFileIncomplete)):
+            client.download("r", tmp_path / "file")
 
 
 @pytest.mark.parametrize("fault", ["truncated", "expired", "storage-down"])

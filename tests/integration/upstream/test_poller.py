@@ -64,6 +64,23 @@ def test_poll__of_a_cohort_that_is_no_longer_listed__removes_the_record(here: He
     assert here.completeness("a1").upstream is None
 
 
+def test_poll__after_one_that_listed_nothing__still_knows_the_anonymous(here: Here) -> None:
+    """Only an export reveals them, so counts would differ without anything being wrong."""
+    here.send("a1", 90)
+    served = here.serve("a1", size=100, syncs=[synced(0)])
+    here.poll()
+    here.parts.store.upstream.count_anonymous(APP, "a1", 10, 0)
+    served.discoverable = False
+    here.poll()
+    served.discoverable = True
+    for _ in range(3):
+        here.poll()
+    found = here.completeness("a1")
+    assert found.upstream
+    assert found.upstream.anonymous == 10
+    assert (found.state, found.reasons) == (CompletenessState.VERIFIED, ())
+
+
 def test_poll__of_a_synced_cohort_that_never_arrived__reports_it(here: Here) -> None:
     here.send("a1", 3)
     here.serve("a1", size=3, syncs=[synced(0)])

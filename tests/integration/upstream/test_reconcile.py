@@ -208,6 +208,21 @@ def test_reconcile__suppressed_users__are_not_missing(here: Here) -> None:
     assert reconcile(here, apply=True).added == 0
 
 
+@pytest.mark.parametrize("apply", [False, True])
+def test_reconcile__with_users_who_are_listed_twice__does_not_let_the_counts_differ(
+    apply: bool, here: Here
+) -> None:
+    """Amplitude counts each of them."""
+    here.send("a1", 50)
+    users = [f"user{n}" for n in range(50)]
+    here.serve("a1", user_ids=[*users, *users[:5]], anonymous=3, syncs=[SyncInfo()])
+    report = reconcile(here, apply=apply)
+    assert (report.missing, report.extra) == (0, 0)
+    for _ in range(3):
+        here.poll()
+    assert here.reasons("a1") == set()
+
+
 def test_reconcile__with_known_users_only__does_not_miss_the_others(
     make_app: Callable[..., Flask], upstream: Upstream
 ) -> None:

@@ -19,12 +19,15 @@ def test_compare__finds_the_difference_of_sets(theirs: set[str], ours: set[str],
     with tempfile.TemporaryDirectory() as folder:
         missing: list[str] = []
         extra: list[str] = []
+        common = 0
         # An id may occur twice in an export.
-        for absent, more in compare([*theirs, *theirs], ours, size=size, folder=Path(folder)):
-            missing += absent
-            extra += more
+        for found in compare([*theirs, *theirs], ours, size=size, folder=Path(folder)):
+            missing += found.only_theirs
+            extra += found.only_ours
+            common += found.common
     assert sorted(missing) == sorted(theirs - ours)
     assert sorted(extra) == sorted(ours - theirs)
+    assert common == len(ours & theirs)
 
 
 @pytest.mark.parametrize(("size", "files"), [(0, 1), (100_000, 3), (10**9, 128)])

@@ -84,6 +84,11 @@ def test_file__with_another_column__has_its_values(tmp_path: Path) -> None:
         HEADER + '"1"',
         HEADER + '"1","alice"\n"2"\n',
         HEADER + '"1","al"ice"\n',
+        # As many values as there are columns, or the id may be in another one.
+        HEADER + "1,doe,john\n",
+        '"city","user_id"\nBern, CH,alice\n',
+        '"user_id","city"\n"alice","Bern"\n"bo',
+        '"user_id","city"\nalice,Bern\nbo',
         (HEADER + '"1","na').encode() + b"\xef",
         HEADER + '"1","' + "x" * 200_000 + '"\n',
     ],
