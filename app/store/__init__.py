@@ -13,7 +13,7 @@ from app.store.losses import Loss, LossKind, Mark, Partition
 from app.store.maintenance.copy import Copy, CopyRefused, CopyReport
 from app.store.maintenance.findings import MEANINGS, CheckReport
 from app.store.memberships import Applied
-from app.store.news import Lateness, Transition, changed_cohorts
+from app.store.news import Batch, Lateness, Transition, changed_cohorts
 from app.store.rate_limiter import RateLimiter
 from app.store.resyncs import ConfirmedLost, FileCounts, ResyncPlace
 from app.store.size_history import Size
@@ -29,6 +29,7 @@ __all__ = [
     "ApiKeys",
     "Applied",
     "Attempts",
+    "Batch",
     "ChangeEntry",
     "CheckReport",
     "CohortFilter",

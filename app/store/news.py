@@ -36,6 +36,17 @@ class Transition(NamedTuple):
     cleared: tuple[str, ...]
 
 
+class Batch(NamedTuple):
+    """The next transitions of a partition, of which nobody was notified, or not of all.
+
+    Attributes:
+        sent: how many notifications about them were sent.
+    """
+
+    transitions: list[Transition]
+    sent: int = 0
+
+
 class Lateness(NamedTuple):
     """Cohorts that have become late; that are no longer late; and that were deleted while late."""
 
@@ -61,17 +72,35 @@ class News:
         with store_errors():
             return bool(self._lease(keys=[key], args=[self._token, LEASE_MS]))
 
-    def transitions(self, app_id: str, partition: int) -> list[Transition]:
-        """The next transitions of a partition. The first time, those before now are passed over."""
+    def begin(self, app_id: str, partition: int, since_ms: int) -> None:
+        """Pass over the transitions before a time, if none of the partition were notified yet."""
+        with store_errors():
+            if self._positions(app_id, partition, "transitions") == [None]:
+                self._call(app_id, partition, "transitions", f"{since_ms}-0")
+
+    def batch(self, app_id: str, partition: int) -> Batch:
+        """The next transitions of a partition. The first time, those before now are passed over.
+
+        While some of a batch were notified, it stays the same.
+        """
         stream = self._keys.transitions(app_id, partition)
         with store_errors():
-            position = self._position(app_id, partition, "transitions")
+            position, begun = self._positions(app_id, partition, "transitions", "sent")
             if position is None:
                 last: Any = self._client.xrevrange(stream, count=1)
                 self.passed_over(app_id, partition, last[0][0].decode() if last else "0-0")
-                return []
-            found: Any = self._client.xrange(stream, f"({position}", count=TRANSITIONS_AT_ONCE)
-        return [_transition(entry_id, entry) for entry_id, entry in found]
+                return Batch([])
+            until, _, sent = (begun or "+ 0").partition(" ")
+            after = f"({position}"
+            found: Any = self._client.xrange(stream, after, until, count=TRANSITIONS_AT_ONCE)
+            if begun and not found:  # the stream has expired or was trimmed
+                self.passed_over(app_id, partition, position)
+                return self.batch(app_id, partition)
+        return Batch([_transition(entry_id, entry) for entry_id, entry in found], int(sent))
+
+    def note_sent(self, app_id: str, partition: int, batch: Batch, sent: int) -> None:
+        """Record how many notifications about a batch were sent."""
+        self._call(app_id, partition, "sent", f"{batch.transitions[-1].id} {sent}")
 
     def passed_over(self, app_id: str, partition: int, transition_id: str) -> None:
         """Record that transitions up to this one need no more notification."""
@@ -84,26 +113,30 @@ class News:
             found = self._lateness(keys=[stream], args=[COHORTS_AT_ONCE])
         return Lateness(*([cohort_id.decode() for cohort_id in ids] for ids in found))
 
-    def note_lateness(self, app_id: str, partition: int, lateness: Lateness) -> None:
-        """Record that notifications about lateness were sent."""
-        for what, cohort_ids in lateness._asdict().items():
-            if cohort_ids:
-                self._call(app_id, partition, what, *cohort_ids)
+    def note_lateness(
+        self, app_id: str, partition: int, what: str, cohort_ids: Sequence[str]
+    ) -> None:
+        """Record that notifications about some of a :class:`Lateness` were sent.
+
+        Args:
+            what: the name of its attribute.
+        """
+        self._call(app_id, partition, what, *cohort_ids)
 
     def last_loss_ms(self, app_id: str) -> int | None:
         """When the last loss that was notified was found; None if none was."""
         home = self._keys.partition(app_id)
         with store_errors():
-            found = self._position(app_id, home, "loss")
+            (found,) = self._positions(app_id, home, "loss")
         return None if found is None else int(found)
 
     def note_loss(self, app_id: str, at_ms: int) -> None:
         """Record that a notification about a loss was sent."""
         self._call(app_id, self._keys.partition(app_id), "loss", str(at_ms))
 
-    def _position(self, app_id: str, partition: int, what: str) -> str | None:
-        found: Any = self._client.hget(self._keys.notified(app_id, partition), what)
-        return None if found is None else str(found.decode())
+    def _positions(self, app_id: str, partition: int, *fields: str) -> list[str | None]:
+        found: Any = self._client.hmget(self._keys.notified(app_id, partition), *fields)
+        return [None if value is None else str(value.decode()) for value in found]
 
     def _call(self, app_id: str, partition: int, *args: str) -> None:
         with store_errors():
@@ -118,15 +151,27 @@ def _transition(entry_id: bytes, entry: dict[bytes, bytes]) -> Transition:
     return Transition(entry_id.decode(), cohort, before, after, raised, reasons)
 
 
-def changed_cohorts(transitions: Sequence[Transition]) -> dict[tuple[str, str], list[str]]:
-    """The cohorts of transitions that matter, by what happened and the reason."""
-    found: dict[tuple[str, str], list[str]] = {}
+def changed_cohorts(transitions: Sequence[Transition]) -> list[tuple[str, str, list[str]]]:
+    """The transitions that matter: what happened, the reason, and the cohorts.
+
+    Cohorts to which the same happened are together, unless that would change the order of what
+    happened to one of them.
+    """
+    groups: list[tuple[str, str, list[str]]] = []
+    # The position of the last group of each kind, and of the last one that each cohort is in.
+    last_of: dict[tuple[str, str], int] = {}
+    last_with: dict[str, int] = {}
     for transition in transitions:
         if transition.after == "incomplete" and transition.raised:
-            what = ("incomplete", transition.raised)
+            kind = ("incomplete", transition.raised)
         elif transition.before == "incomplete" and transition.after in ("verified", "unverified"):
-            what = (transition.after, "")
+            kind = (transition.after, "")
         else:
             continue
-        found.setdefault(what, []).append(transition.cohort_id)
-    return found
+        at = last_of.get(kind, -1)
+        if at <= last_with.get(transition.cohort_id, -1):
+            at = last_of[kind] = len(groups)
+            groups.append((*kind, []))
+        groups[at][2].append(transition.cohort_id)
+        last_with[transition.cohort_id] = at
+    return groups

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import quote
@@ -22,6 +22,7 @@ import urllib3
 
 from app.store import (
     Attempts,
+    Batch,
     Lateness,
     Loss,
     LossKind,
@@ -137,7 +138,10 @@ class Sender:
                 if reply.status not in _REPEATED or not retries.total:
                     raise DeliveryFailed(f"status {reply.status}")
                 retries = retries.increment("POST", self._url, response=reply)
-            retries.sleep(reply)
+            try:
+                retries.sleep(reply)
+            except (urllib3.exceptions.HTTPError, ValueError, OverflowError):
+                retries.sleep()  # as without its Retry-After: "soon", or the year 99999
 
     def _signed(self, message_id: str, body: bytes) -> dict[str, str]:
         sent = str(int(time.time()))
@@ -201,34 +205,51 @@ class Notifier:
         self._sender.send(test)
 
     def _notify(self, app_id: str) -> None:
-        news = self._store.news
+        news, partitions = self._store.news, range(self._store.keys.partitions)
         for loss in self._store.losses.of([app_id]):
             if loss.at_ms > (news.last_loss_ms(app_id) or 0):
-                self._send(app_id, [self._loss(loss)])
+                if not loss.acknowledged:
+                    # What was notified may be lost too, but not what the loss makes incomplete.
+                    for partition in partitions:
+                        news.begin(app_id, partition, loss.at_ms)
+                    self._send(app_id, self._loss(loss))
                 news.note_loss(app_id, loss.at_ms)
-        for partition in range(self._store.keys.partitions):
-            while transitions := news.transitions(app_id, partition):
-                last = transitions[-1].id
-                for (what, reason), cohort_ids in changed_cohorts(transitions).items():
-                    message_id = f"{app_id}-{partition}-{last}-{what}-{reason}"
-                    self._send(app_id, self._cohorts(app_id, message_id, what, reason, cohort_ids))
-                news.passed_over(app_id, partition, last)
+        for partition in partitions:
+            while (batch := news.batch(app_id, partition)).transitions:
+                self._notify_transitions(app_id, partition, batch)
             self._notify_lateness(app_id, partition, news.lateness(app_id, partition))
 
-    def _notify_lateness(self, app_id: str, partition: int, lateness: Lateness) -> None:
-        for what in ("late", "arriving"):
-            cohort_ids: list[str] = getattr(lateness, what)
-            if cohort_ids:
-                message_id = f"{app_id}-{partition}-{what}-{time.time_ns() // 10**9}"
-                self._send(app_id, self._cohorts(app_id, message_id, what, "", cohort_ids))
-        self._store.news.note_lateness(app_id, partition, lateness)
+    def _notify_transitions(self, app_id: str, partition: int, batch: Batch) -> None:
+        # Each is noted, so that a failure of the next one does not repeat it; and the batch before
+        # the first, so that a repeat of it has the same id.
+        last, sent = batch.transitions[-1].id, 0
+        self._store.news.note_sent(app_id, partition, batch, batch.sent)
+        for what, reason, cohort_ids in changed_cohorts(batch.transitions):
+            for some in _groups(cohort_ids):
+                sent += 1
+                if sent <= batch.sent:
+                    continue
+                message_id = f"{app_id}-{partition}-{last}-{sent}"
+                self._send(app_id, self._cohorts(app_id, message_id, what, reason, some))
+                self._store.news.note_sent(app_id, partition, batch, sent)
+        self._store.news.passed_over(app_id, partition, last)
 
-    def _send(self, app_id: str, notifications: Iterable[Notification]) -> None:
+    def _notify_lateness(self, app_id: str, partition: int, lateness: Lateness) -> None:
+        note = self._store.news.note_lateness
+        for what in ("late", "arriving"):
+            at = time.time_ns() // 10**9
+            for number, some in enumerate(_groups(getattr(lateness, what))):
+                message_id = f"{app_id}-{partition}-{what}-{at}-{number}"
+                self._send(app_id, self._cohorts(app_id, message_id, what, "", some))
+                note(app_id, partition, what, some)
+        if lateness.gone:
+            note(app_id, partition, "gone", lateness.gone)
+
+    def _send(self, app_id: str, notification: Notification) -> None:
         assert self._sender is not None
-        for notification in notifications:
-            self._sender.send(notification)
-            NOTIFICATIONS.labels("sent").inc()
-            self._store.news.lease(app_id)
+        self._sender.send(notification)
+        NOTIFICATIONS.labels("sent").inc()
+        self._store.news.lease(app_id)
 
     def _loss(self, loss: Loss) -> Notification:
         text = (
@@ -240,25 +261,20 @@ class Notifier:
 
     def _cohorts(
         self, app_id: str, message_id: str, what: str, reason: str, cohort_ids: Sequence[str]
-    ) -> Iterator[Notification]:
-        """A notification for each cohort, or a single one if there are many."""
-        names = {
-            record.id: record.trait
-            for record in self._store.registry.records(app_id, [*cohort_ids[:MAX_LISTED]])
-        }
+    ) -> Notification:
+        """A notification about some cohorts."""
+        listed = [*cohort_ids[:MAX_LISTED]]
+        names = {record.id: record.trait for record in self._store.registry.records(app_id, listed)}
         words = _WHAT[what] + (f": {_REASONS.get(reason, reason)}" if reason else "")
-        groups = [[one] for one in cohort_ids] if len(cohort_ids) <= MAX_SINGLE else [cohort_ids]
-        for number, group in enumerate(groups):
-            listed = [{"id": one, "name": names.get(one, "")} for one in group[:MAX_LISTED]]
-            data: dict[str, object] = {"app": app_id, "cohorts": listed, "count": len(group)}
-            if reason:
-                data["reason"] = reason
-            yield Notification(
-                f"{message_id}-{number}",
-                f"cohort.{what}",
-                self._text(group, names, words),
-                data,
-            )
+        data: dict[str, object] = {
+            "app": app_id,
+            "cohorts": [{"id": one, "name": names.get(one, "")} for one in listed],
+            "count": len(cohort_ids),
+        }
+        if reason:
+            data["reason"] = reason
+        text = self._text(cohort_ids, names, words)
+        return Notification(message_id, f"cohort.{what}", text, data)
 
     def _text(self, cohort_ids: Sequence[str], names: Mapping[str, str], words: str) -> str:
         if len(cohort_ids) == 1:
@@ -272,6 +288,13 @@ class Notifier:
 
     def _link(self, path: str) -> str:
         return f"{self._base_url}{path}" if self._base_url else ""
+
+
+def _groups(cohort_ids: list[str]) -> list[list[str]]:
+    """Cohorts that share a notification: all of them, if there are many."""
+    if len(cohort_ids) <= MAX_SINGLE:
+        return [[one] for one in cohort_ids]
+    return [cohort_ids]
 
 
 def _escaped(text: str) -> str:

@@ -3,6 +3,8 @@
 --
 -- KEYS[1]   the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]   'transitions': up to the entry ARGV[2] of the stream of transitions
+--           'sent': ARGV[2] is the last entry of the next transitions, and how many notifications
+--           about them were sent
 --           'late', 'arriving', 'gone': the cohorts ARGV[2..] are late, or are no longer
 --           'loss': the app's loss that was found at ARGV[2], in ms
 --
@@ -17,5 +19,6 @@ elseif ARGV[1] == 'arriving' or ARGV[1] == 'gone' then
   call('SREM', base .. 'notified:late', unpack(ARGV, 2))
 else
   call('HSET', base .. 'notified', ARGV[1], ARGV[2])
+  if ARGV[1] == 'transitions' then call('HDEL', base .. 'notified', 'sent') end
 end
 return 1

@@ -44,10 +44,14 @@ class Receiver:
     """Receives notifications; ``statuses`` are the next replies, then 204.
 
     While ``is_endless``, replies have a body of ENDLESS bytes, of which ``taken`` were taken.
+    ``retry_after`` is their Retry-After, and ``refused`` are texts that it never accepts.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.retry_after: str | None = None
+        self.refused: list[str] = []
+        self.refused_ids: set[str] = set()
         self.received: list[Received] = []
         self.statuses: list[int] = []
         self.is_endless, self.taken = False, 0
@@ -62,11 +66,16 @@ def running_receiver() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status = receiver.statuses.pop(0) if receiver.statuses else 204
+            if any(text in json.loads(body)["text"] for text in receiver.refused):
+                receiver.refused_ids.add(self.headers["webhook-id"])
+                status = 400
             if status < 300:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 receiver.received.append(Received(headers, body))
             self.send_response(200 if receiver.is_endless and status == 204 else status)
             self.send_header("Content-Length", str(ENDLESS if receiver.is_endless else 0))
+            if receiver.retry_after is not None:
+                self.send_header("Retry-After", receiver.retry_after)
             self.end_headers()
             if receiver.is_endless:
                 with suppress(OSError):
@@ -252,6 +261,141 @@ def test_receiver__that_fails__is_tried_again_and_gets_it_once(
     assert len(receiver.received) == 1
     work(notifier)
     assert receiver.types() == ["cohort.incomplete", "cohort.unverified"]
+
+
+@pytest.mark.parametrize("retry_after", ["soon", "Fri, 31 Dec 99999 23:59:59 GMT", "9" * 5000])
+def test_receiver__that_says_oddly_when_to_try_again__is_tried_again(
+    store: Store, receiver: Receiver, retry_after: str
+) -> None:
+    receiver.statuses, receiver.retry_after = [503], retry_after
+    Notifier(store, Sender(receiver.url, None, QUICK), None).send_test()
+    assert receiver.types() == ["test"]
+
+
+def in_one_partition(store: Store, count: int) -> list[str]:
+    """Cohort ids with the same home partition as the cohort 1."""
+    every = (f"c{n}" for n in range(1000))
+    home = store.keys.partition("1")
+    return [cohort for cohort in every if store.keys.partition(cohort) == home][:count]
+
+
+def test_receiver__that_refuses_one_of_several__gets_the_others_once(
+    store: Store, notifier: Notifier, receiver: Receiver
+) -> None:
+    first, second, third = in_one_partition(store, 3)
+    say(store, *(f"{cohort}: {cohort}" for cohort in (first, second, third)))
+    store.completeness.raise_reason(APP, first, IncompleteReason.SYNC_FAILED)
+    store.completeness.raise_reason(APP, second, IncompleteReason.SYNC_FAILED)
+    receiver.refused = [f"{second}: {second}"]
+    for _ in range(3):
+        work(notifier)
+    # Another change, before it accepts them.
+    store.completeness.raise_reason(APP, third, IncompleteReason.SYNC_FAILED)
+    work(notifier)
+    receiver.refused = []
+    other = Notifier(store, Sender(receiver.url, SECRET, QUICK), None)
+    other._store.news._token = notifier._store.news._token  # as if its turn had come
+    work(other)
+    told = [one.document["data"]["cohorts"][0]["id"] for one in receiver.received]
+    assert told == [first, second, third]
+    assert len({one.headers["webhook-id"] for one in receiver.received}) == 3
+    assert receiver.refused_ids == {receiver.received[1].headers["webhook-id"]}
+
+
+def test_receiver__that_refuses_one_until_it_has_expired__gets_what_follows(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    first, second, third = in_one_partition(store, 3)
+    say(store, *(f"{cohort}: {cohort}" for cohort in (first, second, third)))
+    store.completeness.raise_reason(APP, first, IncompleteReason.SYNC_FAILED)
+    store.completeness.raise_reason(APP, second, IncompleteReason.SYNC_FAILED)
+    receiver.refused = [f"{second}: {second}"]
+    work(notifier)
+    redis_client.delete(store.keys.transitions(APP, store.keys.partition("1")))
+    store.completeness.raise_reason(APP, third, IncompleteReason.SYNC_FAILED)
+    work(notifier)
+    told = [one.document["data"]["cohorts"][0]["id"] for one in receiver.received]
+    assert told == [first, third]
+
+
+def test_lateness__of_which_some_is_refused__is_told_once(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    one, other = in_one_partition(store, 2)
+    say(store, f"{one}: {one}", f"{other}: {other}")
+    for cohort in (one, other):
+        store.freshness.call(APP, "received", [cohort])
+    make_late(redis_client, True)
+    receiver.refused = [f"{other}: {other}"]
+    for _ in range(3):
+        work(notifier)
+    receiver.refused = []
+    work(notifier)
+    told = [told.document["data"]["cohorts"][0]["id"] for told in receiver.received]
+    assert sorted(told) == sorted({*told, one, other})
+
+
+def test_changes_of_a_cohort__among_those_of_others__are_told_in_order(
+    store: Store, notifier: Notifier, receiver: Receiver
+) -> None:
+    one, other = in_one_partition(store, 2)
+    say(store, f"{one}: {one}", f"{other}: {other}")
+    store.completeness.raise_reason(APP, one, IncompleteReason.SYNC_FAILED)
+    work(notifier)
+    receiver.received.clear()
+    store.completeness.verify(APP, one, VerifiedBy.RESYNC)
+    for _ in range(2):
+        store.completeness.raise_reason(APP, other, IncompleteReason.SYNC_FAILED)
+        store.completeness.verify(APP, other, VerifiedBy.RESYNC)
+    work(notifier)
+    told = [
+        received.document["type"]
+        for received in receiver.received
+        if received.document["data"]["cohorts"] == [{"id": other, "name": f"{other}: {other}"}]
+    ]
+    assert told == ["cohort.incomplete", "cohort.verified"] * 2
+
+
+def lose(store: Store, client: redis.Redis) -> None:
+    """Let the store lose its data and get some again, and a worker notice it."""
+    losses = store.losses
+    marks = {
+        place: losses.compare(place, None, None, "token", advance=True)[1]
+        for place in losses.partitions([APP])
+    }
+    client.flushall()
+    say(store, "[Amplitude] One: 1")
+    found = [
+        loss
+        for place, mark in marks.items()
+        if (loss := losses.compare(place, mark, None, "token", advance=True)[0])
+    ]
+    assert found
+    for loss in losses.of([APP]):
+        for _ in losses.mark_cohorts(loss):
+            pass
+
+
+def test_loss__and_what_it_makes_incomplete__are_notified(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    """What has been notified is lost too."""
+    lose(store, redis_client)
+    work(notifier)
+    work(notifier)
+    assert receiver.types() == ["store.lost", "cohort.incomplete"]
+
+
+def test_loss__acknowledged_before_there_was_a_receiver__is_not_notified(
+    store: Store, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    say(store, "[Amplitude] One: 1")
+    lose(store, redis_client)
+    store.losses.acknowledge([APP])
+    notifier = Notifier(store, Sender(receiver.url, SECRET, QUICK), None)
+    work(notifier)
+    work(notifier)
+    assert receiver.types() == []
 
 
 def test_receiver__whose_replies_have_no_end__is_not_read(store: Store, receiver: Receiver) -> None:
