@@ -520,9 +520,9 @@ class Follower(_FollowerCore):
             restarted follower resumes its pending changes immediately. Otherwise others claim them
             after 1.5 times ``handler_seconds``.
         app, prefix: as for :class:`CohortReader`.
-        start: where a new group starts: at ``"new"`` changes, at ``"all"`` that the stream holds,
-            or at a timezone-aware time. Changes since that time that the stream no longer holds are
-            lost to the group.
+        start: where a new group begins: with changes from now on (``"new"``), with all that the
+            stream holds (``"all"``), or at a timezone-aware time. Changes since that time that the
+            stream no longer holds are lost to the group.
         ordered: see above.
         handler_seconds: the longest time the handler may take for a change.
         retry_seconds: delay before a failed change is delivered again; doubles with each failure,

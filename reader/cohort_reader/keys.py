@@ -79,7 +79,7 @@ class Keys:
         return int(found) if found else None
 
     def forget_partitions(self) -> None:
-        """Read the number of partitions again, as the store may have lost its data."""
+        """Forget the number of partitions, as the store may have lost its data."""
         self.known_prefixes = []
 
     def partition_prefixes(self) -> Steps[list[str]]:
@@ -90,7 +90,7 @@ class Keys:
         return self.known_prefixes
 
     def assumed_prefixes(self) -> list[str]:
-        """The prefixes of a store without data, which may get any number of partitions."""
+        """The prefixes to use while the number of partitions is unknown: those of one partition."""
         return self._build_prefixes(1)
 
     def _build_prefixes(self, count: int) -> list[str]:

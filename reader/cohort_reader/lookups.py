@@ -137,7 +137,7 @@ class Lookups:
         return sorted(found)
 
     def whats_missing(self) -> Steps[str | None]:
-        """Why nothing is known of the app; None if something is."""
+        """Why the store has nothing for the app; None if it has something."""
         if (yield from self._keys.load_partitions()) is None:
             return (
                 f"the store has no {self._keys.layout}: wrong prefix, database or store, "

@@ -28,7 +28,7 @@ MAX_CONCURRENT_CALLS = 50
 # How long strict=True remembers that a cohort exists.
 KNOWN_SECONDS = 60.0
 MAX_KNOWN = 10_000
-# While defaults are returned, say so this often.
+# How often to log a warning while defaults are returned.
 WARNING_SECONDS = 10.0
 
 
@@ -449,8 +449,8 @@ class CohortReader(_ReaderCore):
 class AsyncCohortReader(_ReaderCore):
     """:class:`CohortReader` for asyncio; ``client`` is one of ``redis.asyncio``.
 
-    Any number of tasks may share it: as many as its pool has connections for, and 50 at most, ask
-    the store at the same time; the others wait their turn.
+    Any number of tasks may share it. At most 50 query the store at a time, or as many as its pool
+    has connections, if that is fewer; the others wait their turn.
     """
 
     _is_async = True
