@@ -100,8 +100,9 @@ class CohortSync:
     - `batch_size`: users per request (ignored by `single`); `threads`: concurrent requests;
     - `retries`: retries per request, after 1, 2, 4, … 128 seconds times `time_scale`;
     - `path`: replaces the documented path (`/lists`, for lists);
-    - `settle`: seconds, not scaled, to wait before the next sync after an attempt without a reply,
-      so that the receiver can't still be applying it; webhooks, which carry a time, don't wait;
+    - `settle`: seconds, not scaled, to wait before the next sync after a timeout, a lost
+      connection, a 502 or a 504, as the receiver may still be applying the request; webhooks, which
+      carry a time, don't wait;
     - `stop`: once set, nothing more is sent and all calls return early;
     - `on_plan(sync, entered, left)` is called before each sync, `on_result(SyncResult)` after it,
       and `on_attempt(Attempt)` after each HTTP request, by the sending thread. An exception from

@@ -65,7 +65,7 @@ def rejected_users(reply: Reply) -> int:
 def excerpt(body: bytes, limit: int = 200) -> str:
     """Return the beginning of a body on one printable line.
 
-    Of a problem document, its detail and the first of its errors.
+    For a problem document: its detail and its first error.
     """
     with suppress(ValueError, RecursionError):
         document = json.loads(body)

@@ -3,7 +3,7 @@
     with Upstream([ServedCohort("a1b2", "Power users", ids)]) as upstream:
         print(upstream.url, upstream.api_key, upstream.secret_key)
 
-It keeps to the limits that Amplitude documents and can be told to fail (`FAULTS`). Large files are
+It keeps to the limits that Amplitude documents and can inject faults (`FAULTS`). Large files are
 served by a second server, which stands for the storage that Amplitude redirects to.
 """
 
@@ -134,7 +134,7 @@ class Upstream:
     - `max_requests` in `window_seconds`, `concurrent`, `max_exports`, `max_users`: the limits;
     - `retry_after`: the Retry-After of a 429 in seconds, if any.
 
-    `faults` holds how many of the next requests a fault concerns, `ALWAYS` for all of them.
+    `faults` holds how many of the next requests a fault affects; `ALWAYS` means all of them.
     `requests` counts requests by path and `statuses` replies by status. `leaks` has the headers of
     requests that reached the storage with credentials.
     """
@@ -231,7 +231,7 @@ class Upstream:
     # Called by the handlers
 
     def strikes(self, fault: str) -> bool:
-        """Whether a fault concerns this request; counts down."""
+        """Whether a fault affects this request; counts down."""
         with self._lock:
             if self.faults[fault] > 0:
                 self.faults[fault] -= 1
@@ -430,7 +430,7 @@ class _Api(_Handler):
 
 
 class _Storage(_Handler):
-    """Storage for large files. As S3 does, it refuses a request that has credentials as well."""
+    """Storage for large files. Like S3, it refuses a signed address together with credentials."""
 
     def do_GET(self) -> None:
         upstream = self.server.upstream

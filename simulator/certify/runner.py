@@ -32,7 +32,7 @@ class WrongPath(Exception):
 
 
 class NothingFound(Exception):
-    """The reader finds no user of those that the receiver acknowledged."""
+    """The reader finds none of the users that the receiver acknowledged."""
 
 
 def run_checks(

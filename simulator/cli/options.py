@@ -42,7 +42,7 @@ def percent_encoded(_: object, __: object, path: str | None) -> str | None:
 
 
 def _not_empty(_: object, __: object, app_id: str | None) -> str | None:
-    """Refuse an empty app id (a click callback), such as of a shell variable that is not set."""
+    """Refuse an empty app id (a click callback), such as from an unset shell variable."""
     if app_id == "":
         raise click.BadParameter("must not be empty.")
     return app_id
@@ -288,12 +288,12 @@ def open_reader(url: str | None, key: str, prefix: str, app: str, partitions: in
 
 
 def nothing_found(url: str) -> str:
-    """Return the message for a reader at `url` that finds nothing of what was acknowledged."""
+    """Return the message for a reader at `url` that finds none of the acknowledged users."""
     if url.startswith(("http://", "https://")):
         hint = "Is --reader-key of the same app as --key?"
     else:
         hint = "Are --app, --key-prefix and --partitions those of the receiver?"
-    return f"The reader found nothing of what the receiver acknowledged. {hint}"
+    return f"The reader found none of the users that the receiver acknowledged. {hint}"
 
 
 def exit_with(code: ExitCode, message: str) -> NoReturn:

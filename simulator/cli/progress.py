@@ -159,7 +159,7 @@ def summary(
             not comparison.ok,
         )
         if comparison.uncertain:
-            row("of them, users who may be in or out", f"{comparison.uncertain:,}")
+            row("of them, uncertain users", f"{comparison.uncertain:,}")
         for example in comparison.examples[:5]:
             row("", example, True)
     return table

@@ -70,8 +70,8 @@ USERS_PER_READ = 5_000
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="Share of the members who leave between two syncs; as many other users enter, with --ids "
-    "only earlier members.",
+    help="Share of the members who leave between two syncs; as many other users enter (with --ids: "
+    "former members only).",
 )
 @click.option(
     "--batch-size",

@@ -225,7 +225,7 @@ def test_certify__reader_of_another_app__is_one_line(
             assert result.exit_code == ExitCode.USAGE
             assert result.stdout == ""
             assert result.stderr.count("\n") == 1
-            assert "found nothing of what the receiver acknowledged" in result.stderr
+            assert "found none of the users that the receiver acknowledged" in result.stderr
             assert hint in result.stderr
 
 
