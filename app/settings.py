@@ -272,7 +272,7 @@ class Settings:
         help="Maximum users in one request. Imports have no limit.",
     )
     max_query_users: int = _setting(
-        _whole(1, 100_000), default=1000, help="Maximum users that one call may ask for."
+        _whole(1, 100_000), default=1000, help="Maximum user ids in one query."
     )
     max_body_bytes: int = _setting(
         _whole(1024, 1 << 30),
@@ -300,8 +300,8 @@ class Settings:
     send_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=20.0,
-        help="How far a client may fall behind a rate of 4 KiB/s in reading its reply; one that "
-        "reads nothing is disconnected after this time.",
+        help="How many seconds a client reading its reply may fall behind a rate of 4 KiB/s; one "
+        "that reads nothing is disconnected after this time.",
     )
     rate_limit: RateLimitItem | None = _setting(
         _Rate(), default=parse("1000/second"), help="Requests per key; off for no limit."

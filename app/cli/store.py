@@ -41,7 +41,7 @@ store = Group("store", help="Check, hold and copy the store.", epilog=EXIT_CODES
 def check(repair: bool, app_id: str | None, as_json: bool) -> None:
     """Check that hashes, members, counts and change stream agree.
 
-    It may run at any time, also under load. The exit code is 1 if anything was found, even if it
+    It may run at any time, even under load. The exit code is 1 if anything was found, even if it
     was repaired: run it again to verify the repair.
 
     Memory: about 200 bytes for each membership in the change stream, one partition at a

@@ -65,7 +65,7 @@ MEANINGS = {
         "a hash has the cohort's trait, but the cohort has no record of the user"
     ),
     Problem.STRAY_FIELD: _repairable(
-        "a hash has a trait of the cohort under another name than its current one"
+        "a hash has a trait of the cohort under a name other than its current one"
     ),
     Problem.FIELD_OF_UNKNOWN_COHORT: _repairable("a hash has a trait of an unknown cohort"),
     Problem.FOREIGN_FIELD: _reported_only(
