@@ -52,7 +52,7 @@ def _check_port(_: click.Context, __: click.Parameter, address: str | None) -> s
     help="Where to listen. Default: 0.0.0.0:PORT.",
 )
 def serve(bind: str | None) -> None:
-    """Run the service until Ctrl-C or SIGTERM. It needs REDIS_URL and API_KEYS."""
+    """Run the service until Ctrl-C or SIGTERM. It needs REDIS_URL and at least one API key."""
     try:
         Settings.from_environ()
     except BadSettings as error:

@@ -68,7 +68,7 @@ class BufferedHead:
             self._head, self._is_first = data, False
         elif self._head is not None:
             data, self._head = self._head + data, None
-            # Nearly always sends all of it; `sendall` would first query the size of the buffer.
+            # Nearly always sends all of it; `sendall` would always create a memoryview.
             sent = self._connection.send(data)
             if sent < len(data):
                 self._connection.sendall(memoryview(data)[sent:])
@@ -109,7 +109,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # without types
         super().run()
 
     def _hang_up_at_exit(self) -> None:
-        """Close idle connections before the worker exits; it would wait for their next request."""
+        """Close idle connections when the worker exits, or it would wait for their next request."""
         while self.alive:
             gevent.sleep(_EXIT_CHECK_SECONDS)
         for connection in self._connections:
@@ -138,7 +138,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # without types
 
         gunicorn's own method quotes parts of the request, which may contain keys and user ids.
         """
-        # Imported late: gunicorn's master imports this module, but nothing that uses sockets.
+        # Imported late: gunicorn's master imports this module, and must not import sockets.
         import orjson
         import structlog
         from werkzeug.http import HTTP_STATUS_CODES

@@ -43,7 +43,7 @@ class PollStatus(NamedTuple):
         failed_ms, failure: the last failed one, if it is later, and its reason.
         listed: cohorts that Amplitude lists.
         absent: cohorts that Amplitude syncs but that never arrived here: some of them, each with
-            id, name, size, frequency, lastSuccess and lastFailure.
+            id, name, size, frequency, lastSuccess, lastFailure and targets.
         absent_total: how many there are.
         behind: cohorts here whose sync is overdue.
     """

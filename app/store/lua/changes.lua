@@ -44,9 +44,9 @@ while #entries < limit and bytes < budget do
   start = '(' .. part[#part][1]
 end
 if #entries == 0 then
-  -- Trimming always keeps the newest entry, so the entries after the position were removed because
-  -- their users were erased; that is no loss. It is one if the store was reset to an earlier state,
-  -- or if this is a copy to which nothing was added yet: it starts at its source's newest entry.
+  -- If the entries after the position were removed because their users were erased, that is no
+  -- loss. It is one if the store was reset to an earlier state, if all entries were trimmed by age
+  -- (age.lua sets `begun`), or if this is a copy to which nothing was added yet (copy.py does).
   local lost = before(newest, position ~= '' and position or newest)
     or (position ~= '' and call('GET', stream .. ':begun') == newest)
   return {lost and 1 or 0, newest, 0, {}, newest}

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Spread, examine or acknowledge the record of a loss in one partition.
+-- Update or remove the record of a loss in one partition.
 --
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  'spread', 'examined', 'acknowledge' or 'forget'

@@ -9,8 +9,8 @@
 -- ARGV[2..] cohort ids, each followed by its size
 --
 -- A cohort's sizes are pairs of unsigned 32-bit numbers, big-endian: s since the epoch, and size.
--- There is at most one pair a minute. When there are too many, every second pair of the older half
--- is dropped, which keeps the recent past in detail and the whole past in outline.
+-- After the first, there is at most one pair a minute. When there are too many, every second pair
+-- of the older half is dropped, which keeps the recent past in detail and the whole past in outline.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local call = redis.call

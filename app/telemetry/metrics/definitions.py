@@ -21,8 +21,8 @@ REGISTRY = CollectorRegistry()
 
 REQUESTS = Counter(
     "cohort_receiver_requests",
-    "Requests with a reply. route is the path with names in place of values; reason is that of the "
-    "error. Either can be none.",
+    "Requests with a reply. route is the path with names in place of values, or none if no route "
+    "matched; reason is that of the error, or none.",
     ["method", "route", "status", "reason"],
     registry=REGISTRY,
 )
@@ -73,7 +73,7 @@ UPSTREAM_FAILURES = Counter(
 
 NOTIFICATIONS = Counter(
     "cohort_receiver_notifications",
-    "Notifications by result: sent, or failed after all retries.",
+    "Notifications by result: sent or failed.",
     ["result"],
     registry=REGISTRY,
 )
@@ -110,7 +110,8 @@ STORE_EVICTED = ScrapedGauge(
 )
 STORE_EVICTS = ScrapedGauge(
     "cohort_receiver_store_may_evict",
-    "1 if the store's maxmemory-policy permits eviction, 0 if it is noeviction.",
+    "1 if the store evicts keys when full (maxmemory is set, and its policy is not noeviction), "
+    "else 0.",
 )
 COHORTS = ScrapedGauge(
     "cohort_receiver_cohorts",

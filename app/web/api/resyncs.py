@@ -107,7 +107,7 @@ class ImportQuery(Query):
 
 
 class ResyncReply(Reply):
-    """A cohort's resync, or its last one."""
+    """A cohort's current or last resync."""
 
     state = text(
         "Its stage. Members are confirmed while it is `open`.",
@@ -160,7 +160,10 @@ class ImportReply(Reply):
     errors = fields.List(
         fields.Nested(ErrorPlace),
         required=True,
-        metadata={"description": "The first rejected rows, at most 50, by line."},
+        metadata={
+            "description": "Rejected rows by line, and how many users are not registered; at most "
+            "50 entries."
+        },
     )
 
 
