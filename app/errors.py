@@ -259,7 +259,7 @@ class ReconcileUnfinished(Problem):
 
 class ExportsUsedUp(Problem):
     status, reason = 409, "export_budget_spent"
-    detail = "This month's exports, AMPLITUDE_EXPORTS_PER_MONTH, are used up."
+    detail = "This month's exports are used up; AMPLITUDE_EXPORTS_PER_MONTH is the limit."
 
 
 class NoReconcile(Problem):

@@ -240,7 +240,7 @@ class Settings:
         _Keys(),
         default=(),
         help="Keys that may send cohorts (scope ingest): comma-separated app_id:key; a bare key "
-        "belongs to the app default.",
+        "belongs to the app named default.",
     )
     read_api_keys: tuple[ApiKey, ...] = _setting(
         _Keys(), default=(), help="Keys that may read (scope read), in the form of API_KEYS."
@@ -400,8 +400,8 @@ class Settings:
     amplitude_target: str | None = _setting(
         kinds.String(validate=validate.Length(1, 512)),
         default=None,
-        help="Name of this destination in Amplitude's record of syncs. Without it, syncs to all "
-        "destinations count, and the one furthest behind decides.",
+        help="Name of this destination in Amplitude's record of syncs. Without it, the sync "
+        "furthest behind counts, whatever its destination.",
     )
     amplitude_poll_minutes: int = _setting(
         _whole(1, 24 * 60), default=30, help="How often Amplitude's record is read."

@@ -22,7 +22,7 @@ from app.telemetry import logs
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 problems or differences were found, or the command failed; "
-    "2 wrong usage; 130 interrupted."
+    "2 usage error; 130 interrupted."
 )
 _COMMAND_LINE = ParameterSource.COMMANDLINE
 _INTERRUPTED = 130  # as a shell reports a program that SIGINT has ended

@@ -53,7 +53,7 @@ _POLL_SECONDS = 0.5
 _force_option = click.option(
     "--force",
     is_flag=True,
-    help="Proceed even if nobody, or less than half of the members, would stay.",
+    help="Proceed even if nobody, or fewer than half of the members, would stay.",
 )
 
 
@@ -124,7 +124,7 @@ def finish(cohort_id: str, force: bool, app_id: str | None) -> None:
     try:
         finish_resync(store, operator(), place, found, force=force)
     except OtherResync:
-        raise click.ClickException("Its file has not arrived yet.") from None
+        raise click.ClickException("Cannot finish: its file has not arrived yet.") from None
     except ResyncRefused as error:
         raise click.ClickException(_REFUSED[error.reason]) from None
     done = _finished(store, place, found, found.unconfirmed, "Removing")

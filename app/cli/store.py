@@ -110,11 +110,11 @@ def hold() -> None:
     """Refuse writes until `store release`, to move the store.
 
     Calls that would change something are answered with 503 and Retry-After; Amplitude retries
-    them for some minutes. Reading continues, background work pauses.
+    them for some minutes. Reads continue; background work pauses.
     """
     there = the_store()
     if there.hold.is_of_copy():
-        raise click.ClickException("A copy holds the store. Wait for it, or `store release` first.")
+        raise click.ClickException("A copy holds the store. Wait for it, or run `store release`.")
     record(there, operator(), HOLD_STORE)
     there.hold.begin()
     click.echo("Writes are on hold until `store release`.")

@@ -43,7 +43,7 @@ _ABSENT_HEADERS = ("ID", "NAME", "SIZE", "SYNCED", "LAST SUCCESS", "DESTINATION"
 @click.option(
     "--force",
     is_flag=True,
-    help="Proceed even if nobody, or less than half of the members, would stay.",
+    help="Proceed even if nobody, or fewer than half of the members, would stay.",
 )
 @click.option(
     "--column",

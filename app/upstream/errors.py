@@ -55,8 +55,8 @@ class UpstreamBadReply(UpstreamError):
 class UpstreamNotListed(UpstreamError):
     reason = "upstream_not_listed"
     detail = (
-        "Amplitude does not list this cohort. It is not discoverable, was deleted, or belongs to "
-        "another project than the keys."
+        "Amplitude does not list this cohort. It is not discoverable, was deleted, or belongs to a "
+        "different project."
     )
 
 
@@ -120,5 +120,5 @@ class ReconcileEnded(UpstreamError):
     reason = "reconcile_interrupted"
     detail = (
         "The reconcile ended early, because its process did. If it was replacing members, the "
-        "background work completes that. Start it again."
+        "background work completes that; otherwise start it again."
     )

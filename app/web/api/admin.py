@@ -1,4 +1,4 @@
-"""Administration: delete cohorts, erase users, register users."""
+"""Administration: delete cohorts; erase and register users."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def stream_members(cohort_id: str, media_type: str) -> Response:
     """All members of a known cohort, as NDJSON or CSV."""
     render = _ndjson if media_type == NDJSON else _csv
     pages = fair_queue.in_pieces(_all_members(store(), g.caller.app_id, cohort_id))
-    # Read now: once the reply has begun, an error has no reply.
+    # Read now: once the reply has begun, an error can no longer be reported.
     first = list(islice(pages, 1))
     # If the store fails midway, the connection is aborted: a part must not look complete.
     body = render(chain(first, pages))
@@ -66,7 +66,7 @@ def _all_members(current: Store, app_id: str, cohort_id: str) -> Iterator[list[M
     """All members, some at a time.
 
     Raises:
-        StoreError: they are not all, as the cohort was deleted or lost meanwhile.
+        StoreError: some are missing, as the cohort was deleted or lost during the export.
     """
     before = current.registry.find(app_id, cohort_id)
     yield from current.lookups.all_members(app_id, cohort_id)

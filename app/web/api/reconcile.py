@@ -49,7 +49,7 @@ class ReconcileBody(Base):
     """Options of a reconcile."""
 
     apply = _flag("Replace the members with those in Amplitude.")
-    force = _flag("Proceed even if nobody, or less than half of the members, would stay.")
+    force = _flag("Proceed even if nobody, or fewer than half of the members, would stay.")
     column = Text(
         MAX_TRAIT_BYTES,
         load_default=None,

@@ -89,7 +89,7 @@ ADVICE = {
         "Send cohorts with POST. The log names the path, and the key that was sent.",
     ),
     "invalid_user_id": Advice(
-        "The user id is missing, empty, blank, too long or not an id.",
+        "The user id is missing, blank, too long or otherwise invalid.",
         "Check which user property the Amplitude destination sends as the user id. Users without "
         "it can't be stored.",
     ),
@@ -216,8 +216,8 @@ INCOMPLETE_ADVICE = {
     IncompleteReason.SYNC_FAILED: Advice(
         "A request failed, and no retry succeeded.",
         "Fix the cause, which the page of the failed sync shows. The next sync that succeeds "
-        "clears this. It also resends what failed, unless only some requests of the failed sync "
-        "did: Amplitude may count such a sync as successful. In that case, replace the members.",
+        "clears this and resends what failed. But if other requests of the failed sync succeeded, "
+        "Amplitude may count it as successful and resend nothing: then replace the members.",
     ),
     IncompleteReason.DELETED_HERE: Advice(
         "The cohort was deleted here, and only differences have arrived since.", _REPLACE

@@ -1,4 +1,4 @@
-"""What to paste into Amplitude. docs/amplitude-setup.md explains it, and has the same."""
+"""What to paste into Amplitude. docs/amplitude-setup.md has the same texts, and explains them."""
 
 from __future__ import annotations
 

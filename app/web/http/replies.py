@@ -73,5 +73,5 @@ class ProblemReply(Reply):
     requestId = text("The request's id, as in `X-Request-ID` and in the log line.")
     errors = fields.List(
         fields.Nested(ErrorPlace),
-        metadata={"description": "The errors at single places, at most 50."},
+        metadata={"description": "The errors, each with its place; at most 50."},
     )

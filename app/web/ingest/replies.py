@@ -31,8 +31,8 @@ class AppliedReply(Reply):
         fields.Nested(RejectedReply),
         required=True,
         metadata={
-            "description": "What was not applied, and why; at most 50. Includes single traits of "
-            "accepted calls if their cohort is being deleted."
+            "description": "What was not applied, and why; at most 50. Includes individual traits "
+            "of accepted calls if their cohort is being deleted."
         },
     )
 

@@ -54,7 +54,7 @@ _TAGS = {
     "resyncs": ("Resyncs and imports", "Replace the members of a cohort."),
     "reconcile": ("Reconcile", "Compare a cohort with Amplitude's own record."),
     "upstream": ("Upstream", "The polls of Amplitude's own record."),
-    "admin": ("Administration", "Delete cohorts, erase users, register them."),
+    "admin": ("Administration", "Delete cohorts; erase and register users."),
     "health": ("Health", "Liveness and readiness."),
     "metrics": ("Metrics", "For Prometheus."),
 }

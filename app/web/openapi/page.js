@@ -14,6 +14,6 @@ SwaggerUIBundle({
   defaultModelsExpandDepth: 0,
   // The keys that are entered stay in the page: gone when it is closed.
   persistAuthorization: false,
-  // Swagger's own service would be asked to check the document.
+  // Otherwise, Swagger's own service would be asked to check the document.
   validatorUrl: null,
 });

@@ -52,7 +52,7 @@ def send(browser: Browser, **fields: str) -> Any:
 def test_cohort__after_a_poll__shows_size_and_sync(here: Here) -> None:
     here.poll()
     shown = text(Browser(here.app).log_in(READER).get(PAGE))
-    assert "Size 3 (anonymous users included; how many is unknown before a comparison)" in shown
+    assert "Size 3 (including anonymous users; a comparison shows how many)" in shown
     assert "Sync daily Last success just now Last failure none" in shown
     assert "Compare with Amplitude" not in shown  # not an administrator
 
