@@ -123,7 +123,7 @@ def finish_resync(
 
     Raises:
         ResyncRefused
-        OtherResync: it is an import whose file has not arrived: most members would leave.
+        OtherResync: it is an import whose file has not arrived yet.
     """
     if resync.is_finished:
         return

@@ -125,8 +125,8 @@ def format_of(first_line: bytes) -> FileFormat | None:
     line = first_line.removeprefix(codecs.BOM_UTF8).decode(errors="replace").strip()
     if line.startswith("{") and ('"userId"' in line or '"user_id"' in line):
         return FileFormat.NDJSON
-    # Also with other separators than a comma: CSV refuses such a file, which would otherwise be
-    # read as one id per line.
+    # With other separators too: such a file is then refused as CSV, instead of being read as one
+    # id per line.
     if any(_bare(name) == _bare(_COLUMN) for name in re.split("[,;\t]", line)):
         return FileFormat.CSV
     return None

@@ -10,7 +10,7 @@ from app.cohorts.cohort import MAX_USER_ID_BYTES, Cohort, text_problem
 
 # Each cohort costs the store about 50 µs.
 MAX_COHORTS_PER_REQUEST = 10_000
-# Up to this, senders whose numbers are floats can tell all whole numbers apart.
+# Floats, which some senders use for all numbers, are exact up to this.
 MAX_WHOLE_ID = 2**53
 
 _user_id = itemgetter(0)

@@ -36,7 +36,7 @@ class ResyncRefusal(StrEnum):
 
 
 class Resync(NamedTuple):
-    """A cohort's resync, or its last one.
+    """A cohort's current or last resync.
 
     Attributes:
         started_ms: when it was opened, in ms since the epoch.

@@ -8,8 +8,8 @@ FREQUENCIES_MS = {"minute": 60_000, "hourly": 3_600_000, "daily": 86_400_000}
 # A sync is overdue one period plus a grace period after its last success. The grace period is half
 # a period, but at least this long.
 MIN_GRACE_MS = 300_000
-# Counts that differ by less than this share of Amplitude's are considered equal: users move between
-# its count and the sync.
+# Counts that differ by at most this share of Amplitude's are considered equal: users enter and
+# leave between its count and the sync.
 COUNT_TOLERANCE = 0.01
 
 

@@ -1,6 +1,6 @@
 """``make run``: the service on one machine, with a store of its own. Not for production.
 
-``docs/decisions/embedded-store.md`` has the promises and the reasons.
+``docs/decisions/embedded-store.md`` lists its guarantees and the reasons.
 """
 
 from __future__ import annotations

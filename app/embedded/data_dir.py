@@ -149,7 +149,7 @@ def _is_running(pid: str) -> bool:
 
 
 def _takes_socket(path: Path) -> bool:
-    # A slightly longer name: not every program can use the last characters.
+    # A slightly longer name: some programs accept shorter paths than the kernel does.
     probe = path.with_name(f"{path.name}.probe")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:

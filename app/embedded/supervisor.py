@@ -1,4 +1,4 @@
-"""Runs the store and the service until its standard input ends, and restarts the store.
+"""Run the store and the service until standard input ends; restart the store if it exits.
 
 Exit code 0 when its input ends; 1, with one line per problem, when it cannot start or continue.
 """
@@ -56,7 +56,7 @@ def main() -> int:
 def run(environ: Mapping[str, str], data: DataDir) -> None:
     """Start everything and keep it running.
 
-    Nothing is left running when this ends, which it does only by an exception.
+    It ends only by raising, and leaves nothing running.
 
     Raises:
         Stopped: standard input has ended.

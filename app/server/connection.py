@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gevent import Timeout, getcurrent
 from gevent.socket import wait_write
 
-# Reading a reply more slowly than this uses up the patience with the client; see Connection.
+# A client that reads its reply more slowly than this uses up the patience with it; see Connection.
 MIN_BYTES_PER_SECOND = 4096
 _CHECK_SECONDS = 0.5
 # How long a connection may be idle once the worker is about to exit.
@@ -38,12 +38,12 @@ class Limits(NamedTuple):
 
 
 class Connection:
-    """A connection whose client must send heads and take replies in time.
+    """A connection whose client must send request heads and read replies in time.
 
-    Patience with a client shrinks by the time spent waiting to send to it, and grows with what it
-    takes, up to the limit. So a slow client can finish a large export, one that takes nothing is
-    disconnected after the limit, and one that takes only a byte now and then is disconnected soon
-    after the limit.
+    Patience with a client shrinks by the time spent waiting to send to it, and grows with the bytes
+    that it reads, up to the limit. So a slow client can finish a large export, one that reads
+    nothing is disconnected after the limit, and one that reads only a byte now and then soon after
+    it.
     """
 
     def __init__(self, client: socket.socket, limits: Limits) -> None:
@@ -126,7 +126,7 @@ class Connection:
                 return
         # A reset, so that the kernel doesn't keep the rest of the reply.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        raise BrokenPipeError(errno.EPIPE, "The client does not take its reply.")
+        raise BrokenPipeError(errno.EPIPE, "The client reads its reply too slowly.")
 
     def _earn(self, taken: int) -> None:
         """Restore patience for bytes that the client has taken."""

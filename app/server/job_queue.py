@@ -73,7 +73,7 @@ class JobQueue:
             The pause in seconds.
         """
         failures = self._failures[job] = self._failures.get(job, 0) + 1
-        # The exponent is limited, as a float has no room for 2 to the power of 1,024.
+        # The exponent is limited: a float cannot hold 2**1024.
         pause = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 10), LONGEST_RETRY_SECONDS)
         self.wait(job, now + pause)
         return pause

@@ -61,7 +61,7 @@ class StoreWatch:
             self._mark_cohorts()
 
     def _examine_server(self) -> None:
-        """Warn once of a store that will lose data sooner or later."""
+        """Warn once if the store may evict data, or keeps nothing on disk."""
         self._store.server_info.ping()
         self._server_examined = True  # some hosted stores refuse INFO, now and later
         if self._store.server_info.memory().may_evict:

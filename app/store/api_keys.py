@@ -87,7 +87,7 @@ class ApiKeys:
         self._set_expiry = register_fenced(client, _SET_EXPIRY)
 
     def all(self) -> list[StoredKey]:
-        """All keys in the order of creation, including expired and revoked ones."""
+        """All keys in order of creation, including expired and revoked ones."""
         with store_errors():
             fields: dict[Any, Any] = self._client.hgetall(self._name)
         found = []

@@ -28,7 +28,7 @@ COHORT_SORTS: dict[str, Callable[[CohortSummary], Any]] = {
     "members": lambda cohort: cohort.members,
     "last_received": lambda cohort: cohort.freshness.last_received_ms or 0,
 }
-# The sorts with a number as key; the others have a text.
+# The sorts by a number; the others sort by text.
 NUMERIC_SORTS = ("members", "last_received")
 
 
@@ -97,8 +97,8 @@ class CohortList:
     ) -> CohortPage:
         """Up to ``limit`` cohorts.
 
-        In the order of ids, a page may be short or empty without being the last one. Cohorts whose
-        sort key changes between two pages may be listed twice or not at all.
+        Sorted by id, a page may be short or empty without being the last one. Cohorts whose sort
+        key changes between two pages may be listed twice or not at all.
 
         Args:
             sort: one of COHORT_SORTS.

@@ -41,9 +41,9 @@ class FailedRequests:
         self._add = load_script(client, "failed_requests.lua")
 
     def add(self, app_id: str, failed: Mapping[FailedRequest, int]) -> None:
-        """Remember requests, with the time of their last failure in ms since the epoch.
+        """Remember requests, each with the time at which its last failed attempt began.
 
-        That is when the request that failed began.
+        Times are in ms since the epoch.
         """
         key = self._keys.failed_requests(app_id)
         rows = [(at_ms, f"{one.content:x}:{one.cohort_id}") for one, at_ms in failed.items()]

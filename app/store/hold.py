@@ -72,7 +72,7 @@ class Hold:
         return None if found is None else bytes(found)
 
     def is_of_copy(self) -> bool:
-        """Whether a copy holds the store. Its hold ends with it, or soon after it was killed."""
+        """Whether a copy holds the store. Its hold ends when it does, or soon after a kill."""
         return self.value() not in (None, HELD, _BEGUN)
 
     def begin(self, value: bytes = HELD, ttl_ms: int | None = None) -> list[str]:

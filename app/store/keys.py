@@ -87,7 +87,7 @@ class Keys:
     def notified(self, app_id: str, partition: int) -> str:
         """Hash: what the last notifications were about. Private.
 
-        ``notified:late`` is the set of cohorts that were notified as late.
+        ``notified:late`` is the set of cohorts that were reported as late.
         """
         return f"{self.base(app_id, partition)}notified"
 

@@ -21,7 +21,7 @@ _READS, _WRITES = "all reads", "all writes"
 class Layout:
     """Refuses to work on data that was written with another number of partitions.
 
-    Users would be looked for in the wrong partition, and reported as members of nothing. Raises
+    Otherwise users would be looked for in the wrong partition, and found in no cohort. Raises
     StoreError.
     """
 

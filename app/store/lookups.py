@@ -61,7 +61,7 @@ class Membership(NamedTuple):
 
 
 class User(NamedTuple):
-    """A user's traits by name, and memberships in the order of cohort ids."""
+    """A user's traits by name, and memberships sorted by cohort id."""
 
     id: str
     traits: dict[str, bool]

@@ -177,7 +177,7 @@ class Losses:
     def mark_cohorts(self, loss: Loss) -> Iterator[int]:
         """Mark the cohorts that exist after a loss; yields how many in each step.
 
-        An interrupted run can be repeated, and continues where it was.
+        An interrupted run can be repeated, and continues where it left off.
         """
         self.spread(loss)
         for record in self._records([loss.app_id]):

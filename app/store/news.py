@@ -56,7 +56,7 @@ class Lateness(NamedTuple):
 
 
 class News:
-    """Reads what nobody was notified of yet, and records notifications. Raises StoreError."""
+    """Finds what to notify about, and records what was sent. Raises StoreError."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
@@ -124,7 +124,7 @@ class News:
         self._call(app_id, partition, what, *cohort_ids)
 
     def last_loss_ms(self, app_id: str) -> int | None:
-        """When the last loss that was notified was found; None if none was."""
+        """When the loss in the last notification was found; None if there was none."""
         home = self._keys.partition(app_id)
         with store_errors():
             (found,) = self._positions(app_id, home, "loss")

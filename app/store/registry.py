@@ -21,8 +21,8 @@ MAX_REMEMBERED = 10_000
 class PartitionName(NamedTuple):
     """A cohort's trait name in one partition, and its earlier ones there.
 
-    The order of the fields finds the newest: the partition with more renames has it. Times of
-    different nodes can't be compared, so they only decide between renames at the same moment.
+    Compared as tuples, the greatest is the newest: that of the partition with most renames. The
+    clocks of nodes may differ, so times only break ties.
 
     Attributes:
         renames: how many times the cohort was renamed.

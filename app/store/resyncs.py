@@ -3,7 +3,7 @@
 A resync has a record in the cohort's home partition. Every partition that knows the cohort is
 marked; from then on, the atomic step adds the members that requests name to a set, ``confirmed``.
 At the end, the members who are not in it leave. An import puts the users of a file into the same
-set, lets those enter who are not members yet, and finishes in the same way.
+set, adds those who are not members yet, and finishes in the same way.
 
 Each step is one script call and may be repeated. The record says how far the resync is, so another
 process can take over at any time. docs/decisions/resync.md has the reasons.
@@ -40,7 +40,7 @@ from app.store.registry import Registry
 from app.store.size_history import SizeHistory
 from app.store.words import known
 
-# A step that only looks takes about 1 ms of the store's time, one that removes them all 5 ms.
+# A step takes about 1 ms of the store's time if it removes nobody, and 5 ms if it removes all.
 USERS_PER_STEP = 1000
 # How long a process keeps a resync after its last step.
 LEASE_MS = 5000
@@ -62,7 +62,7 @@ _DUE_AT_ONCE = 100
 
 
 class ConfirmedLost(Exception):
-    """Who was confirmed is unknown: a partition lost data since the resync began, or it expired."""
+    """Who was confirmed is unknown: it expired, or a partition lost data since the resync began."""
 
 
 class ResyncPlace(NamedTuple):
@@ -174,7 +174,7 @@ class Resyncs:
 
         Args:
             resync: as from :meth:`find`.
-            force: finish even if nobody, or less than half of the members, would stay.
+            force: finish even if nobody, or fewer than half of the members, would stay.
 
         Returns:
             Why it is refused; None if it is not.

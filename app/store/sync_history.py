@@ -240,7 +240,7 @@ class SyncHistory:
         return dict(counts)
 
     def forget_unknown_callers(self) -> None:
-        """Remove the counts of requests that belong to no app that are too old.
+        """Remove old counts of requests that belong to no app.
 
         Also removes counts with a time in the future, left by a clock that was wrong.
         """

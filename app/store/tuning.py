@@ -22,7 +22,7 @@ class Tuning:
         freshness_noted_seconds: an arrival this soon after one that was noted is not noted again.
         arrivals_remembered: cohorts whose last noted arrival a process keeps.
         cohorts_per_call: summaries in one script call: about 2 ms of the store's time.
-        cohorts_examined: for one page in the order of ids; a filter may match few of them.
+        cohorts_examined: for one page sorted by id; a filter may match few of them.
         cohorts_sorted: any other order needs all cohorts. The list of an app with more can only be
             sorted by id.
         change_bytes_per_call: bytes of user ids that one page of changes holds.

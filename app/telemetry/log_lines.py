@@ -46,7 +46,7 @@ def _shown(value: Any) -> str:
 
 
 def _printable(line: str) -> str:
-    """Escape what could move a terminal's cursor, or turn the direction of writing."""
+    """Escape what could move a terminal's cursor, or reverse the direction of text."""
     if line.isprintable():
         return line
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)

@@ -232,8 +232,8 @@ class SyncProblems:
         """Whether this process has seen the request succeed since its failure began.
 
         The retry of a request that the sender no longer waited for may succeed before that one
-        fails. An earlier success is that of another request: a user who enters and leaves enters
-        by the same request again, and a second full sync consists of those of the first.
+        fails. An earlier success is that of an earlier, equal request: when a user enters again,
+        or a full sync is repeated, the same request is sent again.
         """
         succeeded = self._succeeded.get((app_id, failed))
         return succeeded is not None and self._store_ms(succeeded) > at_ms

@@ -24,7 +24,7 @@ class Contents:
         rows: users.
         anonymous: users without an id.
         unusable: users with an id that is not accepted, such as one that is too long.
-        quoted: users whose id is in quotes of its own, as part of the value.
+        quoted: users whose id itself begins and ends with a quote.
     """
 
     rows: int = 0

@@ -63,7 +63,7 @@ class Poller:
         self._log = structlog.get_logger()
 
     def work(self) -> None:
-        """Poll for each app if it is time and nobody else does."""
+        """Poll for each app for which a poll is due, unless another process does."""
         if time.monotonic() < self._look_due:
             return
         self._look_due = time.monotonic() + LOOK_SECONDS

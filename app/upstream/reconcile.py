@@ -190,7 +190,7 @@ class Reconciler:
         found = self._store.upstream.report(app_id, cohort_id)
         if found is None:
             return None
-        # A later version may have more members.
+        # A later version may have more fields.
         names = [member.name for member in fields(Report)]
         report = Report(**{name: found[name] for name in names if name in found})
         # In either direction: the clock may have been ahead at the request.

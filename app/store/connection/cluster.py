@@ -48,7 +48,7 @@ class ClusterClient(CoreCommands):
     """Has the commands of ``redis.Redis`` that the store uses.
 
     Args:
-        connections: maximum connections to each node, and calls at a time.
+        connections: maximum calls at a time, and so connections to each node.
         timeout: longest wait for a free connection, in seconds.
     """
 

@@ -22,7 +22,7 @@ from app.store.connection.script import StoreScript
 from app.store.connection.sentinel import sentinel_connections
 from app.store.connection.server import Server
 
-# Errors of a server that is not, or no longer, the primary. It has done nothing.
+# Errors of a server that is not, or no longer, the primary. The command was not carried out.
 DEMOTED = (redis.ReadOnlyError, exceptions.MasterDownError)
 
 
@@ -179,7 +179,7 @@ class Client(redis.Redis):
         Raises:
             NotReplicated: too few replicas acknowledged the write in time.
         """
-        # On one connection, as WAIT covers the writes of its own only.
+        # On one connection: WAIT covers only the writes that were sent on its own.
         then = wait.command() if wait.replicas else ()
         try:
             reply, *others = self._send_fenced("EVALSHA", script.sha, call, then)
@@ -262,8 +262,8 @@ def pooled(kind: type[AbstractConnection], server: Server) -> type[AbstractConne
     """The connection class for one pool: reconnects after a failover, and is not polled.
 
     A demoted server may keep its connections open. Commands on them would fail until a restart, or
-    return outdated data. So once one connection of the pool notices, all of them are
-    made anew before their next use.
+    return outdated data. So once one connection of the pool notices, all of them reconnect
+    before their next use.
 
     The library polls a connection before each use, in case it was closed. That costs a turn of the
     event loop for every command. A dead connection is noticed by the command, which is then retried

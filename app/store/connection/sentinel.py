@@ -73,7 +73,7 @@ class Primary:
     """The address of the primary, as the Sentinels know it.
 
     Args:
-        moved: called when the primary has another address than before.
+        moved: called when the primary's address has changed.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ def sentinel_connections(
     """The class of connections to the primary, and its options.
 
     Args:
-        moved: called when the primary has another address than before.
+        moved: called when the primary's address has changed.
     """
     parts = SentinelUrl.parse(url)
     options = {

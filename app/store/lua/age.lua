@@ -12,7 +12,7 @@
 local stream = KEYS[1]
 local call = redis.call
 
--- Entries that one call removes at most, but for the last block.
+-- Maximum entries that one call removes, apart from the last block.
 local AT_ONCE = 1000
 
 local clock = call('TIME')

@@ -13,7 +13,7 @@
 local base = string.sub(KEYS[1], 1, -#'syncs' - 1)
 local call = redis.call
 
--- Syncs of each kind that one call removes at most.
+-- Maximum syncs of each kind that one call removes.
 local AT_ONCE = 50
 
 local max_requests, max_syncs = tonumber(ARGV[1]), tonumber(ARGV[2])

@@ -25,12 +25,12 @@ local remembered, position_then, token_then, newest, token, advance, random = un
 local mark, loss = base .. 'mark', base .. 'loss'
 local call = redis.call
 
--- For how many of the last positions it is known who advanced the mark there. If a position is
--- reached twice, because the store went back, that differs.
+-- How many positions the mark remembers, each with the token of who advanced it there. If the store
+-- goes back and a position is reached again, its token differs.
 local SLOTS = 256
 local EARLIER_KEPT = 20
--- How long a loss is remembered, and how soon after it was found in another partition a finding is
--- the same loss, in ms. A second finding in the same partition is another loss.
+-- How long a loss is remembered, and the time within which findings in different partitions are one
+-- loss, in ms. A second finding in the same partition is another loss.
 local LOSS_KEPT, SAME_LOSS = 90 * 24 * 3600 * 1000, 60 * 1000
 
 local function integer(value) return string.format('%d', value) end

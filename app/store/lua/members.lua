@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- Read a page of a cohort's members, in the order of score and user id.
+-- Read a page of a cohort's members, sorted by score and user id.
 --
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  cohort id

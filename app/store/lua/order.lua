@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- Read the numbers by which cohorts are sorted, in the order of cohort ids.
+-- Read the numbers by which cohorts are sorted. The cohorts are read in order of their ids.
 --
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  'members', or 'last_received'

@@ -9,9 +9,9 @@
 -- ARGV[5]  approximate number of members to look at
 --
 -- Returns {cursor for the next call, '0' at the end; the server process; members looked at; those
--- not confirmed}. Members may be returned more than once. A cursor is not valid on another server
--- process: it returns {'restart'; …}. Returns {'ended'; …} if the resync is not open here, and
--- {'lost'; …} if the partition lost data since it was opened, or if what was confirmed has expired.
+-- not confirmed}. Members may be returned more than once. Returns {'restart'; …} if the cursor is
+-- that of another server process, {'ended'; …} if the resync is not open here, and {'lost'; …} if
+-- the partition lost data since it was opened, or if what was confirmed has expired.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local prefix = base .. 'cohort:' .. ARGV[1]

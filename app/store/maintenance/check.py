@@ -57,7 +57,7 @@ class AppPartition(NamedTuple):
 class Checker:
     """Walks the store. Raises StoreError; finished repairs stay.
 
-    Holds a page of users, the ids of all cohorts, and the state of Replay for one partition.
+    Keeps in memory: a page of users, the ids of all cohorts, and one partition's Replay.
     """
 
     def __init__(
@@ -352,7 +352,7 @@ class Checker:
     def _check_page(
         self, walk: _Walk, place: AppPartition, users: list[bytes], left_out: set[bytes]
     ) -> None:
-        """Check the fields of some users, but for those of cohorts that are left out."""
+        """Check the fields of some users, except those of cohorts that are left out."""
         stream = self._keys.changes(*place)
         while users:
             args: list[int | bytes] = [_FIELDS_PER_CALL, _FIELDS_PER_CALL, *users]

@@ -372,7 +372,7 @@ class Copy:
 
 
 def merged(shares: Iterable[dict[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The state of a cohort, but for its counts, from what each partition keeps of it."""
+    """The state of a cohort, except its counts, from what each partition keeps of it."""
     shares = list(shares)
     deletions = [share[b"deleting"] for share in shares if b"deleting" in share]
     deletion = {b"deleting": deletions[0]} if deletions else {}

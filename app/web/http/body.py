@@ -190,7 +190,7 @@ def _check_media_type() -> None:
 
 
 def check_charset() -> None:
-    """Raise UnsupportedMediaType if the body is declared to be in another charset than UTF-8."""
+    """Raise UnsupportedMediaType if the body is declared to be in a charset other than UTF-8."""
     if request.mimetype_params.get("charset", "utf-8").lower() not in _CHARSETS:
         raise UnsupportedMediaType("The charset must be utf-8.")
 

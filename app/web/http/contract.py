@@ -64,8 +64,8 @@ class Contract:
         headers: the schema of the headers that only this call reads.
         body: schemas, one of which the body must match.
         upload: examples of a file that is the body, by media type.
-        discriminators: members that identify the schema of a body: one with the first of them
-            matches the first schema, one with the second the second, and so on.
+        discriminators: members that select the schema of a body: the first member selects the
+            first schema, and so on; a body with none of them selects the last one.
         user_limit: the name of the setting that limits the users in the body.
         reply: the schema of the reply, or of one event if the reply is a stream.
         media_type: of the reply.

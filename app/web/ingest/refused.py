@@ -31,7 +31,7 @@ _COHORT_ID = re.compile(
 def name_cohorts(response: Response) -> Response:
     """Attribute a failed request to the known cohorts that it names.
 
-    Of unknown ones, only the request itself records an id: invented ids must not fill the sync
+    The id of an unknown one is recorded with the request only: invented ids must not fill the sync
     history.
     """
     if response.status_code < 400 or "outcome" in g or g.get("caller") is None:

@@ -2,7 +2,7 @@
 
 Sources: Segment's page "HTTP API Source", and what the protocol's libraries send. RudderStack's put
 the traits of an identify call into its ``context``; both places are accepted. Applications send all
-of a user's traits in one call, so those that are not booleans say nothing about cohorts.
+of a user's traits in one call; those that are not booleans say nothing about cohorts.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def receive_webhook() -> Response:
 
 
 def _read_message() -> Webhook:
-    """The message. Nothing of the body is kept, however long the store takes."""
+    """The message. Its raw body can be freed before the store is called, which may take long."""
     settings = services().settings
     raw = read_decompressed(BODY_LIMITS * settings.max_body_bytes)
     try:
