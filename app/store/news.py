@@ -37,10 +37,10 @@ class Transition(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The next transitions of a partition, of which nobody was notified, or not of all.
+    """The next transitions of a partition. Notifications were sent about none or some of them.
 
     Attributes:
-        sent: how many notifications about them were sent.
+        sent: how many.
     """
 
     transitions: list[Transition]
@@ -73,7 +73,7 @@ class News:
             return bool(self._lease(keys=[key], args=[self._token, LEASE_MS]))
 
     def begin(self, app_id: str, partition: int, since_ms: int) -> None:
-        """Pass over the transitions before a time, if none of the partition were notified yet."""
+        """Pass over the transitions before a time, unless the partition has a position already."""
         with store_errors():
             if self._positions(app_id, partition, "transitions") == [None]:
                 self._call(app_id, partition, "transitions", f"{since_ms}-0")
@@ -81,7 +81,7 @@ class News:
     def batch(self, app_id: str, partition: int) -> Batch:
         """The next transitions of a partition. The first time, those before now are passed over.
 
-        While some of a batch were notified, it stays the same.
+        A batch stays the same until notifications about all of it were sent.
         """
         stream = self._keys.transitions(app_id, partition)
         with store_errors():

@@ -209,7 +209,8 @@ class Notifier:
         for loss in self._store.losses.of([app_id]):
             if loss.at_ms > (news.last_loss_ms(app_id) or 0):
                 if not loss.acknowledged:
-                    # What was notified may be lost too, but not what the loss makes incomplete.
+                    # Which transitions were sent may be lost too: skip those before the loss, but
+                    # not those that it causes.
                     for partition in partitions:
                         news.begin(app_id, partition, loss.at_ms)
                     self._send(app_id, self._loss(loss))
