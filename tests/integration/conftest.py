@@ -10,6 +10,7 @@ import redis
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
+from jinja2.bccache import Bucket, BytecodeCache
 from werkzeug.routing import Rule
 
 from app import create_app
@@ -38,6 +39,22 @@ class RuleCompiledOnce(Rule):
 
 
 Flask.url_rule_class = RuleCompiledOnce
+
+
+class TemplatesCompiledOnce(BytecodeCache):
+    """Compiled templates of the apps before: each app would compile those of its pages again."""
+
+    _compiled: ClassVar[dict[str, bytes]] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if code := self._compiled.get(bucket.key):
+            bucket.bytecode_from_string(code)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._compiled[bucket.key] = bucket.bytecode_to_string()
+
+
+Flask.jinja_options = {"bytecode_cache": TemplatesCompiledOnce()}
 
 Run = Callable[..., Result]
 

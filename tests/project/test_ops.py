@@ -17,6 +17,7 @@ from app import create_app
 from app.cohorts.completeness import IncompleteReason
 from app.settings import ApiKey, Settings
 from app.telemetry.metrics.definitions import samples
+from tests.support.effort import thorough
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ROOT / "ops"
@@ -67,6 +68,7 @@ def test_alerts__every_one__is_valid(promtool: str) -> None:
     assert f"{len(ALERTS)} rules found" in run(promtool, "check", "rules", "alerts.yml")
 
 
+@thorough
 def test_alerts__every_one__fires_and_keeps_still_as_its_test_says(promtool: str) -> None:
     run(promtool, "test", "rules", "alerts_test.yml")
 

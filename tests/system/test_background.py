@@ -38,6 +38,7 @@ def fields(client: redis.Redis, users: list[str]) -> set[str]:
     return {name for names in pipeline.execute() for name in names}
 
 
+@thorough
 def test_rename__of_many_members__ends_without_a_process_of_its_own(
     service: Service, redis_client: redis.Redis
 ) -> None:

@@ -91,7 +91,10 @@ def test_bench__another_checkout__is_measured_in_the_same_run(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["nothing"], "no such group: nothing"), (["--against", "docs"], "docs has no wsgi.py")],
+    [
+        (["nothing"], "no such group: nothing"),
+        pytest.param(["--against", "docs"], "docs has no wsgi.py", marks=thorough),
+    ],
 )
 def test_bench__wrong_arguments__are_refused(arguments: list[str], message: str) -> None:
     command = [sys.executable, "-m", "bench", *arguments]

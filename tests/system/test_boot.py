@@ -37,6 +37,7 @@ def boot(**env: str) -> tuple[int, list[str]]:
     return result.returncode, result.stdout.splitlines()
 
 
+@thorough
 def test_boot__setting_missing__says_so_in_one_line() -> None:
     code, (line,) = boot(API_KEYS=KEY)
     assert code == 1
@@ -60,6 +61,7 @@ def test_boot__several_settings_wrong__says_each_in_its_line() -> None:
     assert [line.split(": ")[1] for line in lines] == ["PORT", "RATE_LIMIT", "STORE_PARTITIONS"]
 
 
+@thorough
 def test_boot__bad_entry_among_keys__is_named_and_not_shown() -> None:
     code, lines = boot(**{**GOOD, "API_KEYS": "shop:a-secret,bad app:another-secret"})
     assert (code, len(lines)) == (1, 1)
@@ -75,6 +77,7 @@ def test_boot__store_not_there__is_alive_and_not_ready() -> None:
         assert "Retry-After" in reply.headers
 
 
+@thorough
 def test_boot__environment_of_app_json__starts() -> None:
     manifest = json.loads((ROOT / "app.json").read_text())
     env = {
@@ -165,6 +168,7 @@ def recorded(service: Service) -> int:
     return sum(sync["accepted"] for sync in reply.json()["syncs"])
 
 
+@thorough
 def test_start__probable_mistakes__are_a_line_each_and_it_starts(store_url: str) -> None:
     env = {"REDIS_URL": store_url, "REDIS_ULR": "redis://elsewhere", "API_KEYS": "short"}
     with running(env) as service:

@@ -96,9 +96,10 @@ def test_kill_9__store_under_load__every_answered_write_is_found(
         check_complete(client, APP, load.answered)
 
 
+@thorough
 @pytest.mark.parametrize(
     "with_store",
-    [pytest.param(False, id="alone", marks=thorough), pytest.param(True, id="with its store")],
+    [pytest.param(False, id="alone"), pytest.param(True, id="with its store")],
 )
 def test_kill_9__service_under_load__every_answered_write_is_found(
     durable_store: DurableStore, with_store: bool

@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from simulator.payloads import WEBHOOK_PATH
+from tests.support.effort import thorough
 from tests.support.polling import DEADLINE
 from tests.support.service import APP, ROOT, Service
 from tests.support.stores import empty
@@ -132,6 +133,7 @@ def test_template__with_any_name__sets_the_trait_of_that_name(
         assert stored(redis_client) == {user: {trait: str(member).lower()} for user in USER_IDS}
 
 
+@thorough
 def test_template__with_user_ids_of_every_character__keeps_them(
     render: Render, service: Service, redis_client: redis.Redis
 ) -> None:

@@ -50,6 +50,7 @@ def test_sync__over_all_workers__is_one_line_within_seconds(
     )
 
 
+@thorough
 def test_sigterm__last_requests__are_in_the_history(
     store_url: str, redis_client: redis.Redis
 ) -> None:

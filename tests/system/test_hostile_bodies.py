@@ -89,6 +89,7 @@ def peak(service: Service) -> int:
     return total
 
 
+@thorough
 def test_bombs__of_every_kind_at_once__are_refused_in_bounded_memory(
     service: Service, redis_client: redis.Redis
 ) -> None:
@@ -136,6 +137,7 @@ def webhook_bombs() -> dict[str, tuple[bytes, set[int]]]:
     }
 
 
+@thorough
 def test_webhook_bombs__of_every_kind_at_once__are_answered_in_bounded_memory(
     service: Service,
 ) -> None:

@@ -90,6 +90,7 @@ def test_bad_keys__over_their_limit__are_refused_without_asking_the_store(
     assert asked < 250
 
 
+@thorough
 def test_bad_keys__with_another_forwarded_address_each__count_for_the_peer_without_a_proxy(
     store_url: str,
 ) -> None:

@@ -84,6 +84,7 @@ def test_service__with_keys_in_the_store_alone__starts_and_takes_them(store_url:
         assert service.post(ONE).json()["reason"] == "invalid_credentials"
 
 
+@thorough
 def test_service__with_no_keys_and_no_store__starts_and_says_what_is_wrong() -> None:
     with running({"REDIS_URL": "redis://127.0.0.1:1", "API_KEYS": ""}) as service:
         assert "cohort-receiver: API_KEYS: no key is set, and the store, which may have one," in (
@@ -92,6 +93,7 @@ def test_service__with_no_keys_and_no_store__starts_and_says_what_is_wrong() -> 
         assert service.post(ONE).json()["reason"] == "store_unreachable"
 
 
+@thorough
 def test_keys__of_a_store_that_lost_its_data__are_gone_and_those_of_the_environment_stay(
     redis_client: redis.Redis, store_url: str, three_workers: Service
 ) -> None:

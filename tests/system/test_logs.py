@@ -113,7 +113,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("level", ["info", "debug"])
+@pytest.mark.parametrize("level", [pytest.param("info", marks=thorough), "debug"])
 def test_log__of_requests_that_break_http__tells_kind_and_address_and_quotes_nothing(
     store_url: str, level: str
 ) -> None:
@@ -249,6 +249,7 @@ def test_sentry__not_there__holds_up_no_call(store_url: str, redis_client: redis
         assert service.stop() == 0
 
 
+@thorough
 def test_expected_errors__are_not_told_to_sentry(
     store_url: str, redis_client: redis.Redis, sink: Sink
 ) -> None:

@@ -124,6 +124,7 @@ def manifest(data_dir: Path) -> Path:
     return data_dir / "store" / "appendonlydir" / "appendonly.aof.manifest"
 
 
+@thorough
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_guide__commands_pasted__work_in_a_folder_with_an_odd_and_long_name(
     data_dir: Path,
@@ -316,7 +317,7 @@ def test_run__port_taken__says_so_in_one_line(data_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["run.lock", "store.sock", *(["ingest-key", "admin-key", "store.log"] if THOROUGH else [])],
+    ["run.lock", *(["store.sock", "ingest-key", "admin-key", "store.log"] if THOROUGH else [])],
 )
 def test_run__directory_where_a_file_belongs__says_so_in_one_line(
     data_dir: Path, name: str
@@ -340,6 +341,7 @@ def test_run__file_where_the_folder_belongs__says_so_in_one_line(data_dir: Path)
     assert lines[0].startswith(f"cohort-receiver: Cannot use {data_dir / 'var'}: File exists.")
 
 
+@thorough
 def test_run__binary_key_file__says_so_in_one_line(data_dir: Path) -> None:
     (data_dir / "ingest-key").write_bytes(b"\xff\xfe\x00key")
     code, lines = failing_run(data_dir)

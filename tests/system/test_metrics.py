@@ -70,6 +70,7 @@ def metrics_folder(service: Service) -> Path:
     return folder
 
 
+@thorough
 def test_metrics__of_three_workers__add_up_and_outlive_a_killed_one(store_url: str) -> None:
     env = {"REDIS_URL": store_url, "METRICS_TOKEN": TOKEN, "WEB_CONCURRENCY": "3"}
     with running({**env, "RATE_LIMIT": "off"}) as service:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.effort import thorough
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, KEY, ROOT, Service, running
 
@@ -42,7 +43,9 @@ def test_web_line__used_over_http__writes_to_the_store(
     assert redis_client.hgetall(f"cohorts:{{{APP}}}:user:{USER}") == {"Buyers:b1": "true"}
 
 
-@pytest.mark.parametrize(("name", "value"), [("PORT", "web"), ("WEB_CONCURRENCY", "two")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("PORT", "web"), pytest.param("WEB_CONCURRENCY", "two", marks=thorough)]
+)
 def test_web_line__wrong_setting__is_one_clear_line(name: str, value: str) -> None:
     env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "API_KEYS": KEY}
     (line,) = (ROOT / "Procfile").read_text().splitlines()

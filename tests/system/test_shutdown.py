@@ -91,6 +91,7 @@ def seconds_to_end(store_url: str) -> float:
         return time.monotonic() - began
 
 
+@thorough
 def test_sigterm__under_load__loses_no_answered_write(
     store_url: str, redis_client: redis.Redis
 ) -> None:

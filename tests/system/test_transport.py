@@ -80,12 +80,15 @@ def test_store__that_is_away__has_its_password_told_to_nobody(kind: dict[str, st
 @pytest.mark.parametrize(
     "words",
     [
-        ["config"],
-        ["cohorts", "list"],
-        ["store", "check"],
-        ["store", "copy", "--to", AWAY.replace(":1/", ":2/"), "--partitions", "1"],
+        pytest.param(["config"], id="config"),
+        pytest.param(["cohorts", "list"], id="list", marks=thorough),
+        pytest.param(["store", "check"], id="check"),
+        pytest.param(
+            ["store", "copy", "--to", AWAY.replace(":1/", ":2/"), "--partitions", "1"],
+            id="copy",
+            marks=thorough,
+        ),
     ],
-    ids=" ".join,
 )
 @pytest.mark.parametrize(
     "kind", [pytest.param(ONE, id="single"), pytest.param(MANY, id="cluster", marks=thorough)]

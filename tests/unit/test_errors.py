@@ -8,6 +8,7 @@ import sys
 
 from app.errors import Problem
 from app.store import StoreError
+from tests.support.effort import thorough
 
 PRINT_TEXTS = """
 import json
@@ -30,6 +31,7 @@ def texts() -> dict[str, str]:
     return found
 
 
+@thorough
 def test_texts__without_docstrings__are_the_same() -> None:
     run = subprocess.run(
         [sys.executable, "-OO", "-c", PRINT_TEXTS], capture_output=True, check=True, text=True

@@ -19,6 +19,7 @@ from cohort_reader.testing import InMemoryAsyncCohortReader, InMemoryCohortReade
 from tests.integration.conftest import caller
 from tests.integration.reader.conftest import Service
 from tests.integration.reader.docs_examples import examples
+from tests.support.effort import thorough
 from tests.support.polling import DEADLINE
 
 COHORTS = InMemoryCohorts({"abc123": ["carol"]})
@@ -43,6 +44,7 @@ def load(
     return load
 
 
+@thorough
 def test_fastapi__recipe__answers_and_can_be_tested(load: Callable[[str], ModuleType]) -> None:
     recipe = load("fastapi")
 
@@ -94,6 +96,7 @@ def test_django__recipe__answers_and_can_be_tested(
     assert get("carol") == {"show": True}
 
 
+@thorough
 def test_pytest__example__passes_with_the_plugin(tmp_path: Path) -> None:
     (example,) = [e for e in examples("python-reader.md", "python") if e.mark == "pytest"]
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["cohort_reader.pytest_plugin"]\n')

@@ -16,11 +16,17 @@ import redis
 
 from simulator import payloads
 from tests.integration.reader.conftest import COHORT, Service
+from tests.support.effort import THOROUGH
 from tests.support.polling import DEADLINE, wait_until
 
 READER = Path(__file__).resolve().parents[3] / "reader"
 
 Start = Callable[[], subprocess.Popen[bytes]]
+
+# What differs is the number of partitions: the worker's classes are the blocking ones.
+with_partitions = pytest.mark.parametrize(
+    "kind", ["blocking", "asyncio"] if THOROUGH else ["asyncio"], indirect=True
+)
 
 
 @pytest.fixture
@@ -75,6 +81,7 @@ def groups(client: redis.Redis, service: Service) -> list[dict[str, Any]]:
     return [group for key in keys for group in client.xinfo_groups(key)]
 
 
+@with_partitions
 def test_worker__keeps_the_members_of_a_cohort(
     service: Service, start: Start, database: Path, redis_client: redis.Redis
 ) -> None:
@@ -90,6 +97,7 @@ def test_worker__keeps_the_members_of_a_cohort(
         assert worker.wait(DEADLINE) == 0
 
 
+@with_partitions
 def test_worker__killed_at_work__is_replaced_without_a_gap(
     service: Service, start: Start, database: Path, redis_client: redis.Redis
 ) -> None:

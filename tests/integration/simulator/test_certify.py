@@ -116,6 +116,7 @@ def test_certify__correct_receiver__passes_every_check() -> None:
         assert receiver.statuses.keys() == {200, 400, 401, 404}
 
 
+@thorough
 def test_certify__correct_receiver_without_a_reader__passes_without_comparing() -> None:
     with Receiver() as receiver:
         found = run(
@@ -262,7 +263,7 @@ def test_certify__wrong_key__is_no_verdict_on_the_receiver() -> None:
         run_checks(Options(Target(receiver.url, "wrong")), CHECKS)
 
 
-@pytest.mark.parametrize("mode", ["property", "list", "webhook"])
+@pytest.mark.parametrize("mode", [pytest.param("property", marks=thorough), "list", "webhook"])
 def test_certify__one_mode__runs_only_its_checks(mode: Any) -> None:
     with Receiver() as receiver:
         found = run(receiver, skip=("network.*", "sync.*", "*within*"), modes=[mode])

@@ -72,10 +72,10 @@ def fill(store: Store, load: Load) -> None:
 @pytest.mark.parametrize(
     "load",
     [
-        Load(20_000, 1, 24, 40),
-        Load(20_000, 1, 60, 40),
         Load(20_000, 1, 24, 40, leave=True),
-        Load(10_000, 5, 24, 60),
+        pytest.param(Load(20_000, 1, 24, 40), marks=thorough),
+        pytest.param(Load(20_000, 1, 60, 40), marks=thorough),
+        pytest.param(Load(10_000, 5, 24, 60), marks=thorough),
         Load(2_000, 50, 36, 40),
     ],
     ids=str,

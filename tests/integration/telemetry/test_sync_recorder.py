@@ -24,7 +24,7 @@ from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify
 from tests.integration.clock import Clock
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.web.api import read_api
-from tests.integration.web.api.read_api import KEYS, OTHER_KEY, READ_KEY, Reader
+from tests.integration.web.api.read_api import KEYS, OTHER_KEY, READ_KEY, Reader, say
 
 ONE, TWO = "[Amplitude] one: 1", "[Amplitude] two: 2"
 MINUTE = 60_000
@@ -697,11 +697,11 @@ class TestSizes:
         assert two == []  # the user was never in it
 
     def test_sizes__of_a_long_time__are_thinned_and_bounded(
-        self, store: Store, http: FlaskClient, clock: Clock
+        self, store: Store, clock: Clock
     ) -> None:
         clock.stands_at = 1_700_000_000.0
         for n in range(1000):
-            http.post(COHORT_PATH, json=identify(f"u{n}", ONE, True))
+            say(store, ONE, True, [f"u{n}"])
             store.size_history.record(APP, ["1"])
             clock.forward(3600)
         (found,) = store.size_history.of(APP, ["1"])

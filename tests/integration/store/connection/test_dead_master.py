@@ -16,6 +16,7 @@ from app.store import Store, StoreError, Tuning
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.support.clusters import Cluster, Node, running_cluster
+from tests.support.effort import THOROUGH
 
 PARTITIONS = 12
 
@@ -52,7 +53,7 @@ class Alive:
 
 
 # Each key that no partition has, such as the layout, the keys or a rate counter, is on one of them.
-@pytest.mark.parametrize("master", range(3))
+@pytest.mark.parametrize("master", range(3) if THOROUGH else [0])
 def test_calls__that_need_other_nodes__continue_whichever_shared_keys_are_unavailable(
     cluster: Cluster, make_app: Callable[..., Flask], master: int
 ) -> None:

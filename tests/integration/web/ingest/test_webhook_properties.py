@@ -17,6 +17,7 @@ from app.services import services
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import members
+from tests.support.effort import thorough
 
 LIMIT = 16 << 20
 
@@ -42,7 +43,7 @@ def post(http: FlaskClient, body: bytes, *, packed: bool = False) -> TestRespons
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-@pytest.mark.parametrize("users", [5000, 10_000])
+@pytest.mark.parametrize("users", [pytest.param(5000, marks=thorough), 10_000])
 def test_users__with_fifty_properties_each__are_applied(
     client: FlaskClient, redis_client: redis.Redis, users: int, packed: bool
 ) -> None:
