@@ -21,7 +21,7 @@ USERS_AT_ONCE = 5000
 MAX_ERRORS = 50
 MAX_LINE_BYTES = 1 << 16
 _COLUMN = "user_id"
-# Files of this service have a quote before ids that a spreadsheet would take for a formula.
+# Files of this service have a quote before ids that a spreadsheet would treat as a formula.
 _OWN_HEADERS = (["user_id", "since"], ["user_id", "reason"])
 
 

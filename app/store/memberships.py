@@ -360,8 +360,8 @@ class Memberships:
         """The replies of the atomic step. A part that skipped cohorts is called a second time.
 
         With several partitions, one that doesn't know a cohort first gets the names that the
-        others know. Otherwise it would take the name of a late retry for the newest one, and a
-        new name for the first one.
+        others know. Otherwise it would treat the name of a late retry as the newest one, and a
+        new name as the first one.
         """
         mode = "as known" if as_known else "named" if self._keys.partitions == 1 else "met"
         again = []

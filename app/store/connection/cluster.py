@@ -34,7 +34,7 @@ from app.store.connection.server import Server
 _ATTEMPTS = 2
 
 # Prepended to every script. While a slot migrates, some of a script's keys are on one node and some
-# on the other, and it would take the latter for missing. Asking for two keys that never exist fails
+# on the other, and it would treat the latter as missing. Asking for two keys that never exist fails
 # on either node during a migration, before anything is written. A script whose key has no tag has
 # no other keys.
 _GUARD = (

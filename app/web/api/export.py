@@ -22,7 +22,7 @@ blueprint = Blueprint("export", __name__, url_prefix="/api/v1")
 
 NDJSON, CSV = "application/x-ndjson", "text/csv"
 
-# Spreadsheets take a cell that begins with one of these for a formula, even after spaces. The quote
+# Spreadsheets treat a cell that begins with one of these as a formula, even after spaces. The quote
 # itself is included so that removing one leading quote restores every id.
 _FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20'\t\r\n ")
 

@@ -44,7 +44,7 @@ class SegmentAppliedReply(AppliedReply):
     ignoredTraits = count("Traits that are not booleans; they were ignored.", example=2)
 
 
-# RudderStack's libraries take a body without these members for a broken connection, and send the
+# RudderStack's libraries treat a body without these members as a broken connection, and send the
 # same request ten times.
 ERRORS = ErrorForm(
     SegmentProblemReply(),
