@@ -242,6 +242,14 @@ class ResyncStoreLost(Problem):
     )
 
 
+class ResyncEnded(Problem):
+    status, reason = 409, "resync_ended"
+    detail = (
+        "The import ended before it was complete: it was aborted, took too long, or its cohort "
+        "was deleted or lost. Begin again."
+    )
+
+
 class ResyncFinishing(Problem):
     status, reason = 409, "resync_finishing"
     detail = "The resync is finishing or has finished; it can no longer be aborted."

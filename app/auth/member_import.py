@@ -83,12 +83,12 @@ class MemberImport:
         """Add some users.
 
         Raises:
-            ResyncRefused: the users added earlier were lost, or the import was aborted.
+            ResyncRefused: the users added earlier were lost, or the import has ended.
         """
         try:
             self._staged += self._resyncs.stage(self._place, self._resync, user_ids)
         except ConfirmedLost:
-            raise ResyncRefused(ResyncRefusal.STORE_LOST) from None
+            raise self._ended() from None
 
     def compare(self) -> Iterator[None]:
         """Compare the users with the members, yielding after each step."""
@@ -108,8 +108,8 @@ class MemberImport:
             force: apply even if there are no users, or most of the members would leave.
 
         Raises:
-            ResyncRefused: nothing was changed, unless the store lost data during the import.
-            OtherResync: this import took too long, and was aborted.
+            ResyncRefused: nothing was changed, unless the store lost data or the cohort was deleted
+                during the import.
         """
         place, cohort_id = self._place, self._place.cohort_id
         refused = resync_refusal(self._staged, self._counts.removed, self._counts.members)
@@ -123,13 +123,17 @@ class MemberImport:
             cohort = Cohort(cohort_id, self._new_name)
             self._store.memberships.register_cohort(place.app_id, cohort, source="")
         if not self._resyncs.request_apply(place, self._resync):
-            raise OtherResync
+            raise self._ended()
         self._is_applying = True
         yield from self._resyncs.steps(place)
         done = self._resyncs.find(place)
         if done is None or done.id != self._resync.id:
-            raise ResyncRefused(ResyncRefusal.STORE_LOST)
+            raise self._ended()
         self._store.replication.confirm(place.app_id)
+
+    def _ended(self) -> ResyncRefused:
+        lost = self._resyncs.is_lost(self._place, self._resync)
+        return ResyncRefused(ResyncRefusal.STORE_LOST if lost else ResyncRefusal.ENDED)
 
     def result(self) -> Imported:
         """What :meth:`apply` has done."""

@@ -45,6 +45,8 @@ _REFUSED = {
     ResyncRefusal.SHRINKS: "More than half of the members would leave. --force overrides this.",
     ResyncRefusal.STORE_LOST: "The store has lost data since this began, including who was "
     "confirmed. Abort it and begin again.",
+    ResyncRefusal.ENDED: "The import ended before it was complete: it was aborted, took too long, "
+    "or its cohort was deleted or lost. Begin again.",
 }
 _UNFINISHED = "Another resync or import of the cohort is not finished. See `cohorts resync status`."
 # How often to check whether another process has finished.

@@ -34,6 +34,8 @@ from app.store import StoreError
 _CHUNK = 10_000
 # Invalid lines reported one by one; the rest are counted.
 _MAX_REPORTED = 20
+# The first line of JSON that is not newline-delimited: no user has such an id.
+_BEGINS_JSON = (b"{", b"[", b"[{")
 
 users = Group("users", help="Register, show and erase users.", epilog=EXIT_CODES)
 
@@ -150,6 +152,8 @@ def _work_through(file: BinaryIO, done: str, work: Callable[[list[str]], int]) -
         lines = _lines(file, advance)
         start = list(_through_first(lines))
         file_format = format_of(start[-1]) if start else None
+        if start and start[-1].removeprefix(codecs.BOM_UTF8).strip() in _BEGINS_JSON:
+            raise click.ClickException("The file is JSON. Write one object or id on each line.")
         users = MemberFile(file_format) if file_format else _PlainFile()
         try:
             for ids in users.read(chain(start, lines)):
@@ -178,8 +182,8 @@ class _PlainFile:
 
     def read(self, lines: Iterable[bytes]) -> Iterator[list[str]]:
         ids: list[str] = []
-        for number, line in enumerate(lines, 1):
-            text = line.rstrip(b"\r\n")
+        # Files of old spreadsheets end lines with CR alone.
+        for number, text in enumerate(chain.from_iterable(map(bytes.splitlines, lines)), 1):
             if number == 1:
                 text = text.removeprefix(codecs.BOM_UTF8)
             if not text.strip():
@@ -217,9 +221,9 @@ def _lines(file: BinaryIO, advance: Callable[[int], None]) -> Iterator[bytes]:
 
 def _through_first(lines: Iterable[bytes]) -> Iterator[bytes]:
     """The lines up to the first that is not blank, including it."""
-    for line in lines:
+    for number, line in enumerate(lines):
         yield line
-        if line.strip():
+        if (line if number else line.removeprefix(codecs.BOM_UTF8)).strip():
             return
 
 

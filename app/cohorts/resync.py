@@ -26,13 +26,15 @@ class ResyncState(StrEnum):
 
 
 class ResyncRefusal(StrEnum):
-    """Why a request to finish a resync is refused."""
+    """Why a resync or import does not finish."""
 
     # These can be overridden by force.
     EMPTY = "resync_empty"
     SHRINKS = "resync_shrinks"
     # This cannot: the store has lost data since the resync began, including who was confirmed.
     STORE_LOST = "resync_store_lost"
+    # Nor can this: an import was aborted, or its cohort was deleted, before it was complete.
+    ENDED = "resync_ended"
 
 
 class Resync(NamedTuple):

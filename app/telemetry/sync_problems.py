@@ -121,7 +121,7 @@ class SyncProblems:
         for number in range(1, len(self._sent) + 1):
             self._sort_one(self._sent.popleft())
             if number % REQUESTS_PER_TURN == 0:
-                gevent.sleep(0)
+                gevent.sleep(1e-6)  # not 0: gevent would not poll for new input first
         while len(self._succeeded) > self._max_succeeded:
             del self._succeeded[next(iter(self._succeeded))]
 

@@ -175,7 +175,7 @@ class SyncRecorder:
             finished_at, request = self._finished.popleft()
             self._group(self._ahead + finished_at, request, groups)
             if number % REQUESTS_PER_TURN == 0:
-                gevent.sleep(0)
+                gevent.sleep(1e-6)  # not 0: gevent would not poll for new input first
         apps: dict[str, list[SyncBatch]] = {}
         for group, batches in groups.items():
             for batch in batches:

@@ -439,6 +439,10 @@ class _Run:
             report.detail = "Most or all members would leave. Use force if that is intended."
             if refused.reason is ResyncRefusal.STORE_LOST:
                 report.detail = "The store lost data during the reconcile. Reconcile again."
+            elif refused.reason is ResyncRefusal.ENDED:
+                report.detail = (
+                    "It was aborted, or the cohort was deleted or lost. Reconcile again."
+                )
             return
         result = importing.result()
         report.state = DONE

@@ -16,7 +16,7 @@ from app.auth.authenticate import ADMIN, requires
 from app.auth.member_import import MemberImport
 from app.cohorts import Cohort, Resync, ResyncRefusal, ResyncState, Status
 from app.cohorts.cohort import MAX_TRAIT_BYTES
-from app.cohorts.member_file import FileFormat, MemberFile
+from app.cohorts.member_file import MAX_ERRORS, FileFormat, MemberFile
 from app.cohorts.member_file import InvalidFile as FileProblem
 from app.errors import (
     BodyTimeout,
@@ -27,6 +27,7 @@ from app.errors import (
     NoResync,
     Problem,
     ResyncEmpty,
+    ResyncEnded,
     ResyncFinishing,
     ResyncShrinks,
     ResyncStoreLost,
@@ -50,6 +51,7 @@ _REFUSALS: dict[ResyncRefusal, type[Problem]] = {
     ResyncRefusal.EMPTY: ResyncEmpty,
     ResyncRefusal.SHRINKS: ResyncShrinks,
     ResyncRefusal.STORE_LOST: ResyncStoreLost,
+    ResyncRefusal.ENDED: ResyncEnded,
 }
 _FORMATS = {
     "text/csv": FileFormat.CSV,
@@ -251,7 +253,7 @@ def abort_resync(cohort_id: str) -> Response:
 @describes(
     *(InvalidParameter, InvalidFile, InvalidEncoding, BodyTimeout, UnsupportedMediaType),
     *(UnknownCohort, CohortBeingDeleted, ResyncUnfinished),
-    *(ResyncEmpty, ResyncShrinks, ResyncStoreLost),
+    *(ResyncEmpty, ResyncShrinks, ResyncStoreLost, ResyncEnded),
     query=_IMPORT,
     upload={
         "text/csv": "user_id\nuser1@example.com\n",
@@ -301,14 +303,15 @@ def import_members(cohort_id: str) -> Response:
         raise _REFUSALS[error.reason]() from None
     errors = [{"place": f"line.{line}", "message": message} for line, message in file.errors]
     if result.unknown:
-        errors.append({"place": "", "message": f"{result.unknown} users are not registered."})
+        unknown = {"place": "", "message": f"{result.unknown} users are not registered."}
+        errors = [*errors[: MAX_ERRORS - 1], unknown]
     return send(
         {
             "added": result.added,
             "removed": result.removed,
             "unchanged": result.unchanged,
             "rejected": file.rejected + result.unknown,
-            "errors": errors[-50:],
+            "errors": errors,
         }
     )
 

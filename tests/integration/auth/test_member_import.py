@@ -33,3 +33,26 @@ def test_apply__after_the_store_lost_data__is_refused_though_forced(store: Store
     members, _ = store.lookups.members(APP, cohort.id)
     assert {member.user_id for member in members} == {"ann", "bob"}
     assert store.audit_trail.all() == []
+
+
+@pytest.mark.parametrize("applying", [False, True])
+def test_import__aborted_or_of_a_deleted_cohort__says_that_it_ended(
+    store: Store, applying: bool
+) -> None:
+    cohort = Cohort.from_trait("[Amplitude] Power users: abc123")
+    change = MembershipChange(cohort, True, ["ann", "bob"])
+    store.memberships.apply(APP, [change], source="test")
+    place = ResyncPlace(APP, cohort.id)
+    with MemberImport(store, OPERATOR, place) as importing:
+        importing.stage(["ann"])
+        begun = store.resyncs.find(place)
+        assert begun is not None
+        if applying:
+            for _ in importing.compare():
+                pass
+            assert store.resyncs.request_abort(place, begun)
+        else:
+            list(store.jobs.delete_cohort(APP, cohort.id))
+        with pytest.raises(ResyncRefused) as caught:
+            next(importing.apply(force=True)) if applying else importing.stage(["bob"])
+    assert caught.value.reason is ResyncRefusal.ENDED

@@ -279,6 +279,23 @@ class TestRegister:
         result = run("users", "register", str(file))
         assert result.stdout == "5 ids read, 0 registered, 0 invalid.\n"
 
+    @pytest.mark.parametrize("text", ["a\rb\r", "\ufeff\r\n\r\nuser_id\r\na\r\nb\r\n"])
+    def test_register__line_ends_and_first_lines_of_other_programs__are_no_part_of_an_id(
+        self, store: Store, run: Run, text: str
+    ) -> None:
+        result = run("users", "register", "-", input=text.encode())
+        assert result.stdout == "2 ids read, 2 registered, 0 invalid.\n"
+        assert all(store.lookups.user_record(APP, user).registered for user in "ab")
+
+    @pytest.mark.parametrize("text", ['[\n  "a"\n]\n', '\n{\n  "userId": "a"\n}\n', "[{\n"])
+    def test_register__json_of_several_lines__is_refused_and_registers_nobody(
+        self, store: Store, run: Run, redis_client: redis.Redis, text: str
+    ) -> None:
+        result = run("users", "register", "-", input=text)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == "Error: The file is JSON. Write one object or id on each line.\n"
+        assert redis_client.keys("*:registered") == []
+
     def test_register__some_lines_are_no_ids__registers_the_others_and_exits_with_1(
         self, store: Store, run: Run
     ) -> None:

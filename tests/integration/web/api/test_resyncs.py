@@ -283,4 +283,11 @@ def test_import__of_users_who_are_not_registered__rejects_them(
     reply = boss.put(f"{FILE}?name=x", data="user_id\na\nb\nc\n", content_type="text/csv").json
     assert (reply["added"], reply["rejected"]) == (2, 1)
     assert reply["errors"] == [{"place": "", "message": "1 users are not registered."}]
+    text = "user_id,x\n" + ",\n" * 60 + "a,\nc,\n"
+    reply = boss.put(f"{FILE}?force=true", data=text, content_type="text/csv").json
+    assert reply["rejected"] == 61
+    assert [error["place"] for error in reply["errors"]] == [f"line.{n}" for n in range(2, 51)] + [
+        ""
+    ]
+    boss.put(f"{FILE}?force=true", data="user_id\na\nb\n", content_type="text/csv")
     assert members(redis_client, APP) == {"abc123": {"a", "b"}}
