@@ -844,7 +844,7 @@ class TestSyncs:
             "unknown_sync",
             # of calls for administrators
             *("no_resync", "resync_unfinished", "resync_empty", "resync_shrinks"),
-            "resync_store_lost",
+            *("resync_ended", "resync_store_lost"),
             *("resync_finishing", "invalid_file", "no_reconcile", "upstream_not_configured"),
             *("reconcile_running", "export_budget_spent"),
         }
