@@ -155,7 +155,7 @@ class _ReaderCore:
     def _member_count(self, cohort_id: str, default: int | Unset) -> Steps[int]:
         def steps() -> Steps[int]:
             count = yield from self._breaker.call(self._lookups.member_count(cohort_id))
-            if self._strict and not count and (yield from self._require(cohort_id)):
+            if self._strict and not count and (yield from self._require(cohort_id, now=True)):
                 count = yield from self._breaker.call(self._lookups.member_count(cohort_id))
             return count
 
@@ -166,14 +166,14 @@ class _ReaderCore:
     ) -> Steps[tuple[list[str], tuple[int, int] | None]]:
         page = yield from self._breaker.call(self._lookups.members(cohort_id, position))
         if self._strict and not page.user_ids and position == (0, 0):
-            yield from self._require(cohort_id)
+            yield from self._require(cohort_id, now=True)
         return page.user_ids, page.position
 
     def _freshness(self, cohort_id: str, default: Freshness | Unset) -> Steps[Freshness]:
         def steps() -> Steps[Freshness]:
             found = yield from self._breaker.call(self._lookups.freshness(cohort_id))
             unproven = found.last_received_ms is None
-            if self._strict and unproven and (yield from self._require(cohort_id)):
+            if self._strict and unproven and (yield from self._require(cohort_id, now=True)):
                 found = yield from self._breaker.call(self._lookups.freshness(cohort_id))
             return found
 
@@ -182,7 +182,8 @@ class _ReaderCore:
     def _completeness(self, cohort_id: str, default: Completeness | Unset) -> Steps[Completeness]:
         def steps() -> Steps[Completeness]:
             found = yield from self._breaker.call(self._lookups.completeness(cohort_id))
-            if self._strict and found == Completeness() and (yield from self._require(cohort_id)):
+            unproven = found == Completeness()
+            if self._strict and unproven and (yield from self._require(cohort_id, now=True)):
                 found = yield from self._breaker.call(self._lookups.completeness(cohort_id))
             return found
 
@@ -225,8 +226,11 @@ class _ReaderCore:
             self._warned_at = now
             log.warning("returning defaults, as the store failed: %s", describe(error))
 
-    def _require(self, cohort_id: str | None) -> Steps[bool]:
+    def _require(self, cohort_id: str | None, *, now: bool = False) -> Steps[bool]:
         """Check that the cohort is in the store; if it is None, that anything of the app is.
+
+        Args:
+            now: do not rely on an earlier check, as frequent lookups do.
 
         Returns:
             True if the number of partitions has changed, so that the answer was wrong.
@@ -234,26 +238,28 @@ class _ReaderCore:
         Raises:
             UnknownCohort
         """
-        now = self._clock()
-        if now < self._known.get(cohort_id, now):
+        at = self._clock()
+        if not now and at < self._known.get(cohort_id, at):
             return False
         changed = yield from self._breaker.call(self._lookups.reload_partitions())
-        if cohort_id is not None and (yield from self._remember(cohort_id, now)):
+        if cohort_id is not None and (yield from self._remember(cohort_id, at)):
             return changed
         missing = yield from self._breaker.call(self._lookups.whats_missing())
         if missing:
             raise UnknownApp(missing)
         if cohort_id is not None:
             raise UnknownCohort(f"the cohort {str.__str__(cohort_id)!r} is not in the store")
-        self._known[None] = now + KNOWN_SECONDS
+        self._known[None] = at + KNOWN_SECONDS
         return changed
 
-    def _remember(self, cohort_id: str, now: float) -> Steps[bool]:
+    def _remember(self, cohort_id: str, at: float) -> Steps[bool]:
         found = yield from self._breaker.call(self._lookups.exists(cohort_id))
         if found:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            self._known[cohort_id] = now + KNOWN_SECONDS
+            self._known[cohort_id] = at + KNOWN_SECONDS
+        else:
+            self._known.pop(cohort_id, None)
         return found
 
     def _answers(

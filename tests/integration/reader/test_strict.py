@@ -69,6 +69,32 @@ def test_strict__for_a_cohort_never_received__raises_on_every_question(
         make_reader(strict=True, cache_entries=9, cache_seconds=9).is_member("a", "typo")
 
 
+def test_strict__for_a_cohort_that_has_gone__raises_as_soon_as_it_matters(
+    service: Service, make_reader: MakeReader, redis_client: redis.Redis
+) -> None:
+    """A lost cohort must not look like one without a known gap, or without members."""
+    clock = Clock()
+    for cached in ({}, {"cache_entries": 9, "cache_seconds": 9}):
+        service.push("a")
+        reader = make_reader(strict=True, clock=clock, **cached)
+        assert not reader.is_member("b", COHORT)
+        redis_client.flushall()
+        service.push("a", trait="Another: x")
+        about_the_cohort: list[Callable[[], object]] = [
+            lambda reader=reader: reader.completeness(COHORT),
+            lambda reader=reader: reader.freshness(COHORT),
+            lambda reader=reader: reader.member_count(COHORT),
+            lambda reader=reader: list(reader.members(COHORT)),
+        ]
+        assert not reader.is_member("c", COHORT)  # remembers the cohort
+        for ask in about_the_cohort:
+            with pytest.raises(UnknownCohort):
+                ask()
+        clock.now += 61
+        with pytest.raises(UnknownCohort):
+            reader.is_member("c", COHORT)
+
+
 def test_strict__for_a_cohort_that_everybody_left__is_content(
     service: Service, make_reader: MakeReader
 ) -> None:
