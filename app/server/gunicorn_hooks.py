@@ -63,6 +63,7 @@ def post_worker_init(worker: Any) -> None:
         # So that a worker starts with the marks of the one that it replaces.
         parts.store_watch.memory.path = Path(folder) / "store-marks.json"
     parts.background.start()
+    parts.background.spawn(parts.reconciler.remove_abandoned)
     # Change streams have no end of their own: close them when the worker shuts down.
     parts.change_feed.is_open = lambda: worker.alive
 

@@ -5,10 +5,12 @@ docs/upstream.md describes it for operators, docs/decisions/upstream.md has the 
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -47,6 +49,8 @@ MAX_USERS = 2_000_000
 # Ids in a report.
 IDS_REPORTED = 100
 _STAGED_AT_ONCE = 1000
+# The prefix of temporary folders, and the file in each that its process locks.
+_FOLDER, _IN_USE = "cohort-reconcile-", "in-use"
 _BEGINS_WITHIN_SECONDS = 10.0
 # A file is truncated if it has fewer rows than this share of the listed size, less a few.
 _LEAST_SHARE, _LEAST_SLACK = 0.9, 10
@@ -157,6 +161,11 @@ class Reconciler:
         self._known_only = known_only
         self._now = tuning.now
         self._log = structlog.get_logger()
+
+    @staticmethod
+    def remove_abandoned() -> None:
+        """Remove the files that killed processes have left."""
+        _remove_abandoned()
 
     def is_configured(self, app_id: str) -> bool:
         """Whether there are keys for an app."""
@@ -290,7 +299,7 @@ class _Run:
         self.progress("Reading Amplitude's list of cohorts")
         listed = self._listed()
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(_temporary_folder()))
+            folder = Path(stack.enter_context(temporary_folder()))
             # Opened before Amplitude exports: whatever arrives later is newer than the file, and
             # stays as it is.
             importing = stack.enter_context(self._import(listed)) if order.apply else None
@@ -491,9 +500,23 @@ def _repeating(function: Callable[[], None], seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _temporary_folder() -> Iterator[str]:
-    with _disk_errors(), tempfile.TemporaryDirectory(prefix="cohort-reconcile-") as folder:
-        yield folder
+def temporary_folder() -> Iterator[str]:
+    """A folder for the files of a reconcile, which name users."""
+    with _disk_errors():
+        _remove_abandoned()
+        with (
+            tempfile.TemporaryDirectory(prefix=_FOLDER) as folder,
+            (Path(folder) / _IN_USE).open("wb") as lock,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends, if not earlier
+            yield folder
+
+
+def _remove_abandoned() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with suppress(OSError), (folder / _IN_USE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 @contextmanager

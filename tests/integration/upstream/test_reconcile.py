@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from tests.integration.clock import Clock
 from tests.integration.conftest import APP
 from tests.integration.upstream.conftest import MakeClient
 from tests.integration.upstream.here import Here
+from tests.support.service import ROOT
 
 OPERATOR = Operator(COMMAND, "somebody")
 LOST = IncompleteReason.STORE_LOST
@@ -485,6 +489,36 @@ def test_reconcile__and_its_files__leave_nothing_behind(
     here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["user0"], syncs=[SyncInfo()])
+    assert reconcile(here).state == "done"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reconcile__whose_process_is_killed__leaves_no_files_behind_for_long(
+    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = (
+        "from pathlib import Path\n"
+        "from app.upstream.reconcile import temporary_folder\n"
+        "with temporary_folder() as folder:\n"
+        "    (Path(folder) / 'export.csv').touch()\n"
+        "    print('ready', flush=True)\n"
+        "    input()\n"
+    )
+    command, env = [sys.executable, "-c", code], {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        Reconciler.remove_abandoned()
+        (folder,) = tmp_path.iterdir()
+        assert (folder / "export.csv").exists()  # it is in use
+        process.kill()
+        process.wait()
+    assert folder.exists()
     here.send("a1", 1)
     here.serve("a1", user_ids=["user0"], syncs=[SyncInfo()])
     assert reconcile(here).state == "done"
