@@ -563,7 +563,7 @@ class Settings:
 
 
 def _can_be_read(url: str) -> bool:
-    """Whether a store's URL is parsed as meant: a character not escaped in a password shifts it."""
+    """Whether a store's URL is parsed as meant, with no unescaped character in its password."""
     if SENTINEL_URL.fullmatch(url):
         return True
     try:

@@ -51,7 +51,7 @@ class Upstream(NamedTuple):
         size: its number of users, including anonymous ones, who are never synced.
         computed_at_ms: when it was counted.
         anonymous: how many of the users are anonymous.
-        frequency: of the sync: ``minute``, ``hourly`` or ``daily``.
+        frequency: of the sync, such as ``minute``, ``hourly`` or ``daily``; None without a sync.
         last_success_ms, last_failure_ms: of the sync.
     """
 

@@ -49,7 +49,7 @@ class Resync(NamedTuple):
         removed: members who have left.
         unknown: users of a file who were skipped because they are not registered.
         members: how many there were when it finished.
-        refused: why it did not finish automatically.
+        refused: why it did not finish.
     """
 
     id: str

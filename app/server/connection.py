@@ -41,9 +41,8 @@ class Connection:
     """A connection whose client must send request heads and read replies in time.
 
     Patience with a client shrinks by the time spent waiting to send to it, and grows with the bytes
-    that it reads, up to the limit. So a slow client can finish a large export, one that reads
-    nothing is disconnected after the limit, and one that reads only a byte now and then soon after
-    it.
+    that it reads, up to the limit. So a slow client can finish a large export. One that reads
+    nothing is disconnected after the limit, and one that reads a byte now and then soon after that.
     """
 
     def __init__(self, client: socket.socket, limits: Limits) -> None:

@@ -54,7 +54,7 @@ class FailedRequests:
                 self._add(keys=[key], args=[_MAX_KEPT, _KEPT_MS, *some])
 
     def all(self, app_id: str) -> dict[FailedRequest, int]:
-        """The requests, with the time of their last failure."""
+        """The requests, each with the time at which its last failed attempt began."""
         with store_errors():
             rows: Any = self._client.zrange(
                 self._keys.failed_requests(app_id), 0, _MAX_KEPT, withscores=True

@@ -221,8 +221,8 @@ class Notifier:
             self._notify_lateness(app_id, partition, news.lateness(app_id, partition))
 
     def _notify_transitions(self, app_id: str, partition: int, batch: Batch) -> None:
-        # Each is noted, so that a failure of the next one does not repeat it; and the batch before
-        # the first, so that a repeat of it has the same id.
+        # Each is noted, so that a failure of the next one does not repeat it. The batch is noted
+        # before the first is sent, so that a repeat of the first has the same id.
         last, sent = batch.transitions[-1].id, 0
         self._store.news.note_sent(app_id, partition, batch, batch.sent)
         for what, reason, cohort_ids in changed_cohorts(batch.transitions):

@@ -231,9 +231,9 @@ class SyncProblems:
     def _is_good(self, app_id: str, failed: FailedRequest, at_ms: int) -> bool:
         """Whether this process has seen the request succeed since its failure began.
 
-        The retry of a request that the sender no longer waited for may succeed before that one
-        fails. An earlier success is that of an earlier, equal request: when a user enters again,
-        or a full sync is repeated, the same request is sent again.
+        If the sender stopped waiting, its retry may succeed before the first attempt fails. A
+        success before the attempt began belongs to an earlier, equal request: the same request is
+        sent again when a user enters again, or a full sync is repeated.
         """
         succeeded = self._succeeded.get((app_id, failed))
         return succeeded is not None and self._store_ms(succeeded) > at_ms

@@ -168,7 +168,7 @@ class Poller:
         """Raise or clear a reason, or verify a cohort, by its count.
 
         Returns:
-            The state in which the counts differ; None if they do not.
+            The state in which the counts differ; None if they agree, are unknown, or await a sync.
         """
         if check is None:
             return None

@@ -63,10 +63,9 @@ class Report:
     """What a reconcile found and did. Times are in ms since the epoch.
 
     Attributes:
-        state: RUNNING, DONE, REFUSED (most or all members would leave, or the store lost data),
-            FAILED or INTERRUPTED.
+        state: RUNNING, DONE, REFUSED, FAILED or INTERRUPTED.
         apply: whether the members are to be replaced.
-        reason, detail: why it failed or was refused.
+        reason, detail: why it did not succeed.
         size, computed_at_ms: of the cohort, as Amplitude lists it.
         rows: users in the export: of them, ``anonymous`` have no id, the ids of ``unusable`` are
             not accepted, ``suppressed`` were erased here, and ``unregistered`` are not registered.

@@ -4,7 +4,7 @@
 -- KEYS[1]   the sorted set of the app's failed requests
 -- ARGV[1]   requests to keep
 -- ARGV[2]   ms to keep them after the last failure
--- ARGV[3..] requests, each after the time of its failure, in ms since the epoch
+-- ARGV[3..] pairs: time at which the last failed attempt began, in ms since the epoch; request
 --
 -- Returns 1.
 

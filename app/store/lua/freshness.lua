@@ -41,7 +41,8 @@
 -- times at which the last syncs started; 'verified_from', when the resync or import began that was
 -- complete at 'verified_at'; 'upstream_till', the time until which a judgement holds, and
 -- 'upstream_behind' and 'count_differed', which it set; 'excluded', ARGV[2] of 'anonymous';
--- 'anonymous', that of a record that was removed. These keys are private as well:
+-- 'anonymous', the number of anonymous users in a record that was removed. These keys are private
+-- as well:
 --   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
 --                     never arrived, +inf if its cadence is unknown
 --   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, by when

@@ -76,15 +76,14 @@ class ReconcileReply(Reply):
     """The reconcile of a cohort, or the last one. Counts are null until they are known."""
 
     state = text(
-        "`running`, `done`, `refused` (most or all members would leave, or the store lost data), "
-        "`failed` or `interrupted`.",
+        "`running`, `done`, `refused`, `failed` or `interrupted`.",
         example=DONE,
         validate=validate.OneOf([RUNNING, DONE, REFUSED, FAILED, INTERRUPTED]),
     )
     apply = yes_or_no("Whether the members are replaced.", example=False)
     requestedAt = ms("When it was requested")
     finishedAt = ms("When it ended; null while it runs", allow_none=True)
-    reason = text("Why it failed or was refused; else null.", allow_none=True, example=None)
+    reason = text("Why it did not succeed; else null.", allow_none=True, example=None)
     detail = text("The reason in words; else null.", allow_none=True, example=None)
     size = count("The cohort's size in Amplitude's list.", allow_none=True, example=6512)
     computedAt = ms("When Amplitude computed that size", allow_none=True)

@@ -148,7 +148,7 @@ class ResyncReply(Reply):
     refused = fields.String(
         required=True,
         allow_none=True,
-        metadata={"description": "Why it did not finish automatically.", "example": None},
+        metadata={"description": "Why it did not finish; else null.", "example": None},
     )
 
 

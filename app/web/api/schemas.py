@@ -219,7 +219,7 @@ class UpstreamReply(Reply):
         "Anonymous users, who are never synced; null if unknown.", allow_none=True, example=12
     )
     frequency = text(
-        "How often it is synced: `minute`, `hourly` or `daily`; null if unknown.",
+        "How often it is synced, such as `minute`, `hourly` or `daily`; null without a sync.",
         allow_none=True,
         example="hourly",
     )

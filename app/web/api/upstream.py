@@ -19,7 +19,7 @@ class AbsentReply(Reply):
     id = text("The cohort's id.", example="abc123")
     name = text("Its name in Amplitude.", example="Power users")
     size = count("Its size in Amplitude; null if unknown.", allow_none=True, example=6512)
-    frequency = text("Of the sync: `minute`, `hourly` or `daily`.", example="hourly")
+    frequency = text("Of the sync, such as `minute`, `hourly` or `daily`.", example="hourly")
     lastSuccess = ms("Last successful sync; null for none", allow_none=True)
     lastFailure = ms("Last failed sync; null for none", allow_none=True)
     targets = text("The destinations that it is synced to.", example="Cohort Receiver")

@@ -35,7 +35,7 @@ class Attention(NamedTuple):
         store_problem: why the store accepts no writes; empty if it does.
         memory_share: how much of the store's memory limit is used, if that is nearly all.
         incomplete: by reason.
-        failed_syncs: the latest failed sync of each named cohort in which one failed, by cohort id.
+        failed_syncs: the latest failed sync of each cohort named under SYNC_FAILED, by cohort id.
         failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
             shows them.
         left_out: for each cohort whose last sync left out users who are not registered, that sync.

@@ -106,7 +106,7 @@ def overview() -> BaseResponse:
     counts = store().freshness.counts([app_id])
     first_page = where == CohortFilter() and after is None
     if first_page and not page.cohorts and not sum(counts.values()) and not query["setup"]:
-        # At an address of its own, the guide stays when the first message arrives.
+        # The setup guide has its own address, so that it stays open when the first message arrives.
         return redirect(url_for(".overview", setup=INTEGRATIONS[0]), 303)
     return render(
         "overview.html",

@@ -79,8 +79,8 @@ def receive_identify() -> Response:
 def receive_batch() -> Response:
     """Apply the identify calls of a batch. Calls that say nothing about cohorts count as rejected.
 
-    The reply is 200 even if all do. Libraries send whatever their application calls;
-    if a batch were refused, they would send it again or drop it silently.
+    The reply is 200 even if all do. Libraries send every call that the application makes; if a
+    batch were refused, they would send it again or drop it silently.
     """
     schema = limited(SegmentBatchSchema, services().settings.max_batch_users)
     batch: SegmentBatch = load(schema, read_json())
