@@ -61,12 +61,23 @@ def list_cohorts(app_id: str | None, as_json: bool) -> None:
 @app_id_option()
 @json_option
 def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
-    """Show a cohort: its names, counts and sources."""
+    """Show a cohort: names, counts, sources, and whether it is late or incomplete."""
     store = the_store()
-    cohort = find_cohort(store, one_app(store, app_id), cohort_id)
+    app_id = one_app(store, app_id)
+    cohort = find_cohort(store, app_id, cohort_id)
+    (fresh,) = store.freshness.of(app_id, [cohort_id])
+    (complete,) = store.completeness.of(app_id, [cohort_id])
+    freshness = fresh.state(time.time_ns() // 1_000_000)
+    reasons = [one.reason for one in complete.reasons]
     if as_json:
-        print_json(asdict(cohort))
+        found = {"freshness": freshness, "completeness": complete.state, "reasons": reasons}
+        print_json({**asdict(cohort), **found})
         return
+    known = complete.state.value
+    if reasons:
+        known += f" ({', '.join(reasons)})"
+    elif complete.verified_by and complete.verified_at_ms:
+        known += f" (by {complete.verified_by}, {when(complete.verified_at_ms)})"
     for name, value in (
         ("id", cohort.id),
         ("name", cohort.trait),
@@ -78,6 +89,8 @@ def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
         ("last received", when(cohort.last_ms)),
         *(("source", f"{source} (last {when(ms)})") for source, ms in cohort.sources.items()),
         ("status", cohort.status),
+        ("freshness", freshness),
+        ("completeness", known),
     ):
         click.echo(f"{name + ':':16}{shown(value)}")
 

@@ -166,6 +166,11 @@ def table(headers: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -
             click.echo("  ".join(aligned).rstrip())
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: ``1 user``, ``2 users``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def shown(value: object) -> str:
     """A value as text, with control characters escaped: they may come from a sender."""
     text = str(value)

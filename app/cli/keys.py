@@ -157,7 +157,8 @@ def revoke(key_id: str, yes: bool) -> None:
     store = the_store()
     key = _find(store, key_id)
     if not yes:
-        last = _at(store.api_keys.used().get(key_id), "never")
+        # What workers have counted in the last half minute is not stored yet.
+        last = _at(store.api_keys.used().get(key_id), "perhaps in the last 30 s, or never")
         click.confirm(f"Revoke the key {key.id}, last used {last}?", abort=True, err=True)
     record(store, operator(), "revoke_key", key.app_id, key_id=key.id)
     store.api_keys.revoke(key_id)

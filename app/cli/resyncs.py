@@ -25,6 +25,7 @@ from app.cli.group import (
     EXIT_CODES,
     Group,
     app_id_option,
+    counted,
     json_option,
     one_app,
     operator,
@@ -130,7 +131,7 @@ def finish(cohort_id: str, force: bool, app_id: str | None) -> None:
     except ResyncRefused as error:
         raise click.ClickException(_REFUSED[error.reason]) from None
     done = _finished(store, place, found, found.unconfirmed, "Removing")
-    click.echo(f"{done.removed} members removed; {done.members} remain.")
+    click.echo(f"{counted(done.removed, 'member')} removed; {done.members} remain.")
 
 
 @resync.command(epilog=EXIT_CODES)
@@ -200,7 +201,7 @@ def import_file(
     """Replace a cohort's members with those in FILE, or in standard input if FILE is -.
 
     FILE is CSV with a column user_id, as Amplitude writes it, or newline-delimited JSON: on each
-    line, an object with userId, or just the id. Either may be gzipped. If the command is
+    line, an object with userId, or just the id in quotes. Either may be gzipped. If the command is
     interrupted before it begins to replace members, nothing changes; if it is interrupted later,
     the web processes complete the import.
     """
@@ -242,14 +243,15 @@ def import_file(
     for line, problem in members.errors[:10]:
         click.echo(f"line {line}: {problem}", err=True)
     would = "would have " if dry_run else ""
+    members_already = "was a member" if result.unchanged == 1 else "were members"
     click.echo(
-        f"{result.added} users {would}entered, {result.removed} {would}left, "
-        f"{result.unchanged} were members already."
+        f"{counted(result.added, 'user')} {would}entered, {result.removed} {would}left, "
+        f"{result.unchanged} {members_already} already."
     )
     if members.rejected:
-        click.echo(f"{members.rejected} rows have no usable user id.")
+        click.echo(f"{counted(members.rejected, 'row')} without a usable user id.")
     if result.unknown:
-        click.echo(f"{result.unknown} users are not registered.")
+        click.echo(f"{counted(result.unknown, 'user')} not registered.")
 
 
 def _format(file_name: str, given: str | None) -> FileFormat:

@@ -14,6 +14,7 @@ from app.cli.cohorts import find_cohort
 from app.cli.group import (
     EXIT_CODES,
     app_id_option,
+    counted,
     json_option,
     one_app,
     operator,
@@ -119,7 +120,8 @@ def _print_report(report: Report, *, to_stderr: bool) -> None:
     if report.sync_arrived:
         rows.append(("note", "a sync arrived during the comparison"))
     if report.added is not None:
-        rows.append(("replaced", f"{report.added} users entered, {report.removed} left"))
+        entered = counted(report.added, "user")
+        rows.append(("replaced", f"{entered} entered, {report.removed} left"))
     if report.exports is not None:
         used = f"{report.exports} of {report.exports_most} this month"
         if report.amplitude_most is not None:

@@ -103,7 +103,12 @@ class MemberFile:
                 if _bare(name) == _bare(_COLUMN):
                     return place
         names = ", ".join(name[:50] for name in header[:20])
-        raise InvalidFile(f"The header has no column {wanted}. It has: {names}.")
+        hint = (
+            ""
+            if len(header) > 1 or self.column
+            else " Is the first line an id? Put user_id above it."
+        )
+        raise InvalidFile(f"The header has no column {wanted}. It has: {names}.{hint}")
 
     def _ndjson(self, lines: Iterator[str]) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(lines, start=1):

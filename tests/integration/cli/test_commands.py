@@ -13,7 +13,7 @@ import redis
 from click.testing import Result
 from flask import Flask
 
-from app.cohorts import Cohort, MembershipChange
+from app.cohorts import Cohort, IncompleteReason, MembershipChange, VerifiedBy
 from app.server.background import Background
 from app.services import services
 from app.store import Store, StoreError
@@ -156,9 +156,23 @@ class TestCohorts:
         assert "earlier name:   [Amplitude] one: 1 (until 20" in lines
         assert "members:        16\n" in lines
         assert "status:         renaming\n" in lines
+        assert "freshness:      fresh\n" in lines
+        assert "completeness:   unverified\n" in lines
         shown = json.loads(run("cohorts", "show", "1", "--json").stdout)
         assert (shown["id"], shown["status"]) == ("1", "renaming")
         assert list(shown["earlier_names"]) == [ONE]
+        assert (shown["freshness"], shown["completeness"], shown["reasons"]) == (
+            "fresh",
+            "unverified",
+            [],
+        )
+
+    def test_show__incomplete_or_verified__says_why(self, store: Store, run: Run) -> None:
+        store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+        shown = run("cohorts", "show", "1").stdout
+        assert "completeness:   incomplete (sync_failed)\n" in shown
+        store.completeness.verify(APP, "1", VerifiedBy.IMPORT)
+        assert "completeness:   verified (by import, 20" in run("cohorts", "show", "1").stdout
 
     @pytest.mark.parametrize("command", ["show", "cadence", "delete"])
     def test_cohort__unknown__fails_with_one_line(
@@ -563,7 +577,7 @@ class TestImport:
         packed.write_bytes(gzip.compress(text.encode()))
         dry = run("cohorts", "import", "1", str(packed), "--dry-run")
         expected = "5 users would have entered, 5 would have left, 10 were members already.\n"
-        assert dry.stdout == expected + "1 rows have no usable user id.\n"
+        assert dry.stdout == expected + "1 row without a usable user id.\n"
         assert members(redis_client, APP)["1"] == set(USERS[5:])
         done = run("cohorts", "import", "1", str(plain))
         assert done.stdout.startswith("5 users entered, 5 left, 10 were members already.\n")

@@ -78,7 +78,7 @@ class TestReconcileCommand:
     def test_reconcile__applied__replaces_the_members(self, here: Here) -> None:
         result = run(here, "reconcile", "a1", "--apply")
         assert result.exit_code == 0, result.output
-        assert "1 users entered, 1 left" in result.stdout
+        assert "1 user entered, 1 left" in result.stdout
         result = run(here, "reconcile", "a1", "--json")
         assert result.exit_code == 0
         assert json.loads(result.stdout)["missing"] == 0

@@ -118,6 +118,7 @@ def test_rows_without_a_user_id__are_counted_and_the_first_reported() -> None:
     [
         (CSV, "", "The file is empty. A header line is needed."),
         (CSV, "id,name\n1,x\n", "The header has no column user_id. It has: id, name."),
+        (CSV, "u1\nu2\n", "The header has no column user_id. It has: u1. Is the first line an id?"),
         (CSV, 'user_id\n"a"b\n', "Line 2 is not valid CSV: "),
         (CSV, 'user_id\n"never closed\n', "Line 2 is not valid CSV: "),
         (CSV, b"user_id\nok\n\xff\xfe\n", "Line 3 is not valid UTF-8."),

@@ -282,7 +282,7 @@ def test_import__of_users_who_are_not_registered__rejects_them(
     boss.post("/api/v1/users", json={"userIds": ["a", "b"]})
     reply = boss.put(f"{FILE}?name=x", data="user_id\na\nb\nc\n", content_type="text/csv").json
     assert (reply["added"], reply["rejected"]) == (2, 1)
-    assert reply["errors"] == [{"place": "", "message": "1 users are not registered."}]
+    assert reply["errors"] == [{"place": "", "message": "1 user is not registered."}]
     text = "user_id,x\n" + ",\n" * 60 + "a,\nc,\n"
     reply = boss.put(f"{FILE}?force=true", data=text, content_type="text/csv").json
     assert reply["rejected"] == 61
