@@ -111,7 +111,9 @@ def log_in(key: str) -> Caller:
         raise problem
     g.event.update(app=caller.app_id, key=caller.label)
     if not caller.may(READ):
-        raise MissingScope("This key cannot read cohorts. Log in with a key that can.")
+        raise MissingScope(
+            "This key cannot read cohorts. Log in with a key of scope read or admin."
+        )
     return caller
 
 

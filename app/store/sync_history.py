@@ -150,6 +150,10 @@ class SyncHistory:
             replies = pipeline.execute()
         return {one: int(ids[0]) for one, ids in zip(cohort_ids, replies, strict=True) if ids}
 
+    def latest_of(self, app_id: str, cohort_ids: Sequence[str]) -> list[Sync]:
+        """The latest sync of each of some cohorts; cohorts without one are left out."""
+        return self._read(app_id, self.latest_ids(app_id, cohort_ids).values())
+
     def requests(
         self, app_id: str, sync_id: int, *, problems: bool = False, skip: int = 0, limit: int = 50
     ) -> list[RequestRecord]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from app.cohorts import CohortRecord, FreshnessState, IncompleteReason, Sync
-from app.errors import UnknownUser
+from app.errors import CohortBeingDeleted, UnknownUser
 from app.services import services
 from app.store import FirstProblems, StoreError
 from app.web.api.lookup import store
@@ -36,8 +36,10 @@ class Attention(NamedTuple):
         memory_share: how much of the store's memory limit is used, if that is nearly all.
         incomplete: by reason.
         failed_syncs: the latest failed sync of each cohort named under SYNC_FAILED, by cohort id.
-        failed: syncs of the last day whose requests failed and name no cohort, so that no cohort
-            shows them.
+        failed: syncs of the last day whose requests failed and name no stored cohort, so that no
+            cohort shows them.
+        followed: ids of those in ``failed`` after which the same succeeded: a sync of the cohort,
+            or a request of the same source with the same key.
         left_out: for each cohort whose last sync left out users who are not registered, that sync.
             Only the latest syncs with problems are searched, so some may be missing.
         problems: what the first failed requests of the failed syncs say, by sync id.
@@ -50,19 +52,22 @@ class Attention(NamedTuple):
     never: Affected
     failed_syncs: dict[str, Sync]
     failed: list[Sync]
+    followed: set[int]
     left_out: list[Sync]
     problems: dict[int, FirstProblems]
 
-    def __bool__(self) -> bool:
-        return bool(
-            self.store_problem
-            or self.memory_share
-            or self.incomplete
-            or self.late.total
-            or self.never.total
-            or self.failed
-            or self.left_out
+    @property
+    def size(self) -> int:
+        """The number of problems."""
+        single = (self.store_problem or self.memory_share, self.left_out)
+        return (
+            sum(map(bool, (*single, self.late.total, self.never.total)))
+            + len(self.incomplete)
+            + sum(len(sync.failures) for sync in self.failed)
         )
+
+    def __bool__(self) -> bool:
+        return self.size > 0
 
 
 def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
@@ -86,12 +91,13 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
 
     problem, share = _store_state()
     problems = current.sync_history.syncs(app_id, problems=True, limit=_SYNCS_SEARCHED).syncs
-    failed = _failed_without_cohort(problems)
+    failed = _failed_without_cohort(app_id, problems)
     failed_syncs = {
         cohort_id: sync
         for cohort_id, _ in incomplete.get(IncompleteReason.SYNC_FAILED, ())
         if (sync := _latest_failed(app_id, cohort_id))
     }
+    first_problems = current.sync_history.first_problems(app_id, [*failed, *failed_syncs.values()])
     return Attention(
         problem,
         share,
@@ -100,8 +106,9 @@ def attention(app_id: str, counts: dict[FreshnessState, int]) -> Attention:
         affected(counts[FreshnessState.NEVER], states[FreshnessState.NEVER]),
         failed_syncs,
         failed,
+        _followed(app_id, failed, first_problems),
         _left_out(app_id, problems),
-        current.sync_history.first_problems(app_id, [*failed, *failed_syncs.values()]),
+        first_problems,
     )
 
 
@@ -127,14 +134,43 @@ def _latest_failed(app_id: str, cohort_id: str) -> Sync | None:
     return next((sync for sync in page.syncs if sync.failed), None)
 
 
-def _failed_without_cohort(syncs: Iterable[Sync]) -> list[Sync]:
-    """The latest failed requests that name no cohort, one for each source and reason."""
+def _failed_without_cohort(app_id: str, syncs: Iterable[Sync]) -> list[Sync]:
+    """The latest failed requests that name no stored cohort, one for each source and reason.
+
+    A cohort of which requests fail may also have been lost with the store's data.
+    """
     oldest = now_ms() - FAILED_SHOWN_MS
+    failed = [sync for sync in syncs if sync.failed and sync.last_ms > oldest]
+    ids = sorted({sync.cohort_id for sync in failed} - {""})
+    known = {record.id for record in store().registry.records(app_id, ids)}
     found: dict[tuple[str, ...], Sync] = {}
-    for sync in syncs:
-        if sync.failed and not sync.cohort_id and sync.last_ms > oldest:
-            found.setdefault((*sync.sources, "", *sync.failures), sync)
+    for sync in failed:
+        if sync.cohort_id not in known and set(sync.failures) != {CohortBeingDeleted.reason}:
+            found.setdefault((sync.cohort_id, *sync.sources, "", *sync.failures), sync)
     return list(found.values())[:NAMED]
+
+
+def _followed(app_id: str, failed: list[Sync], problems: dict[int, FirstProblems]) -> set[int]:
+    """Ids of the failed syncs after which the same succeeded."""
+    if not failed:
+        return set()
+    history = store().sync_history
+    latest = history.syncs(app_id, limit=_SYNCS_SEARCHED).syncs
+    named = {sync.id: problems[sync.id].unknown_cohorts for sync in failed if not sync.cohort_id}
+    ids = sorted({one for found in named.values() for one in found})
+    arrived = {sync.cohort_id: sync for sync in history.latest_of(app_id, ids)}
+
+    def is_followed(sync: Sync) -> bool:
+        if found := named.get(sync.id):
+            later = [arrived.get(one) for one in found]
+            return all(one and one.began_ms > sync.last_ms and not one.failed for one in later)
+        return any(
+            one.accepted and one.began_ms > sync.last_ms and not one.failed
+            and one.sources.keys() >= sync.sources.keys() and one.keys.keys() >= sync.keys.keys()
+            for one in latest
+        )  # fmt: skip
+
+    return {sync.id for sync in failed if not sync.cohort_id and is_followed(sync)}
 
 
 def _left_out(app_id: str, syncs: Iterable[Sync]) -> list[Sync]:

@@ -16,15 +16,28 @@ _PAGE = re.compile(r"(?:decisions/)?[A-Za-z]+(?:-[a-z]+)*\.md")
 _FILE = re.compile(r"(?:acl/)?[a-z]+(?:-[a-z]+)*\.(?:acl|csv|json)")
 
 
+# The list of pages, as in the README; pages that are not here follow under "More".
+_GROUPS = {
+    "Sending cohorts": "amplitude-setup environments refused-syncs dashboard protocol simulator",
+    "Reading cohorts": "reading python-reader node completeness upstream data-model http-api",
+    "Operating": "deploy configuration operations cli metrics security scaling moving",
+    "Design and measurements": "overview architecture decisions/README reliability benchmarks",
+}
+
+
 @lru_cache(maxsize=1)
-def pages() -> list[tuple[str, str]]:
-    """The path in docs/ and the title of each page, sorted by title.
+def groups() -> dict[str, list[tuple[str, str]]]:
+    """The path in docs/ and the title of each page, by group.
 
     Of the decisions, only their index is included.
     """
     paths = [*FOLDER.glob("*.md"), FOLDER / "decisions" / "README.md"]
-    titled = [(path.relative_to(FOLDER).as_posix(), _title(path)) for path in paths]
-    return sorted(titled, key=lambda page: page[1].lower())
+    titles = {path.relative_to(FOLDER).as_posix(): _title(path) for path in sorted(paths)}
+    found = {
+        group: [(path, titles.pop(path)) for name in names.split() if (path := f"{name}.md")]
+        for group, names in _GROUPS.items()
+    }
+    return {**found, "More": list(titles.items())}
 
 
 @lru_cache(maxsize=8)

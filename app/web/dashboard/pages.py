@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from app.auth.authenticate import ADMIN, PUBLIC, requires
 from app.errors import InternalError, Problem, StoreUnavailable, log_unexpected, note
 from app.services import services
-from app.store import StoreError
+from app.store import Loss, StoreError
 from app.web.dashboard import formatting
 from app.web.dashboard.advice import advice, incomplete_advice
 from app.web.ingest import source_title
@@ -89,12 +89,12 @@ def render(template: str, status: int = 200, **context: Any) -> Response:
 def shared_context() -> dict[str, Any]:
     """What every template may use."""
     session = g.get("session")
-    losses = []
+    loss = None
     if session is not None:
         with suppress(StoreError):  # the page itself says so
-            losses = services().store.losses.of([session.caller.app_id])
+            loss = unacknowledged_loss(session.caller.app_id)
     return {
-        "loss": next((loss for loss in losses if not loss.acknowledged), None),
+        "loss": loss,
         "session": session,
         "is_admin": session is not None and session.caller.may(ADMIN),
         "asset_url": _asset_url,
@@ -102,6 +102,12 @@ def shared_context() -> dict[str, Any]:
         "done": _DONE.get(request.args.get("done", "")),
         "base_url": request.url_root.rstrip("/"),
     }
+
+
+def unacknowledged_loss(app_id: str) -> Loss | None:
+    """A loss of the store's data that nobody has acknowledged yet."""
+    losses = services().store.losses.of([app_id])
+    return next((loss for loss in losses if not loss.acknowledged), None)
 
 
 @blueprint.after_request

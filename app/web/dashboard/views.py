@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from app.auth import admin_actions
 from app.auth.audit_trail import Operator
 from app.auth.authenticate import ADMIN, READ, requires
-from app.cohorts import IncompleteReason, RequestRecord, ResyncRefusal, user_hash
+from app.cohorts import IncompleteReason, RequestRecord, ResyncRefusal, Sync, user_hash
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.cohorts.sync import HASH_BYTES
 from app.errors import UnknownCohort
@@ -30,7 +30,7 @@ from app.web.dashboard import charts, guide
 from app.web.dashboard.attention import attention
 from app.web.dashboard.formatting import cohort_name, now_ms, visible
 from app.web.dashboard.forms import decoded_id, read_signed_form
-from app.web.dashboard.pages import blueprint, render
+from app.web.dashboard.pages import blueprint, render, unacknowledged_loss
 from app.web.dashboard.resyncs import resync_of
 from app.web.dashboard.setup import INTEGRATIONS, TEMPLATES
 from app.web.dashboard.upstream import polls, upstream_of
@@ -100,12 +100,14 @@ def overview() -> BaseResponse:
     except TooManyToSort:
         sort = "id"
         page = cohorts.page(app_id, where, limit=COHORTS_PER_PAGE)
-    sizes = store().size_history.of(app_id, [cohort.id for cohort in page.cohorts])
+    cohort_ids = [cohort.id for cohort in page.cohorts]
+    sizes = store().size_history.of(app_id, cohort_ids)
     lines = [charts.line(points, now_ms()) for points in sizes]
-    latest = store().sync_history.syncs(app_id, limit=LATEST_SYNCS)
+    latest = _latest_syncs(app_id, cohort_ids if sort == "-last_received" else [])
     counts = store().freshness.counts([app_id])
     first_page = where == CohortFilter() and after is None
-    if first_page and not page.cohorts and not sum(counts.values()) and not query["setup"]:
+    is_empty = first_page and not page.cohorts and not sum(counts.values())
+    if is_empty and not query["setup"] and not unacknowledged_loss(app_id):
         # The setup guide has its own address, so that it stays open when the first message arrives.
         return redirect(url_for(".overview", setup=INTEGRATIONS[0]), 303)
     return render(
@@ -118,10 +120,11 @@ def overview() -> BaseResponse:
         sort=sort,
         next=list_cursor(sort, page.after),
         paged="cursor" in query,
-        syncs=latest.syncs,
-        details=store().sync_history.first_details(app_id, latest.syncs),
-        known=_known_cohorts(sync.cohort_id for sync in latest.syncs),
+        syncs=latest,
+        details=store().sync_history.first_details(app_id, latest),
+        known=_known_cohorts(sync.cohort_id for sync in latest),
         unknown=store().sync_history.unknown_callers(),
+        unknown_recent=store().sync_history.unknown_callers(hours=2),
         setup=query["setup"],
         templates=TEMPLATES,
         known_only=services().settings.user_policy == "known",
@@ -129,22 +132,36 @@ def overview() -> BaseResponse:
     )
 
 
+def _latest_syncs(app_id: str, cohort_ids: Sequence[str]) -> list[Sync]:
+    """Of the syncs that began last and those of some cohorts, the ones with the latest requests.
+
+    A sync of a cohort that is synced every minute may have begun long ago.
+    """
+    history = store().sync_history
+    found = history.syncs(app_id, limit=LATEST_SYNCS).syncs
+    found += history.latest_of(app_id, cohort_ids[:LATEST_SYNCS])
+    by_id = {sync.id: sync for sync in found}
+    return sorted(by_id.values(), key=lambda sync: sync.last_ms, reverse=True)[:LATEST_SYNCS]
+
+
 @blueprint.get("/guide/")
 @requires(READ, by_session=True)
 def guide_index() -> Response:
     """The list of the documentation's pages."""
-    return render("guide_index.html", pages=guide.pages())
+    return render("guide_index.html", groups=guide.groups())
 
 
 @blueprint.get("/guide/<path:name>")
 @requires(READ, by_session=True)
-def guide_page(name: str) -> Response:
+def guide_page(name: str) -> BaseResponse:
     """A page of the documentation, or a file to which one links."""
     if guide.has_file(name):
         return send_from_directory(guide.FOLDER, name, as_attachment=True)
     found = guide.page(name)
     if found is None:
-        abort(404)
+        if guide.page(f"{name}.md"):
+            return redirect(url_for(".guide_page", name=f"{name}.md"), 301)
+        abort(404, "There is no such page in the documentation.")
     title, content = found
     return render("guide.html", title=title, content=content)
 

@@ -102,6 +102,24 @@ def test_index__is_in_the_footer_and_lists_every_page_by_its_title(app: Flask) -
         assert html.unescape(title) == found[0]
 
 
+def test_index__has_the_groups_of_the_readme() -> None:
+    readme = (DOCS.parent / "README.md").read_text().partition("## Documentation")[2]
+    groups = {}
+    for part in re.split(r"\n(?=[A-Z][a-z ]+:\n)", readme)[1:]:
+        found = re.findall(r"\(docs/([^)#]*)\)", part.partition("\n\n[")[0])
+        groups[part.partition(":")[0]] = [
+            f"{name}README.md" if name[-1] == "/" else name for name in found
+        ]
+    shown = {group: [name for name, _ in pages] for group, pages in guide.groups().items()}
+    del shown["More"]
+    assert shown == groups
+
+
+def test_page__without_its_ending__leads_to_it(app: Flask) -> None:
+    reply = Browser(app).log_in().get("/guide/refused-syncs", status=301)
+    assert reply.location == "/guide/refused-syncs.md"
+
+
 @pytest.mark.parametrize(
     "name", ["none.md", "none.csv", "pictures/empty.png", "acl/..", "%2e%2e/README.md"]
 )

@@ -26,7 +26,7 @@ from app.store.errors import StoreError
 from app.web.dashboard import charts, formatting
 from app.web.dashboard.advice import ADVICE
 from app.web.dashboard.setup import TEMPLATES
-from simulator.payloads import COHORT_PATH, batch, identify
+from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify, webhook
 from tests.integration.conftest import APP, KEY, Run, caller
 from tests.integration.web.api import read_api
 from tests.integration.web.api.read_api import ADMIN_KEY, KEYS, OTHER_KEY, READ_KEY, say
@@ -312,6 +312,34 @@ class TestOverview:
         assert "Power users" in page
         assert browser.get("/?setup=other", status=400)
 
+    def test_latest_syncs__are_those_with_the_latest_requests(
+        self, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(tuning=Tuning(freshness_noted_seconds=0), **KEYS)
+        http, browser = caller(app), Browser(app).log_in()
+        for name in ("busy: b0", *(f"other: o{n}" for n in range(9)), "busy: b0"):
+            http.post(COHORT_PATH, json=identify("u", name, True))
+            services(app).sync_recorder.flush()
+        page = browser.get("/").text.partition('id="latest"')[2].partition("</section>")[0]
+        shown = re.findall(r'<code class="id">(\w+)</code>', page)
+        assert shown == ["b0", "o8", "o7", "o6", "o5", "o4"]
+
+    def test_store__that_lost_all_cohorts__is_not_taken_for_a_new_one(
+        self, app: Flask, store: Store, browser: Browser, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, ["u"])
+        losses = store.losses
+        marks = {
+            place: losses.compare(place, None, None, "token", advance=True)[1]
+            for place in losses.partitions([APP])
+        }
+        redis_client.flushall()
+        for place, mark in marks.items():
+            losses.compare(place, mark, None, "token", advance=True)
+        page = browser.log_in().get("/").text
+        assert "There are no cohorts: the store lost them." in page
+        assert "Nothing is known to be wrong." not in page
+
     def test_cohorts__are_listed_with_what_matters(
         self, app: Flask, store: Store, browser: Browser
     ) -> None:
@@ -472,6 +500,84 @@ class TestWrongNow:
         assert "1 request failed that names no cohort." in wrong
         assert "Show the request</a>" in " ".join(wrong.split())
         assert "The body is not valid JSON." in wrong
+
+    def test_failed_requests__after_which_the_same_succeeded__are_no_longer_red(
+        self, app: Flask, browser: Browser
+    ) -> None:
+        http = caller(app)
+
+        def post(path: str, body: Any) -> str:
+            if isinstance(body, str):
+                http.post(path, data=body, content_type="application/json")
+            else:
+                http.post(path, json=body)
+            services(app).sync_recorder.flush()
+            return browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+
+        def message(cohort_id: str) -> Any:
+            return webhook("A", cohort_id, ["u"], True, computed_time=1, message_id=cohort_id)
+
+        broken = '{"cohort_id": "w1", "cohort_name": "A "B"'
+        post(COHORT_PATH, identify("u", "other: x", True))
+        post(WEBHOOK_PATH, broken)
+        wrong = post(COHORT_PATH, "{")
+        assert wrong.count('class="bad"') == 2
+        # Of another source, and of another cohort.
+        wrong = post("/lists", {"name": "list: y"})
+        wrong = post(WEBHOOK_PATH, message("w2"))
+        assert wrong.count('class="bad"') == 2
+        wrong = post(COHORT_PATH, identify("u", "new: z", True))
+        assert wrong.count('class="bad"') == 1
+        wrong = post(WEBHOOK_PATH, message("w1"))
+        assert 'class="bad"' not in wrong
+        assert wrong.count("Later ones succeeded.") == 2
+        wrong = post(COHORT_PATH, "{")
+        assert wrong.count('class="bad"') == 1
+
+    def test_failed_requests__for_a_cohort_that_the_store_lost__are_shown(
+        self, app: Flask, store: Store, browser: Browser, redis_client: redis.Redis
+    ) -> None:
+        http = caller(app)
+        http.post("/lists", json={"name": "[Amplitude] Lost: lost1"})
+        services(app).sync_recorder.flush()
+        redis_client.flushall()
+        say(store, "another: x", True, ["u"])
+        http.post("/lists/lost1/add", json={"userIds": ["u"]})
+        services(app).sync_recorder.flush()
+        wrong = browser.log_in().get("/").text.partition('id="wrong"')[2]
+        text = " ".join(re.sub("</?(?:strong|code)[^>]*>", "", wrong).split())
+        assert "1 request failed for a cohort that was not known here: lost1." in text
+
+    def test_many_problems__fold(self, app: Flask, store: Store, browser: Browser) -> None:
+        say(store, "another: x", True, ["u"])
+
+        def wrong(*refused: str) -> str:
+            for path in refused:
+                caller(app).post(path, data="{", content_type="application/json")
+            services(app).sync_recorder.flush()
+            page: str = browser.get("/").text
+            return page.partition('id="wrong"')[2].partition("</section>")[0]
+
+        assert "<details>" not in wrong(COHORT_PATH, WEBHOOK_PATH, "/lists")
+        caller(app, "").post(COHORT_PATH, json={})
+        assert wrong().count("<details>") == 4
+
+    def test_requests_without_a_valid_key__that_have_ended__are_no_longer_red(
+        self, app: Flask, store: Store, browser: Browser, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, ["u"])
+        caller(app, "wrong").post(COHORT_PATH, json={})
+        services(app).sync_recorder.flush()
+        wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        assert '<li class="bad"><strong>Requests without a valid key' in wrong
+        key = "cohorts:unknown-callers"
+        (field,) = redis_client.hgetall(key)
+        hour, reason = field.split(":")
+        redis_client.hdel(key, field)
+        redis_client.hset(key, f"{int(hour) - 3}:{reason}", 1)
+        wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
+        assert '<li class="warn"><strong>Requests without a valid key' in wrong
+        assert "in the last 24 hours, none in the last hour." in wrong
 
     def test_too_many_users__in_a_request__are_named_as_the_cause(
         self, make_app: Callable[..., Flask]
@@ -682,7 +788,9 @@ class TestSyncs:
         assert "The body is not valid JSON." in page
         assert "line 1 column 2" in page
         (refused,) = (line for line in page.split("<summary>") if "Failed requests" in line)
-        assert "via identify: <code>invalid_json</code>" in refused.split("</summary>")[0]
+        assert (
+            "via Property-based calls: <code>invalid_json</code>" in refused.split("</summary>")[0]
+        )
 
     def test_sync__its_page__shows_each_request_and_the_rejected_users(self, synced: Flask) -> None:
         browser = Browser(synced).log_in()
