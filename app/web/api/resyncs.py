@@ -303,8 +303,8 @@ def import_members(cohort_id: str) -> Response:
         raise _REFUSALS[error.reason]() from None
     errors = [{"place": f"line.{line}", "message": message} for line, message in file.errors]
     if result.unknown:
-        users = "user is" if result.unknown == 1 else "users are"
-        unknown = {"place": "", "message": f"{result.unknown} {users} not registered."}
+        noun = "user is" if result.unknown == 1 else "users are"
+        unknown = {"place": "", "message": f"{result.unknown} {noun} not registered."}
         errors = [*errors[: MAX_ERRORS - 1], unknown]
     return send(
         {
