@@ -65,7 +65,7 @@ class KeyRing:
 
     def __init__(self, settings: Settings, stored: ApiKeys, tuning: Tuning) -> None:
         self._stored = stored
-        self._now = tuning.now
+        self._now, self._monotonic = tuning.now, tuning.monotonic
         self._fixed = {entry.digest: entry for entry in _of_environment(settings)}
         self._fixed_callers = {entry.caller for entry in self._fixed.values()}
         self._entries = dict(self._fixed)
@@ -75,7 +75,7 @@ class KeyRing:
         # By label, in ms since the epoch: uses not yet written, and the last known use of each key.
         self._uses: dict[str, int] = {}
         self._last_used: dict[str, int] = {}
-        self._uses_written = time.monotonic()
+        self._uses_written = self._monotonic()
         self._log = structlog.get_logger()
 
     def find(self, key: str) -> Caller | None:
@@ -137,16 +137,16 @@ class KeyRing:
             digest = bytes.fromhex(key.digest)
             entries[digest] = _Entry(digest, caller, key.expires_ms, key.revoked_ms)
         self._entries = {**entries, **self._fixed}
-        self._read_at = time.monotonic()
+        self._read_at = self._monotonic()
 
     def _is_outdated(self) -> bool:
-        return time.monotonic() - self._read_at > self._trusted_seconds
+        return self._monotonic() - self._read_at > self._trusted_seconds
 
     def write_uses(self) -> None:
         """Write the times of last use if that is due. What could not be written is kept."""
-        if time.monotonic() - self._uses_written < USES_SECONDS:
+        if self._monotonic() - self._uses_written < USES_SECONDS:
             return
-        self._uses_written = time.monotonic()
+        self._uses_written = self._monotonic()
         uses, self._uses = self._uses, {}
         try:
             if uses:

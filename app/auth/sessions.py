@@ -9,7 +9,6 @@ from __future__ import annotations
 import hmac
 import math
 import secrets
-import time
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -52,6 +51,7 @@ class Sessions:
     """Opens, finds and ends sessions. Raises StoreError."""
 
     def __init__(self, store: Store, ring: KeyRing, tuning: Tuning) -> None:
+        self._now, self._monotonic = tuning.now, tuning.monotonic
         self._renewed_seconds = tuning.session_renewed_seconds
         self._store = store
         self._ring = ring
@@ -66,7 +66,7 @@ class Sessions:
 
     def open(self, caller: Caller) -> Session:
         """A new session; it takes effect when its cookie is set."""
-        now = time.time()
+        now = self._now()
         return Session(secrets.token_hex(16), caller, secrets.token_hex(16), now, now)
 
     def find(self, request: Request) -> Session | None:
@@ -82,7 +82,7 @@ class Sessions:
         except (BadData, TypeError, ValueError):
             return None
         # The library's own check refuses a cookie from a worker whose clock is a second ahead.
-        now = time.time()
+        now = self._now()
         if now - session.issued > IDLE_SECONDS or now - session.began > LONGEST_SECONDS:
             return None
         if not self._ring.holds(session.caller) or self._store.sessions.is_ended(session.id):
@@ -102,7 +102,7 @@ class Sessions:
 
     def renew(self, session: Session, request: Request, response: Response) -> None:
         """Extend an active session."""
-        if time.time() - session.issued > self._renewed_seconds:
+        if self._now() - session.issued > self._renewed_seconds:
             self.set_cookie(session, request, response)
 
     def end(self, session: Session, request: Request, response: Response) -> None:
@@ -113,7 +113,7 @@ class Sessions:
         )
 
     def _signer(self) -> URLSafeTimedSerializer:
-        now = time.monotonic()
+        now = self._monotonic()
         if now >= self._secret_due:
             try:
                 self._secret = self._store.sessions.secret()

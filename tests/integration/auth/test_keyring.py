@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 
 import pytest
 import redis
 from flask import Flask
+from structlog.testing import capture_logs
 
 from app.auth import keyring
-from app.auth.keyring import READ, KeyRing, make_key
+from app.auth.keyring import READ, Caller, KeyRing, make_key
 from app.services import services
 from app.settings import ApiKey, Settings
 from app.store import ApiKeys, Store, StoredKey, StoreError, Tuning, connect
@@ -51,10 +53,9 @@ def post(app: Flask, key: str, **headers: str) -> tuple[int, str | None]:
 def test_create__prints_the_key_alone_on_standard_output(run: Run) -> None:
     result = run("keys", "create", "--app-id", APP, "--label", "amplitude")
     (key,) = result.stdout.splitlines()
-    assert key.startswith("cr_")
-    assert len(key) > 60
+    assert re.fullmatch("cr_[0-9a-f]{64}", key)
     assert key not in result.stderr
-    assert "amplitude-" in result.stderr
+    assert re.search(r"\bamplitude-[0-9a-f]{8}\b", result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,20 @@ def test_key_that_has_ended__log_and_history_know_whose_it_was(
     assert store.sync_history.unknown_callers() == {}
 
 
+def test_key__from_the_moment_it_expires__opens_nothing(store: Store) -> None:
+    clock = Clock()
+    clock.stands_at = 1_900_000_000.0
+    key, stored = make_key(APP, READ, expires_ms=1_900_000_001_000)
+    store.api_keys.create(stored)
+    ring = KeyRing(Settings(), store.api_keys, Tuning(now=clock))
+    owner = ring.find(key)
+    assert owner is not None
+    assert ring.holds(owner)
+    clock.forward(1)
+    assert ring.find(key) is None
+    assert not ring.holds(owner)
+
+
 def test_revoked_key__is_401_and_says_so_for_good(app: Flask, run: Run) -> None:
     key, key_id = make(run)
     refresh(app)
@@ -221,6 +236,23 @@ def test_list__after_use__tells_when_each_key_was_last_used(app: Flask, run: Run
     assert used.pop(idle) is None
     assert used.keys() > {key_id}
     assert all(ms >= began for ms in used.values())
+
+
+def test_uses__of_a_key__are_written_every_30_seconds(store: Store) -> None:
+    clock = Clock()
+    clock.forward(-3600)
+    ring = KeyRing(
+        Settings(api_keys=(ApiKey(APP, KEY),)), store.api_keys, Tuning(now=clock, monotonic=clock)
+    )
+    written = []
+    for seconds in (29, 2, 29, 2):
+        clock.forward(seconds)
+        owner = ring.find(KEY)
+        assert owner is not None
+        ring.write_uses()
+        written.append(store.api_keys.used().get(owner.label))
+    assert written[0] is None
+    assert written[1] == written[2] < written[3]
 
 
 def test_session__counts_as_a_use_of_its_key(app: Flask, run: Run) -> None:
@@ -343,6 +375,32 @@ class TestStoreGone:
         ring.write_uses()
         assert len(store.api_keys.used()) == 1
 
+    def test_key_of_the_environment__stays_valid_for_sessions(self) -> None:
+        settings = Settings(redis_url="redis://127.0.0.1:1", api_keys=(ApiKey(APP, KEY),))
+        with connect(settings) as client:
+            ring = KeyRing(settings, Store(client).api_keys, Tuning())
+            owner = ring.find(KEY)
+            assert owner is not None
+            assert ring.holds(owner)
+            with pytest.raises(StoreError):
+                ring.holds(Caller(APP, READ, "another"))
+
+    def test_refresh__that_fails__warns_once_in_each_outage(
+        self, app: Flask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ring: KeyRing = services(app).keyring
+        for _ in range(2):
+            with monkeypatch.context() as context, capture_logs() as logs:
+                unreachable(ring, context)
+                ring.refresh()
+                ring.refresh()
+            (event,) = logs
+            assert (event["event"], event["reason"]) == (
+                "cannot read keys from the store",
+                "store_unreachable",
+            )
+            ring.refresh()
+
 
 def unreachable(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the ring's own connection lead nowhere."""
@@ -387,6 +445,33 @@ def test_first_expiry__of_keys_in_use__is_told_to_prometheus(app: Flask, run: Ru
     assert post(app, used)[0] == 200
     expiry = ring.first_expiry()
     assert expiry == pytest.approx(time.time() + 2 * 24 * 3600, abs=60)
+
+
+def test_first_expiry__is_the_earliest_of_the_valid_keys_used_within_a_day(store: Store) -> None:
+    clock = Clock()
+    now = int(clock())
+    keys = {}
+    for label, days in (("later", 9), ("first", 5), ("revoked", 4), ("unused", 3), ("endless", 0)):
+        expires_ms = (now + days * 86_400) * 1000 if days else None
+        keys[label], stored = make_key(APP, READ, label, expires_ms)
+        store.api_keys.create(stored)
+    rings = [
+        KeyRing(Settings(), store.api_keys, Tuning(now=clock, monotonic=clock)) for _ in range(2)
+    ]
+    for label in ("later", "first", "revoked", "endless"):
+        owner = rings[0].find(keys[label])
+        assert owner is not None
+        if label == "revoked":
+            store.api_keys.revoke(owner.label)
+    for ring in rings:  # the other process reads it from the store
+        clock.forward(31)
+        ring.refresh()
+        ring.write_uses()
+        assert ring.first_expiry() == now + 5 * 86_400
+    clock.forward(86_400 - 62 - 60)
+    assert rings[0].first_expiry() is not None
+    clock.forward(62 + 60)
+    assert rings[0].first_expiry() is None
 
 
 def test_keys__with_another_prefix__are_apart(make_app: Callable[..., Flask]) -> None:

@@ -224,8 +224,8 @@ class TestLogIn:
         sessions = services(app).sessions
         opened = sessions.open(services(app).keyring.find(READ_KEY))
         http = app.test_client()
-        for days, status in ((6, 200), (8, 303)):
-            old = opened._replace(began=opened.began - days * 86400)
+        for seconds, status in ((7 * 86_400 - 60, 200), (7 * 86_400 + 1, 303)):
+            old = opened._replace(began=opened.began - seconds)
             with app.test_request_context():
                 reply = Response()
                 sessions.set_cookie(old, request, reply)

@@ -375,6 +375,8 @@ class TestCredentials:
             ({"app_id": APP}, "missing_credentials"),
             ({"api_key": ""}, "missing_credentials"),
             ({"Authorization": "Digest x"}, "missing_credentials"),
+            ({"Authorization": f'Digest username="{KEY}"'}, "missing_credentials"),
+            ({"Authorization": f"Token {KEY}"}, "missing_credentials"),
             ({"api_key": "wrong"}, "invalid_credentials"),
             ({"api_key": KEY.upper()}, "invalid_credentials"),
             ({"Authorization": "Basic !!!"}, "missing_credentials"),
