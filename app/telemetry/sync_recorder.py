@@ -7,7 +7,6 @@ for it. docs/decisions/history.md has the reasons.
 from __future__ import annotations
 
 import secrets
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -95,7 +94,7 @@ class SyncRecorder:
     def work(self) -> None:
         """Flush; while the store is unavailable, leave it to the next call."""
         try:
-            self.flush(sizes=time.monotonic() >= self._sizes_due)
+            self.flush(sizes=self._monotonic() >= self._sizes_due)
         except StoreError as error:
             if not self._is_paused:
                 self._log.warning("sync history paused", **error.log_fields)
@@ -138,7 +137,7 @@ class SyncRecorder:
                 for app_id in list(self._changed):
                     with attempts.one():
                         self._record_sizes(app_id)
-                self._sizes_due = time.monotonic() + SIZES_SECONDS
+                self._sizes_due = self._monotonic() + SIZES_SECONDS
             attempts.raise_first()
 
     def _write(self, app_id: str) -> None:
