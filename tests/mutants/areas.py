@@ -26,6 +26,8 @@ class Area(NamedTuple):
 _INGEST = ("tests/unit/web/ingest", "tests/integration/web/ingest")
 _HISTORY = (
     "tests/unit/store",
+    "tests/integration/store/test_sync_history.py",
+    "tests/integration/store/test_left_out.py",
     "tests/integration/telemetry",
     "tests/integration/store/test_sizing.py",
 )

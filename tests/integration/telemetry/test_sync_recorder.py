@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 import pytest
 import redis
 from flask import Flask
@@ -14,11 +15,21 @@ from limits import parse
 from structlog.testing import capture_logs
 
 from app.auth.authenticate import KeyRing
-from app.cohorts import Identify, Moves, RequestRecord, Sync, membership_changes, user_hash
+from app.cohorts import (
+    Identify,
+    Moves,
+    Outcome,
+    Rejection,
+    RequestRecord,
+    Sync,
+    membership_changes,
+    user_hash,
+)
 from app.server.background import Background
 from app.services import services
 from app.store import Store, Tuning
 from app.store.errors import StoreError, StoreRefused, StoreTimeout
+from app.telemetry.request_event import FinishedRequest
 from app.telemetry.sync_recorder import SyncRecorder
 from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify
 from tests.integration.clock import Clock
@@ -68,6 +79,10 @@ def syncs(app: Flask, **which: Any) -> list[Sync]:
 def requests_of(app: Flask, sync: Sync, *, problems: bool = False) -> list[RequestRecord]:
     store: Store = services(app).store
     return store.sync_history.requests(APP, sync.id, problems=problems)
+
+
+def fail(*args: Any) -> None:
+    raise StoreTimeout("Away.")
 
 
 class TestMoves:
@@ -185,6 +200,55 @@ class TestSync:
         http.post(COHORT_PATH, json=identify("u", ONE, True) | {"traits": traits})
         (sync,) = syncs(app)
         assert (sync.cohort_id, sync.entered, sync.accepted) == ("", 100, 1)
+
+    def test_request__for_up_to_eight_cohorts__is_in_the_sync_of_each(
+        self, app: Flask, http: FlaskClient
+    ) -> None:
+        for count in (8, 9):
+            traits = {f"n: {count}-{n}": False for n in range(count)}
+            http.post(COHORT_PATH, json=identify("u", ONE, True) | {"traits": traits})
+        found = [sync.cohort_id for sync in syncs(app)]
+        assert sorted(found) == ["", *(f"8-{n}" for n in range(8))]
+
+    def test_request__is_recorded_with_all_that_its_event_and_outcome_say(self, app: Flask) -> None:
+        event = {
+            "app": APP,
+            "source": "list",
+            "key": "a-key",
+            "request_id": "an-id",
+            "accepted": 7,
+            "changed": 5,
+            "rejected": 3,
+            "rejected_by": {"suppressed_user": 1, "unknown_user": 2},
+            "repeated": True,
+            "reason": "ignored",
+            "first_error": "users.0: unknown",
+            "cohorts": ["1"],
+        }
+        rejection = Rejection(user_hash("ann"), "unknown_user")
+        outcome = Outcome({"1": ONE}, {"1": Moves(4, 2)}, [rejection], ["ann"])
+        recorder: SyncRecorder = services(app).sync_recorder
+        recorder.record(FinishedRequest(event, "lists", outcome, 200, 0.01234))
+        (sync,) = syncs(app)
+        (record,) = requests_of(app, sync, problems=True)
+        expected = (12.3, 200, "list", "a-key", "an-id", 7, 5, 4, 2, 2, True, "")
+        assert record[1:] == (*expected, "users.0: unknown", (rejection,), "")
+        store: Store = services(app).store
+        assert store.sync_history.left_out(APP, sync.id) == ["ann"]
+
+    @pytest.mark.parametrize(
+        ("status", "reason", "cohort"), [(399, "", ""), (400, "some", "1"), (500, "some", "")]
+    )
+    def test_request__without_an_outcome__has_its_reason_and_names_its_cohort_if_refused(
+        self, app: Flask, status: int, reason: str, cohort: str
+    ) -> None:
+        event = {"app": APP, "source": "list", "request_id": "an-id", "reason": "some"}
+        recorder: SyncRecorder = services(app).sync_recorder
+        recorder.record(FinishedRequest({**event, "cohorts": ["1"]}, "lists", None, status, 0.5))
+        (sync,) = syncs(app)
+        (record,) = requests_of(app, sync, problems=status >= 400)
+        expected = RequestRecord(0, 500.0, status, "list", "", "an-id", reason=reason)
+        assert record._replace(at_ms=0) == expected._replace(unknown_cohort=cohort)
 
     def test_repeat__of_a_message__is_told(self, app: Flask, http: FlaskClient) -> None:
         message = {
@@ -430,7 +494,8 @@ class TestProblems:
         for _ in range(3):
             caller(app, "wrong").post(COHORT_PATH, json=identify("u", ONE, True))
         app.test_client().post(COHORT_PATH, json=identify("u", ONE, True))
-        assert syncs(app) == []
+        for _ in range(2):
+            assert syncs(app) == []
         assert store.sync_history.unknown_callers() == {
             "invalid_credentials": 3,
             "missing_credentials": 1,
@@ -608,10 +673,6 @@ class TestStoreTrouble:
     ) -> None:
         app = make_app(tuning=Tuning(history_buffered=10), **KEYS)
         http, store = caller(app), services(app).store
-
-        def fail(*args: Any) -> None:
-            raise StoreTimeout("Away.")
-
         monkeypatch.setattr(store.sync_history, "add", fail)
         for _ in range(30):
             http.post(COHORT_PATH, json=identify("u", ONE, True))
@@ -636,14 +697,112 @@ class TestStoreTrouble:
         (sync,) = syncs(app)
         assert sync.requests == 63
 
+    def test_buffer__that_is_full__drops_the_latest_of_the_app_with_the_most(
+        self, app: Flask, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store: Store = services(app).store
+        recorder = SyncRecorder(store, Tuning(history_buffered=6, monotonic=clock))
+
+        def record(app_id: str | None, source: str = "list") -> None:
+            event = {"source": source, "request_id": "an-id"}
+            event |= {"app": app_id} if app_id else {}
+            recorder.record(FinishedRequest(event, "lists", None, 400, 0.1))
+
+        with monkeypatch.context() as context, capture_logs() as logs:
+            context.setattr(store.sync_history, "add", fail)
+            for source in ("first", "second", "third"):  # each written by itself
+                record("busy", source)
+                record("busy", source)
+                recorder.work()
+            for app_id in ("quiet", "quiet", "busy", None):
+                record(app_id)
+            recorder.work()
+        recorder.work()
+        assert [entry["event"] for entry in logs] == ["sync history paused"]
+        assert logs[0]["reason"] == "store_timeout"
+        found = {
+            app_id: [
+                (*sync.sources, sync.requests) for sync in store.sync_history.syncs(app_id).syncs
+            ]
+            for app_id in ("busy", "quiet")
+        }
+        assert found == {"busy": [("second", 2), ("first", 2)], "quiet": [("list", 2)]}
+        with capture_logs() as logs:
+            recorder.work()
+        assert logs == []
+
+    def test_buffer__with_a_single_write_of_the_largest_app__is_kept(
+        self, app: Flask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be on its way to the store."""
+        store: Store = services(app).store
+        recorder = SyncRecorder(store, Tuning(history_buffered=2))
+        with monkeypatch.context() as context:
+            context.setattr(store.sync_history, "add", fail)
+            for apps in (("busy", "busy"), ("quiet",)):
+                for app_id in apps:
+                    event = {"source": "list", "request_id": "an-id", "app": app_id}
+                    recorder.record(FinishedRequest(event, "lists", None, 400, 0.1))
+                recorder.work()
+        recorder.work()
+        assert store.sync_history.syncs("quiet").syncs == []
+        (sync,) = store.sync_history.syncs("busy").syncs
+        assert sync.requests == 2
+
+    def test_time__that_the_store_does_not_tell__is_counted_on_from_what_it_told_last(
+        self, app: Flask, http: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store: Store = services(app).store
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        with monkeypatch.context() as context:
+            context.setattr(store, "now", fail)
+            with pytest.raises(StoreError):
+                flush(app)
+        assert len(syncs(app)) == 1
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        with monkeypatch.context() as context:
+            context.setattr(store, "now", fail)
+            (sync,) = syncs(app)
+        assert sync.requests == 2
+
+    def test_finish__writes_all_that_is_buffered_and_gives_others_a_turn(
+        self, app: Flask, http: FlaskClient
+    ) -> None:
+        turns = 0
+
+        def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                gevent.sleep(0)
+
+        recorder: SyncRecorder = services(app).sync_recorder
+        event = {"app": APP, "source": "list", "request_id": "an-id"}
+        for _ in range(350):
+            recorder.record(FinishedRequest(event, "lists", None, 200, 0.1))
+        other = gevent.spawn(take_turns)
+        with capture_logs() as logs:
+            recorder.finish()
+        other.kill()
+        assert logs == []
+        assert turns >= 3
+        (sync,) = syncs(app)
+        assert sync.requests == 350
+
+    def test_finish__while_the_store_is_away__says_that_history_is_incomplete(
+        self, app: Flask, http: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        http.post(COHORT_PATH, json=identify("u", ONE, True))
+        monkeypatch.setattr(services(app).store.sync_history, "add", fail)
+        with capture_logs() as logs:
+            services(app).sync_recorder.finish()
+        (event,) = logs
+        assert (event["event"], event["reason"]) == ("sync history incomplete", "store_timeout")
+
     def test_sizes__while_the_store_is_away__are_recorded_afterwards(
         self, app: Flask, http: FlaskClient, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Without another request for the cohorts."""
-
-        def fail(*args: Any) -> None:
-            raise StoreTimeout("Away.")
-
         http.post(COHORT_PATH, json=batch(["a", "b"], ONE, True))
         http.post(COHORT_PATH, json=batch(["a"], TWO, True))
         with monkeypatch.context() as patch:
@@ -684,6 +843,18 @@ class TestSizes:
         assert [size.members for size in two] == [1]
         assert none == []
         assert abs(one[-1].at_ms - time.time() * 1000) < MINUTE
+
+    def test_sizes__of_changed_cohorts__are_recorded_every_three_seconds(
+        self, app: Flask, http: FlaskClient, store: Store, clock: Clock
+    ) -> None:
+        clock.stands_at = time.time()
+        found = []
+        for seconds in (0, 2, 1):
+            clock.forward(seconds)
+            http.post(COHORT_PATH, json=identify(f"u{len(found)}", ONE, True))
+            services(app).sync_recorder.work()
+            found.append(store.size_history.of(APP, ["1"])[0][-1].members)
+        assert found == [1, 1, 3]
 
     def test_sizes__after_a_user_was_erased__are_without_the_user(
         self, app: Flask, http: FlaskClient, store: Store
