@@ -223,6 +223,6 @@ def acknowledge_loss(app_id: str | None, intended: bool) -> None:
                 f"{loss.app_id}: forgotten. Cohorts no longer incomplete because of it: {cleared}."
             )
         elif admin_actions.acknowledge_loss(there, operator(), loss.app_id):
-            click.echo(f"{loss.app_id}: acknowledged ({loss.kind}, found {when(loss.at_ms)}).")
+            click.echo(f"{loss.app_id}: acknowledged ({loss.kind}, found {when(loss.found_ms)}).")
     if not losses:
         click.echo("No unacknowledged loss is known.")

@@ -57,14 +57,22 @@ class Loss(NamedTuple):
     """A loss of an app's data in at least one partition.
 
     Attributes:
-        at_ms: when it was found.
+        at_ms: when it was last found, in whichever partition. Nothing that was confirmed until
+            then is certain.
         acknowledged: an administrator knows of it.
+        since_ms: when it was first found; 0 if that is the same.
     """
 
     app_id: str
     kind: LossKind
     at_ms: int
     acknowledged: bool
+    since_ms: int = 0
+
+    @property
+    def found_ms(self) -> int:
+        """When it was first found, which identifies it."""
+        return self.since_ms or self.at_ms
 
 
 class _Record(NamedTuple):
@@ -76,6 +84,7 @@ class _Record(NamedTuple):
     acknowledged: bytes | None
     examined: bytes | None
     done: bytes | None
+    since: bytes | None
 
 
 class Losses:
@@ -144,7 +153,8 @@ class Losses:
                 app_id, at_ms = record.partition.app_id, int(record.at)
                 last = losses.get(app_id)
                 if last is None or at_ms > last.at_ms:
-                    losses[app_id] = Loss(app_id, kind, at_ms, bool(record.acknowledged))
+                    acknowledged, since_ms = bool(record.acknowledged), int(record.since or 0)
+                    losses[app_id] = Loss(app_id, kind, at_ms, acknowledged, since_ms)
                 elif at_ms == last.at_ms and record.acknowledged:
                     losses[app_id] = last._replace(acknowledged=True)
         return list(losses.values())
@@ -154,7 +164,7 @@ class Losses:
         with store_errors():
             # The list of apps may have been lost as well.
             self._client.sadd(self._keys.apps(), loss.app_id)
-        self._call(loss.app_id, "spread", loss.at_ms, loss.kind)
+        self._call(loss.app_id, "spread", loss.at_ms, loss.kind, loss.found_ms)
         if loss.acknowledged:
             self._call(loss.app_id, "acknowledge")
 
@@ -244,9 +254,9 @@ class Losses:
         with store_errors():
             call_partitions(self._record, [call])
 
-    def _call(self, app_id: str, action: str, at_ms: int | str = "", value: str = "") -> None:
+    def _call(self, app_id: str, action: str, *args: int | str) -> None:
         calls = [
-            Call(self._stream(partition), [action, at_ms, value])
+            Call(self._stream(partition), [action, *args])
             for partition in self.partitions([app_id])
         ]
         with store_errors():

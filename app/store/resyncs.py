@@ -56,6 +56,9 @@ RESULT_KEPT_MS = 24 * 3600 * 1000
 # How often the background work looks at a resync that is open, and how long after its last step it
 # takes over one that a killed process has left.
 LOOK_MS = 10_000
+# A resync that is quiet finishes if it still is so at a second look, no later than this after the
+# first one. In between, it is noticed if the store was set back to a time at which it looks quiet.
+_QUIET_MS = 6 * LOOK_MS
 _RENEW_SECONDS = 3.0
 _NOTE_SECONDS = 1.0
 _DUE_AT_ONCE = 100
@@ -340,13 +343,20 @@ class Resyncs:
                 # An arrival within a second of one that was noted before the start is not noted.
                 last = resync.started_ms
             if last is not None and now_ms - last >= resync.quiet_ms:
-                refused = self.request_finish(place, resync, force=False)
-                if refused is None:
-                    return
-                fields = ("refused", refused)
+                fields = ["quiet_at", str(now_ms)]
+                if self._was_quiet(place, since_ms=max(last, now_ms - _QUIET_MS)):
+                    refused = self.request_finish(place, resync, force=False)
+                    if refused is None:
+                        return
+                    fields += ["refused", refused]
                 self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, *fields)
         self._keep(place, resync)
         self._at_home("look", place, resync.id, LOOK_MS)
+
+    def _was_quiet(self, place: ResyncPlace, since_ms: int) -> bool:
+        """Whether a resync was quiet at an earlier look since some time."""
+        at_ms: Any = self._client.hget(self._record_key(place), "quiet_at")
+        return at_ms is not None and int(at_ms) >= since_ms
 
     def _keep(self, place: ResyncPlace, resync: Resync) -> None:
         for partition in self._partitions():

@@ -207,14 +207,14 @@ class Notifier:
     def _notify(self, app_id: str) -> None:
         news, partitions = self._store.news, range(self._store.keys.partitions)
         for loss in self._store.losses.of([app_id]):
-            if loss.at_ms > (news.last_loss_ms(app_id) or 0):
+            if loss.found_ms > (news.last_loss_ms(app_id) or 0):
                 if not loss.acknowledged:
                     # Which transitions were sent may be lost too: skip those before the loss, but
                     # not those that it causes.
                     for partition in partitions:
-                        news.begin(app_id, partition, loss.at_ms)
+                        news.begin(app_id, partition, loss.found_ms)
                     self._send(app_id, self._loss(loss))
-                news.note_loss(app_id, loss.at_ms)
+                news.note_loss(app_id, loss.found_ms)
         for partition in partitions:
             while (batch := news.batch(app_id, partition)).transitions:
                 self._notify_transitions(app_id, partition, batch)
@@ -257,8 +257,8 @@ class Notifier:
             f"{_LOSSES[loss.kind]} (app {_escaped(loss.app_id)}). Its cohorts are incomplete until "
             f"they are resynced, imported or reconciled. {self._link('/')}"
         )
-        data = {"app": loss.app_id, "kind": loss.kind, "at": loss.at_ms}
-        return Notification(f"{loss.app_id}-loss-{loss.at_ms}", "store.lost", text.strip(), data)
+        data = {"app": loss.app_id, "kind": loss.kind, "at": loss.found_ms}
+        return Notification(f"{loss.app_id}-loss-{loss.found_ms}", "store.lost", text.strip(), data)
 
     def _cohorts(
         self, app_id: str, message_id: str, what: str, reason: str, cohort_ids: Sequence[str]

@@ -157,8 +157,10 @@ local function raise_loss(cohort, loss_at, kind)
   if loss_at <= verified_at and loss_at < tonumber(verified_from or now) then return end
   for _, open in ipairs(current.reasons) do
     if open.reason == reason then
-      if loss_at - (open.last or 0) > SAME_LOSS then
-        open.count, open.last = open.count + 1, loss_at
+      local last = open.last or 0
+      if loss_at > last then
+        if loss_at - last > SAME_LOSS then open.count = open.count + 1 end
+        open.last = loss_at
         call('HSET', hash_of(cohort), 'reasons', cjson.encode(current.reasons))
       end
       return

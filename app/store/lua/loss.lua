@@ -5,15 +5,17 @@
 -- ARGV[1]  'spread', 'examined', 'acknowledge' or 'forget'
 -- ARGV[2]  spread, examined: time of the loss, ms since the epoch
 -- ARGV[3]  spread: kind of loss; examined: id of the last cohort that was marked, '' for all
+-- ARGV[4]  spread: when it was first found
 --
--- The record is a hash: 'kind', 'lost' or 'set_back'; 'at', when it was found; 'found', if that was
--- in this partition too; 'acknowledged', when an administrator did; 'examined', the cohort up to
--- which those of the partition have been marked, and 'done' when all have. mark.lua writes it.
+-- The record is a hash: 'kind', 'lost' or 'set_back'; 'since' and 'at', when it was first and last
+-- found, in whichever partition; 'found', if that was in this partition too; 'acknowledged', when an
+-- administrator did; 'examined', the cohort up to which those of the partition have been marked, and
+-- 'done' when all have. mark.lua writes it.
 --
 -- Returns 1 if the record changed, else 0.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
-local action, at, value = ARGV[1], ARGV[2], ARGV[3]
+local action, at, value, since = unpack(ARGV)
 local loss = base .. 'loss'
 local call = redis.call
 
@@ -27,7 +29,7 @@ local recorded, found_here = unpack(call('HMGET', loss, 'at', 'found'))
 if action == 'spread' then
   if recorded and tonumber(recorded) >= tonumber(at) then return 0 end
   call('UNLINK', loss)
-  call('HSET', loss, 'kind', value, 'at', at)
+  call('HSET', loss, 'kind', value, 'at', at, 'since', since)
   if found_here and at - recorded <= SAME_LOSS then call('HSET', loss, 'found', 1) end
   call('PEXPIRE', loss, LOSS_KEPT)
 elseif not recorded or (action == 'examined' and recorded ~= at) then

@@ -39,7 +39,8 @@ local identity, position, earlier = unpack(call('HMGET', mark, 'identity', 'posi
 position, position_then = tonumber(position or 0), tonumber(position_then) or 0
 earlier = earlier and cjson.decode(earlier) or {}
 -- A key of another type must fail here, before the first write.
-local loss_kind, loss_at, found_here = unpack(call('HMGET', loss, 'kind', 'at', 'found'))
+local loss_kind, loss_at, found_here, acknowledged =
+  unpack(call('HMGET', loss, 'kind', 'at', 'found', 'acknowledged'))
 
 -- Whether the mark was set back to before the position that the observer remembers.
 local function is_behind()
@@ -101,12 +102,15 @@ if found ~= 'same' then
   if remembered ~= identity then earlier[#earlier + 1] = remembered end
   while #earlier > EARLIER_KEPT do table.remove(earlier, 1) end
   call('HSET', mark, 'earlier', cjson.encode(earlier))
-  if found_here or loss_kind ~= found or now - loss_at > SAME_LOSS then
+  if found_here or acknowledged or loss_kind ~= found or now - loss_at > SAME_LOSS then
     call('UNLINK', loss)
-    call('HSET', loss, 'kind', found, 'at', integer(now))
-    call('PEXPIRE', loss, LOSS_KEPT)
+    call('HSET', loss, 'kind', found, 'since', integer(now))
   end
-  call('HSET', loss, 'found', 1)
+  -- Even if it is the same loss: what was confirmed since the other finding may be gone from here.
+  call('HSETNX', loss, 'since', loss_at or integer(now))
+  call('HSET', loss, 'at', integer(now), 'found', 1)
+  call('HDEL', loss, 'examined', 'done')
+  call('PEXPIRE', loss, LOSS_KEPT)
 end
 if found ~= 'same' or not identity then
   identity = random

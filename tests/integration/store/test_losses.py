@@ -11,10 +11,10 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from app.cohorts import VerifiedBy
+from app.cohorts import ResyncKind, VerifiedBy
 from app.server.store_watch import MarksFile, StoreWatch
 from app.settings import Settings
-from app.store import Loss, LossKind, Store, StoreError, Tuning, connect, wait_for
+from app.store import Loss, LossKind, ResyncPlace, Store, StoreError, Tuning, connect, wait_for
 from tests.integration.conftest import APP
 from tests.integration.web.api.read_api import say
 from tests.support.clusters import running_cluster, running_server
@@ -227,6 +227,51 @@ def test_set_back__soon_after_another_that_was_repaired__is_another_loss(
     assert (second.kind, second.acknowledged) == (LossKind.SET_BACK, False)
     assert second.at_ms > first.at_ms
     assert worker.reasons() == ["store_set_back"]
+
+
+def test_set_back__of_another_partition_soon_after__concerns_what_was_repaired_in_between(
+    store_url: str, redis_client: redis.Redis
+) -> None:
+    """As when the nodes of a cluster fail over one after the other."""
+    worker = Worker(store_url, partitions=2)
+    users = ["alice", "bob", "carol", "dora", "emma", "frank"]  # in both partitions
+    worker.send(*users)
+    worker.work()
+
+    def go_back(partition: int) -> None:
+        with redis.Redis.from_url(store_url) as client:
+            keys = client.keys(worker.store.keys.base(APP, partition) + "*")
+            kept = {key: (client.dump(key), max(client.pttl(key), 0)) for key in keys}
+            worker.send(*users)
+            worker.send(*(f"{user}-{partition}" for user in users))
+            worker.work()
+            for key in client.keys(worker.store.keys.base(APP, partition) + "*"):
+                client.delete(key)
+            for key, (value, ttl) in kept.items():
+                client.restore(key, ttl, value)
+        worker.work()
+
+    go_back(0)
+    (first,) = worker.store.losses.of([APP])
+    assert worker.reasons() == ["store_set_back"]
+    place = ResyncPlace(APP, COHORT)
+    resync = worker.store.resyncs.open(place, ResyncKind.RESYNC)
+    assert resync
+    worker.store.completeness.verify(APP, COHORT, VerifiedBy.IMPORT)
+    assert worker.reasons() == []
+    go_back(1)
+    worker.work()
+    (second,) = worker.store.losses.of([APP])
+    assert second.found_ms == first.found_ms  # it is reported once
+    assert worker.reasons() == ["store_set_back"]
+    assert worker.store.resyncs.is_lost(place, resync)
+    # After an acknowledgement, it is another loss.
+    worker.store.losses.acknowledge([APP])
+    go_back(0)
+    worker.work()
+    (third,) = worker.store.losses.of([APP])
+    assert third.found_ms > second.found_ms
+    assert not third.acknowledged
 
 
 def test_set_back__by_less_than_the_mark_advanced__is_found_by_what_was_acknowledged(

@@ -306,9 +306,30 @@ class TestDue:
         opened(store, quiet_ms=0)
         say(store, True, *USERS[:12])
         self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.OPEN
+        self.make_due(store, redis_client)
         run(store)
         assert found(store).state == ResyncState.FINISHED
         assert members(redis_client, APP) == {"1": set(USERS[:12])}
+
+    def test_quiet__at_an_earlier_look__counts_if_nothing_came_and_it_is_recent(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        """In between, a worker would notice that the store went back to a moment of silence."""
+        say(store, True, *USERS)
+        opened(store, quiet_ms=0)
+        say(store, True, *USERS[:12])
+        self.make_due(store, redis_client)
+        (record,) = redis_client.scan_iter(match="*:resync")
+        redis_client.hincrby(record, "quiet_at", -120_000)
+        self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.OPEN
+        time.sleep(0.01)
+        store.freshness.call(APP, "received", ["1"])
+        self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.OPEN
+        self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.FINISHED
 
     def test_quiet__without_a_sync__waits(self, store: Store, redis_client: redis.Redis) -> None:
         say(store, True, *USERS)
@@ -327,6 +348,7 @@ class TestDue:
         say(store, True, *USERS)
         opened(store, quiet_ms=0)
         say(store, True, "u0")
+        self.make_due(store, redis_client)
         self.make_due(store, redis_client)
         assert (found(store).state, found(store).refused) == (
             ResyncState.OPEN,
