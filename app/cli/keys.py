@@ -157,9 +157,10 @@ def revoke(key_id: str, yes: bool) -> None:
     store = the_store()
     key = _find(store, key_id)
     if not yes:
+        used = store.api_keys.used().get(key_id)
         # What workers have counted in the last half minute is not stored yet.
-        last = _at(store.api_keys.used().get(key_id), "perhaps in the last 30 s, or never")
-        click.confirm(f"Revoke the key {key.id}, last used {last}?", abort=True, err=True)
+        last = "never used, or only in the last 30 s" if used is None else f"last used {when(used)}"
+        click.confirm(f"Revoke the key {key.id} ({last})?", abort=True, err=True)
     record(store, operator(), "revoke_key", key.app_id, key_id=key.id)
     store.api_keys.revoke(key_id)
     store.replication.confirm()
@@ -219,7 +220,3 @@ def _row(key: dict[str, object]) -> tuple[object, ...]:
 
 def _ends(ms: int | None) -> str:
     return "never expires" if ms is None else f"expires at {when(ms)}"
-
-
-def _at(ms: int | None, otherwise: str) -> str:
-    return otherwise if ms is None else f"at {when(ms)}"

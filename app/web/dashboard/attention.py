@@ -38,8 +38,8 @@ class Attention(NamedTuple):
         failed_syncs: the latest failed sync of each cohort named under SYNC_FAILED, by cohort id.
         failed: syncs of the last day whose requests failed and name no stored cohort, so that no
             cohort shows them.
-        followed: ids of those in ``failed`` after which the same succeeded: a sync of the cohort,
-            or a request of the same source with the same key.
+        followed: ids of those in ``failed`` that were followed by a success: of a sync of the
+            cohort, or of a request of the same source with the same key.
         left_out: for each cohort whose last sync left out users who are not registered, that sync.
             Only the latest syncs with problems are searched, so some may be missing.
         problems: what the first failed requests of the failed syncs say, by sync id.
@@ -137,7 +137,7 @@ def _latest_failed(app_id: str, cohort_id: str) -> Sync | None:
 def _failed_without_cohort(app_id: str, syncs: Iterable[Sync]) -> list[Sync]:
     """The latest failed requests that name no stored cohort, one for each source and reason.
 
-    A cohort of which requests fail may also have been lost with the store's data.
+    They may name a cohort that the store has lost.
     """
     oldest = now_ms() - FAILED_SHOWN_MS
     failed = [sync for sync in syncs if sync.failed and sync.last_ms > oldest]
@@ -151,7 +151,7 @@ def _failed_without_cohort(app_id: str, syncs: Iterable[Sync]) -> list[Sync]:
 
 
 def _followed(app_id: str, failed: list[Sync], problems: dict[int, FirstProblems]) -> set[int]:
-    """Ids of the failed syncs after which the same succeeded."""
+    """Ids of the failed syncs that were followed by a success."""
     if not failed:
         return set()
     history = store().sync_history
