@@ -393,8 +393,9 @@ class TestStoreGone:
             with monkeypatch.context() as context, capture_logs() as logs:
                 unreachable(ring, context)
                 ring.refresh()
+                (event,) = logs
                 ring.refresh()
-            (event,) = logs
+                assert logs == [event]
             assert (event["event"], event["reason"]) == (
                 "cannot read keys from the store",
                 "store_unreachable",

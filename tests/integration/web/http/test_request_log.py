@@ -52,6 +52,16 @@ def test_request__to_a_wrong_address__names_its_key_and_for_a_wrong_method_the_r
     assert not {"app", "key"} & {*unknown}
 
 
+def test_scrape__with_the_metrics_token__names_it_and_no_app(
+    make_app: Callable[..., Flask],
+) -> None:
+    app = make_app(metrics_token="the-token")
+    with capture_logs() as events:
+        assert caller(app, "the-token").get("/metrics").status_code == 200
+    (event,) = (event for event in events if event["event"] == "request")
+    assert (event["app"], event["key"]) == ("-", "metrics")
+
+
 def test_request__to_a_wrong_address__is_not_found_while_the_store_is_down(
     make_app: Callable[..., Flask],
 ) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable
 
+import gevent
 import pytest
 import redis
 from flask import Flask
@@ -117,6 +119,38 @@ def test_body__that_breaks_off__is_400(client: FlaskClient, nothing_written: Non
     assert_problem(reply, 400, "invalid_encoding")
 
 
+def test_body__that_does_not_arrive_in_time__is_408(
+    make_app: Callable[..., Flask], nothing_written: None
+) -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            gevent.sleep(10)
+            return super().read(size)
+
+    client = caller(make_app(body_timeout_seconds=0.01))
+    body = json.dumps(ONE).encode()
+    reply = client.post(COHORT_PATH, input_stream=Slow(body), content_type="application/json")
+    problem = assert_problem(reply, 408, "body_timeout")
+    assert "0.01 s" in problem["detail"]
+
+
+def test_body__announced_as_too_large__is_refused_unread(
+    make_app: Callable[..., Flask], nothing_written: None
+) -> None:
+    class Unread(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise AssertionError("was read")
+
+    client = caller(make_app(max_body_bytes=2048))
+    reply = client.post(
+        COHORT_PATH,
+        input_stream=Unread(b" " * 2049),
+        content_length=2049,
+        content_type="application/json",
+    )
+    assert_problem(reply, 413, "body_too_large")
+
+
 @pytest.mark.parametrize(("members", "status"), [(999, 200), (1000, 413)])
 def test_gzip__of_very_many_members__is_refused(
     client: FlaskClient, members: int, status: int
@@ -125,19 +159,26 @@ def test_gzip__of_very_many_members__is_refused(
     assert post_raw(client, body, **{"Content-Encoding": "gzip"}).status_code == status
 
 
-@pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 413)])
+@pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 413), (9, 413)])
 def test_body__of_no_announced_length__may_have_as_many_bytes_as_others(
     over: int, status: int, make_app: Callable[..., Flask]
 ) -> None:
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            read.append(super().read(size))
+            return read[-1]
+
+    read: list[bytes] = []
     body = json.dumps(ONE).encode()
     client = caller(make_app(max_body_bytes=len(body)))
     reply = client.post(
         COHORT_PATH,
-        data=body + b" " * over,
+        input_stream=Counted(body + b" " * over),
         content_type="application/json",
         environ_overrides={"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"},
     )
     assert reply.status_code == status
+    assert sum(map(len, read)) <= len(body) + 1
 
 
 @pytest.mark.parametrize(
@@ -159,6 +200,7 @@ def test_content_type__json_in_utf8__is_taken(client: FlaskClient, content_type:
         "text/plain",
         "",
         "application/x-www-form-urlencoded",
+        "text/vnd.x+json",
         "application/json; charset=latin-1",
         "application/json; charset=nonsense",
     ],
@@ -205,12 +247,19 @@ def test_body__json_but_no_object__is_400(
 
 
 @pytest.mark.parametrize(
-    "body",
-    [b"not gzip", gzip.compress(b"{}", mtime=0)[:-4], b"", gzip.compress(b"{}", mtime=0) + b"x"],
+    ("body", "reason"),
+    [
+        (b"not gzip", "invalid_encoding"),
+        (gzip.compress(b"{}", mtime=0)[:-4], "invalid_encoding"),
+        (gzip.compress(b"{}", mtime=0) + b"x", "invalid_encoding"),
+        (zlib.compress(b"{}"), "invalid_encoding"),
+        (b"", "invalid_json"),
+    ],
 )
-def test_gzip__broken__is_400(client: FlaskClient, body: bytes, nothing_written: None) -> None:
-    reply = post_raw(client, body, **{"Content-Encoding": "gzip"})
-    assert reply.status_code == 400
+def test_gzip__broken__is_400(
+    client: FlaskClient, body: bytes, reason: str, nothing_written: None
+) -> None:
+    assert_problem(post_raw(client, body, **{"Content-Encoding": "gzip"}), 400, reason)
 
 
 def test_body__over_the_limit__is_413_before_and_after_decompression(

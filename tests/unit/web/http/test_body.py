@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from app.errors import InvalidJson
-from app.web.http.body import _SCAN_BYTES, _has_more_values, decoded
+from app.settings import Settings
+from app.web.http.body import _SCAN_BYTES, _has_more_values, _max_values, decoded
 
 SEPARATED = [
     '{"computed_time": 1,692,206,763, "b": 1}',
@@ -18,12 +19,16 @@ SEPARATED = [
     '{"a": 1\'692}',
     '{"a": -12,345\n}',
     '{"é🎉": "é🎉", "a": 1,234.5}',
+    '{"a": 1,234, "b": 5,678}',
+    "1,234",
 ]
 OTHERS = [
     '{"cohort_name": "the "best" users"}',
     '{"cohort_name": "the "1,000" best"}',
     '{"a": 1, 692}',
     '{"a": 12,34}',
+    '{"a": "b" 1,234}',
+    '{"a": "1,234',
     "{'a': 1}",
     "",
 ]
@@ -48,6 +53,15 @@ def test_error__in_a_long_run_of_digits__is_short_and_quick() -> None:
     with pytest.raises(InvalidJson) as caught:
         decoded(b'{"a": ' + b"123," * 1_000_000 + b"}")
     assert len(caught.value.detail) < 250
+
+
+@pytest.mark.parametrize(
+    ("max_users", "max_values"), [(1, 160_000), (10_000, 160_000), (20_000, 320_000)]
+)
+def test_values__may_be_sixteen_for_each_user_of_the_largest_batch(
+    max_users: int, max_values: int
+) -> None:
+    assert _max_values(Settings(max_batch_users=max_users)) == max_values
 
 
 # Of these, each has as many values as the limit, and one more.
