@@ -88,7 +88,7 @@ def test_key__without_the_scope__is_told_which_keys_would_do(
 
 
 def test_key__of_one_app__is_no_key_of_another(app: Flask, run: Run) -> None:
-    key, _ = make(run, app_id="staging")
+    key, _ = make(run, "--expires", "1h", app_id="staging")
     refresh(app)
     assert post(app, key, app_id="staging") == (200, None)
     assert post(app, key, app_id=APP) == (401, "invalid_credentials")

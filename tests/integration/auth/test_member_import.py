@@ -7,7 +7,7 @@ import pytest
 from app.auth.admin_actions import ResyncRefused
 from app.auth.audit_trail import Operator
 from app.auth.member_import import MemberImport
-from app.cohorts import Cohort, MembershipChange, ResyncRefusal
+from app.cohorts import Cohort, MembershipChange, ResyncKind, ResyncRefusal
 from app.store import ResyncPlace, Store
 from app.store.losses import Loss, LossKind
 from tests.integration.conftest import APP
@@ -55,4 +55,27 @@ def test_import__aborted_or_of_a_deleted_cohort__says_that_it_ended(
             list(store.jobs.delete_cohort(APP, cohort.id))
         with pytest.raises(ResyncRefused) as caught:
             next(importing.apply(force=True)) if applying else importing.stage(["bob"])
+    assert caught.value.reason is ResyncRefusal.ENDED
+
+
+@pytest.mark.parametrize("successor", [False, True], ids=["deleted", "followed by another"])
+def test_import__that_is_gone_while_it_is_applied__says_that_it_ended(
+    store: Store, successor: bool
+) -> None:
+    cohort = Cohort.from_trait("[Amplitude] Power users: abc123")
+    change = MembershipChange(cohort, True, ["ann", "bob"])
+    store.memberships.apply(APP, [change], source="test")
+    place = ResyncPlace(APP, cohort.id)
+    with MemberImport(store, OPERATOR, place) as importing:
+        importing.stage(["ann"])
+        for _ in importing.compare():
+            pass
+        steps = importing.apply(force=True)
+        next(steps)
+        list(store.jobs.delete_cohort(APP, cohort.id))
+        if successor:
+            store.memberships.apply(APP, [change], source="test")
+            assert store.resyncs.open(place, ResyncKind.RESYNC) is not None
+        with pytest.raises(ResyncRefused) as caught:
+            list(steps)
     assert caught.value.reason is ResyncRefusal.ENDED

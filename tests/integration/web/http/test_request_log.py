@@ -52,6 +52,15 @@ def test_request__to_a_wrong_address__names_its_key_and_for_a_wrong_method_the_r
     assert not {"app", "key"} & {*unknown}
 
 
+def test_login__names_its_key(make_app: Callable[..., Flask]) -> None:
+    http = make_app(read_api_keys=(ApiKey(APP, READ_KEY),)).test_client()
+    with capture_logs() as events:
+        assert http.post("/login", data={"key": READ_KEY}).status_code == 303
+    (event,) = (event for event in events if event["event"] == "request")
+    assert event["app"] == APP
+    assert event["key"].startswith("read-")
+
+
 def test_scrape__with_the_metrics_token__names_it_and_no_app(
     make_app: Callable[..., Flask],
 ) -> None:
