@@ -56,8 +56,8 @@ RESULT_KEPT_MS = 24 * 3600 * 1000
 # How often the background work looks at a resync that is open, and how long after its last step it
 # takes over one that a killed process has left.
 LOOK_MS = 10_000
-# A resync that is quiet finishes if it still is so at a second look, no later than this after the
-# first one. In between, it is noticed if the store was set back to a time at which it looks quiet.
+# A quiet resync finishes only if two looks, at most this far apart, find it quiet. In between,
+# it is noticed if the store was set back to a quiet moment.
 _QUIET_MS = 6 * LOOK_MS
 _RENEW_SECONDS = 3.0
 _NOTE_SECONDS = 1.0
@@ -354,7 +354,7 @@ class Resyncs:
         self._at_home("look", place, resync.id, LOOK_MS)
 
     def _was_quiet(self, place: ResyncPlace, since_ms: int) -> bool:
-        """Whether a resync was quiet at an earlier look since some time."""
+        """Whether a resync was found quiet before, at ``since_ms`` or later."""
         at_ms: Any = self._client.hget(self._record_key(place), "quiet_at")
         return at_ms is not None and int(at_ms) >= since_ms
 
