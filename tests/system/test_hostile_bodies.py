@@ -47,7 +47,6 @@ def filled(item: str) -> bytes:
     return gzip.compress((start + ",".join([item] * count) + end).encode(), 1)
 
 
-MANY = [f"{n:x}:{n:x}" for n in range(300_000)]
 BOMBS = {
     "a gigabyte": lambda: zeros(1 << 30),
     "many members": lambda: zeros(1 << 20) * 64,
@@ -60,7 +59,10 @@ BOMBS = {
         ("{" + ",".join(f'"{n:x}":[]' for n in range(600_000)) + "}").encode()[:LIMIT], 1
     ),
     "wide traits": lambda: gzip.compress(
-        json.dumps({**identify("u", "n", True), "traits": dict.fromkeys(MANY, True)}).encode(), 1
+        json.dumps(
+            {**identify("u", "n", True), "traits": {f"{n:x}:{n:x}": True for n in range(300_000)}}
+        ).encode(),
+        1,
     ),
 }
 
