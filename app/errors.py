@@ -222,7 +222,7 @@ class ResyncEmpty(Problem):
     status, reason = 409, "resync_empty"
     detail = (
         "Nobody was confirmed, so all members would leave. Nothing has changed. "
-        "If that is what you want, force it."
+        "If that is what you want, set force to true."
     )
 
 
@@ -230,7 +230,7 @@ class ResyncShrinks(Problem):
     status, reason = 409, "resync_shrinks"
     detail = (
         "More than half of the members would leave. Nothing has changed. "
-        "If that is what you want, force it."
+        "If that is what you want, set force to true."
     )
 
 

@@ -133,12 +133,13 @@ def overview() -> BaseResponse:
 
 
 def _latest_syncs(app_id: str, cohort_ids: Sequence[str]) -> list[Sync]:
-    """Of the syncs that began last and those of some cohorts, the ones with the latest requests.
+    """The syncs with the latest requests: of those that began last, and of some cohorts.
 
     A sync of a cohort that is synced every minute may have begun long ago.
     """
     history = store().sync_history
     found = history.syncs(app_id, limit=LATEST_SYNCS).syncs
+    found += history.syncs(app_id, problems=True, limit=LATEST_SYNCS).syncs
     found += history.latest_of(app_id, cohort_ids[:LATEST_SYNCS])
     by_id = {sync.id: sync for sync in found}
     return sorted(by_id.values(), key=lambda sync: sync.last_ms, reverse=True)[:LATEST_SYNCS]

@@ -323,6 +323,11 @@ class TestOverview:
         page = browser.get("/").text.partition('id="latest"')[2].partition("</section>")[0]
         shown = re.findall(r'<code class="id">(\w+)</code>', page)
         assert shown == ["b0", "o8", "o7", "o6", "o5", "o4"]
+        # A refused request does not count as received.
+        http.post(COHORT_PATH, json=batch(["u"], "other: o0", "maybe"))  # type: ignore[arg-type]
+        services(app).sync_recorder.flush()
+        page = browser.get("/").text.partition('id="latest"')[2].partition("</section>")[0]
+        assert re.findall(r'<code class="id">(\w+)</code>', page)[:2] == ["o0", "b0"]
 
     def test_store__that_lost_all_cohorts__is_not_taken_for_a_new_one(
         self, app: Flask, store: Store, browser: Browser, redis_client: redis.Redis
