@@ -87,18 +87,25 @@ class StoreWatch:
 
     def _compare_one(self, partition: Partition) -> None:
         acknowledged, known = self._store.memberships.acknowledged, self._marks.get(partition)
-        newest = acknowledged.get(partition)
+        confirmed = self._store.memberships.confirmations
+        newest, confirmations = acknowledged.get(partition), confirmed.get(partition)
         now = time.monotonic()
         advance = (
-            newest is not None or now - self._advanced.get(partition, -math.inf) >= ADVANCE_SECONDS
+            newest is not None
+            or confirmations is not None
+            or now - self._advanced.get(partition, -math.inf) >= ADVANCE_SECONDS
         )
         loss, mark = self._store.losses.compare(
-            partition, known, newest, self._token, advance=advance
+            *(partition, known, newest, self._token),
+            advance=advance,
+            confirmations=confirmations,
         )
         if advance:
             self._advanced[partition] = now
         if loss or acknowledged.get(partition) == newest:
             acknowledged.pop(partition, None)
+        if loss or confirmed.get(partition) == confirmations:
+            confirmed.pop(partition, None)
         if mark is None:
             return
         if mark != known:

@@ -117,6 +117,7 @@ class Losses:
         token: str,
         *,
         advance: bool,
+        confirmations: int | None = None,
     ) -> tuple[LossKind | None, Mark | None]:
         """Compare a partition with what is remembered of it, and record a loss.
 
@@ -124,6 +125,8 @@ class Losses:
             newest: the newest entry of the change stream that was acknowledged; None if unknown.
             token: the observer's.
             advance: whether to advance the mark.
+            confirmations: how many had been acknowledged, of resyncs in this partition; None if
+                unknown.
 
         Returns:
             The loss that this call found, if any; and what to remember from now on, None if the
@@ -132,7 +135,9 @@ class Losses:
         known = mark or ("", "", "")
         entry = "{}-{}".format(*newest) if newest else ""
         what = "advance" if advance else ""
-        call = Call(self._stream(partition), [*known, entry, token, what, secrets.token_hex(8)])
+        confirmed = "" if confirmations is None else confirmations
+        args = [*known, entry, token, what, secrets.token_hex(8), confirmed]
+        call = Call(self._stream(partition), args)
         with store_errors():
             ((found, identity, *position),) = call_partitions(self._mark, [call])
             if found == b"empty":

@@ -151,6 +151,8 @@ class Memberships:
         # By app and partition, the newest entry of the change stream that was acknowledged to this
         # process: time and number. app/server/store_watch.py takes them out.
         self.acknowledged: dict[tuple[str, int], tuple[int, int]] = {}
+        # Likewise, how often users had been confirmed during resyncs.
+        self.confirmations: dict[tuple[str, int], int] = {}
 
     def apply(
         self,
@@ -394,6 +396,9 @@ class Memberships:
         for part, reply in zip(parts, replies, strict=True):
             if moves := reply.lists.get(b"moves"):
                 self._note_acknowledged((app_id, part.partition), moves[-1])
+            if counts := reply.lists.get(b"confirmations"):
+                place = (app_id, part.partition)
+                self.confirmations[place] = max(counts[-1], self.confirmations.get(place, 0))
         if self._keys.partitions > 1:
             # At once, so that the next rename is known to be later.
             for cohort_id in {name for reply in replies for name in reply.ids(b"renamed")}:

@@ -35,6 +35,7 @@
 --   deleting    ids of cohorts skipped because they are being deleted
 --   unmet       ids of cohorts skipped because of ARGV[7]
 --   renamed     ids of cohorts that have another name now
+--   confirmations  how often users have been confirmed during resyncs, if that has changed
 --   created     ids of cohorts that were unknown in this partition
 
 local stream = KEYS[1]
@@ -180,7 +181,10 @@ local function note_confirmed(prefix, entering, users, since, moved)
       if since[i] then stated[#stated + 1] = users[i] end
     end
   end
-  if #stated > 0 then call(entering and 'SADD' or 'SREM', prefix .. ':confirmed', unpack(stated)) end
+  if #stated == 0 then return end
+  call(entering and 'SADD' or 'SREM', prefix .. ':confirmed', unpack(stated))
+  -- No entry of the stream tells whether a failover has lost this.
+  report('confirmations', {call('HINCRBY', base .. 'mark', 'confirmations', 1)})
 end
 
 -- The arguments with which ZADD gives users the time of the last statement about them as score: the
@@ -342,7 +346,10 @@ local function apply(cohort, trait, value, stated_at, users)
 
   -- Keys of another type fail here.
   local some_left, some_users = call('ZCARD', left) > 0, #users > 0
-  if resync then call('SISMEMBER', prefix .. ':confirmed', '') end
+  if resync then
+    call('SISMEMBER', prefix .. ':confirmed', '')
+    call('HGET', base .. 'mark', 'confirmations')
+  end
   local since = some_users and call('ZMSCORE', members, unpack(users))
   named, total = past(named), tonumber(total) or 0
   local newest_unrecorded = past(repeated)

@@ -10,9 +10,11 @@
 -- ARGV[5]  the observer's own token
 -- ARGV[6]  'advance' to advance the mark; '' to do so only if the identity is new to the observer
 -- ARGV[7]  a random id, for a partition that needs a new identity
+-- ARGV[8]  the confirmations that the observer knows of, or ''
 --
 -- The mark is a hash: 'identity', random and kept until a loss; 'earlier', those before it;
--- 'position', a number that grows; and the tokens of those who advanced it to the last positions, by
+-- 'position', a number that grows; 'confirmations', how often users were confirmed during resyncs
+-- (apply.lua); and the tokens of those who advanced it to the last positions, by
 -- position modulo SLOTS. A partition gets a mark with its first data.
 --
 -- Returns {what was found, identity, position}: 'empty' (nothing to lose yet), 'same', 'lost' or
@@ -21,7 +23,8 @@
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)
-local remembered, position_then, token_then, newest, token, advance, random = unpack(ARGV)
+local remembered, position_then, token_then, newest, token, advance, random, confirmations =
+  unpack(ARGV)
 local mark, loss = base .. 'mark', base .. 'loss'
 local call = redis.call
 
@@ -73,6 +76,12 @@ local function lacks_newest()
   return not erased_until or is_before(erased_until, newest)
 end
 
+-- Whether some of the confirmations that were acknowledged are gone.
+local function lacks_confirmations()
+  local wanted = tonumber(confirmations)
+  return wanted and tonumber(call('HGET', mark, 'confirmations') or 0) < wanted
+end
+
 local function is_earlier(wanted)
   for _, one in ipairs(earlier) do
     if one == wanted then return true end
@@ -91,7 +100,7 @@ elseif not identity then
   found = 'lost'
 elseif remembered ~= identity then
   if not is_earlier(remembered) then found = 'lost' end
-elseif is_behind() or lacks_newest() then
+elseif is_behind() or lacks_newest() or lacks_confirmations() then
   found = 'set_back'
 end
 

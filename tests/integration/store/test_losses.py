@@ -287,6 +287,33 @@ def test_set_back__by_less_than_the_mark_advanced__is_found_by_what_was_acknowle
     assert worker.kind() == "set_back"
 
 
+def test_set_back__that_loses_who_was_confirmed_in_a_resync__is_found(
+    start: Callable[..., Worker], set_back: Back
+) -> None:
+    """Nobody entered or left, so no entry of the stream is missing; but members would leave."""
+    worker, other = start(), start()
+    users = ["alice", "bob", "carol", "dora", "emma", "frank"]  # in all partitions
+    worker.send(*users)
+    place = ResyncPlace(APP, COHORT)
+    resync = worker.store.resyncs.open(place, ResyncKind.RESYNC)
+    assert resync
+    worker.send(*users[:4])
+    for one in (worker, other, worker):
+        one.work()
+    assert worker.kind() is None
+    with set_back():
+        worker.send(*users[4:])
+    worker.work()
+    assert worker.kind() == "set_back"
+    assert worker.reasons() == ["store_set_back"]
+    assert worker.store.resyncs.is_lost(place, resync)
+    (first,) = worker.store.losses.acknowledge([APP])
+    for one in (other, worker, other, worker):
+        one.send(*users)
+        one.work()
+    assert worker.loss() == first._replace(acknowledged=True)
+
+
 def test_set_back__then_new_entries__is_found_by_what_was_acknowledged(
     start: Callable[..., Worker], set_back: Back
 ) -> None:
