@@ -143,7 +143,8 @@ class CompletenessStore:
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for partition in range(self._keys.partitions):
                 key = self._keys.completeness(app_id, partition, reason)
-                pipeline.zrange(key, 0, limit - 1, desc=True, withscores=True)
+                page: Any = {"byscore": True, "desc": True, "offset": 0, "num": limit}
+                pipeline.zrange(key, "+inf", "-inf", withscores=True, **page)
             for rows in pipeline.execute():
                 found += rows
         found.sort(key=lambda row: -row[1])

@@ -146,7 +146,8 @@ class SyncHistory:
         """The id of the latest sync of each of some cohorts, by cohort id."""
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
-                pipeline.zrange(self._keys.cohort_syncs(app_id, cohort_id), 0, 0, desc=True)
+                key = self._keys.cohort_syncs(app_id, cohort_id)
+                pipeline.zrange(key, "+inf", "-inf", desc=True, byscore=True, offset=0, num=1)
             replies = pipeline.execute()
         return {one: int(ids[0]) for one, ids in zip(cohort_ids, replies, strict=True) if ids}
 

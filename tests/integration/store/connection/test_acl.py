@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError
 from urllib3 import Retry
 
 from app import create_app
+from app.cohorts import IncompleteReason
 from app.server.background import Background
 from app.server.resync_worker import ResyncWorker
 from app.services import services
@@ -178,6 +179,8 @@ def use(app: Flask) -> None:
 def use_pages(app: Flask) -> None:
     """Every page of the dashboard, and every form."""
     caller(app, KEY).post(payloads.COHORT_PATH, json=payloads.batch(["bob"], "n: c2", True))
+    for reason in IncompleteReason:
+        services(app).store.completeness.raise_reason("shop", "c2", reason)
     services(app).sync_recorder.finish()
     services(app).sync_problems.work()
     services(app).store_watch.work()
