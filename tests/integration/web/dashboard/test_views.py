@@ -574,14 +574,14 @@ class TestWrongNow:
         caller(app, "wrong").post(COHORT_PATH, json={})
         services(app).sync_recorder.flush()
         wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
-        assert '<li class="bad"><strong>Requests without a valid key' in wrong
+        assert '<li class="bad"><strong>1 request without a valid key' in wrong
         key = "cohorts:unknown-callers"
         (field,) = redis_client.hgetall(key)
         hour, reason = field.split(":")
         redis_client.hdel(key, field)
         redis_client.hset(key, f"{int(hour) - 3}:{reason}", 1)
         wrong = browser.get("/").text.partition('id="wrong"')[2].partition("</section>")[0]
-        assert '<li class="warn"><strong>Requests without a valid key' in wrong
+        assert '<li class="warn"><strong>1 request without a valid key' in wrong
         assert "in the last 24 hours, none in the last hour." in wrong
 
     def test_too_many_users__in_a_request__are_named_as_the_cause(
