@@ -196,10 +196,11 @@ class TestSync:
     def test_request__for_very_many_cohorts__is_noted_once(
         self, app: Flask, http: FlaskClient
     ) -> None:
-        traits = {f"n: {n}": True for n in range(100)}
-        http.post(COHORT_PATH, json=identify("u", ONE, True) | {"traits": traits})
+        for member, count in ((True, 100), (False, 90)):
+            traits = {f"n: {n}": member for n in range(count)}
+            http.post(COHORT_PATH, json=identify("u", ONE, True) | {"traits": traits})
         (sync,) = syncs(app)
-        assert (sync.cohort_id, sync.entered, sync.accepted) == ("", 100, 1)
+        assert (sync.cohort_id, sync.entered, sync.left, sync.accepted) == ("", 100, 90, 2)
 
     def test_request__for_up_to_eight_cohorts__is_in_the_sync_of_each(
         self, app: Flask, http: FlaskClient
@@ -417,6 +418,18 @@ class TestProblems:
         assert (record.reason, record.detail) == (reason, detail)
         details = services(app).store.sync_history.first_details(APP, [sync])
         assert details == {sync.id: detail}
+
+    def test_failures__of_other_reasons_or_sources__are_apart(
+        self, app: Flask, http: FlaskClient
+    ) -> None:
+        for path, body in ((COHORT_PATH, "{"), (COHORT_PATH, "{}"), (WEBHOOK_PATH, "{")):
+            http.post(path, data=body, content_type="application/json")
+        found = {(*sync.sources, *sync.failures) for sync in syncs(app)}
+        assert found == {
+            ("identify", "invalid_json"),
+            ("identify", "invalid_payload"),
+            ("webhook", "invalid_json"),
+        }
 
     @pytest.mark.parametrize("path", [COHORT_PATH, WEBHOOK_PATH])
     def test_invalid_json__is_told_with_its_place_and_without_its_text(
@@ -765,6 +778,40 @@ class TestStoreTrouble:
             (sync,) = syncs(app)
         assert sync.requests == 2
 
+    def test_flush__with_nothing_buffered__does_not_ask_for_the_time(
+        self, app: Flask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(services(app).store, "now", fail)
+        flush(app)
+
+    def test_buffer__of_which_the_store_took_a_part__has_room_for_as_many(
+        self, app: Flask, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store: Store = services(app).store
+        recorder = SyncRecorder(store, Tuning(history_buffered=4))
+        add = store.sync_history.add
+        event = {"source": "list", "request_id": "an-id", "app": APP}
+
+        def record_and_work() -> None:
+            for _ in range(2):
+                recorder.record(FinishedRequest(event, "lists", None, 400, 0.1))
+            recorder.work()
+
+        def add_once(*args: Any) -> None:
+            monkeypatch.setattr(store.sync_history, "add", fail)
+            add(*args)
+
+        monkeypatch.setattr(store.sync_history, "add", fail)
+        record_and_work()
+        record_and_work()
+        monkeypatch.setattr(store.sync_history, "add", add_once)
+        recorder.work()
+        record_and_work()
+        monkeypatch.undo()
+        recorder.work()
+        (sync,) = store.sync_history.syncs(APP).syncs
+        assert sync.requests == 6
+
     def test_finish__writes_all_that_is_buffered_and_gives_others_a_turn(
         self, app: Flask, http: FlaskClient
     ) -> None:
@@ -821,9 +868,12 @@ class TestStoreTrouble:
             raise StoreRefused("The store refused a command.")
 
         http.post(COHORT_PATH, json=identify("u", ONE, True))
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, capture_logs() as logs:
             patch.setattr(store.sync_history, "add", refuse)
             flush(app)
+        assert [(entry["event"], entry["requests"]) for entry in logs] == [
+            ("sync history refused", 1)
+        ]
         http.post(COHORT_PATH, json=identify("u", ONE, True))
         (sync,) = syncs(app)
         assert sync.requests == 1
