@@ -93,19 +93,19 @@ def read_decompressed(limit: int) -> bytes:
     environ = request.environ
     if environ.get("CONTENT_TYPE") != "application/json":  # skip parsing the usual value
         _check_media_type()
-    encoding = content_encoding()
+    compressed = is_gzip()
     raw = read_raw(settings, limit)
     fair_queue.begin()
-    return _gunzip(raw, limit) if encoding else raw
+    return _gunzip(raw, limit) if compressed else raw
 
 
-def content_encoding() -> str:
-    """``gzip``, or "" for none. Raises UnsupportedMediaType for others."""
+def is_gzip() -> bool:
+    """Whether the body is declared as gzip. Raises UnsupportedMediaType for other compressions."""
     encoding = request.environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding in ("", "identity"):
-        return ""
+        return False
     if encoding in ("gzip", "x-gzip"):
-        return "gzip"
+        return True
     raise UnsupportedMediaType(
         "Content-Encoding must be gzip or none.", headers={"Accept-Encoding": "gzip"}
     )

@@ -12,7 +12,7 @@ from gunicorn.http.errors import ParseException
 
 from app.errors import BodyTimeout, InvalidEncoding
 from app.services import services
-from app.web.http.body import check_charset, content_encoding
+from app.web.http.body import check_charset, is_gzip
 
 _CHUNK_BYTES = 1 << 16
 # Not 0: gevent would run many ready greenlets before it polls for new input.
@@ -31,12 +31,12 @@ def read_upload() -> Iterator[bytes]:
         InvalidEncoding: it ended early, or is not valid gzip.
     """
     check_charset()
-    encoding = content_encoding()
+    compressed = is_gzip()
     chunks = _raw_chunks(services().settings.body_timeout_seconds)
     first = next(chunks, b"")
     whole: Iterator[bytes] = chain((first,), chunks)
     # Also without Content-Encoding: the file itself may be a gzip file.
-    if encoding or first.startswith(_GZIP_MAGIC):
+    if compressed or first.startswith(_GZIP_MAGIC):
         whole = _gunzip(whole)
     for chunk in whole:
         yield chunk
