@@ -68,6 +68,15 @@ def test_sync__holds_the_sums_of_its_requests(history: SyncHistory) -> None:
     assert history.sync(APP, sync.id) == sync
 
 
+def test_sync__of_requests_that_did_nothing__has_no_sums(history: SyncHistory) -> None:
+    batch = SyncBatch(SyncGroup(APP, "1"))
+    batch.add(CLEAN._replace(took_ms=0), {})
+    add(history, batch)
+    (sync,) = history.syncs(APP).syncs
+    expected = Sync(sync.id, "1", "", NOW, NOW, 1, sources={"list": 1}, keys={"a-key": 1}, kept=1)
+    assert sync == expected
+
+
 def test_page__ends_where_the_next_one_begins(history: SyncHistory) -> None:
     add(history, *(of_cohort(str(n), CLEAN) for n in range(51)))
     page = history.syncs(APP)
@@ -84,11 +93,12 @@ def test_requests__of_a_sync__come_in_pages(history: SyncHistory) -> None:
     assert [one.accepted for one in found] == [49, 50]
 
 
-def test_latest_ids__are_of_the_cohorts_that_have_syncs(history: SyncHistory) -> None:
+def test_latest_syncs__are_of_the_cohorts_that_have_syncs(history: SyncHistory) -> None:
     add(history, of_cohort("1", CLEAN), of_cohort("2", CLEAN))
     add(history, of_cohort("1", CLEAN._replace(at_ms=NOW + 3_600_000)))
     last, two, _ = history.syncs(APP).syncs
     assert history.latest_ids(APP, ["1", "2", "3"]) == {"1": last.id, "2": two.id}
+    assert history.latest_of(APP, ["1", "2", "3"]) == [last, two]
 
 
 def test_first_problems__are_those_of_the_first_five_failed_requests(history: SyncHistory) -> None:
