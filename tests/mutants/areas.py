@@ -25,11 +25,11 @@ class Area(NamedTuple):
 
 _INGEST = ("tests/unit/web/ingest", "tests/integration/web/ingest")
 _HISTORY = (
-    "tests/unit/store",
+    "tests/unit/store/test_sync_batches.py",
     "tests/integration/store/test_sync_history.py",
     "tests/integration/store/test_left_out.py",
-    "tests/integration/telemetry",
-    "tests/integration/store/test_sizing.py",
+    "tests/integration/telemetry/test_sync_recorder.py",
+    "tests/integration/store/test_retention.py",
 )
 
 AREAS = {
@@ -74,10 +74,10 @@ AREAS = {
         (
             "tests/unit/web/http/test_body.py",
             "tests/integration/web/http",
-            "tests/integration/web/test_memory.py",
-            *_INGEST,
+            "tests/integration/web/ingest/test_identify.py",
+            "tests/integration/web/ingest/test_webhook.py",
             "tests/integration/web/api/test_resyncs.py",
-            "tests/integration/telemetry",
+            "tests/integration/telemetry/test_sync_recorder.py",
         ),
     ),
     "paths": Area(
