@@ -116,6 +116,13 @@ def test_first_problems__are_those_of_the_first_five_failed_requests(history: Sy
     assert history.first_details(APP, syncs) == {one.id: "", two.id: "one"}
 
 
+@pytest.mark.parametrize(("requests", "kept"), [(0, False), (1, True)])
+def test_history__without_any_requests_to_keep__is_off(
+    make_app: Callable[..., Flask], requests: int, kept: bool
+) -> None:
+    assert services(make_app(history_max_requests=requests)).store.sync_history.is_kept is kept
+
+
 def test_users_left_out__are_found_by_hash_until_erased_or_turned_off(
     make_app: Callable[..., Flask], redis_client: redis.Redis
 ) -> None:
