@@ -139,6 +139,8 @@ class Resyncs:
         self._due = load_script(client, "resyncs_due.lua")
         self._lease = load_script(client, "lease.lua")
         self._token = secrets.token_hex(8)
+        # Of imports that this process has staged users for: confirmations by partition.
+        self._staged: dict[str, dict[int, int]] = {}
 
     def open(
         self, place: ResyncPlace, kind: ResyncKind, *, quiet_ms: int | None = None
@@ -197,7 +199,14 @@ class Resyncs:
     def is_lost(self, place: ResyncPlace, resync: Resync) -> bool:
         """Whether the store has lost data since a resync began, including who was confirmed."""
         losses = self._losses.of([place.app_id])
-        return any(loss.at_ms >= resync.started_ms for loss in losses)
+        if any(loss.at_ms >= resync.started_ms for loss in losses):
+            return True
+        staged = self._staged.get(resync.id, {})
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for partition in staged:
+                pipeline.hget(self._keys.mark(place.app_id, partition), "confirmations")
+            counts = pipeline.execute()
+        return any(int(now or 0) < then for now, then in zip(counts, staged.values(), strict=True))
 
     def request_abort(self, place: ResyncPlace, resync: Resync) -> bool:
         """Request that a resync end without any effect, which :meth:`steps` does.
@@ -216,13 +225,19 @@ class Resyncs:
         Raises:
             ConfirmedLost: the import has ended, or those added before are gone.
         """
-        new = 0
+        new, counts = 0, self._staged.setdefault(resync.id, {})
         with store_errors():
             for partition, users in self._keys.by_partition(user_ids).items():
                 for start in range(0, len(users), USERS_PER_STEP):
                     part = users[start : start + USERS_PER_STEP]
-                    added = self._in_partition("stage", place, partition, resync.id, KEEP_MS, *part)
+                    stream = self._keys.changes(place.app_id, partition)
+                    args = ["stage", place.cohort_id, resync.id, KEEP_MS, *part]
+                    added, confirmations = self._script(keys=[stream], args=args)
                     if added < 0:
+                        raise ConfirmedLost
+                    least = counts.get(partition, 0) + 1
+                    counts[partition] = max(least, confirmations)
+                    if confirmations < least:
                         raise ConfirmedLost
                     new += added
             self._at_home("look", place, resync.id, UPLOAD_PAUSE_MS)
@@ -363,6 +378,7 @@ class Resyncs:
             self._in_partition("keep", place, partition, resync.id, KEEP_MS)
 
     def _abort(self, place: ResyncPlace, resync: Resync) -> None:
+        self._staged.pop(resync.id, None)
         for partition in self._partitions():
             self._in_partition("clear", place, partition, resync.id)
         self._at_home("drop", place, resync.id)
@@ -424,6 +440,7 @@ class Resyncs:
         self._change(place, resync_id, (finishing,), finishing, "position", position)
 
     def _finish(self, place: ResyncPlace, resync: Resync) -> None:
+        self._staged.pop(resync.id, None)
         for partition in self._partitions():
             self._in_partition("clear", place, partition, resync.id)
         record = self._registry.find(*place)

@@ -24,8 +24,8 @@
 --          partition knows the cohort. Returns 1, or 0 if it does not. Remembers the identity of
 --          the partition (mark.lua): after a loss, nobody knows who was confirmed.
 -- keep     ARGV[4]: ms to keep what is confirmed, counted from now. Returns 1.
--- stage    ARGV[4]: ms to keep them; ARGV[5..]: users who count as confirmed. Returns how many are
---          new, or -1 if those before them are gone.
+-- stage    ARGV[4]: ms to keep them; ARGV[5..]: users who count as confirmed. Returns {how many are
+--          new, or -1 if those before them are gone; confirmations in this partition, see mark.lua}.
 -- clear    Ends it: members are no longer confirmed. Returns 1.
 --
 -- What is confirmed may expire unnoticed: the store's clock may jump, or no process may renew it.
@@ -80,10 +80,11 @@ elseif action == 'keep' then
   keep(ARGV[4])
   return 1
 elseif action == 'stage' then
-  if call('GET', confirmed_of) ~= id then return -1 end
+  if call('GET', confirmed_of) ~= id then return {-1, 0} end
+  local confirmations = call('HINCRBY', base .. 'mark', 'confirmations', 1)
   local added = call('SADD', confirmed, unpack(ARGV, 5))
   keep(ARGV[4])
-  return added
+  return {added, confirmations}
 elseif action == 'clear' then
   -- Keep what a later resync has confirmed: several processes may end the same resync.
   local owner = call('GET', confirmed_of)

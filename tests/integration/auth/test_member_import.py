@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from app.auth.admin_actions import ResyncRefused
 from app.auth.audit_trail import Operator
@@ -33,6 +34,36 @@ def test_apply__after_the_store_lost_data__is_refused_though_forced(store: Store
     members, _ = store.lookups.members(APP, cohort.id)
     assert {member.user_id for member in members} == {"ann", "bob"}
     assert store.audit_trail.all() == []
+
+
+@pytest.mark.parametrize("rest", [["user7", "user8"], []])
+def test_import__during_which_a_failover_lost_some_of_the_file__is_refused(
+    store: Store, store_url: str, rest: list[str]
+) -> None:
+    """Members whom the file named would leave."""
+    cohort = Cohort.from_trait("[Amplitude] Power users: abc123")
+    users = [f"user{n}" for n in range(9)]
+    store.memberships.apply(APP, [MembershipChange(cohort, True, users)], source="test")
+    place = ResyncPlace(APP, cohort.id)
+    with redis.Redis.from_url(store_url) as client, MemberImport(store, OPERATOR, place) as one:
+        one.stage(users[:5])
+        kept = {key: client.dump(key) for key in client.scan_iter()}
+        one.stage(users[5:7])
+        client.flushall()
+        for key, value in kept.items():
+            client.restore(key, 0, value)
+
+        def complete() -> None:
+            one.stage(rest)
+            for _ in one.compare():
+                pass
+            next(one.apply(force=True))
+
+        with pytest.raises(ResyncRefused) as caught:
+            complete()
+    assert caught.value.reason is ResyncRefusal.STORE_LOST
+    members, _ = store.lookups.members(APP, cohort.id)
+    assert {member.user_id for member in members} == set(users)
 
 
 @pytest.mark.parametrize("applying", [False, True])
