@@ -39,7 +39,7 @@ simulate: install ## sync 10,000 users to a running `make run`; PORT selects ano
 
 PYTEST ?= $(BIN)/pytest
 
-test: install ## run all tests
+test: install ## run all tests but the slow ones
 	$(PYTEST) -n 5
 
 chaos: install ## sync under injected faults for some minutes, and verify that nothing is lost

@@ -51,7 +51,7 @@ BLOCK_SECONDS = 1.0
 BUSY_SECONDS = 0.1
 # Backoff while the store is unavailable.
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5.0
-# Consumers of dead processes are removed after this long, once their entries were handled.
+# Consumers of dead processes are removed after this long, once their entries are handled.
 IDLE_CONSUMER_SECONDS = 3600.0
 MAX_FAILED_ENTRIES = 10_000
 MAX_ERROR_CHARACTERS = 500

@@ -343,7 +343,8 @@ class CohortReader(_ReaderCore):
     If ``breaker_failures`` calls in a row fail because the store is unavailable, further ones fail
     immediately with :class:`StoreUnavailable`, and one of them per ``breaker_seconds`` tries again.
 
-    Every lookup takes a ``default``, which it returns instead of raising ``redis.RedisError``.
+    Every lookup but :meth:`members` takes a ``default``, which it returns instead of raising
+    ``redis.RedisError``.
 
     Args:
         client: connects to the store, see :func:`connect`; the reader never closes it.

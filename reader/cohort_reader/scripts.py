@@ -93,8 +93,8 @@ local function note_gap()
 end
 """
 
-# Whether a consumer has a lease or may take it. A lease with more than twice the duration of a new
-# one left was taken while the store's clock was ahead, and is ignored.
+# Whether a consumer has a lease or may take it. A lease that has more than twice its duration left
+# was taken while the store's clock was ahead, and is ignored.
 _HAS_LEASE = """
 local function has_lease(lease, consumer, ms)
   local owner = redis.call('GET', lease)
