@@ -227,6 +227,7 @@ def test_ctrl_c__while_the_store_is_awaited__ends_with_130_and_no_traceback(type
     assert (process.returncode, errors) == (130, "\nInterrupted.\n")
 
 
+@thorough
 def test_ctrl_c__at_a_question__ends_with_130_and_changes_nothing(
     service: Service, store_url: str
 ) -> None:

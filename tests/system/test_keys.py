@@ -76,6 +76,7 @@ def test_key__that_expires__is_refused_by_all_workers_from_then_on(
     wait_until(lambda: ends(three_workers, key, "expired_key"), SOON)
 
 
+@thorough
 def test_service__with_keys_in_the_store_alone__starts_and_takes_them(store_url: str) -> None:
     key, _ = make(store_url)
     with running({"REDIS_URL": store_url, "API_KEYS": ""}) as service:

@@ -17,6 +17,7 @@ from simulator import payloads
 from tests.integration.conftest import caller
 from tests.integration.reader.conftest import COHORT, TRAIT, Clients, RestartableStore, Service
 from tests.integration.reader.docs_examples import DOCS
+from tests.support.effort import thorough
 from tests.support.polling import wait_until
 
 MakeReader = Callable[..., CohortReader]
@@ -216,6 +217,7 @@ def test_store_away__without_a_bound__is_the_callers_to_deal_with(
         reader.member_count(COHORT)
 
 
+@thorough
 @pytest.mark.parametrize(
     ("what", "documented"), [("a membership", 430), ("a profile of five traits", 500)]
 )

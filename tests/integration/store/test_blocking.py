@@ -13,11 +13,14 @@ from app.cohorts import Cohort, MembershipChange
 from app.cohorts.cohort import MAX_USER_ID_BYTES
 from app.settings import Settings
 from app.store import CohortFilter, Copy, Store, connect
-from tests.support.effort import THOROUGH, thorough
+from tests.support.effort import thorough
 from tests.support.stores import running_store
 
+# Durations, which a busy machine spoils.
+pytestmark = thorough
+
 APP, COHORTS = "shop", 10_000
-LARGE, MEMBERS = Cohort("large", "Who did this: large"), 200_000 if THOROUGH else 100_000
+LARGE, MEMBERS = Cohort("large", "Who did this: large"), 200_000
 USERS = ["ann", "bob"]
 # Four times what a call may take on a quiet machine.
 LONGEST_US = 40_000
@@ -110,7 +113,6 @@ def erase(store: Store, number: int) -> None:
     enter(store, USERS[number % len(USERS)])
 
 
-@thorough
 @pytest.mark.parametrize("call", [read, check, rename, delete, erase])
 def test_store__of_users_in_ten_thousand_cohorts__is_not_held_up(
     url: str, client: redis.Redis, call: Callable[[Store, int], None]
@@ -118,7 +120,6 @@ def test_store__of_users_in_ten_thousand_cohorts__is_not_held_up(
     assert not least_held_up(lambda number: call(open_store(url), number), client)
 
 
-@thorough
 def test_copy__of_users_in_thousands_of_cohorts__holds_up_neither_store() -> None:
     few = 2500
     for _ in range(ATTEMPTS):
@@ -225,7 +226,6 @@ def delete_large(store: Store, number: int) -> None:
     fill(store)
 
 
-@thorough
 @pytest.mark.parametrize(
     "call",
     [read_members, export_members, change_members, check_members, rename_large, delete_large],

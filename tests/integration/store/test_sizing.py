@@ -72,7 +72,7 @@ def fill(store: Store, load: Load) -> None:
 @pytest.mark.parametrize(
     "load",
     [
-        Load(20_000, 1, 24, 40, leave=True),
+        pytest.param(Load(20_000, 1, 24, 40, leave=True), marks=thorough),
         pytest.param(Load(20_000, 1, 24, 40), marks=thorough),
         pytest.param(Load(20_000, 1, 60, 40), marks=thorough),
         pytest.param(Load(10_000, 5, 24, 60), marks=thorough),
