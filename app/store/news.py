@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -106,12 +106,15 @@ class News:
         """Record that transitions up to this one need no more notification."""
         self._call(app_id, partition, "transitions", transition_id)
 
-    def lateness(self, app_id: str, partition: int) -> Lateness:
-        """Cohorts of a home partition whose lateness has changed."""
-        stream = self._keys.changes(app_id, partition)
-        with store_errors():
-            found = self._lateness(keys=[stream], args=[COHORTS_AT_ONCE])
-        return Lateness(*([cohort_id.decode() for cohort_id in ids] for ids in found))
+    def lateness(self, app_id: str, partition: int) -> Iterator[Lateness]:
+        """Cohorts of a home partition whose lateness has changed, some at a time."""
+        stream, skipped = self._keys.changes(app_id, partition), 0
+        looked_at = COHORTS_AT_ONCE
+        while looked_at == COHORTS_AT_ONCE:
+            with store_errors():
+                *lists, looked_at = self._lateness(keys=[stream], args=[COHORTS_AT_ONCE, skipped])
+            skipped += looked_at
+            yield Lateness(*([cohort_id.decode() for cohort_id in ids] for ids in lists))
 
     def note_lateness(
         self, app_id: str, partition: int, what: str, cohort_ids: Sequence[str]

@@ -218,7 +218,8 @@ class Notifier:
         for partition in partitions:
             while (batch := news.batch(app_id, partition)).transitions:
                 self._notify_transitions(app_id, partition, batch)
-            self._notify_lateness(app_id, partition, news.lateness(app_id, partition))
+            for lateness in news.lateness(app_id, partition):
+                self._notify_lateness(app_id, partition, lateness)
 
     def _notify_transitions(self, app_id: str, partition: int, batch: Batch) -> None:
         # Each is noted, so that a failure of the next one does not repeat it. The batch is noted

@@ -3,8 +3,10 @@
 --
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  maximum number of cohorts to look at
+-- ARGV[2]  late cohorts to skip, which earlier calls have looked at
 --
--- Returns the ids of cohorts: {late; no longer late; deleted}.
+-- Returns {ids of cohorts that are late; that are no longer late; that were deleted; late cohorts
+-- looked at}.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local due, notified = base .. 'due', base .. 'notified:late'
@@ -14,8 +16,8 @@ local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local late = {}
-for _, cohort in ipairs(call('ZRANGE', due, '(0', string.format('%d', now), 'BYSCORE',
-  'LIMIT', 0, ARGV[1])) do
+local page = call('ZRANGE', due, '(0', string.format('%d', now), 'BYSCORE', 'LIMIT', ARGV[2], ARGV[1])
+for _, cohort in ipairs(page) do
   if call('SISMEMBER', notified, cohort) == 0 then late[#late + 1] = cohort end
 end
 
@@ -28,4 +30,4 @@ for _, cohort in ipairs(call('SRANDMEMBER', notified, ARGV[1])) do
     arriving[#arriving + 1] = cohort
   end
 end
-return {late, arriving, gone}
+return {late, arriving, gone, #page}

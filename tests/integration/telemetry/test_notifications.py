@@ -218,6 +218,20 @@ def test_lateness__is_notified_when_it_begins_and_ends(
     assert len(receiver.received) == 3
 
 
+def test_late__after_very_many_others__is_notified(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    due = store.keys.due(APP, store.keys.partition("1"))
+    others = [f"c{n}" for n in range(1000)]
+    redis_client.zadd(due, dict.fromkeys(others, 1))
+    redis_client.sadd(due.removesuffix("due") + "notified:late", *others)
+    redis_client.zadd(due, {"1": 2})
+    work(notifier)
+    (received,) = receiver.received
+    assert received.document["type"] == "cohort.late"
+    assert received.document["data"]["cohorts"][0]["id"] == "1"
+
+
 def test_many_cohorts__share_one_notification(
     store: Store, notifier: Notifier, receiver: Receiver
 ) -> None:
