@@ -117,6 +117,8 @@ def _print_report(report: Report, *, to_stderr: bool) -> None:
             ("missing", report.missing),
             ("extra", report.extra),
         ]
+        if report.is_equal:
+            rows.append(("result", "the members are exactly those in Amplitude"))
     if report.sync_arrived:
         rows.append(("note", "a sync arrived during the comparison"))
     if report.added is not None:
