@@ -283,8 +283,8 @@ class InvalidFile(Problem):
 class CursorExpired(Problem):
     status, reason = 410, "cursor_expired"
     detail = (
-        "Changes after this cursor are no longer available. "
-        "Read the cohorts again, then follow from latest."
+        "Changes after this cursor are no longer available. Get a cursor from `latest`, read the "
+        "cohorts in full, then continue from that cursor."
     )
 
 
