@@ -14,7 +14,8 @@ from marshmallow import Schema, fields
 from werkzeug.routing import Rule
 
 from app import __version__
-from app.auth.authenticate import METRICS, PUBLIC
+from app.auth.authenticate import PUBLIC
+from app.auth.keyring import NEEDED
 from app.errors import (
     InternalError,
     NotFound,
@@ -76,11 +77,6 @@ _SECURITY_SCHEMES = {
 }
 # Alternative ways to send a key.
 _SECURITY = (("basic",), ("bearer",), ("api_key",), ("api_key", "app_id"))
-
-_NEEDS = {
-    PUBLIC: "Public.",
-    METRICS: "Requires the metrics token, or a key with the scope `read` or `admin`.",
-}
 
 # These have the same form for all calls.
 _WITHOUT_MEMBERS = (StoreUnavailable, NotFound)
@@ -204,7 +200,7 @@ class _Document:
         blueprint, _, name = rule.endpoint.rpartition(".")
         summary, *more = re.split(r"(?<=\.)\s+", _words(view.__doc__), maxsplit=1)
         scope: str = view.scope
-        needs = _NEEDS.get(scope, f"Requires a key with the scope `{scope}`.")
+        needs = "Public." if scope == PUBLIC else f"Requires a key with {NEEDED[scope]}."
         operation: dict[str, Any] = {
             "operationId": name,
             "tags": [_TAGS[blueprint][0]],
