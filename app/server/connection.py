@@ -51,7 +51,7 @@ class Connection:
         self._patience = limits.send
         self._is_new = True
         self._waiting: Any = None
-        # While the next request is awaited: until its first byte, and from then on.
+        # Time limits for the next request: until its first byte, and from then on.
         self._idle: Timeout | None = None
         self._head: Timeout | None = None
 

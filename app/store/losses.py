@@ -60,7 +60,7 @@ class Loss(NamedTuple):
         at_ms: when it was last found, in whichever partition. Nothing that was confirmed until
             then is certain.
         acknowledged: an administrator knows of it.
-        since_ms: when it was first found; 0 if that is the same.
+        since_ms: when it was first found; 0 counts as ``at_ms``.
     """
 
     app_id: str

@@ -495,7 +495,7 @@ class Resyncs:
         fields = {name.decode(): value.decode() for name, value in found.items()}
         kind, state = known(ResyncKind, fields["kind"]), known(ResyncState, fields["state"])
         if kind is None or state is None:
-            return None  # a process of the later version, which began it, continues it
+            return None  # a process of a later version began it, and continues it
         return Resync(
             id=fields["id"],
             kind=kind,

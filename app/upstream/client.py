@@ -61,7 +61,7 @@ class Pace:
             an export's status. A long export then takes fewer than 30 requests in ten minutes, of
             the 60 that Amplitude allows.
         export_seconds: after this long, an export that is not done is an error.
-        downloads: attempts to download a file, after 2, 4, … times ``backoff_seconds``.
+        downloads: attempts to download a file, with pauses of 2, 4, … times ``backoff_seconds``.
     """
 
     connect_seconds: float = 10.0

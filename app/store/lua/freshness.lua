@@ -27,9 +27,9 @@
 --   upstream  store the record ARGV[2], a JSON object; '' to remove it. If its member anonymous, which
 --             only an export reveals, is null, the last known one is kept, also after a removal
 --   anonymous ARGV[3] users have no id, and ARGV[2] others are never members here
---   judge     what follows from the record, ARGV[2], a JSON object: "holds": for how many ms it
---             decides whether the cohort is late; "behind": since when its sync is overdue, or null;
---             "differs": identifies the state in which the counts differ, or null
+--   judge     store what follows from the record: ARGV[2], a JSON object. "holds": for how many ms
+--             the record decides whether the cohort is late; "behind": since when its sync is
+--             overdue, or null; "differs": identifies the state in which the counts differ, or null
 --
 -- Nothing is written about a cohort that this partition does not know, or that is being deleted: a
 -- deletion may have come between a request and this call, and must leave nothing behind.

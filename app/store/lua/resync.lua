@@ -7,7 +7,7 @@
 -- ARGV[2]  cohort id
 -- ARGV[3]  id of the resync
 --
--- In the home partition:
+-- In the home partition; all but open return 0 unless the record is that of this resync:
 -- open     ARGV[4]: kind; ARGV[5]: quiet ms, or ''. Begins a resync in state 'opening', unless
 --          another one is unfinished. Returns 1, or 0.
 -- change   ARGV[4]: states, separated by spaces; ARGV[5]: new state; ARGV[6]: ms until the

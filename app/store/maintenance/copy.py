@@ -45,7 +45,7 @@ class CopyReport:
     """The outcome of a copy.
 
     Attributes:
-        compared: number of keys and cohorts that were compared, by what they hold.
+        compared: number of keys, set elements and cohorts compared, by what they hold.
         different: how many of them differ, or exist in one store only.
         examples: the first different, missing and uncopied keys, as keys of the source, and the
             first surplus keys, as keys of the target.

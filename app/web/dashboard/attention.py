@@ -14,7 +14,7 @@ from app.web.dashboard.formatting import now_ms
 
 # Cohorts and syncs named for each problem; the list has the others.
 NAMED = 5
-# Failed requests that name no cohort are shown for this long.
+# Failed requests that name no stored cohort are shown for this long.
 FAILED_SHOWN_MS = 24 * 3_600_000
 _SYNCS_SEARCHED = 50
 _SYNCS_OF_COHORT_SEARCHED = 10
@@ -22,7 +22,7 @@ _FULL_SHARE = 0.9
 
 
 class Affected(NamedTuple):
-    """Cohorts with a problem: how many, and some of them with the time since when, in ms."""
+    """Cohorts with a problem: how many, and some of them with the time it began, in ms."""
 
     total: int
     cohorts: list[tuple[CohortRecord, int]]

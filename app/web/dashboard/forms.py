@@ -12,7 +12,8 @@ from app.web.http.body import read_raw
 
 _MIMETYPE = "application/x-www-form-urlencoded"
 _MAX_FIELDS = 20
-# The login form is read before any key is checked. The longest id, encoded, takes a fifth of this.
+# The login form is read before any key is checked. The longest id, encoded twice, takes a third of
+# this.
 _MAX_BYTES = 16 << 10
 
 

@@ -66,7 +66,7 @@ def _known_trait(cohort_id: str, may_ask: bool) -> str | None:
 
 
 def _named() -> Iterator[tuple[str, str]]:
-    """The ids in the path and in the refused body, and the text of each; at most a few hundred.
+    """The ids in the path and in the refused body, and the text of each; some ten thousand at most.
 
     If the text does not contain the id, the id was derived from the text (a name without an id),
     and nobody sent it.
