@@ -151,7 +151,7 @@ class Memberships:
         # By app and partition, the newest entry of the change stream that was acknowledged to this
         # process: time and number. app/server/store_watch.py takes them out.
         self.acknowledged: dict[tuple[str, int], tuple[int, int]] = {}
-        # Likewise, how often users had been confirmed during resyncs.
+        # Likewise, the number of changes to who is confirmed in resyncs.
         self.confirmations: dict[tuple[str, int], int] = {}
 
     def apply(

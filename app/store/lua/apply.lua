@@ -35,7 +35,7 @@
 --   deleting    ids of cohorts skipped because they are being deleted
 --   unmet       ids of cohorts skipped because of ARGV[7]
 --   renamed     ids of cohorts that have another name now
---   confirmations  how often users have been confirmed during resyncs, if that has changed
+--   confirmations  number of changes so far to who is confirmed in resyncs, if this call made one
 --   created     ids of cohorts that were unknown in this partition
 
 local stream = KEYS[1]

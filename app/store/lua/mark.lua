@@ -13,8 +13,8 @@
 -- ARGV[8]  the confirmations that the observer knows of, or ''
 --
 -- The mark is a hash: 'identity', random and kept until a loss; 'earlier', those before it;
--- 'position', a number that grows; 'confirmations', how often users were confirmed during resyncs
--- (apply.lua); and the tokens of those who advanced it to the last positions, by
+-- 'position', a number that grows; 'confirmations', the number of changes to who is confirmed in
+-- resyncs (apply.lua, resync.lua); and the tokens of those who advanced it to the last positions, by
 -- position modulo SLOTS. A partition gets a mark with its first data.
 --
 -- Returns {what was found, identity, position}: 'empty' (nothing to lose yet), 'same', 'lost' or

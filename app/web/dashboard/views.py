@@ -133,7 +133,7 @@ def overview() -> BaseResponse:
 
 
 def _latest_syncs(app_id: str, cohort_ids: Sequence[str]) -> list[Sync]:
-    """The syncs with the latest requests: of those that began last, and of some cohorts.
+    """The latest syncs by last request: of all, of those with problems, and of some cohorts.
 
     A sync of a cohort that is synced every minute may have begun long ago.
     """
