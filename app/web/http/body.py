@@ -131,7 +131,6 @@ def decoded(text: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         before = error.doc[max(error.pos - NEAR, 0) : error.pos]
         hint = thousands_hint(before, error.doc[error.pos : error.pos + NEAR])
-        keep_refused(text)
         raise InvalidJson(f"The body is not valid JSON: {error}{hint}") from None
     if not isinstance(value, dict):
         raise not_an_object()
