@@ -730,9 +730,12 @@ class TestStoreTrouble:
             for app_id in ("quiet", "quiet", "busy", None):
                 record(app_id)
             recorder.work()
-        recorder.work()
-        assert [entry["event"] for entry in logs] == ["sync history paused"]
-        assert logs[0]["reason"] == "store_timeout"
+        (paused,) = logs
+        assert (paused["event"], paused["reason"]) == ("sync history paused", "store_timeout")
+        with capture_logs() as logs:
+            recorder.work()
+        (resumed,) = logs
+        assert (resumed["event"], resumed["requests_dropped"]) == ("sync history resumed", 4)
         found = {
             app_id: [
                 (*sync.sources, sync.requests) for sync in store.sync_history.syncs(app_id).syncs
