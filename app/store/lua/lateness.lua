@@ -5,8 +5,8 @@
 -- ARGV[1]  maximum number of cohorts to look at
 -- ARGV[2]  late cohorts to skip, which earlier calls have looked at
 --
--- Returns {ids of cohorts that are late; that are no longer late; that were deleted; late cohorts
--- looked at}.
+-- Returns {ids of cohorts that are late; that are no longer late; that were deleted; number of late
+-- cohorts looked at}.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local due, notified = base .. 'due', base .. 'notified:late'
