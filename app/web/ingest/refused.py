@@ -22,6 +22,8 @@ from app.store import StoreError
 # A refused body is not searched further than this.
 _MAX_ITEMS, _MAX_TRAITS = 100, 100
 _MAX_NAMED = 8
+# Each may take a call of the store.
+_MAX_IDS = 20
 # Finds the id in a webhook that is not valid JSON, for example because of a quote in the name.
 _COHORT_ID = re.compile(
     rb'["\']cohort_id["\']\s*:\s*(?:["\']([^"\'\\:]{1,512})["\']|(\d{1,16})\s*[,}])'
@@ -39,14 +41,13 @@ def name_cohorts(response: Response) -> Response:
     traits: dict[str, str] = {}
     unknown = ""
     may_ask = response.status_code < 500 and response.status_code != RateLimited.status
-    for cohort_id, sent in _named():
-        if cohort_id not in traits and text_problem(cohort_id, MAX_TRAIT_BYTES) is None:
-            if trait := _known_trait(cohort_id, may_ask):
-                traits[cohort_id] = trait
-            elif may_ask and cohort_id in sent:
-                unknown = unknown or cohort_id
-            if len(traits) == _MAX_NAMED:
-                break
+    for cohort_id, sent in _first_named().items():
+        if trait := _known_trait(cohort_id, may_ask):
+            traits[cohort_id] = trait
+        elif may_ask and cohort_id in sent:
+            unknown = unknown or cohort_id
+        if len(traits) == _MAX_NAMED:
+            break
     if traits:
         g.outcome = Outcome(traits)
         g.event["cohorts"] = list(traits)
@@ -63,6 +64,17 @@ def _known_trait(cohort_id: str, may_ask: bool) -> str | None:
         with suppress(StoreError):
             trait = registry.trait(app_id, cohort_id)
     return trait
+
+
+def _first_named() -> dict[str, str]:
+    """The first valid ids that are named, and the text of each."""
+    found: dict[str, str] = {}
+    for cohort_id, sent in _named():
+        if text_problem(cohort_id, MAX_TRAIT_BYTES) is None:
+            found.setdefault(cohort_id, sent)
+        if len(found) == _MAX_IDS:
+            break
+    return found
 
 
 def _named() -> Iterator[tuple[str, str]]:

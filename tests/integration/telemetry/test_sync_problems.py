@@ -200,6 +200,17 @@ def test_refused_request__that_names_no_known_cohort__changes_nothing(
     )
 
 
+def test_refused_request__that_names_very_many_cohorts__asks_the_store_about_few(
+    service: Service, redis_client: redis.Redis
+) -> None:
+    traits = [{f"n: {user}-{n}": 1 for n in range(100)} for user in range(100)]
+    redis_client.config_resetstat()
+    reply = service.http.post(PATH, json={"batch": [{"traits": of_one} for of_one in traits]})
+    assert reply.status_code == 400
+    commands = redis_client.info("commandstats")
+    assert 0 < sum(each["calls"] for each in commands.values()) < 200
+
+
 def test_refused_requests__are_counted(service: Service) -> None:
     for _ in range(3):
         service.send(userIds=5, status=400)
