@@ -28,6 +28,7 @@ _HISTORY = (
     "tests/unit/store/test_sync_batches.py",
     "tests/integration/store/test_sync_history.py",
     "tests/integration/store/test_left_out.py",
+    "tests/integration/store/test_hold.py",
     "tests/integration/telemetry/test_sync_recorder.py",
     "tests/integration/store/test_retention.py",
 )

@@ -77,6 +77,7 @@ WRITES: dict[str, Callable[[Store], Any]] = {
     "cadence": lambda store: store.freshness.set_cadence(APP, COHORT, 3_600_000),
     "size": lambda store: store.size_history.record(APP, [COHORT]),
     "history": lambda store: store.sync_history.trim(APP),
+    "erase from history": lambda store: store.sync_history.erase(APP, USER),
     "audit": lambda store: store.audit_trail.add({"action": "erase_user"}),
 }
 
