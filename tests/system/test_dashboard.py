@@ -200,6 +200,19 @@ def test_empty_page__light_and_dark_large_and_small__has_no_axe_violations(
         assert _too_wide(page) <= 0
 
 
+@thorough
+@pytest.mark.parametrize("width", [320, 640], ids=["small phone", "1280 pixels at 200%"])
+def test_pages__in_a_narrow_window__do_not_scroll_sideways(
+    filled: Service, open_page: Callable[..., Any], width: int
+) -> None:
+    page = open_page(filled, ADMIN_KEY, viewport={"width": width, "height": 600})
+    for name, path in PAGES.items():
+        page.goto(path)
+        for line in page.locator("summary").all()[:6]:
+            line.click()
+        assert _too_wide(page) <= 0, name
+
+
 def _too_wide(page: Any) -> int:
     """By how many pixels a page is wider than its window."""
     wide: int = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
