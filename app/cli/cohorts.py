@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import NamedTuple
 
 import click
 import orjson
@@ -25,14 +26,23 @@ from app.cli.group import (
     the_store,
     when,
 )
-from app.cohorts import CohortRecord, Status
+from app.cohorts import (
+    CohortRecord,
+    CompletenessState,
+    FreshnessState,
+    IncompleteReason,
+    Status,
+)
 from app.cohorts.freshness import MAX_CADENCE_SECONDS, MIN_CADENCE_SECONDS
 from app.store import Store
 
 # What the argument ``learned`` is converted to.
 _LEARNED = 0
 
-_HEADERS = ("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "SOURCES", "STATUS")
+_HEADERS = (
+    *("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "SOURCES", "STATUS"),
+    *("FRESHNESS", "COMPLETENESS"),
+)
 
 cohorts = Group(
     "cohorts", help="Inspect, replace and delete cohorts, and set their cadence.", epilog=EXIT_CODES
@@ -46,14 +56,17 @@ def list_cohorts(app_id: str | None, as_json: bool) -> None:
     """List all cohorts, ordered by id.
 
     FIRST and LAST are when the cohort was first and last received, in UTC. SOURCES are how it
-    arrived, such as identify or list. ENTERED and LEFT count transitions since FIRST.
+    arrived, such as identify or list. ENTERED and LEFT count transitions since FIRST. COMPLETENESS
+    has the reasons why a cohort is incomplete.
     """
     store = the_store()
     pages = _pages(store, one_app(store, app_id))
     if as_json:
-        _print_array(record for page in pages for record in page)
+        _print_array(
+            {**asdict(cohort), **states._asdict()} for page in pages for cohort, states in page
+        )
     else:
-        table(_HEADERS, ([_row(record) for record in page] for page in pages))
+        table(_HEADERS, ([_row(cohort, states) for cohort, states in page] for page in pages))
 
 
 @cohorts.command("show", epilog=EXIT_CODES)
@@ -65,18 +78,13 @@ def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
     store = the_store()
     app_id = one_app(store, app_id)
     cohort = find_cohort(store, app_id, cohort_id)
-    (fresh,) = store.freshness.of(app_id, [cohort_id])
     (complete,) = store.completeness.of(app_id, [cohort_id])
-    freshness = fresh.state(time.time_ns() // 1_000_000)
-    reasons = [one.reason for one in complete.reasons]
+    (states,) = _states(store, app_id, [cohort_id])
     if as_json:
-        found = {"freshness": freshness, "completeness": complete.state, "reasons": reasons}
-        print_json({**asdict(cohort), **found})
+        print_json({**asdict(cohort), **states._asdict()})
         return
-    known = complete.state.value
-    if reasons:
-        known += f" ({', '.join(reasons)})"
-    elif complete.verified_by and complete.verified_at_ms:
+    known = states.reasoned
+    if not states.reasons and complete.verified_by and complete.verified_at_ms:
         known += f" (by {complete.verified_by}, {when(complete.verified_at_ms)})"
     for name, value in (
         ("id", cohort.id),
@@ -89,7 +97,7 @@ def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
         ("last received", when(cohort.last_ms)),
         *(("source", f"{source} (last {when(ms)})") for source, ms in cohort.sources.items()),
         ("status", cohort.status),
-        ("freshness", freshness),
+        ("freshness", states.freshness),
         ("completeness", known),
     ):
         click.echo(f"{name + ':':16}{shown(value)}")
@@ -189,14 +197,38 @@ def find_cohort(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
     return found
 
 
-def _pages(store: Store, app_id: str) -> Iterator[list[CohortRecord]]:
+class _States(NamedTuple):
+    """Whether a cohort is late or incomplete."""
+
+    freshness: FreshnessState
+    completeness: CompletenessState
+    reasons: list[IncompleteReason]
+
+    @property
+    def reasoned(self) -> str:
+        """The completeness, and why the cohort is incomplete."""
+        why = f" ({', '.join(self.reasons)})" if self.reasons else ""
+        return f"{self.completeness}{why}"
+
+
+def _states(store: Store, app_id: str, ids: list[str]) -> list[_States]:
+    now_ms = time.time_ns() // 1_000_000
+    fresh, complete = store.freshness.of(app_id, ids), store.completeness.of(app_id, ids)
+    return [
+        _States(one.state(now_ms), other.state, [reason.reason for reason in other.reasons])
+        for one, other in zip(fresh, complete, strict=True)
+    ]
+
+
+def _pages(store: Store, app_id: str) -> Iterator[list[tuple[CohortRecord, _States]]]:
     after = ""
     while page := store.registry.page(app_id, after=after):
-        yield page
+        states = _states(store, app_id, [record.id for record in page])
+        yield list(zip(page, states, strict=True))
         after = page[-1].id
 
 
-def _row(record: CohortRecord) -> tuple[object, ...]:
+def _row(record: CohortRecord, states: _States) -> tuple[object, ...]:
     return (
         record.id,
         record.trait,
@@ -207,10 +239,12 @@ def _row(record: CohortRecord) -> tuple[object, ...]:
         when(record.last_ms),
         ",".join(sorted(record.sources)),
         record.status,
+        states.freshness,
+        states.reasoned,
     )
 
 
-def _print_array(records: Iterator[CohortRecord]) -> None:
+def _print_array(records: Iterator[dict[str, object]]) -> None:
     """Print a JSON array, one cohort per line, while reading the store."""
     before = b"["
     for cohort in records:

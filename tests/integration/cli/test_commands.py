@@ -117,12 +117,21 @@ class TestCohorts:
         result = run("cohorts", "list")
         head, one, two = result.stdout.splitlines()
         assert head.split() == [
-            *("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "SOURCES", "STATUS")
+            *("ID", "NAME", "MEMBERS", "ENTERED", "LEFT", "FIRST", "LAST", "SOURCES", "STATUS"),
+            *("FRESHNESS", "COMPLETENESS"),
         ]
         assert one.split()[:6] == ["1", "[Amplitude]", "one:", "1", "15", "20"]
-        assert one.split()[-2:] == ["identify", "active"]
+        assert one.split()[-4:] == ["identify", "active", "fresh", "unverified"]
         assert two.startswith("2   [Amplitude] two: 2        2        2     0  20")
         assert result.stderr == ""
+
+    def test_list__of_an_incomplete_cohort__says_why(self, store: Store, run: Run) -> None:
+        store.completeness.raise_reason(APP, "2", IncompleteReason.SYNC_FAILED)
+        assert run("cohorts", "list").stdout.splitlines()[2].endswith("incomplete (sync_failed)")
+        one, two = json.loads(run("cohorts", "list", "--json").stdout)
+        assert (one["completeness"], one["reasons"]) == ("unverified", [])
+        assert (two["freshness"], two["completeness"]) == ("fresh", "incomplete")
+        assert two["reasons"] == ["sync_failed"]
 
     def test_list__as_json__has_every_cohort(self, store: Store, run: Run) -> None:
         changes = [
