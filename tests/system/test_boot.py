@@ -103,7 +103,7 @@ def test_start__worker_nice__puts_the_workers_behind_the_store(store_url: str) -
 
 
 def deploy(folder: Path, version: int) -> None:
-    """Deploy a version whose /healthz replies with the versions of all modules in its worker."""
+    """Deploy a version whose /healthz replies with its worker and the versions of all modules."""
     shutil.copytree(ROOT / "app", folder / "app", dirs_exist_ok=True)
     for name in ("wsgi.py", "gunicorn.conf.py"):
         shutil.copy(ROOT / name, folder)
@@ -113,8 +113,8 @@ def deploy(folder: Path, version: int) -> None:
     health.write_text(
         health.read_text().replace(
             '{"status": "ok"}',
-            '{str(m.DEPLOYED): n for n, m in __import__("sys").modules.items() '
-            'if n.partition(".")[0] == "app"}',
+            '{"pid": __import__("os").getpid(), "versions": sorted({m.DEPLOYED for n, m in '
+            '__import__("sys").modules.items() if n.partition(".")[0] == "app"})}',
         )
     )
 
@@ -135,11 +135,13 @@ def test_hup__deploys_under_load__mix_no_modules_and_lose_no_counts(
         master = psutil.Process(service.process.pid)
         with Load(lambda: service.url, KEY) as load:
             for version in (2, 3):
+                # A worker that is still starting would read files that are being written.
+                assert versions(service) == {version - 1}
                 before = set(master.children())
                 deploy(tmp_path, version)
                 service.process.send_signal(signal.SIGHUP)
                 wait_until(lambda old=before: not old & set(master.children()))
-                assert versions(service) == {str(version)}
+                assert versions(service) == {version}
                 answered = len(load.answered) + 400
                 wait_until(lambda least=answered: len(load.answered) > least)
         users = len(load.answered)
@@ -148,11 +150,18 @@ def test_hup__deploys_under_load__mix_no_modules_and_lose_no_counts(
     check_complete(redis_client, "deployed", load.answered)
 
 
-def versions(service: Service) -> set[str]:
-    """The versions of the modules in the worker that replies."""
-    reply = service.request("GET", "/healthz", Connection="close")
-    assert reply.status == 200, reply.data
-    return set(reply.json())
+def versions(service: Service) -> set[int]:
+    """The versions of the modules in all workers, once each has replied."""
+    master, found = psutil.Process(service.process.pid), {}
+
+    def all_replied() -> bool:
+        reply = service.request("GET", "/healthz", Connection="close")
+        assert reply.status == 200, reply.data
+        found[reply.json()["pid"]] = reply.json()["versions"]
+        return {worker.pid for worker in master.children()} <= found.keys()
+
+    wait_until(all_replied)
+    return {version for worker in master.children() for version in found[worker.pid]}
 
 
 def counted(service: Service) -> float | None:
