@@ -29,6 +29,8 @@ _GROUP_COST = 8
 _CHARACTERS_PER_USER = 64
 # A late retry may bring one of these earlier names, so partitions learn them with the cohort.
 _EARLIER_NAMES = 3
+# Confirmations of a store that lacks some: more than there can be.
+_LOST = 2**53
 
 
 @dataclass
@@ -390,15 +392,16 @@ class Memberships:
             Call(self._keys.changes(app_id, part.partition), partial(arguments, part))
             for part in parts
         ]
+        confirmed = self.confirmations.copy()  # empty unless a resync is open
         replies = [
             _Reply.parse(reply) for reply in call_partitions(self._script, calls, self._wait)
         ]
         for part, reply in zip(parts, replies, strict=True):
+            place = (app_id, part.partition)
             if moves := reply.lists.get(b"moves"):
-                self._note_acknowledged((app_id, part.partition), moves[-1])
+                self._note_acknowledged(place, moves[-1])
             if counts := reply.lists.get(b"confirmations"):
-                place = (app_id, part.partition)
-                self.confirmations[place] = max(counts[-1], self.confirmations.get(place, 0))
+                self._note_confirmed(place, counts[-1], confirmed.get(place, 0))
         if self._keys.partitions > 1:
             # At once, so that the next rename is known to be later.
             for cohort_id in {name for reply in replies for name in reply.ids(b"renamed")}:
@@ -418,6 +421,18 @@ class Memberships:
         position = int(ms), int(number)
         if position > self.acknowledged.get(partition, (0, 0)):
             self.acknowledged[partition] = position
+
+    def _note_confirmed(self, partition: tuple[str, int], count: int, before: int) -> None:
+        """Note an acknowledged number of confirmations.
+
+        Args:
+            before: what was acknowledged before the call began. A store that returns no more than
+                that was set back, even if it catches up before it is compared.
+        """
+        known = self.confirmations.get(partition, 0)
+        # No longer known: the store was compared meanwhile.
+        is_set_back = count <= min(known, before)
+        self.confirmations[partition] = _LOST if is_set_back else max(known, count)
 
     def introduce(self, app_id: str, cohort_id: str, partitions: Iterable[int]) -> bool:
         """Register a cohort in partitions that lack it, with the names that others know.

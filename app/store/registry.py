@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -103,6 +103,15 @@ class Registry:
         while records := self.page(app_id, after=after):
             yield from records
             after = records[-1].id
+
+    def deleted_ms(self, app_id: str, cohort_ids: Sequence[str]) -> dict[str, float]:
+        """When those of some cohorts were deleted that have not arrived since, in ms."""
+        with store_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for cohort_id in cohort_ids:
+                partition = self._keys.partition(cohort_id)
+                pipeline.zscore(self._keys.deleted(app_id, partition), cohort_id)
+            times = pipeline.execute()
+        return {one: at for one, at in zip(cohort_ids, times, strict=True) if at is not None}
 
     def records(self, app_id: str, cohort_ids: list[str]) -> Iterator[CohortRecord]:
         """The cohorts with these ids; unknown ones are left out."""

@@ -46,6 +46,7 @@ _RETRIES = urllib3.Retry(
 )
 # After a notification failed with all its retries; doubled each time.
 _PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 30.0, 3600.0
+_RECENT_MS = 3600 * 1000
 
 _WHAT = {
     "incomplete": "is incomplete",
@@ -210,9 +211,10 @@ class Notifier:
             if loss.found_ms > (news.last_loss_ms(app_id) or 0):
                 if not loss.acknowledged:
                     # Which transitions were sent may be lost too: skip those before the loss, but
-                    # not those that it causes.
+                    # not those that it causes, unless it was long before NOTIFY_URL was set.
+                    recent = int(self._store.now() * 1000) - _RECENT_MS
                     for partition in partitions:
-                        news.begin(app_id, partition, loss.found_ms)
+                        news.begin(app_id, partition, max(loss.found_ms, recent))
                     self._send(app_id, self._loss(loss))
                 news.note_loss(app_id, loss.found_ms)
         for partition in partitions:

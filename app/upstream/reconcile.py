@@ -505,9 +505,11 @@ def temporary_folder() -> Iterator[str]:
         _remove_abandoned()
         with (
             tempfile.TemporaryDirectory(prefix=_FOLDER) as folder,
-            (Path(folder) / _IN_USE).open("wb") as lock,
+            (Path(folder) / "new").open("wb") as lock,
         ):
             fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends, if not earlier
+            # Named only now, so that no other process finds it unlocked.
+            (Path(folder) / "new").rename(Path(folder) / _IN_USE)
             yield folder
 
 

@@ -309,7 +309,8 @@ end
 local function note_upstream(cohort, record)
   local key = hash_of(cohort)
   local former, kept = unpack(call('HMGET', key, 'upstream', 'anonymous'))
-  local anonymous = tonumber(former and cjson.decode(former).anonymous or kept)
+  -- In JSON it may be null, which is true in Lua.
+  local anonymous = tonumber(former and cjson.decode(former).anonymous) or tonumber(kept)
   if record == '' then
     if anonymous then call('HSET', key, 'anonymous', integer(anonymous)) end
     call('HDEL', key, 'upstream')

@@ -22,7 +22,8 @@ for _, cohort in ipairs(page) do
 end
 
 local arriving, gone = {}, {}
-for _, cohort in ipairs(call('SRANDMEMBER', notified, ARGV[1])) do
+-- Those of one call are enough: other calls look at others.
+for _, cohort in ipairs(call('SRANDMEMBER', notified, ARGV[2] == '0' and ARGV[1] or 0)) do
   local at = tonumber(call('ZSCORE', due, cohort))
   if not at then
     gone[#gone + 1] = cohort

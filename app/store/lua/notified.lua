@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Record what a notification was sent about, so that it is sent once.
 --
 -- KEYS[1]   the partition's change stream; the names of all other keys derive from it

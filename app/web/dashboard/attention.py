@@ -137,15 +137,21 @@ def _latest_failed(app_id: str, cohort_id: str) -> Sync | None:
 def _failed_without_cohort(app_id: str, syncs: Iterable[Sync]) -> list[Sync]:
     """The latest failed requests that name no stored cohort, one for each source and reason.
 
-    They may name a cohort that the store has lost.
+    They may name a cohort that the store has lost, but none that was deleted since.
     """
     oldest = now_ms() - FAILED_SHOWN_MS
     failed = [sync for sync in syncs if sync.failed and sync.last_ms > oldest]
     ids = sorted({sync.cohort_id for sync in failed} - {""})
     known = {record.id for record in store().registry.records(app_id, ids)}
+    deleted = store().registry.deleted_ms(app_id, ids)
     found: dict[tuple[str, ...], Sync] = {}
     for sync in failed:
-        if sync.cohort_id not in known and set(sync.failures) != {CohortBeingDeleted.reason}:
+        is_gone = deleted.get(sync.cohort_id, 0) > sync.last_ms
+        if (
+            sync.cohort_id not in known
+            and not is_gone
+            and set(sync.failures) != {CohortBeingDeleted.reason}
+        ):
             found.setdefault((sync.cohort_id, *sync.sources, "", *sync.failures), sync)
     return list(found.values())[:NAMED]
 

@@ -287,8 +287,9 @@ def test_set_back__by_less_than_the_mark_advanced__is_found_by_what_was_acknowle
     assert worker.kind() == "set_back"
 
 
+@pytest.mark.parametrize("sent_after", [0, 3])
 def test_set_back__that_loses_who_was_confirmed_in_a_resync__is_found(
-    start: Callable[..., Worker], set_back: Back
+    start: Callable[..., Worker], set_back: Back, sent_after: int
 ) -> None:
     """Nobody entered or left, so no entry of the stream is missing; but members would leave."""
     worker, other = start(), start()
@@ -303,6 +304,8 @@ def test_set_back__that_loses_who_was_confirmed_in_a_resync__is_found(
     assert worker.kind() is None
     with set_back():
         worker.send(*users[4:])
+    for _ in range(sent_after):  # as many confirmations as before, and more
+        worker.send(*users)
     worker.work()
     assert worker.kind() == "set_back"
     assert worker.reasons() == ["store_set_back"]

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +21,7 @@ from flask import Flask
 from app.cohorts import Cohort, IncompleteReason, MembershipChange, VerifiedBy
 from app.services import services
 from app.settings import Settings
-from app.store import Store, connect
+from app.store import Store, Tuning, connect
 from app.telemetry.notifications import MAX_LISTED, DeliveryFailed, Notifier, Sender
 from tests.support.effort import PARTITIONS
 
@@ -410,6 +411,33 @@ def test_loss__acknowledged_before_there_was_a_receiver__is_not_notified(
     work(notifier)
     work(notifier)
     assert receiver.types() == []
+
+
+def test_loss__long_before_there_was_a_receiver__is_notified_without_what_it_made_incomplete(
+    store: Store, store_url: str, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    say(store, "[Amplitude] One: 1")
+    lose(store, redis_client)
+    later = Tuning(store_now=lambda: time.time() + 2 * 3600)
+    client = connect(Settings(redis_url=store_url))
+    store = Store(client, partitions=store.keys.partitions, tuning=later)
+    notifier = Notifier(store, Sender(receiver.url, SECRET, QUICK), None)
+    work(notifier)
+    work(notifier)
+    assert receiver.types() == ["store.lost"]
+
+
+def test_loss__while_the_store_is_full__is_notified_once(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    lose(store, redis_client)
+    redis_client.config_set("maxmemory", 1)
+    try:
+        work(notifier)
+        work(notifier)
+    finally:
+        redis_client.config_set("maxmemory", 0)
+    assert receiver.types() == ["store.lost", "cohort.incomplete"]
 
 
 def test_receiver__whose_replies_have_no_end__is_not_read(store: Store, receiver: Receiver) -> None:

@@ -553,6 +553,23 @@ class TestWrongNow:
         text = " ".join(re.sub("</?(?:strong|code)[^>]*>", "", wrong).split())
         assert "1 request failed for a cohort that was not known here: lost1." in text
 
+    def test_failed_requests__for_a_cohort_that_was_deleted__are_not_shown(
+        self, app: Flask, store: Store, browser: Browser
+    ) -> None:
+        http = caller(app)
+        http.post("/lists", json={"name": "[Amplitude] Gone: gone1"})
+        http.post("/lists/gone1/add", json={"userIds": 5})
+        services(app).sync_recorder.flush()
+        list(store.jobs.delete_cohort(APP, "gone1"))
+        say(store, "another: x", True, ["u"])
+        assert (
+            "gone1"
+            not in browser.log_in()
+            .get("/")
+            .text.partition('id="wrong"')[2]
+            .partition("</section>")[0]
+        )
+
     def test_many_problems__fold(self, app: Flask, store: Store, browser: Browser) -> None:
         say(store, "another: x", True, ["u"])
 
