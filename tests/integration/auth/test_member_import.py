@@ -14,24 +14,29 @@ from app.store.losses import Loss, LossKind
 from tests.integration.conftest import APP
 
 OPERATOR = Operator("command", "ops")
+COHORT = Cohort.from_trait("[Amplitude] Power users: abc123")
+PLACE = ResyncPlace(APP, COHORT.id)
+
+
+def say(store: Store, *user_ids: str) -> None:
+    """Let users enter the cohort."""
+    change = MembershipChange(COHORT, True, list(user_ids))
+    store.memberships.apply(APP, [change], source="test")
 
 
 def test_apply__after_the_store_lost_data__is_refused_though_forced(store: Store) -> None:
-    cohort = Cohort.from_trait("[Amplitude] Power users: abc123")
-    change = MembershipChange(cohort, True, ["ann", "bob"])
-    store.memberships.apply(APP, [change], source="test")
-    place = ResyncPlace(APP, cohort.id)
-    with MemberImport(store, OPERATOR, place) as importing:
+    say(store, "ann", "bob")
+    with MemberImport(store, OPERATOR, PLACE) as importing:
         importing.stage(["ann"])
         for _ in importing.compare():
             pass
-        begun = store.resyncs.find(place)
+        begun = store.resyncs.find(PLACE)
         assert begun is not None
         store.losses.spread(Loss(APP, LossKind.SET_BACK, begun.started_ms + 1, acknowledged=False))
         with pytest.raises(ResyncRefused) as caught:
             next(importing.apply(force=True))
     assert caught.value.reason is ResyncRefusal.STORE_LOST
-    members, _ = store.lookups.members(APP, cohort.id)
+    members, _ = store.lookups.members(APP, COHORT.id)
     assert {member.user_id for member in members} == {"ann", "bob"}
     assert store.audit_trail.all() == []
 
@@ -41,11 +46,9 @@ def test_import__during_which_a_failover_lost_some_of_the_file__is_refused(
     store: Store, store_url: str, rest: list[str]
 ) -> None:
     """Members whom the file named would leave."""
-    cohort = Cohort.from_trait("[Amplitude] Power users: abc123")
     users = [f"user{n}" for n in range(9)]
-    store.memberships.apply(APP, [MembershipChange(cohort, True, users)], source="test")
-    place = ResyncPlace(APP, cohort.id)
-    with redis.Redis.from_url(store_url) as client, MemberImport(store, OPERATOR, place) as one:
+    say(store, *users)
+    with redis.Redis.from_url(store_url) as client, MemberImport(store, OPERATOR, PLACE) as one:
         one.stage(users[:5])
         kept = {key: client.dump(key) for key in client.scan_iter()}
         one.stage(users[5:7])
@@ -62,7 +65,7 @@ def test_import__during_which_a_failover_lost_some_of_the_file__is_refused(
         with pytest.raises(ResyncRefused) as caught:
             complete()
     assert caught.value.reason is ResyncRefusal.STORE_LOST
-    members, _ = store.lookups.members(APP, cohort.id)
+    members, _ = store.lookups.members(APP, COHORT.id)
     assert {member.user_id for member in members} == set(users)
 
 
@@ -70,20 +73,17 @@ def test_import__during_which_a_failover_lost_some_of_the_file__is_refused(
 def test_import__aborted_or_of_a_deleted_cohort__says_that_it_ended(
     store: Store, applying: bool
 ) -> None:
-    cohort = Cohort.from_trait("[Amplitude] Power users: abc123")
-    change = MembershipChange(cohort, True, ["ann", "bob"])
-    store.memberships.apply(APP, [change], source="test")
-    place = ResyncPlace(APP, cohort.id)
-    with MemberImport(store, OPERATOR, place) as importing:
+    say(store, "ann", "bob")
+    with MemberImport(store, OPERATOR, PLACE) as importing:
         importing.stage(["ann"])
-        begun = store.resyncs.find(place)
+        begun = store.resyncs.find(PLACE)
         assert begun is not None
         if applying:
             for _ in importing.compare():
                 pass
-            assert store.resyncs.request_abort(place, begun)
+            assert store.resyncs.request_abort(PLACE, begun)
         else:
-            list(store.jobs.delete_cohort(APP, cohort.id))
+            list(store.jobs.delete_cohort(APP, COHORT.id))
         with pytest.raises(ResyncRefused) as caught:
             next(importing.apply(force=True)) if applying else importing.stage(["bob"])
     assert caught.value.reason is ResyncRefusal.ENDED
@@ -93,20 +93,17 @@ def test_import__aborted_or_of_a_deleted_cohort__says_that_it_ended(
 def test_import__that_is_gone_while_it_is_applied__says_that_it_ended(
     store: Store, successor: bool
 ) -> None:
-    cohort = Cohort.from_trait("[Amplitude] Power users: abc123")
-    change = MembershipChange(cohort, True, ["ann", "bob"])
-    store.memberships.apply(APP, [change], source="test")
-    place = ResyncPlace(APP, cohort.id)
-    with MemberImport(store, OPERATOR, place) as importing:
+    say(store, "ann", "bob")
+    with MemberImport(store, OPERATOR, PLACE) as importing:
         importing.stage(["ann"])
         for _ in importing.compare():
             pass
         steps = importing.apply(force=True)
         next(steps)
-        list(store.jobs.delete_cohort(APP, cohort.id))
+        list(store.jobs.delete_cohort(APP, COHORT.id))
         if successor:
-            store.memberships.apply(APP, [change], source="test")
-            assert store.resyncs.open(place, ResyncKind.RESYNC) is not None
+            say(store, "ann", "bob")
+            assert store.resyncs.open(PLACE, ResyncKind.RESYNC) is not None
         with pytest.raises(ResyncRefused) as caught:
             list(steps)
     assert caught.value.reason is ResyncRefusal.ENDED

@@ -294,13 +294,19 @@ def in_one_partition(store: Store, count: int) -> list[str]:
     return [cohort for cohort in every if store.keys.partition(cohort) == home][:count]
 
 
+def two_of_three_incomplete(store: Store) -> list[str]:
+    """Three cohorts of one partition, of which the first two are incomplete."""
+    cohorts = in_one_partition(store, 3)
+    say(store, *(f"{cohort}: {cohort}" for cohort in cohorts))
+    for cohort in cohorts[:2]:
+        store.completeness.raise_reason(APP, cohort, IncompleteReason.SYNC_FAILED)
+    return cohorts
+
+
 def test_receiver__that_refuses_one_of_several__gets_the_others_once(
     store: Store, notifier: Notifier, receiver: Receiver
 ) -> None:
-    first, second, third = in_one_partition(store, 3)
-    say(store, *(f"{cohort}: {cohort}" for cohort in (first, second, third)))
-    store.completeness.raise_reason(APP, first, IncompleteReason.SYNC_FAILED)
-    store.completeness.raise_reason(APP, second, IncompleteReason.SYNC_FAILED)
+    first, second, third = two_of_three_incomplete(store)
     receiver.refused = [f"{second}: {second}"]
     for _ in range(3):
         work(notifier)
@@ -320,10 +326,7 @@ def test_receiver__that_refuses_one_of_several__gets_the_others_once(
 def test_receiver__that_refuses_one_until_it_has_expired__gets_what_follows(
     store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
 ) -> None:
-    first, second, third = in_one_partition(store, 3)
-    say(store, *(f"{cohort}: {cohort}" for cohort in (first, second, third)))
-    store.completeness.raise_reason(APP, first, IncompleteReason.SYNC_FAILED)
-    store.completeness.raise_reason(APP, second, IncompleteReason.SYNC_FAILED)
+    first, second, third = two_of_three_incomplete(store)
     receiver.refused = [f"{second}: {second}"]
     work(notifier)
     redis_client.delete(store.keys.transitions(APP, store.keys.partition("1")))
