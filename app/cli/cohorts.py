@@ -28,9 +28,8 @@ from app.cli.group import (
 )
 from app.cohorts import (
     CohortRecord,
-    CompletenessState,
+    Completeness,
     FreshnessState,
-    IncompleteReason,
     Status,
 )
 from app.cohorts.freshness import MAX_CADENCE_SECONDS, MIN_CADENCE_SECONDS
@@ -63,7 +62,7 @@ def list_cohorts(app_id: str | None, as_json: bool) -> None:
     pages = _pages(store, one_app(store, app_id))
     if as_json:
         _print_array(
-            {**asdict(cohort), **states._asdict()} for page in pages for cohort, states in page
+            {**asdict(cohort), **states.document} for page in pages for cohort, states in page
         )
     else:
         table(_HEADERS, ([_row(cohort, states) for cohort, states in page] for page in pages))
@@ -78,13 +77,12 @@ def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
     store = the_store()
     app_id = one_app(store, app_id)
     cohort = find_cohort(store, app_id, cohort_id)
-    (complete,) = store.completeness.of(app_id, [cohort_id])
     (states,) = _states(store, app_id, [cohort_id])
     if as_json:
-        print_json({**asdict(cohort), **states._asdict()})
+        print_json({**asdict(cohort), **states.document})
         return
-    known = states.reasoned
-    if not states.reasons and complete.verified_by and complete.verified_at_ms:
+    known, complete = states.reasoned, states.completeness
+    if not complete.reasons and complete.verified_by and complete.verified_at_ms:
         known += f" (by {complete.verified_by}, {when(complete.verified_at_ms)})"
     for name, value in (
         ("id", cohort.id),
@@ -201,23 +199,28 @@ class _States(NamedTuple):
     """Whether a cohort is late or incomplete."""
 
     freshness: FreshnessState
-    completeness: CompletenessState
-    reasons: list[IncompleteReason]
+    completeness: Completeness
+
+    @property
+    def document(self) -> dict[str, object]:
+        """What --json adds to the cohort."""
+        return {
+            "freshness": self.freshness,
+            "completeness": self.completeness.state,
+            "reasons": [one.reason for one in self.completeness.reasons],
+        }
 
     @property
     def reasoned(self) -> str:
         """The completeness, and why the cohort is incomplete."""
-        why = f" ({', '.join(self.reasons)})" if self.reasons else ""
-        return f"{self.completeness}{why}"
+        reasons = ", ".join(one.reason for one in self.completeness.reasons)
+        return f"{self.completeness.state}{f' ({reasons})' if reasons else ''}"
 
 
 def _states(store: Store, app_id: str, ids: list[str]) -> list[_States]:
     now_ms = time.time_ns() // 1_000_000
     fresh, complete = store.freshness.of(app_id, ids), store.completeness.of(app_id, ids)
-    return [
-        _States(one.state(now_ms), other.state, [reason.reason for reason in other.reasons])
-        for one, other in zip(fresh, complete, strict=True)
-    ]
+    return [_States(one.state(now_ms), known) for one, known in zip(fresh, complete, strict=True)]
 
 
 def _pages(store: Store, app_id: str) -> Iterator[list[tuple[CohortRecord, _States]]]:
