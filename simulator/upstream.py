@@ -268,7 +268,7 @@ class Upstream:
         return request_id
 
     def job(self, request_id: str) -> _Job | None:
-        """An export."""
+        """An export by its id; None if there is none."""
         return self._jobs.get(request_id)
 
     def address(self, request_id: str) -> str:

@@ -48,6 +48,9 @@ def connect(url: str, timeout_seconds: float = TIMEOUT_SECONDS, **options: Any) 
         timeout_seconds: for connecting and for each reply. The defaults of ``redis`` 8 are 5 s
             and ten retries.
         options: further options of ``redis.Redis.from_url``.
+
+    Raises:
+        ValueError: the URL has another form.
     """
     options = dict(**_options(timeout_seconds, Retry(NoBackoff(), 1)), **options)
     if is_sentinel(url):

@@ -66,12 +66,12 @@ class InMemoryCohorts:
             self._traits.setdefault(user_id, {})[self._names[cohort_id]] = False
 
     def set_freshness(self, cohort_id: str, freshness: Freshness) -> None:
-        """What :meth:`CohortReader.freshness` returns."""
+        """Set what :meth:`CohortReader.freshness` returns for a cohort."""
         self.add_cohort(cohort_id)
         self._freshness[cohort_id] = freshness
 
     def set_completeness(self, cohort_id: str, completeness: Completeness) -> None:
-        """What :meth:`CohortReader.completeness` returns."""
+        """Set what :meth:`CohortReader.completeness` returns for a cohort."""
         self.add_cohort(cohort_id)
         self._completeness[cohort_id] = completeness
 
