@@ -286,7 +286,7 @@ class CohortsReply(Reply):
     next = text(
         "The cursor of the next page; null on the last one.",
         allow_none=True,
-        example=close_cursor(["l", "id", "abc123"]),
+        example=close_cursor(["l", "id", "abc123", "abc123"]),
     )
 
 

@@ -133,6 +133,19 @@ def test_document__every_status__has_an_example_that_fits_its_schema(
                 assert complaints(told, content["schema"], example) == [], (path, method, status)
 
 
+def test_document__next_in_examples__is_a_cursor_of_the_call(app: Flask) -> None:
+    views = [app.view_functions[rule.endpoint] for rule in app.url_map.iter_rules()]
+    contracts = [view.contract for view in views if hasattr(view, "contract")]
+    paged = [contract for contract in contracts if contract.paged]
+    cursors = [
+        (contract.query.fields["cursor"], contract.reply.fields["next"].metadata["example"])
+        for contract in paged
+    ]
+    assert len([cursor for _, cursor in cursors if cursor]) >= 3
+    for field, cursor in cursors:
+        assert cursor is None or field.deserialize(cursor)
+
+
 def test_document__every_body__has_an_example_that_is_taken(
     app: Flask, told: dict[str, Any]
 ) -> None:
