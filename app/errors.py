@@ -221,8 +221,8 @@ class ResyncUnfinished(Problem):
 class ResyncEmpty(Problem):
     status, reason = 409, "resync_empty"
     detail = (
-        "Nobody was confirmed, so all members would leave. Nothing has changed. "
-        "If that is what you want, set force to true."
+        "Nobody was confirmed, or the file has no user ids, so all members would leave. Nothing "
+        "has changed. If that is what you want, set force to true."
     )
 
 
@@ -238,7 +238,7 @@ class ResyncStoreLost(Problem):
     status, reason = 409, "resync_store_lost"
     detail = (
         "The store has lost data since this began, including who was confirmed. "
-        "Abort it and begin again; this cannot be forced."
+        "Begin again; a resync must be aborted first. This cannot be forced."
     )
 
 

@@ -42,10 +42,11 @@ from app.store import ResyncPlace, Store
 _CHUNK_BYTES = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
 _REFUSED = {
-    ResyncRefusal.EMPTY: "Nobody was confirmed: all members would leave. --force overrides this.",
+    ResyncRefusal.EMPTY: "Nobody was confirmed, or the file has no user ids: all members would "
+    "leave. --force overrides this.",
     ResyncRefusal.SHRINKS: "More than half of the members would leave. --force overrides this.",
     ResyncRefusal.STORE_LOST: "The store has lost data since this began, including who was "
-    "confirmed. Abort it and begin again.",
+    "confirmed. Begin again; a resync must be aborted first.",
     ResyncRefusal.ENDED: "The import ended before it was complete: it was aborted, took too long, "
     "or its cohort was deleted or lost. Begin again.",
 }
