@@ -552,7 +552,8 @@ class Settings:
         """Check what the running service needs in addition. Raises BadSettings.
 
         Args:
-            stored_keys: whether the store has keys. Called only if the settings have none.
+            stored_keys: whether the store has a key that may send cohorts. Called only if the
+                settings have none.
         """
         self.check_store()
         if not (self.api_keys or self.admin_api_keys or stored_keys()):

@@ -15,7 +15,7 @@ class ResyncKind(StrEnum):
 
 
 class ResyncState(StrEnum):
-    """The stages of a resync. docs/completeness.md has their order."""
+    """The stages of a resync. docs/decisions/resync.md has their order."""
 
     OPENING = "opening"
     OPEN = "open"  # everybody reported as a member is confirmed
@@ -76,7 +76,7 @@ def resync_refusal(confirmed: int, leaving: int, members: int) -> ResyncRefusal 
     Args:
         confirmed: users who stay or enter.
         leaving: members who leave.
-        members: all members, those included.
+        members: all members, including those who leave.
     """
     if not confirmed:
         return ResyncRefusal.EMPTY

@@ -59,8 +59,8 @@ class Keys:
         members again, by the time of that statement, covering at most the last day, and
         ``seen-before``, the same for the day before that; ``state``, a hash with names, counts,
         times and work in progress; ``confirmed``, the set of users whom an open resync keeps, and
-        ``confirmed-of``, its id; ``resync``, in the home partition, the record of a resync (hash),
-        and ``resync-lease``.
+        ``confirmed-of``, its id; ``lease``, of the process working on a rename or deletion;
+        ``resync``, in the home partition, the record of a resync (hash), and ``resync-lease``.
         """
         return f"{self.base(app_id, partition)}cohort:{cohort_id}:{part}"
 
@@ -139,9 +139,9 @@ class Keys:
     def history(self, app_id: str, kind: str) -> str:
         """Part of an app's sync history, all of which is in one partition. Private.
 
-        These are sorted sets of sync ids. ``syncs``: syncs of cohorts; ``failures``: failed
-        requests without a cohort; ``problems``: all syncs with failed requests or rejected users;
-        ``left-out``: syncs whose left-out users are kept.
+        These are sorted sets of sync ids. ``syncs``: syncs of cohorts; ``failures``: requests that
+        name no cohort, most of which failed; ``problems``: all syncs with failed requests or
+        rejected users; ``left-out``: syncs whose left-out users are kept.
         """
         return f"{self.base(app_id, self.partition(app_id))}{kind}"
 
@@ -182,7 +182,8 @@ class Keys:
         return self.cohort(app_id, self.partition(cohort_id), cohort_id, "reconcile")
 
     def unknown_callers(self) -> str:
-        """Hash: number of requests without a valid API key, by hour and reason. Private."""
+        """Hash: number of requests without a valid key, or to a wrong path or method, by hour and
+        reason. Private."""
         return f"{self.prefix}:unknown-callers"
 
     def session_secret(self) -> str:

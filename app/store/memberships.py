@@ -29,7 +29,8 @@ _GROUP_COST = 8
 _CHARACTERS_PER_USER = 64
 # A late retry may bring one of these earlier names, so partitions learn them with the cohort.
 _EARLIER_NAMES = 3
-# Confirmations of a store that lacks some: more than there can be.
+# Noted in place of the confirmations if the store has lost some: more than there can be, so that
+# the next comparison finds the loss.
 _LOST = 2**53
 
 
@@ -430,7 +431,7 @@ class Memberships:
                 that was set back, even if it catches up before it is compared.
         """
         known = self.confirmations.get(partition, 0)
-        # No longer known: the store was compared meanwhile.
+        # `known` is 0 if the store was compared during the call: then this cannot tell.
         is_set_back = count <= min(known, before)
         self.confirmations[partition] = _LOST if is_set_back else max(known, count)
 

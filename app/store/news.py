@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     """The next transitions of a partition. Notifications were sent about none or some of them.
 
     Attributes:
-        sent: how many.
+        sent: how many notifications.
     """
 
     transitions: list[Transition]

@@ -105,7 +105,7 @@ class Registry:
             after = records[-1].id
 
     def deleted_ms(self, app_id: str, cohort_ids: Sequence[str]) -> dict[str, float]:
-        """When those of some cohorts were deleted that have not arrived since, in ms."""
+        """When cohorts were deleted, by id, in ms; only those that have not arrived since."""
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
                 partition = self._keys.partition(cohort_id)

@@ -9,7 +9,7 @@
 --           each request as a JSON array. The head is a JSON object:
 --             key     groups requests: those with the same key that are close in time form a sync
 --             cohort  cohort id, or ''
---             index   'syncs', or 'failures' for failed requests that name no cohort
+--             index   'syncs', or 'failures' for requests that name no cohort, most of which failed
 --             now     the present time, in ms since the epoch
 --             first, last  times of the first and last request, in ms since the epoch
 --             set     fields of the sync's hash to set
@@ -17,8 +17,8 @@
 --             left_out  users who were left out: hash, id, hash, id, …
 --             slowest longest request, in ms
 --
--- Failed requests that name no cohort have their own, smaller space, so that a flood of them does
--- not push out the others.
+-- Requests that name no cohort have their own, smaller space, so that a flood of them does not push
+-- out the others.
 
 local base = string.sub(KEYS[1], 1, -#'syncs' - 1)
 local call = redis.call

@@ -38,8 +38,8 @@ class Attention(NamedTuple):
         failed_syncs: the latest failed sync of each cohort named under SYNC_FAILED, by cohort id.
         failed: syncs of the last day whose requests failed and name no stored cohort, so that no
             cohort shows them.
-        followed: ids of those in ``failed`` that were followed by a success: of a sync of the
-            cohort, or of a request of the same source with the same key.
+        followed: ids of those in ``failed`` that were followed by a success: a sync of each cohort
+            that they name or, if they name none, a sync from the same source with the same key.
         left_out: for each cohort whose last sync left out users who are not registered, that sync.
             Only the latest syncs with problems are searched, so some may be missing.
         problems: what the first failed requests of the failed syncs say, by sync id.

@@ -99,7 +99,7 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
         place = f"{key}.{{}}".format
         return applied(apply(calls, source=blueprint.name, user_place=place, as_known=as_known))
 
-    # The last trait name seen is usually current; looking it up costs as much as the rest.
+    # The last trait name seen is usually current; asking the store costs as much as the rest.
     if user_ids and (trait := registry.last_trait(app_id, list_id)):
         with suppress(UnknownTrait):
             return enter_or_leave(trait, as_known=True)
