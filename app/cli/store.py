@@ -216,6 +216,7 @@ def acknowledge_loss(app_id: str | None, intended: bool) -> None:
     """
     there = the_store()
     losses = there.losses.of([app_id] if app_id else there.apps())
+    losses = [loss for loss in losses if intended or not loss.acknowledged]
     for loss in losses:
         if intended:
             cleared = admin_actions.forgive_loss(there, operator(), loss.app_id)

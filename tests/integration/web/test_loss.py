@@ -71,7 +71,8 @@ def test_loss__is_reported_until_acknowledged(lost: Flask, run: Run) -> None:
     found = metrics(lost)
     assert 'cohort_receiver_store_losses{kind="lost"} 0.0' in found
     assert 'cohort_receiver_incomplete_cohorts{reason="store_lost"} 1.0' in found
-    (entry, *_) = services(lost).store.audit_trail.all()
+    assert "No unacknowledged loss" in run("store", "acknowledge-loss").output
+    (entry,) = services(lost).store.audit_trail.all()
     assert entry["action"] == "acknowledge_loss"
 
 
