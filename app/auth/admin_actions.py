@@ -73,7 +73,7 @@ def erase_user(
 
     Args:
         suppress: also skip the user in all later syncs.
-        progress: called with the number of change stream entries that were examined.
+        progress: called with the number of change stream entries examined since the last call.
     """
     record(store, operator, "erase_user", app_id, user=user_hash(user_id), suppress=suppress)
     return store.erasure.erase(app_id, user_id, suppress=suppress, progress=progress)

@@ -98,7 +98,7 @@ class MemberImport:
 
     @property
     def preview(self) -> Imported:
-        """What :meth:`apply` would do."""
+        """What :meth:`apply` would do; ``added`` includes users who are not registered."""
         return Imported(self._counts.added, self._counts.removed, self._counts.unchanged)
 
     def apply(self, *, force: bool) -> Iterator[None]:

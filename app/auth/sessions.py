@@ -43,7 +43,7 @@ class Session(NamedTuple):
     issued: float
 
     def sent(self, token: str | None) -> bool:
-        """Whether a form sent this token."""
+        """Whether a form sent this session's token."""
         return hmac.compare_digest((token or "").encode(), self.token.encode())
 
 

@@ -145,7 +145,7 @@ def _work_through(file: BinaryIO, done: str, work: Callable[[list[str]], int]) -
 
     Raises:
         click.ClickException: the file cannot be read to its end.
-        click.exceptions.Exit: with 1, if a line has no user id.
+        click.exceptions.Exit: with 1, if a line has no valid user id.
     """
     read = changed = 0
     with progress(_size(file), done.capitalize()) as advance:

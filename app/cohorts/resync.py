@@ -44,7 +44,8 @@ class Resync(NamedTuple):
         started_ms: when it was opened, in ms since the epoch.
         quiet_ms: finish automatically when nothing more has arrived for this long.
         confirmed: members, or users of a file, who will stay; 0 once it has finished.
-        unconfirmed: members who will leave; 0 once it has finished.
+        unconfirmed: members who will leave; 0 once it has finished. For a file, the number of
+            members less ``confirmed``: too low if the file has new users.
         added: users of a file who have entered.
         removed: members who have left.
         unknown: users of a file who were skipped because they are not registered.

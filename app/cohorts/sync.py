@@ -39,7 +39,7 @@ class RequestRecord(NamedTuple):
         accepted: users, or identify calls, that were applied.
         changed: users whose traits or memberships changed.
         entered, left: users who entered and left this cohort.
-        rejected: users, or calls, that were not applied.
+        rejected: users, or calls, that were not applied, not counting suppressed users.
         repeated: the message had been applied before.
         reason: why the request failed; empty if it succeeded.
         detail: the first error and its place; empty if there is none.
@@ -66,7 +66,7 @@ class RequestRecord(NamedTuple):
 
     @property
     def is_clean(self) -> bool:
-        """Whether everything in the request was applied."""
+        """Whether the request succeeded and rejected nobody, apart from suppressed users."""
         return self.status < 400 and not self.rejected
 
 
@@ -84,7 +84,7 @@ class Sync:
         repeated: messages that had been applied before.
         accepted, changed, entered, left, rejected: totals over the requests.
         took_ms: total processing time; ``slowest_ms`` is that of the slowest request.
-        reasons: rejected users by reason.
+        reasons: rejected users by reason, including suppressed ones.
         failures: failed requests by reason.
         sources, keys: requests by source and by API key.
         kept: clean requests that are still stored.
@@ -128,7 +128,8 @@ class Outcome:
         moves: how many users entered and left, by cohort id.
         rejections: some of the rejected users.
         left_out: ids of some users who are not registered.
-        content: a checksum by which a retry is recognised; 0 if the body was not read.
+        content: a checksum by which a retry is recognised; 0 if there is none, for example because
+            the body was not read.
     """
 
     traits: dict[str, str]

@@ -53,11 +53,11 @@ class CompletenessStore:
     def verify(
         self, app_id: str, cohort_id: str, by: VerifiedBy, since_ms: int | None = None
     ) -> None:
-        """Record that the members were confirmed: clears the reasons, and who was left out.
+        """Record that the members were confirmed: clears reasons, and counts of left-out users.
 
         Args:
-            since_ms: when the resync or import that confirmed them began. Reasons raised since then
-                are kept.
+            since_ms: when the resync or import that confirmed them began. What came since then is
+                kept.
         """
         self._call(app_id, "verify", cohort_id, by, "" if since_ms is None else since_ms)
 

@@ -24,7 +24,8 @@ class FailedRequest(NamedTuple):
     """What a request and its retries have in common.
 
     Attributes:
-        content: a number derived from the body; 0 if the body was not read.
+        content: a number derived from the body; 0 if there is none, for example because the body
+            was not read.
     """
 
     cohort_id: str

@@ -56,7 +56,7 @@ class Hold:
         self._check(self._keys.hold())
 
     def check_partition(self, app_id: str, partition: int) -> None:
-        """As :meth:`check`, for writes to a partition of a registered app. Needs only its node."""
+        """As :meth:`check`, for writes to one partition of a registered app, on its node alone."""
         self._check(self._keys.partition_hold(app_id, partition))
 
     def _check(self, flag: str) -> None:

@@ -27,7 +27,7 @@ USERS_PER_CALL = 1000
 _GROUP_COST = 8
 # Characters of user ids that cost as much as a user: the script copies each id a dozen times.
 _CHARACTERS_PER_USER = 64
-# A late retry may bring one of these earlier names, so partitions learn them with the cohort.
+# How many earlier names a partition learns with a cohort: a late retry may bring one of them.
 _EARLIER_NAMES = 3
 # Noted in place of the confirmations if the store has lost some: more than there can be, so that
 # the next comparison finds the loss.

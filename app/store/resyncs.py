@@ -56,8 +56,8 @@ RESULT_KEPT_MS = 24 * 3600 * 1000
 # How often the background work looks at a resync that is open, and how long after its last step it
 # takes over one that a killed process has left.
 LOOK_MS = 10_000
-# A quiet resync finishes only if two looks, at most this far apart, find it quiet. In between,
-# it is noticed if the store was set back to a quiet moment.
+# A quiet resync finishes only if two looks, at most this far apart, find it quiet: a store that was
+# set back also looks quiet, until the loss is found.
 _QUIET_MS = 6 * LOOK_MS
 _RENEW_SECONDS = 3.0
 _NOTE_SECONDS = 1.0

@@ -1,6 +1,7 @@
 """What the service knows of Amplitude's own record, beyond the fields of each cohort.
 
-However many processes there are, only the one with an app's lease calls Amplitude's API.
+However many processes there are, only one polls Amplitude's API for an app at a time, and only one
+reconciles: the one with the lease. The command ``cohorts upstream`` polls without a lease.
 docs/data-model.md describes the keys.
 """
 

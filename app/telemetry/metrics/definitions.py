@@ -35,7 +35,7 @@ REQUEST_SECONDS = Histogram(
 )
 USERS_ACCEPTED = Counter(
     "cohort_receiver_users_accepted",
-    "Users in accepted requests, whether or not anything changed.",
+    "Users accepted, whether or not anything changed.",
     ["source"],
     registry=REGISTRY,
 )

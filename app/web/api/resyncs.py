@@ -117,8 +117,14 @@ class ResyncReply(Reply):
         validate=validate.OneOf([*ResyncState]),
     )
     startedAt = ms("When it began")
-    confirmed = count("Members who will stay; 0 once it has finished.", example=940_000)
-    unconfirmed = count("Members who will leave; 0 once it has finished.", example=60_000)
+    confirmed = count(
+        "Members, or users of an import's file, who will stay; 0 once it has finished.",
+        example=940_000,
+    )
+    unconfirmed = count(
+        "Members who will leave; 0 once it has finished. Too low if an import has new users.",
+        example=60_000,
+    )
     removed = count("Members who have left.", example=0)
     members = fields.Integer(
         required=True,

@@ -64,7 +64,7 @@ def decode_message(raw: bytes, max_users: int) -> dict[str, Any]:
     """The members of a message that the schema reads, as ``app.web.http.body.decoded`` has them.
 
     Lists and objects in place of a text or a number are returned empty, and an overlong user id as
-    None: the schema refuses them anyway.
+    None: the schema accepts neither.
 
     Raises:
         InvalidJson
