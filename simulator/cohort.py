@@ -38,7 +38,8 @@ class Cohort:
 
     `ids` are all users who can ever be members; elsewhere users are indexes into it. The first
     `size` of them are the members at the first sync. Before each later sync, `churn` times `size`
-    members leave and as many other users enter, if there are that many, former members among them.
+    members leave and as many other users enter, or all others if there are fewer. Users who enter
+    may be former members.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ class SyncResult:
     requests: int = 0
     failed_requests: int = 0
     late_requests: int = 0
-    """Requests whose retry is held back: webhooks into the next sync, others until after it."""
+    """Requests held back: webhooks into the next sync, retries of others until after it."""
     seconds: float = 0.0
     unauthorised: bool = False
     interrupted: bool = False
@@ -181,7 +181,7 @@ class CohortSync:
 
     @property
     def late_requests(self) -> int:
-        """How many late retries are held back now."""
+        """How many requests are held back now."""
         return len(self._late)
 
     def run(self, syncs: int, every: float = 0.0) -> list[SyncResult]:
@@ -236,7 +236,7 @@ class CohortSync:
         return result
 
     def drain(self) -> SyncResult:
-        """Send the late retries that are still held back, and nothing else."""
+        """Send the requests that are still held back, and nothing else."""
         self.stats.start()
         started = time.perf_counter()
         late = self._take_late()

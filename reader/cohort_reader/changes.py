@@ -21,7 +21,7 @@ class MembershipChange:
         partition: the partition's number.
         cohort_id: the cohort.
         entered: True if they entered, False if they left.
-        at_ms: when, in ms since the epoch.
+        at_ms: when, in ms since the epoch: the sender's time, or else that of arrival.
         user_ids: the users, about a thousand at most.
         deliveries: how often it was delivered, including this time. If more than 1, it may have
             been handled before.

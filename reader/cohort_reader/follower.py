@@ -565,7 +565,12 @@ class Follower(_FollowerCore):
     def poll(self, handler: Handler) -> int:
         """Pass changes that are available now to ``handler``; returns how many were handled.
 
-        It handles about ``batch_size`` changes of each partition at most.
+        It handles about ``batch_size`` changes of each partition at most. Exceptions of the handler
+        are treated as in :meth:`run`.
+
+        Raises:
+            TypeError: as :meth:`run`.
+            redis.RedisError: the store is unavailable, or refuses the follower.
         """
         return run(self._poll(handler))
 

@@ -1,4 +1,4 @@
-"""Statuses that only the operator can provoke: 404 and 429."""
+"""Statuses that need a fact about the receiver: 404 for a user id, and 429."""
 
 from __future__ import annotations
 
