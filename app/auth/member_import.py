@@ -75,6 +75,7 @@ class MemberImport:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._resyncs.forget_staged(self._resync)
         if not self._is_applying and self._resyncs.request_abort(self._place, self._resync):
             for _ in self._resyncs.steps(self._place):
                 pass

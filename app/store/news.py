@@ -81,11 +81,14 @@ class News:
     def batch(self, app_id: str, partition: int) -> Batch:
         """The next transitions of a partition. The first time, those before now are passed over.
 
-        A batch stays the same until notifications about all of it were sent.
+        A batch stays the same until notifications about all of it were sent, unless its first
+        transitions are trimmed; then none counts as sent.
         """
         stream = self._keys.transitions(app_id, partition)
         with store_errors():
-            position, begun = self._positions(app_id, partition, "transitions", "sent")
+            position, begun, first = self._positions(
+                *(app_id, partition), "transitions", "sent", "first"
+            )
             if position is None:
                 last: Any = self._client.xrevrange(stream, count=1)
                 self.passed_over(app_id, partition, last[0][0].decode() if last else "0-0")
@@ -96,11 +99,15 @@ class News:
             if begun and not found:  # the stream has expired or was trimmed
                 self.passed_over(app_id, partition, position)
                 return self.batch(app_id, partition)
-        return Batch([_transition(entry_id, entry) for entry_id, entry in found], int(sent))
+        transitions = [_transition(entry_id, entry) for entry_id, entry in found]
+        # If the first ones were trimmed, it is unknown which notifications were sent.
+        is_trimmed = begun and transitions[0].id != first
+        return Batch(transitions, 0 if is_trimmed else int(sent))
 
     def note_sent(self, app_id: str, partition: int, batch: Batch, sent: int) -> None:
         """Record how many notifications about a batch were sent."""
-        self._call(app_id, partition, "sent", f"{batch.transitions[-1].id} {sent}")
+        first, last = batch.transitions[0].id, batch.transitions[-1].id
+        self._call(app_id, partition, "sent", f"{last} {sent}", first)
 
     def passed_over(self, app_id: str, partition: int, transition_id: str) -> None:
         """Record that transitions up to this one need no more notification."""

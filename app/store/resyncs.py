@@ -243,6 +243,10 @@ class Resyncs:
             self._at_home("look", place, resync.id, UPLOAD_PAUSE_MS)
         return new
 
+    def forget_staged(self, resync: Resync) -> None:
+        """Forget what this process knows of an import, which it neither stages nor applies now."""
+        self._staged.pop(resync.id, None)
+
     def count_file(self, place: ResyncPlace, resync: Resync, staged: int) -> Iterator[FileCounts]:
         """Compare what was staged with the members; yields after each step, the last is complete.
 
@@ -378,7 +382,6 @@ class Resyncs:
             self._in_partition("keep", place, partition, resync.id, KEEP_MS)
 
     def _abort(self, place: ResyncPlace, resync: Resync) -> None:
-        self._staged.pop(resync.id, None)
         for partition in self._partitions():
             self._in_partition("clear", place, partition, resync.id)
         self._at_home("drop", place, resync.id)
@@ -440,7 +443,6 @@ class Resyncs:
         self._change(place, resync_id, (finishing,), finishing, "position", position)
 
     def _finish(self, place: ResyncPlace, resync: Resync) -> None:
-        self._staged.pop(resync.id, None)
         for partition in self._partitions():
             self._in_partition("clear", place, partition, resync.id)
         record = self._registry.find(*place)

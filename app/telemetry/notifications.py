@@ -227,14 +227,14 @@ class Notifier:
     def _notify_transitions(self, app_id: str, partition: int, batch: Batch) -> None:
         # Each is noted, so that a failure of the next one does not repeat it. The batch is noted
         # before the first is sent, so that a repeat of the first has the same id.
-        last, sent = batch.transitions[-1].id, 0
+        first, last, sent = batch.transitions[0].id, batch.transitions[-1].id, 0
         self._store.news.note_sent(app_id, partition, batch, batch.sent)
         for what, reason, cohort_ids in changed_cohorts(batch.transitions):
             for some in _groups(cohort_ids):
                 sent += 1
                 if sent <= batch.sent:
                     continue
-                message_id = f"{app_id}-{partition}-{last}-{sent}"
+                message_id = f"{app_id}-{partition}-{first}-{sent}"
                 self._send(app_id, self._cohorts(app_id, message_id, what, reason, some))
                 self._store.news.note_sent(app_id, partition, batch, sent)
         self._store.news.passed_over(app_id, partition, last)

@@ -4,7 +4,7 @@
 -- KEYS[1]   the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]   'transitions': up to the entry ARGV[2] of the stream of transitions
 --           'sent': ARGV[2] is the last entry of the current batch of transitions, and how many
---           notifications about the batch were sent
+--           notifications about the batch were sent; ARGV[3] is its first entry
 --           'late', 'arriving', 'gone': the cohorts ARGV[2..] are late, or are no longer
 --           'loss': the app's loss that was found at ARGV[2], in ms
 --
@@ -19,6 +19,7 @@ elseif ARGV[1] == 'arriving' or ARGV[1] == 'gone' then
   call('SREM', base .. 'notified:late', unpack(ARGV, 2))
 else
   call('HSET', base .. 'notified', ARGV[1], ARGV[2])
-  if ARGV[1] == 'transitions' then call('HDEL', base .. 'notified', 'sent') end
+  if ARGV[1] == 'sent' then call('HSET', base .. 'notified', 'first', ARGV[3]) end
+  if ARGV[1] == 'transitions' then call('HDEL', base .. 'notified', 'sent', 'first') end
 end
 return 1

@@ -336,6 +336,24 @@ def test_receiver__that_refuses_one_until_it_has_expired__gets_what_follows(
     assert told == [first, third]
 
 
+def test_receiver__that_refuses_one_until_others_are_trimmed__gets_all_that_are_left(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    first, second, third = two_of_three_incomplete(store)
+    store.completeness.raise_reason(APP, third, IncompleteReason.SYNC_FAILED)
+    receiver.refused = [f"{third}: {third}"]
+    work(notifier)
+    stream = store.keys.transitions(APP, store.keys.partition("1"))
+    redis_client.xtrim(stream, 2, approximate=False)
+    receiver.refused = [f"{second}: {second}"]
+    work(notifier)
+    receiver.refused = []
+    work(notifier)
+    told = [one.document["data"]["cohorts"][0]["id"] for one in receiver.received]
+    assert told == [first, second, second, third]
+    assert len({one.headers["webhook-id"] for one in receiver.received}) == 4
+
+
 def test_lateness__of_which_some_is_refused__is_told_once(
     store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
 ) -> None:
