@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from flask import current_app
 
@@ -173,4 +173,7 @@ def _amplitude_clients(settings: Settings) -> dict[str, Client]:
 
 def services(app: Flask | None = None) -> Services:
     """The services of an application, by default of the current one."""
-    return cast("Services", (app or current_app).extensions[EXTENSION])
+    # Each use of one of Flask's proxies looks up the application again.
+    found: Any = app or current_app._get_current_object()  # type: ignore[attr-defined]
+    parts: Services = found.extensions[EXTENSION]
+    return parts

@@ -20,7 +20,7 @@ class ServiceApp(Flask):
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         if request is None:
-            return super().create_url_adapter(request)
+            return None
         environ = request.environ
         request.host = host = get_host(environ)  # refuses an invalid host
         return MapAdapter(

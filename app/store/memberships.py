@@ -377,6 +377,8 @@ class Memberships:
                 again.append(part)
                 for cohort_id in skipped:
                     unmet.setdefault(cohort_id, []).append(part.partition)
+        if not again:
+            return
         if as_known:
             names = {cohort_id: self._registry.trait(app_id, cohort_id) for cohort_id in unmet}
             not_known.update(cohort_id for cohort_id, name in names.items() if name is None)

@@ -111,6 +111,8 @@ class RateLimiter:
         if limit is None:
             return None
         counter = self._counters.get((limit, names)) or self._remember(limit, names)
+        if counter.is_known(now := time.monotonic()):
+            return counter.take(now, limit)
         if not counter.lock.acquire(blocking=False):
             if counter.is_alone:  # do not wait for the request that asks the store again
                 return counter.take(time.monotonic(), limit)

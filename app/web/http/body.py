@@ -251,7 +251,7 @@ def _gunzip(raw: bytes, limit: int) -> bytes:
 
 def _has_more_values(raw: bytes, max_values: int) -> bool:
     """Whether JSON has more values than allowed, without decoding it."""
-    if _count_values(raw) <= max_values:
+    if len(raw) <= max_values or _count_values(raw) <= max_values:
         return False
     # Some of the characters may be within strings: leave strings out, a piece at a time.
     found, inside = 0, False

@@ -7,7 +7,7 @@ of another app would be the 65th. See docs/decisions/many-apps.md.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -46,7 +46,7 @@ class FairQueue:
     def __init__(self, at_once: int, of_one_app: int) -> None:
         self._free = at_once
         self._of_one_app = min(of_one_app, max(1, at_once - 1))
-        self._working: Counter[str] = Counter()
+        self._working: defaultdict[str, int] = defaultdict(int)
         # The lane whose turn is next comes first.
         self._waiting: dict[_Lane, deque[Event]] = {}
 

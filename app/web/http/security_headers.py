@@ -18,7 +18,7 @@ def init_app(app: Flask) -> None:
     @app.after_request
     def set_headers(response: Response) -> Response:
         headers = response.headers
-        headers.set("X-Content-Type-Options", "nosniff")
+        headers.add("X-Content-Type-Options", "nosniff")
         if "Content-Security-Policy" not in headers:
             headers.add("Content-Security-Policy", NOT_A_PAGE)
         if request.environ["wsgi.url_scheme"] == "https":
