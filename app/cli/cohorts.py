@@ -54,9 +54,10 @@ cohorts = Group(
 def list_cohorts(app_id: str | None, as_json: bool) -> None:
     """List all cohorts, ordered by id.
 
-    FIRST and LAST are when the cohort was first and last received, in UTC. SOURCES are how it
-    arrived, such as identify or list. ENTERED and LEFT count transitions since FIRST. COMPLETENESS
-    has the reasons why a cohort is incomplete.
+    FIRST is when the cohort was first received or imported, and LAST when it was last received, in
+    UTC; if it never was, LAST is FIRST. SOURCES are how it arrived, such as identify or list.
+    ENTERED and LEFT count transitions since FIRST. COMPLETENESS has the reasons why a cohort is
+    incomplete.
     """
     store = the_store()
     pages = _pages(store, one_app(store, app_id))

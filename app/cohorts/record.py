@@ -27,7 +27,7 @@ class CohortRecord:
         earlier_names: earlier trait names, each with the time when it was replaced.
         sources: the sources it arrives from, each with the time of its last request.
         members: users who are in the cohort now.
-        entered, left: all transitions since it was first received.
+        entered, left: all transitions since it was first received or imported.
     """
 
     id: str

@@ -1,6 +1,6 @@
 """Human-readable log lines: one short line per event.
 
-The line of a request begins with its method, path and status.
+The line of a request begins with the time, its method, path and status.
 """
 
 from __future__ import annotations

@@ -300,7 +300,7 @@ class EarlierName(Reply):
 class CohortDetailReply(CohortReply):
     """A cohort with its counts, sources and earlier names."""
 
-    firstSeen = ms("When it was first received")
+    firstSeen = ms("When it was first received or imported")
     entered = count("How often users have entered, in total.", example=50000)
     left = count("How often users have left, in total.", example=8766)
     sources = fields.Dict(

@@ -135,7 +135,7 @@ def _latest_failed(app_id: str, cohort_id: str) -> Sync | None:
 
 
 def _failed_without_cohort(app_id: str, syncs: Iterable[Sync]) -> list[Sync]:
-    """The latest failed requests that name no stored cohort, one for each source and reason.
+    """The latest failed requests that name no stored cohort, one for each id, source and reason.
 
     They may name a cohort that the store has lost, but none that was deleted since.
     """
