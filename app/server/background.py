@@ -122,7 +122,7 @@ class Background:
             time.sleep((time.monotonic() - before) * PAUSE_FACTOR)
 
     def work(self) -> None:
-        """Work on all jobs that no other process has leased, until the rest failed or must wait.
+        """Work on jobs that no other process has leased, until each is done, failed or has to wait.
 
         New jobs are found while others are in progress, and a failing job does not stop the others.
         """

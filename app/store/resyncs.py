@@ -359,7 +359,8 @@ class Resyncs:
         if resync.quiet_ms is not None:
             last = self.last_received_ms(place, resync)
             if last is None and resync.confirmed:
-                # An arrival within a second of one that was noted before the start is not noted.
+                # Arrivals in the second after a noted one are not noted. If that one came just
+                # before the start, the first ones of the resync are missing.
                 last = resync.started_ms
             if last is not None and now_ms - last >= resync.quiet_ms:
                 fields = ["quiet_at", str(now_ms)]

@@ -210,9 +210,9 @@ class Notifier:
         for loss in self._store.losses.of([app_id]):
             if loss.found_ms > (news.last_loss_ms(app_id) or 0):
                 if not loss.acknowledged:
-                    # Which transitions were sent may be lost too: skip those before the loss, but
-                    # not those that it causes. If NOTIFY_URL was set long after the loss, skip all
-                    # but those of the last hour.
+                    # The record of the transitions that were sent may be lost too: skip those
+                    # before the loss, but not those that it causes. If NOTIFY_URL was set long
+                    # after the loss, skip all but those of the last hour.
                     recent = int(self._store.now() * 1000) - _RECENT_MS
                     for partition in partitions:
                         news.begin(app_id, partition, max(loss.found_ms, recent))

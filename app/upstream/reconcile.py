@@ -465,7 +465,7 @@ class _Run:
         return freshness.last_received_ms
 
     def _note(self, listed: UpstreamCohort) -> None:
-        """Keep Amplitude's record, and how many users of it are never members."""
+        """Keep Amplitude's record, and how many of its users are never members here."""
         record = Upstream(
             size=listed.size,
             computed_at_ms=listed.computed_at_ms,

@@ -3,7 +3,7 @@
 --
 -- KEYS[1]   the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]   number of fields after which no more users are read
--- ARGV[2]   number of fields from which a user has too many for one call
+-- ARGV[2]   a user with at least this many fields has too many for one call
 -- ARGV[3..] user ids
 --
 -- Returns {number of users read, positions of users whose key is not a hash, positions of users

@@ -236,7 +236,7 @@ class Feed:
         with self._reader(app_id) as reader, _hangup(connection) as hung_up:
             yield _beginning(first.before) + events(first.before, first.changes)
             position, said = first.after, time.monotonic()
-            compared = None  # the reader's beginning after which the position was last compared
+            compared = None  # reader.beginnings when the position was last compared
             while self.is_open() and not hung_up.is_set() and time.monotonic() < ends:
                 news, before, beginnings = reader.news, position, reader.beginnings
                 try:

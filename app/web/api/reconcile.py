@@ -149,7 +149,7 @@ def reconcile(cohort_id: str) -> Response:
 @requires(READ)
 @describes(InvalidParameter, UnknownCohort, NoReconcile, reply=ReconcileReply())
 def get_reconcile(cohort_id: str) -> Response:
-    """The reconcile of a cohort, or the last one for a day."""
+    """The running reconcile of a cohort, or the last one, for a day after it ended."""
     report = services().reconciler.report(g.caller.app_id, cohort_in_path(cohort_id))
     if report is None:
         known_cohort(cohort_id)

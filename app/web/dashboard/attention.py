@@ -36,8 +36,8 @@ class Attention(NamedTuple):
         memory_share: how much of the store's memory limit is used, if that is nearly all.
         incomplete: by reason.
         failed_syncs: the latest failed sync of each cohort named under SYNC_FAILED, by cohort id.
-        failed: syncs of the last day whose requests failed and name no stored cohort, so that no
-            cohort shows them.
+        failed: syncs of the last day whose requests failed and name no stored cohort, so no
+            cohort's page shows them.
         followed: ids of those in ``failed`` that were followed by a success: a sync of each cohort
             that they name or, if they name none, a sync from the same source with the same key.
         left_out: for each cohort whose last sync left out users who are not registered, that sync.

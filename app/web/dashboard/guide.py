@@ -71,7 +71,7 @@ def anchor(heading: str) -> str:
 
 
 def has_file(name: str) -> bool:
-    """Whether docs/ has a file of this name to download, to which pages link."""
+    """Whether docs/ has a file of this name to download."""
     return _exists(_FILE, name)
 
 

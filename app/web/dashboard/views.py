@@ -155,7 +155,7 @@ def guide_index() -> Response:
 @blueprint.get("/guide/<path:name>")
 @requires(READ, by_session=True)
 def guide_page(name: str) -> BaseResponse:
-    """A page of the documentation, or a file to which one links."""
+    """A page of the documentation, or a file that pages link to."""
     if guide.has_file(name):
         return send_from_directory(guide.FOLDER, name, as_attachment=True)
     found = guide.page(name)
