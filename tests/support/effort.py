@@ -1,4 +1,4 @@
-"""How much the tests try: enough to notice a mistake, or all they can, as CI does."""
+"""How much the tests try: enough to notice most mistakes, or all they can."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 THOROUGH = os.environ.get("TEST_EFFORT") == "thorough"
 
-NOT_THOROUGH = "for TEST_EFFORT=thorough, as in CI"
+NOT_THOROUGH = "for TEST_EFFORT=thorough"
 thorough = pytest.mark.skipif(not THOROUGH, reason=NOT_THOROUGH)
 
 _ONE, _THREE = pytest.param(1, id="one partition"), pytest.param(3, id="three partitions")

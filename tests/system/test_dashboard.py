@@ -39,7 +39,7 @@ TIMEOUT_MS = 20_000
 REFRESH_MS = 10_500
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-# Colours and sizes rarely spoil each other: each is looked at once, and all pairs in CI.
+# One pair of colours and size notices most mistakes in all of them.
 looks = pytest.mark.parametrize(
     ("colours", "size"),
     [

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.effort import THOROUGH
+from tests.support.effort import thorough
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, ROOT, Service, running
 
 # It builds the package and creates an environment.
-pytestmark = pytest.mark.skipif(not THOROUGH, reason="for TEST_EFFORT=thorough, as in CI")
+pytestmark = thorough
 
 UV = Path(sys.executable).with_name("uv")
 IDENTIFY = {"type": "identify", "userId": "ann", "traits": {"Buyers:b1": True}}
