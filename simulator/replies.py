@@ -1,6 +1,6 @@
 """How Amplitude reads a receiver's reply: whether to retry, the list id, the rejected users.
 
-`docs/simulator.md` says what of this Amplitude documents and what is assumed.
+`docs/simulator.md` says which of this behaviour is documented and which is assumed.
 """
 
 from __future__ import annotations

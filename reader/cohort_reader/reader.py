@@ -227,10 +227,10 @@ class _ReaderCore:
             log.warning("returning defaults, as the store failed: %s", describe(error))
 
     def _require(self, cohort_id: str | None, *, now: bool = False) -> Steps[bool]:
-        """Check that the cohort is in the store; if it is None, that anything of the app is.
+        """Check that the cohort is in the store or, if it is None, that the app has any cohort.
 
         Args:
-            now: do not rely on an earlier check, as frequent lookups do.
+            now: check again. Frequent lookups rely on an earlier check instead.
 
         Returns:
             True if the number of partitions has changed, so that the answer was wrong.
@@ -456,8 +456,8 @@ class CohortReader(_ReaderCore):
 class AsyncCohortReader(_ReaderCore):
     """:class:`CohortReader` for asyncio; ``client`` is one of ``redis.asyncio``.
 
-    Any number of tasks may share it. At most 50 query the store at a time, or as many as its pool
-    has connections, if that is fewer; the others wait their turn.
+    Any number of tasks may share it. At most 50 query the store at a time, or as many as the
+    client's pool has connections, if that is fewer; the others wait their turn.
     """
 
     _is_async = True
