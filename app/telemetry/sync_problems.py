@@ -8,8 +8,10 @@ all of this is buffered, so that no request waits for it, and written when the s
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict, deque
+from contextlib import suppress
 from typing import NamedTuple
 
 import gevent
@@ -24,6 +26,8 @@ RETRIED_SECONDS = 300.0
 # How long a process decides about an app's failures after it last handled a request of the app.
 LOOKED_AFTER_SECONDS = 1800.0
 SETTLE_SECONDS = 5.0
+# How often a process looks for apps that only processes which have ended looked after.
+LOOK_SECONDS = 60.0
 # A request for more cohorts says too little about each of them.
 MAX_COHORTS = 8
 REQUESTS_PER_TURN = 200
@@ -73,6 +77,7 @@ class SyncProblems:
         self._succeeded: dict[tuple[str, FailedRequest], float] = {}
         self._apps: dict[str, float] = {}
         self._settle_at = 0.0
+        self._look_at = -math.inf
         self._settled: dict[str, int] = {}
 
     def record(self, request: FinishedRequest) -> None:
@@ -196,6 +201,9 @@ class SyncProblems:
     def _decide(self) -> None:
         """Forget failures whose retry succeeded; record the others as permanent once time is up."""
         now = self._monotonic()
+        if now >= self._look_at:
+            self._look_after_others(now)
+            self._look_at = now + LOOK_SECONDS
         settle = time.monotonic() >= self._settle_at
         for app_id, at in list(self._apps.items()):
             if now - at > LOOKED_AFTER_SECONDS:
@@ -210,6 +218,22 @@ class SyncProblems:
                 pass  # the next call tries again
         if settle:
             self._settle_at = time.monotonic() + SETTLE_SECONDS
+
+    def _look_after_others(self, now: float) -> None:
+        """Also decide about apps of which this process has handled no request."""
+        with suppress(StoreError):
+            for app_id in self._store.apps():
+                with suppress(StoreError):  # others may be available
+                    if app_id not in self._apps and self._is_open(app_id):
+                        self._apps[app_id] = now
+
+    def _is_open(self, app_id: str) -> bool:
+        """Whether an app has failures that are not settled yet."""
+        reason = IncompleteReason.SYNC_FAILED
+        return bool(
+            self._store.failed_requests.all(app_id)
+            or self._store.completeness.with_reason(app_id, reason, limit=1)
+        )
 
     def _decide_about(self, app_id: str, now: float, *, settle: bool) -> None:
         failed = self._store.failed_requests.all(app_id)

@@ -351,6 +351,20 @@ def test_failure_for_good__is_raised_by_one_process(make: Make, clock: Clock) ->
     assert first.reasons() == second.reasons() == {"sync_failed": 1}
 
 
+def test_failure_for_good__of_a_process_that_has_ended__is_raised_by_another(
+    make: Make, clock: Clock
+) -> None:
+    first, second = make(), make()
+    first.create()
+    second.work()
+    first.app.config["PROPAGATE_EXCEPTIONS"] = False
+    services(first.app).store.memberships.apply = None  # type: ignore[method-assign,assignment]
+    first.send("bob", status=500)
+    first.work()
+    clock.forward(RETRIED_SECONDS + 1)
+    assert second.reasons() == {"sync_failed": 1}
+
+
 def test_rate_limited__until_the_sender_gives_up(make: Make) -> None:
     service = make(rate_limit=parse("2/day"))
     service.create()
