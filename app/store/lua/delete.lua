@@ -35,7 +35,7 @@ if action == 'begin' or action == 'mark' then
   return call('HGET', state, 'deleting')
 end
 
--- Remember that the cohort was deleted, until it arrives again; see freshness.lua.
+-- Remember that the cohort was deleted, until it arrives again or is verified; see freshness.lua.
 local function remember_deletion()
   local KEPT, KEPT_FOR, AT_ONCE = 10000, 366 * 24 * 3600 * 1000, 100
   local deleted, clock = base .. 'deleted', call('TIME')

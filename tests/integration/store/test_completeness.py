@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.cohorts import (
+    Cohort,
     CompletenessState,
     IncompleteReason,
     Upstream,
@@ -207,6 +208,16 @@ def test_deleted_cohort_that_arrives_again__is_incomplete(
     assert state(reader) == ("incomplete", ["deleted_here"])
     store.completeness.verify(APP, COHORT, VerifiedBy.RESYNC)
     say(store, TRAIT, True, ["carol"])
+    assert state(reader) == ("verified", [])
+
+
+def test_deleted_cohort_that_an_import_created_again__stays_verified_when_it_arrives(
+    store: Store, reader: FlaskClient
+) -> None:
+    delete(store)
+    store.memberships.register_cohort(APP, Cohort.from_trait(TRAIT), source="")
+    store.completeness.verify(APP, COHORT, VerifiedBy.IMPORT)
+    say(store, TRAIT, True, ["bob"])
     assert state(reader) == ("verified", [])
 
 
