@@ -29,7 +29,7 @@ from app.cohorts import (
 )
 from app.store.completeness import CompletenessStore
 from app.store.connection.scripts import load_script
-from app.store.errors import store_errors
+from app.store.errors import StoreFull, store_errors
 from app.store.failed_requests import FailedRequests
 from app.store.freshness import FreshnessStore
 from app.store.keys import Keys
@@ -62,6 +62,8 @@ _QUIET_MS = 6 * LOOK_MS
 _RENEW_SECONDS = 3.0
 _NOTE_SECONDS = 1.0
 _DUE_AT_ONCE = 100
+# What resync_begin.lua does; resync.lua does the rest, also if the store is full.
+_BEGINNING = ("open", "mark", "stage")
 
 
 class ConfirmedLost(Exception):
@@ -134,7 +136,8 @@ class Resyncs:
         self._completeness = completeness
         self._failed_requests = failed_requests
         self._losses = losses
-        self._script = load_script(client, "resync.lua")
+        self._begin = load_script(client, "resync_begin.lua")
+        self._advance = load_script(client, "resync.lua")
         self._unconfirmed = load_script(client, "unconfirmed.lua")
         self._due = load_script(client, "resyncs_due.lua")
         self._lease = load_script(client, "lease.lua")
@@ -230,9 +233,9 @@ class Resyncs:
             for partition, users in self._keys.by_partition(user_ids).items():
                 for start in range(0, len(users), USERS_PER_STEP):
                     part = users[start : start + USERS_PER_STEP]
-                    stream = self._keys.changes(place.app_id, partition)
-                    args = ["stage", place.cohort_id, resync.id, KEEP_MS, *part]
-                    added, confirmations = self._script(keys=[stream], args=args)
+                    added, confirmations = self._in_partition(
+                        "stage", place, partition, resync.id, KEEP_MS, *part
+                    )
                     if added < 0:
                         raise ConfirmedLost
                     least = counts.get(partition, 0) + 1
@@ -305,6 +308,11 @@ class Resyncs:
                     yield from self._renewing(place, resync, self._replace_members(place, resync))
                 except ConfirmedLost:
                     self._stop(place, resync)
+                except StoreFull:
+                    if resync.kind is not ResyncKind.RESYNC:
+                        # Its file takes up memory that others need, and may be what filled it.
+                        self._stop(place, resync)
+                    raise
                 else:
                     self._finish(place, resync)
 
@@ -554,11 +562,13 @@ class Resyncs:
             self._at_home("count", place, resync_id, field, users)
 
     def _at_home(self, action: str, place: ResyncPlace, *args: Any) -> int:
-        return self._in_partition(action, place, self._keys.partition(place.cohort_id), *args)
+        home = self._keys.partition(place.cohort_id)
+        return int(self._in_partition(action, place, home, *args))
 
-    def _in_partition(self, action: str, place: ResyncPlace, partition: int, *args: Any) -> int:
+    def _in_partition(self, action: str, place: ResyncPlace, partition: int, *args: Any) -> Any:
+        script = self._begin if action in _BEGINNING else self._advance
         stream = self._keys.changes(place.app_id, partition)
-        return int(self._script(keys=[stream], args=[action, place.cohort_id, *args]))
+        return script(keys=[stream], args=[action, place.cohort_id, *args])
 
     def _partitions(self) -> range:
         return range(self._keys.partitions)

@@ -14,8 +14,8 @@
 --
 -- The mark is a hash: 'identity', random and kept until a loss; 'earlier', those before it;
 -- 'position', a number that grows; 'confirmations', the number of changes to who is confirmed in
--- resyncs (apply.lua, resync.lua); and the tokens of those who advanced it to the last positions, by
--- position modulo SLOTS. A partition gets a mark with its first data.
+-- resyncs (apply.lua, resync_begin.lua); and the tokens of those who advanced it to the last
+-- positions, by position modulo SLOTS. A partition gets a mark with its first data.
 --
 -- Returns {what was found, identity, position}: 'empty' (nothing to lose yet), 'same', 'lost' or
 -- 'set_back'. After a loss the identity changes in the same step, so that one observer finds each

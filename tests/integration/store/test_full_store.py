@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from app.cohorts import Cohort, MembershipChange
+from app.cohorts import Cohort, MembershipChange, Resync, ResyncKind
 from app.server.background import Background
 from app.settings import Settings
-from app.store import Store, StoreFull, connect
+from app.store import ResyncPlace, Store, StoreFull, connect
 from tests.integration.conftest import APP
 from tests.integration.store_contents import members, traits
 from tests.support.effort import PARTITIONS
 
 ONE, TWO, NEW = "[Amplitude] one: 1", "[Amplitude] two: 2", "[Amplitude] new: 1"
 USERS = [f"u{n}" for n in range(900)]
+PLACE = ResyncPlace(APP, "1")
 
 
 @pytest.fixture(params=PARTITIONS)
@@ -33,6 +34,14 @@ def make_full(store: Store, redis_client: redis.Redis) -> Iterator[Callable[[], 
 
     yield make_full
     redis_client.config_set("maxmemory", 0)
+
+
+def fill(store: Store, *users: str) -> Resync:
+    """Begin an import of these users."""
+    begun = store.resyncs.open(PLACE, ResyncKind.IMPORT)
+    assert begun is not None
+    store.resyncs.stage(PLACE, begun, users)
+    return begun
 
 
 def say(store: Store, trait: str, *users: str) -> None:
@@ -74,3 +83,31 @@ def test_deletion__goes_on_beside_a_rename_that_has_to_wait(
     assert store.jobs.pending() == []
     assert traits(redis_client, APP) == {user: {NEW: "true"} for user in USERS}
     assert store.checker.run([APP]).ok
+
+
+def test_import__that_is_aborted__leaves_nothing(
+    store: Store, make_full: Callable[[], None], redis_client: redis.Redis
+) -> None:
+    say(store, ONE, "u1")
+    begun = fill(store, *USERS)
+    make_full()
+    assert store.resyncs.request_abort(PLACE, begun)
+    for _ in store.resyncs.steps(PLACE):
+        pass
+    assert store.resyncs.find(PLACE) is None
+    assert list(redis_client.scan_iter(match="*confirmed*")) == []
+
+
+def test_import__that_cannot_be_applied__ends(
+    store: Store, make_full: Callable[[], None], redis_client: redis.Redis
+) -> None:
+    """Its file may be what has filled the store."""
+    say(store, ONE, "u1")
+    begun = fill(store, *USERS)
+    assert store.resyncs.request_apply(PLACE, begun)
+    make_full()
+    with pytest.raises(StoreFull):
+        list(store.resyncs.steps(PLACE))
+    assert store.resyncs.find(PLACE) is None
+    assert list(redis_client.scan_iter(match="*confirmed*")) == []
+    assert members(redis_client, APP)["1"] == {"u1"}

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from app.cohorts import Cohort, MembershipChange, RequestRecord, ResyncKind
-from app.store import Job, Store, StoreError, SyncBatch, SyncGroup
+from app.store import Job, ResyncPlace, Store, StoreError, SyncBatch, SyncGroup
 from tests.integration.conftest import APP
 
 BASE = f"cohorts:{{{APP}}}:"
@@ -69,7 +69,7 @@ CALLS: dict[str, Callable[[Store], Any]] = {
 
 def resync(store: Store, *args: Any) -> None:
     action, *others = args
-    store.resyncs._script(keys=[store.keys.changes(APP, 0)], args=[action, COHORT, *others])
+    store.resyncs._in_partition(action, ResyncPlace(APP, COHORT), 0, *others)
 
 
 def open_resync(store: Store) -> None:
