@@ -396,20 +396,31 @@ class Resyncs:
         self._at_home("drop", place, resync.id)
 
     def _apply_file(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
-        """Add the users of a file, as of the import's beginning: those who left since stay out."""
+        """Add the users of a file, as of the import's beginning: those who left since stay out.
+
+        Nothing is stated about members: a call that tells of something earlier, but arrives later,
+        is not in the file, and must count.
+        """
         trait = self._registry.trait(*place) or ""
         cohort = Cohort(place.cohort_id, trait)
         for partition in self._partitions():
-            key = self._keys.cohort(place.app_id, partition, place.cohort_id, "confirmed")
+            members, key = (
+                self._keys.cohort(place.app_id, partition, place.cohort_id, part)
+                for part in ("members", "confirmed")
+            )
             cursor = None
             while cursor != 0:
                 found: Any = self._client.sscan(key, cursor or 0, count=USERS_PER_STEP)
                 cursor, users = found
-                if users:
+                since: Any = self._client.zmscore(members, users) if users else []
+                absent = [
+                    user.decode() for user, at in zip(users, since, strict=True) if at is None
+                ]
+                if absent:
                     applied = self._memberships.enter(
                         place.app_id,
                         cohort,
-                        [user.decode() for user in users],
+                        absent,
                         resync.started_ms,
                         known_only=self._known_only,
                     )

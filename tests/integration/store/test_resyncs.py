@@ -413,6 +413,17 @@ class TestFile:
         self.apply(store)
         assert members(redis_client, APP) == {"1": {*USERS[:12], "came"} - {"u3"}}
 
+    def test_call__of_an_earlier_time_that_arrives_after_the_import__counts_for_members(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        """The file may be older than the call, and Amplitude does not repeat it."""
+        say(store, True, *USERS, at_ms=1000)
+        earlier_ms = time.time_ns() // 1_000_000 - 1000
+        self.stage(store, *USERS)
+        self.apply(store)
+        say(store, False, "u3", at_ms=earlier_ms)
+        assert members(redis_client, APP) == {"1": set(USERS) - {"u3"}}
+
     def test_apply__killed_at_any_command__is_completed_by_another_process(
         self, store: Store, store_url: str, redis_client: redis.Redis
     ) -> None:
