@@ -92,8 +92,8 @@ def show_cohort(cohort_id: str, app_id: str | None, as_json: bool) -> None:
         ("members", cohort.members),
         ("entered", cohort.entered),
         ("left", cohort.left),
-        ("first received", when(cohort.first_ms)),
-        ("last received", when(cohort.last_ms)),
+        ("first seen", when(cohort.first_ms)),
+        ("last received", _when_or(states.last_received_ms, "never")),
         *(("source", f"{source} (last {when(ms)})") for source, ms in cohort.sources.items()),
         ("status", cohort.status),
         ("freshness", states.freshness),
@@ -178,15 +178,15 @@ def cadence_of_cohort(
     every = f"{freshness.cadence_ms // 1000} s ({source})" if freshness.cadence_ms else "unknown"
     for name, value in (
         ("state", state),
-        ("last received", _when_or_unknown(freshness.last_received_ms)),
+        ("last received", _when_or(freshness.last_received_ms, "never")),
         ("cadence", every),
-        ("late after", _when_or_unknown(freshness.late_after_ms)),
+        ("late after", _when_or(freshness.late_after_ms, "unknown")),
     ):
         click.echo(f"{name + ':':16}{value}")
 
 
-def _when_or_unknown(ms: int | None) -> str:
-    return "unknown" if ms is None else when(ms)
+def _when_or(ms: int | None, otherwise: str) -> str:
+    return otherwise if ms is None else when(ms)
 
 
 def find_cohort(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
@@ -197,9 +197,10 @@ def find_cohort(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
 
 
 class _States(NamedTuple):
-    """Whether a cohort is late or incomplete."""
+    """Whether a cohort is late or incomplete, and when it was last received."""
 
     freshness: FreshnessState
+    last_received_ms: int | None
     completeness: Completeness
 
     @property
@@ -221,7 +222,10 @@ class _States(NamedTuple):
 def _states(store: Store, app_id: str, ids: list[str]) -> list[_States]:
     now_ms = time.time_ns() // 1_000_000
     fresh, complete = store.freshness.of(app_id, ids), store.completeness.of(app_id, ids)
-    return [_States(one.state(now_ms), known) for one, known in zip(fresh, complete, strict=True)]
+    return [
+        _States(one.state(now_ms), one.last_received_ms, known)
+        for one, known in zip(fresh, complete, strict=True)
+    ]
 
 
 def _pages(store: Store, app_id: str) -> Iterator[list[tuple[CohortRecord, _States]]]:

@@ -165,6 +165,8 @@ class TestCohorts:
         assert "earlier name:   [Amplitude] one: 1 (until 20" in lines
         assert "members:        16\n" in lines
         assert "status:         renaming\n" in lines
+        assert "first seen:     20" in lines
+        assert "last received:  20" in lines
         assert "freshness:      fresh\n" in lines
         assert "completeness:   unverified\n" in lines
         shown = json.loads(run("cohorts", "show", "1", "--json").stdout)
@@ -600,6 +602,10 @@ class TestImport:
         done = json.loads(run(*words, "--name", "New", "--json", input='"a"\n"b"\n').stdout)
         assert (done["added"], done["rejected"]) == (2, 0)
         assert traits(redis_client, APP)["a"] == {"[Amplitude] New: 9": "true"}
+        shown = run("cohorts", "show", "9").stdout
+        assert "first seen:     20" in shown
+        assert "last received:  never\n" in shown
+        assert "last received:  never\n" in run("cohorts", "cadence", "9").stdout
 
     @pytest.mark.parametrize(
         ("text", "problem"),
