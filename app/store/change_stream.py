@@ -117,7 +117,8 @@ class ChangeStream:
             for partition, (_, _, _, entries, _) in enumerate(replies)
         ]
         changes = list(heapq.merge(*found, key=lambda change: (change.id, change.partition)))
-        # At the end of a stream, the script returns its newest id, whatever was erased before it.
+        # If no entry follows the position, the script returns the stream's newest id: any entries
+        # in between were erased.
         before = [EntryId.parse(start) for *_, start in replies]
         after = before.copy()
         more = len(changes) > limit or any(more for _, _, more, _, _ in replies)

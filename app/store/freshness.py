@@ -70,7 +70,7 @@ class FreshnessStore:
             self._recorded.update({(app_id, cohort_id): now for cohort_id in new})
 
     def record_known(self, app_id: str, cohort_id: str) -> None:
-        """List a cohort as never received, unless it was; always record its next arrival."""
+        """List a cohort as never received, unless it has been; always record its next arrival."""
         self._recorded.pop((app_id, cohort_id), None)
         self.call(app_id, "known", [cohort_id])
 

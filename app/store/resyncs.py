@@ -53,8 +53,8 @@ KEEP_MS = MAX_OPEN_MS
 UPLOAD_PAUSE_MS = 5 * 60 * 1000
 # How long the result can be read.
 RESULT_KEPT_MS = 24 * 3600 * 1000
-# How often the background work looks at a resync that is open, and how long after its last step it
-# takes over one that a killed process has left.
+# How often the background work looks at an open resync, and how long after a resync's last step it
+# takes over from a process that was killed.
 LOOK_MS = 10_000
 # A quiet resync finishes only if two looks, at most this far apart, find it quiet: a store that was
 # set back also looks quiet, until the loss is found.
@@ -247,7 +247,7 @@ class Resyncs:
         return new
 
     def forget_staged(self, resync: Resync) -> None:
-        """Forget what this process knows of an import, which it neither stages nor applies now."""
+        """Forget what this process knows of an import, once it no longer stages or applies it."""
         self._staged.pop(resync.id, None)
 
     def count_file(self, place: ResyncPlace, resync: Resync, staged: int) -> Iterator[FileCounts]:

@@ -313,7 +313,8 @@ class _Run:
                 self._apply(importing, file)
             else:
                 report.state = DONE
-                # Not if something went wrong during the comparison: verifying clears all reasons.
+                # Don't verify if something went wrong during the comparison: that would clear
+                # all reasons.
                 is_as_before = not report.sync_arrived and self._reasons() == reasons
                 if report.is_equal and is_as_before:
                     self._store.failed_requests.forget(*order.place, report.requested_ms)

@@ -526,7 +526,7 @@ while position <= #ARGV do
   elseif mode == 'as known'
     and call('HGET', base .. 'cohort:' .. cohort .. ':state', 'trait') ~= trait
   then
-    report('unmet', {cohort}) -- unknown or renamed, whoever was to enter or leave
+    report('unmet', {cohort}) -- unknown or renamed: reported even if all its users are skipped
   end
   position = final + 1
 end

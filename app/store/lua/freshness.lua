@@ -10,7 +10,7 @@
 --
 -- Freshness:
 --   received  users of the cohorts arrived
---   known     list the cohorts as never received, unless they were
+--   known     list the cohorts as never received, unless they have been
 --   set       use ARGV[3] as cadence, in ms
 --   learn     compute the cadence from the last syncs again
 -- Completeness, of cohorts that have arrived or are known; others are skipped:

@@ -115,8 +115,9 @@ if found ~= 'same' then
     call('UNLINK', loss)
     call('HSET', loss, 'kind', found, 'since', integer(now))
   end
-  -- Even if it is the same loss: what was confirmed since the other finding may be gone from here.
   call('HSETNX', loss, 'since', loss_at or integer(now))
+  -- Set 'at' even if it is the same loss: what was confirmed since the other finding may be gone
+  -- from here.
   call('HSET', loss, 'at', integer(now), 'found', 1)
   call('HDEL', loss, 'examined', 'done')
   call('PEXPIRE', loss, LOSS_KEPT)

@@ -132,7 +132,8 @@ class StreamProof:
         transitions: replayed changes of single users.
         agreeing: (cohort, user) pairs whose last change agrees with the membership.
         members_unverified: members whose entry was trimmed, so they cannot be verified.
-        perhaps_erased: (cohort, user) pairs that disagree, but may belong to erased users.
+        perhaps_erased: changes that disagree with the one before, or with the membership, but may
+            be of erased users.
     """
 
     app_id: str
