@@ -398,8 +398,8 @@ class Resyncs:
     def _apply_file(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
         """Add the users of a file, as of the import's beginning: those who left since stay out.
 
-        Nothing is stated about members: a call that tells of something earlier, but arrives later,
-        is not in the file, and must count.
+        Users who are members already are skipped, so that no statement about them is recorded: a
+        call with an earlier time that arrives later is not reflected in the file, and must count.
         """
         trait = self._registry.trait(*place) or ""
         cohort = Cohort(place.cohort_id, trait)

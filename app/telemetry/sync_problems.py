@@ -26,7 +26,7 @@ RETRIED_SECONDS = 300.0
 # How long a process decides about an app's failures after it last handled a request of the app.
 LOOKED_AFTER_SECONDS = 1800.0
 SETTLE_SECONDS = 5.0
-# How often a process looks for apps that only processes which have ended looked after.
+# How often a process looks for apps with unsettled failures of which it has handled no request.
 LOOK_SECONDS = 60.0
 # A request for more cohorts says too little about each of them.
 MAX_COHORTS = 8
