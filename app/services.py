@@ -113,6 +113,7 @@ def build(settings: Settings, tuning: Tuning | None = None) -> Services:
         store,
         amplitude,
         minutes=settings.amplitude_poll_minutes,
+        known_only=settings.user_policy == "known",
         failed=meter.upstream_failed,
         tuning=tuning,
     )

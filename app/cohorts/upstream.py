@@ -60,14 +60,19 @@ class CountCheck(NamedTuple):
     Attributes:
         expected: members that there should be.
         members: members that there are.
+        most: if only registered users are accepted, the members that there would be if all were;
+            else None. Who is registered changes, so how many members to expect is uncertain.
     """
 
     expected: int
     members: int
+    most: int | None = None
 
     @property
     def differs(self) -> bool:
         """Whether the counts differ by more than the tolerance."""
+        if self.most is not None:
+            return self.members - self.most > self.most * COUNT_TOLERANCE
         return abs(self.expected - self.members) > self.expected * COUNT_TOLERANCE
 
     @property

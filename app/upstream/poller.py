@@ -42,6 +42,7 @@ class Poller:
 
     Args:
         clients: by app id.
+        known_only: only registered users are accepted.
         failed: called with the reason of each poll that failed.
     """
 
@@ -51,12 +52,14 @@ class Poller:
         clients: Mapping[str, Client],
         *,
         minutes: float,
+        known_only: bool = False,
         failed: Callable[[str], None] = lambda _: None,
         tuning: Tuning,
     ) -> None:
         self._store = store
         self._clients = clients
         self._seconds = minutes * 60
+        self._known_only = known_only
         self._failed = failed
         self._now = tuning.now
         self._look_due = 0.0
@@ -148,8 +151,9 @@ class Poller:
             check = None
             if cohort.size is not None and freshness.last_received_ms and cohort_id in members:
                 anonymous = (known.upstream and known.upstream.anonymous) or 0
-                expected = max(0, cohort.size - anonymous - excluded)
-                check = CountCheck(expected, members[cohort_id])
+                most = max(0, cohort.size - anonymous)
+                expected = max(0, most - excluded)
+                check = CountCheck(expected, members[cohort_id], most if self._known_only else None)
             differs = self._judge_count(app_id, cohort, known, freshness, check, differed)
             verdict = self._verdict(cohort, freshness, differs)
             self._store.upstream.judge(app_id, cohort_id, verdict)
