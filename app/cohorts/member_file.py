@@ -18,6 +18,9 @@ from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.cohorts.membership import MAX_WHOLE_ID
 
 USERS_AT_ONCE = 5000
+# The users of this much of a file are passed on together, even if they are fewer, or nobody: rows
+# may be long, and a file that arrives slowly must not look abandoned.
+BYTES_AT_ONCE = 1 << 18
 MAX_ERRORS = 50
 MAX_LINE_BYTES = 1 << 16
 _COLUMN = "user_id"
@@ -53,23 +56,31 @@ class MemberFile:
     errors: list[tuple[int, str]] = field(default_factory=list)
 
     def read(self, chunks: Iterable[bytes]) -> Iterator[list[str]]:
-        """Yield the user ids in a file, some at a time. Its chunks may be of any size.
+        """Yield the user ids in a file, some or none at a time. Its chunks may be of any size.
 
         Raises:
             InvalidFile
         """
-        lines = _lines(chunks)
+        read_bytes = 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal read_bytes
+            for chunk in chunks:
+                read_bytes += len(chunk)
+                yield chunk
+
+        lines = _lines(counted())
         rows = self._csv(lines) if self.format is FileFormat.CSV else self._ndjson(lines)
         users: list[str] = []
         for line, value in rows:
             problem = text_problem(value, MAX_USER_ID_BYTES)
             if problem is None and not value.isspace():
                 users.append(value)
-                if len(users) == USERS_AT_ONCE:
-                    yield users
-                    users = []
             else:
                 self._reject(line, problem or "Must not be empty.")
+            if len(users) == USERS_AT_ONCE or read_bytes >= BYTES_AT_ONCE:
+                yield users
+                users, read_bytes = [], 0
         if users:
             yield users
 

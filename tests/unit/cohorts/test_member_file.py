@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.cohorts.member_file import (
+    BYTES_AT_ONCE,
     MAX_LINE_BYTES,
     USERS_AT_ONCE,
     FileFormat,
@@ -152,3 +153,12 @@ def test_users__of_a_long_file__are_given_some_at_a_time() -> None:
     ids = [f"u{number}" for number in range(2 * USERS_AT_ONCE)]
     parts = list(MemberFile(CSV).read(chunks("user_id\n" + "\n".join(ids), 1000)))
     assert parts == [ids[:USERS_AT_ONCE], ids[USERS_AT_ONCE:]]
+
+
+@pytest.mark.parametrize("first", ["alice", ""])
+def test_long_rows__that_arrive_slowly__are_passed_on_before_there_are_many(first: str) -> None:
+    """Otherwise an import would look abandoned while its file arrives."""
+    row = f"{first},{'x' * 10_000}\n"
+    rows = 3 * BYTES_AT_ONCE // len(row)
+    parts = MemberFile(CSV).read(chunks("user_id,properties\n" + row * rows, len(row)))
+    assert [bool(part) for part in parts][:2] == [bool(first)] * 2
