@@ -117,7 +117,7 @@ end
 #
 # While the store's clock is ahead, leases and deliveries get times that are in the future once it
 # is corrected. Such a lease is ignored, and such an entry counts as idle: otherwise both would
-# block followers until then.
+# block followers until those times.
 TAKE = Script(
     _LOSS
     + _HAS_LEASE
