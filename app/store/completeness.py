@@ -67,6 +67,16 @@ class CompletenessStore:
         """Record that a cohort is incomplete, because of ``count`` events."""
         self._call(app_id, "raise", cohort_id, reason, count)
 
+    def has_failed(self, app_id: str, cohort_id: str, since_ms: int) -> bool:
+        """Whether requests have failed for good since a time, and no later sync was without."""
+        with store_errors():
+            reasons: Any = self._client.hget(self._keys.freshness(app_id, cohort_id), "reasons")
+        return any(
+            open["reason"] == IncompleteReason.SYNC_FAILED
+            and open.get("last", open["since"]) >= since_ms
+            for open in orjson.loads(reasons or b"[]")
+        )
+
     def clear_reason(self, app_id: str, cohort_id: str, reason: IncompleteReason) -> None:
         """Record that a reason no longer applies. If none is left, the cohort is unverified."""
         self._call(app_id, "clear", cohort_id, reason)

@@ -364,7 +364,7 @@ class Resyncs:
         if resync.kind is not ResyncKind.RESYNC or now_ms - resync.started_ms > MAX_OPEN_MS:
             self.request_abort(place, resync)
             return
-        if resync.quiet_ms is not None:
+        if resync.quiet_ms is not None and not self._lacks_requests(place, resync):
             last = self.last_received_ms(place, resync)
             if last is None and resync.confirmed:
                 # Arrivals in the second after a noted one are not noted. If that one came just
@@ -380,6 +380,21 @@ class Resyncs:
                 self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, *fields)
         self._keep(place, resync)
         self._at_home("look", place, resync.id, LOOK_MS)
+
+    def _lacks_requests(self, place: ResyncPlace, resync: Resync) -> bool:
+        """Whether requests have failed since a resync began: their members are not confirmed.
+
+        Remains true once one has failed for good: a later sync without failures says nothing of it.
+        """
+        if self._client.hget(self._record_key(place), "failed"):
+            return True
+        if self._completeness.has_failed(*place, since_ms=resync.started_ms):
+            self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, "failed", "1")
+            return True
+        return any(
+            one.cohort_id == place.cohort_id and at_ms >= resync.started_ms
+            for one, at_ms in self._failed_requests.all(place.app_id).items()
+        )
 
     def _was_quiet(self, place: ResyncPlace, since_ms: int) -> bool:
         """Whether a resync was found quiet before, at ``since_ms`` or later."""

@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.store import (
     Applied,
     ConfirmedLost,
+    FailedRequest,
     FileCounts,
     Partition,
     ResyncPlace,
@@ -311,6 +312,41 @@ class TestDue:
         run(store)
         assert found(store).state == ResyncState.FINISHED
         assert members(redis_client, APP) == {"1": set(USERS[:12])}
+
+    def test_quiet__after_a_request_that_failed_for_good__waits(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        """Members whom that request named would leave."""
+        say(store, True, *USERS)
+        store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+        time.sleep(0.002)  # times are in ms
+        opened(store, quiet_ms=0)
+        say(store, True, *USERS[:12])
+        store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+        self.make_due(store, redis_client)
+        # A later sync was without failures.
+        store.completeness.clear_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+        for _ in range(3):
+            self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.OPEN
+        assert finish(store) is None
+        assert found(store).state == ResyncState.FINISHED
+
+    def test_quiet__while_a_failed_request_may_be_retried__waits(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, True, *USERS)
+        opened(store, quiet_ms=0)
+        say(store, True, *USERS[:12])
+        request = FailedRequest("1", 7)
+        store.failed_requests.add(APP, {request: found(store).started_ms + 1})
+        for _ in range(3):
+            self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.OPEN
+        store.failed_requests.take(APP, [request])
+        for _ in range(2):
+            self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.FINISHED
 
     def test_quiet__at_an_earlier_look__counts_if_nothing_came_and_it_is_recent(
         self, store: Store, redis_client: redis.Redis
