@@ -140,9 +140,11 @@ AREAS = {
             *_HISTORY,
             "tests/integration/store",
             *_INGEST,
-            "tests/integration/web/api",
+            "tests/integration/web",
+            "tests/integration/telemetry",
             "tests/integration/auth",
             "tests/integration/upstream",
+            "tests/integration/server",
         ),
     ),
 }

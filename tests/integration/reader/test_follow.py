@@ -523,6 +523,39 @@ def test_failure__for_ever__is_given_up_and_kept(
     assert follower.failed_changes() == []
 
 
+@pytest.mark.parametrize("service", [1], indirect=True, ids=["one partition"])
+def test_failure__repeated__delays_the_next_delivery_twice_as_long_each_time(
+    service: Service, make: Make, redis_client: redis.Redis
+) -> None:
+    service.push("bad")
+    stream = f"cohorts:{{{service.app}}}:changes"
+    follower = make(handler_seconds=1000, retry_seconds=10)
+
+    def fail(change: MembershipChange) -> None:
+        raise ValueError("not yet")
+
+    for delay in (10, 20, 40, 80):
+        assert follower.poll(fail) == 0
+        (row,) = redis_client.xpending_range(stream, "mail", "-", "+", 1)
+        left = 1500 - row["time_since_delivered"] / 1000
+        assert delay - 5 < left <= delay
+        # it is due now
+        due = {"idle": 1_500_000, "justid": True}
+        redis_client.xclaim(stream, "mail", row["consumer"], 0, [row["message_id"]], **due)
+
+
+def test_failure__with_a_long_message__keeps_its_beginning(service: Service, make: Make) -> None:
+    service.push("bad")
+    follower = make(max_deliveries=1)
+
+    def fail(change: MembershipChange) -> None:
+        raise ValueError("long" * 1000)
+
+    assert follower.poll(fail) == 1
+    (failed,) = follower.failed_changes()
+    assert failed.error == ("ValueError: " + "long" * 1000)[:500]
+
+
 def test_stop__in_the_handler__leaves_the_rest_to_others(service: Service, make: Make) -> None:
     users = [f"u{number}" for number in range(10)]
     for user_id in users:
@@ -805,6 +838,68 @@ def test_erasure__where_nothing_older_is_held__is_told_as_loss(
     service.push("b")
     erase("a", "b")
     assert lost(follower), "it looks like a loss, and may not be left out"
+
+
+class NotingFollower(Follower):
+    """Notes its pauses instead of making them."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client, "mail", app=Service.app, start="all")
+        self.pauses: list[float] = []
+
+    def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    def waits(self) -> float:
+        """Wait for a change. Returns how long that took, in seconds."""
+        began = time.monotonic()
+        run(self._wait())
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def noting(store_url: str) -> Iterator[NotingFollower]:
+    with redis.Redis.from_url(store_url, socket_timeout=0.2) as client:
+        yield NotingFollower(client)
+
+
+def test_wait__with_all_handled__lasts_half_of_the_clients_timeout_or_until_a_change_arrives(
+    make_app: Callable[..., Flask], noting: NotingFollower, store_url: str
+) -> None:
+    service = Service(caller(make_app(store_partitions=3)), 3)
+    assert noting.poll(Heard()) == 0
+    noting.waits()
+    assert noting.pauses == [1.0], "nothing was received yet, so there is nothing to block for"
+    service.push(["a", "b", "c"])
+    while noting.poll(Heard()):
+        pass
+    assert noting.waits() >= 0.09
+    with redis.Redis.from_url(store_url) as client:  # would block for a second
+        noting._client = client
+        service.push("d")
+        assert noting.waits() < 0.9
+    assert noting.pauses == [1.0]
+
+
+def test_wait__while_another_follower_works_on_a_partition__is_short(
+    make_app: Callable[..., Flask], store_url: str
+) -> None:
+    service = Service(caller(make_app(store_partitions=3)), 3)
+    service.push(["a", "b", "c"])
+    with redis.Redis.from_url(store_url, decode_responses=True) as client:
+        follower = NotingFollower(client)
+        while follower.poll(Heard()):
+            pass
+        first, *others = (f"{name}:mail:lease" for name in client.keys("*:changes"))
+        client.set(first, "another", px=60_000)
+        assert follower.poll(Heard()) == 0
+        assert 0.09 <= follower.waits() < 0.9
+        assert follower.pauses == []
+        for lease in others:
+            client.set(lease, "another", px=60_000)
+        assert follower.poll(Heard()) == 0
+        follower.waits()
+        assert follower.pauses == [0.1], "there is no partition to block for"
 
 
 def test_store__that_lost_its_data__is_followed_from_its_new_beginning(

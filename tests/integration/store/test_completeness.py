@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.support.effort import PARTITIONS
 
 COHORT, TRAIT = "abc123", "[Amplitude] Power users: abc123"
 READ_KEY = "a-read-key"
+DAY_MS = 24 * 3600 * 1000
 Reason = IncompleteReason
 
 
@@ -249,6 +251,24 @@ def test_deleted_cohort_that_arrives_again_at_once__is_incomplete_and_fresh(
     assert state(reader) == ("incomplete", ["deleted_here"])
     (freshness,) = store.freshness.of(APP, [COHORT])
     assert freshness.last_received_ms is not None
+
+
+def test_deletions__of_more_than_a_year_ago_or_too_many__are_forgotten(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    deleted = store.keys.deleted(APP, store.keys.partition(COHORT))
+    now = time.time_ns() // 1_000_000
+    long_ago = {f"old{n}": now - 367 * DAY_MS for n in range(3)}
+    redis_client.zadd(deleted, long_ago | {"recent": now - 365 * DAY_MS})
+    delete(store)
+    assert redis_client.zrange(deleted, 0, -1) == ["recent", COHORT]
+    assert 0 < redis_client.pttl(deleted) <= 366 * DAY_MS
+    redis_client.zadd(deleted, {f"c{n}": now + n for n in range(9_999)})
+    say(store, TRAIT, True, ["alice"])
+    delete(store)
+    assert redis_client.zcard(deleted) == 10_000
+    assert redis_client.zscore(deleted, "recent") is None
+    assert redis_client.zscore(deleted, COHORT)
 
 
 def test_cohort_never_deleted__is_not_marked(store: Store, reader: FlaskClient) -> None:

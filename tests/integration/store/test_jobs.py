@@ -160,6 +160,16 @@ class TestDelete:
         store.jobs._move(keys=[store.keys.changes(APP, 0)], args=["1", 200])
         assert store.jobs.pending() == [Job(APP, 0, "1")]
 
+    def test_job__of_a_cohort_with_nothing_to_do__is_taken_off_the_list(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *USERS)
+        jobs = store.keys.jobs(APP, store.keys.partition("1"))
+        redis_client.sadd(jobs, "1")
+        for job in store.jobs.pending():
+            store.jobs.step(job)
+        assert store.jobs.pending() == []
+
     def test_delete__of_a_cohort_being_renamed__takes_out_both_names(
         self, store: Store, redis_client: redis.Redis
     ) -> None:

@@ -23,6 +23,7 @@ from tests.support.polling import wait_until
 from tests.support.stores import socket_url, start_store, store_folder
 
 COHORT, TRAIT = "abc123", "[Amplitude] Power users: abc123"
+DAY_MS = 24 * 3600 * 1000
 TUNING = Tuning(freshness_noted_seconds=0, layout_check_seconds=0)
 
 
@@ -233,9 +234,13 @@ def test_set_back__of_another_partition_soon_after__concerns_what_was_repaired_i
     store_url: str, redis_client: redis.Redis
 ) -> None:
     """As when the nodes of a cluster fail over one after the other."""
-    worker = Worker(store_url, partitions=2)
-    users = ["alice", "bob", "carol", "dora", "emma", "frank"]  # in both partitions
+    worker = Worker(store_url, partitions=3)
+    users = [f"user{n}" for n in range(20)]  # in all partitions
     worker.send(*users)
+    in_second = [user for user in users if worker.store.keys.partition(user) == 1]
+    ids = [f"c{n}" for n in range(20)]
+    alone = next(one for one in ids if worker.store.keys.partition(one) == 1)
+    worker.send(*in_second, trait=f"Alone: {alone}")
     worker.work()
 
     def go_back(partition: int) -> None:
@@ -243,7 +248,7 @@ def test_set_back__of_another_partition_soon_after__concerns_what_was_repaired_i
             keys = client.keys(worker.store.keys.base(APP, partition) + "*")
             kept = {key: (client.dump(key), max(client.pttl(key), 0)) for key in keys}
             worker.send(*users)
-            worker.send(*(f"{user}-{partition}" for user in users))
+            worker.send(*(f"{partition}-{n}" for n in range(20)))  # in all partitions
             worker.work()
             for key in client.keys(worker.store.keys.base(APP, partition) + "*"):
                 client.delete(key)
@@ -257,21 +262,29 @@ def test_set_back__of_another_partition_soon_after__concerns_what_was_repaired_i
     place = ResyncPlace(APP, COHORT)
     resync = worker.store.resyncs.open(place, ResyncKind.RESYNC)
     assert resync
-    worker.store.completeness.verify(APP, COHORT, VerifiedBy.IMPORT)
-    assert worker.reasons() == []
+    for cohort in (COHORT, alone):
+        worker.store.completeness.verify(APP, cohort, VerifiedBy.IMPORT)
+        assert worker.reasons(cohort) == []
     go_back(1)
     worker.work()
     (second,) = worker.store.losses.of([APP])
     assert second.found_ms == first.found_ms  # it is reported once
-    assert worker.reasons() == ["store_set_back"]
+    assert worker.reasons() == worker.reasons(alone) == ["store_set_back"]
     assert worker.store.resyncs.is_lost(place, resync)
-    # After an acknowledgement, it is another loss.
-    worker.store.losses.acknowledge([APP])
+    # In a partition where it was found already, it is another loss; after an acknowledgement too.
     go_back(0)
     worker.work()
     (third,) = worker.store.losses.of([APP])
     assert third.found_ms > second.found_ms
-    assert not third.acknowledged
+    worker.store.losses.acknowledge([APP])
+    go_back(2)
+    worker.work()
+    (fourth,) = worker.store.losses.of([APP])
+    assert fourth.found_ms > third.found_ms
+    assert not fourth.acknowledged
+    for partition in range(3):
+        left_ms = redis_client.pttl(worker.store.keys.loss(APP, partition))
+        assert 0 < left_ms <= 90 * DAY_MS
 
 
 def test_set_back__by_less_than_the_mark_advanced__is_found_by_what_was_acknowledged(

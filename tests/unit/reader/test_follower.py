@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def test_run__while_the_store_is_away__waits_longer_each_time_up_to_five_seconds
     follower = NotingFollower(away)
     follower.run(print)
     assert follower.pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5, 5]
+
+
+def test_options__not_given__are_those_that_the_docs_state() -> None:
+    given = inspect.signature(Follower).parameters
+    names = ("handler_seconds", "retry_seconds", "max_deliveries")
+    assert [given[name].default for name in names] == [60, 1, 10]
 
 
 @pytest.mark.parametrize(
