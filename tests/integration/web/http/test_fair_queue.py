@@ -10,11 +10,13 @@ from collections.abc import Callable
 import gevent
 import pytest
 import redis
-from flask import Flask
+from flask import Flask, g
 
+from app.auth.keyring import Caller
 from app.services import services
 from app.settings import ApiKey
 from app.store import Tuning
+from app.web.http import fair_queue
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import members
@@ -41,6 +43,22 @@ def test_request__without_a_body__waits_for_its_turn(
     queue.give_back(APP)
     waiting.get(timeout=10)
     assert not queue._working
+
+
+def test_turn_of_a_request__begins_once_and_only_for_a_known_caller(
+    make_app: Callable[..., Flask],
+) -> None:
+    app = make_app(store_connections=1)
+    working = services(app).fair_queue._working
+    with app.test_request_context():
+        fair_queue.begin()
+        assert not working
+        g.caller = Caller(APP, "ingest", "a key")
+        with gevent.Timeout(10):
+            fair_queue.begin()
+            fair_queue.begin()
+        assert working == {APP: 1}
+    assert not working
 
 
 def test_export__needs_no_other_turn_for_its_pieces(make_app: Callable[..., Flask]) -> None:

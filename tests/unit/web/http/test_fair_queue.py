@@ -73,9 +73,23 @@ def test_turns__given_up_while_waiting__are_nobodys(requests: Requests) -> None:
     waiting = gevent.spawn(requests.turns.take, "a")
     gevent.sleep(0)
     waiting.kill()
+    assert isinstance(waiting.value, gevent.GreenletExit), "it must not go on as if it had a turn"
     requests.send("a4")
     requests.end("a1")
     assert requests.began[3:] == ["a4"]
+
+
+def test_turns__given_up_in_the_moment_they_come__are_nobodys() -> None:
+    turns = FairQueue(at_once=1, of_one_app=1)
+    turns.take("a")
+    waiting = gevent.spawn(turns.take, "b")
+    gevent.sleep(0)
+    waiting.kill(block=False)
+    turns.give_back("a")
+    waiting.join(timeout=10)
+    assert isinstance(waiting.value, gevent.GreenletExit)
+    assert turns._free == 1
+    assert not turns._working
 
 
 def test_turns__when_all_is_done__are_as_many_as_before(requests: Requests) -> None:
