@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from simulator import payloads
-from tests.support.effort import thorough
+from tests.support.effort import PARTITIONS, thorough
 from tests.support.polling import DEADLINE, wait_until
 from tests.support.service import APP, Service, running
 from tests.support.stores import running_store, socket_url, start_store, store_folder
@@ -142,9 +142,9 @@ def test_stream__with_nothing_to_tell__beats(service: Service) -> None:
     assert [*islice(stream.messages(), 2)] == [b": nothing new"] * 2
 
 
-@pytest.fixture(scope="module", params=["1", "3"], ids=["one partition", "three partitions"])
+@pytest.fixture(scope="module", params=PARTITIONS)
 def service_and_store(request: pytest.FixtureRequest) -> Iterator[tuple[Service, str]]:
-    env = {"STORE_PARTITIONS": request.param, "WEB_CONCURRENCY": "2"}
+    env = {"STORE_PARTITIONS": str(request.param), "WEB_CONCURRENCY": "2"}
     with running_store() as url, serving(url, **env) as service:
         yield service, url
 

@@ -20,6 +20,7 @@ from cohort_reader import AsyncCohortReader, AsyncFollower, CohortReader, Follow
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.reader.blocking import Blocking, Loop
+from tests.support.effort import THOROUGH
 from tests.support.stores import socket_url, start_store, store_folder
 
 COHORT = "abc123"
@@ -75,6 +76,14 @@ class Service:
 def kind(request: pytest.FixtureRequest) -> str:
     """Which of the two a test runs with: the classes for threads, or those for asyncio."""
     return str(request.param)
+
+
+@pytest.fixture(params=["ordered", "unordered"] if THOROUGH else ["either"])
+def ordered(request: pytest.FixtureRequest, kind: str) -> bool:
+    """Whether followers are ordered: each of the kinds is both, or if not thorough, one of them."""
+    if request.param == "either":
+        return kind == "blocking"
+    return bool(request.param == "ordered")
 
 
 @pytest.fixture

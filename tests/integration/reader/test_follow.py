@@ -35,11 +35,6 @@ QUICK = {"handler_seconds": 0.2, "retry_seconds": 0.01}
 Make = Callable[..., Follower]
 
 
-@pytest.fixture(params=[True, False], ids=["ordered", "unordered"])
-def ordered(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 class Heard:
     """A handler that remembers what it was given."""
 

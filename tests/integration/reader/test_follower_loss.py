@@ -37,11 +37,6 @@ from tests.support.proxy import Proxy
 pytestmark = pytest.mark.parametrize("service", [1], indirect=True, ids=["one partition"])
 
 
-@pytest.fixture(params=[True, False], ids=["ordered", "unordered"])
-def ordered(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 @pytest.mark.parametrize("kept", [0, 1, 2], ids=["all trimmed", "one kept", "two kept"])
 def test_loss__of_changes_that_were_delivered_and_never_handled__is_reported(
     service: Service,
