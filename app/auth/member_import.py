@@ -128,7 +128,7 @@ class MemberImport:
         self._is_applying = True
         yield from self._resyncs.steps(place)
         done = self._resyncs.find(place)
-        if done is None or done.id != self._resync.id:
+        if done is None or done.id != self._resync.id or not done.is_finished:
             raise self._ended()
         self._store.replication.confirm(place.app_id)
 

@@ -478,6 +478,9 @@ class Resyncs:
         self._change(place, resync_id, (finishing,), finishing, "position", position)
 
     def _finish(self, place: ResyncPlace, resync: Resync) -> None:
+        finishing = ResyncState.FINISHING
+        if not self._change(place, resync.id, (finishing,), finishing):
+            return  # another process has finished it, or had to stop: some members may be wrong
         for partition in self._partitions():
             self._in_partition("clear", place, partition, resync.id)
         record = self._registry.find(*place)

@@ -8,7 +8,7 @@ import redis
 from app.auth.admin_actions import ResyncRefused
 from app.auth.audit_trail import Operator
 from app.auth.member_import import MemberImport
-from app.cohorts import Cohort, MembershipChange, ResyncKind, ResyncRefusal
+from app.cohorts import Cohort, MembershipChange, ResyncKind, ResyncRefusal, ResyncState
 from app.store import ResyncPlace, Store
 from app.store.losses import Loss, LossKind
 from tests.integration.conftest import APP
@@ -104,6 +104,22 @@ def test_import__that_is_gone_while_it_is_applied__says_that_it_ended(
         if successor:
             say(store, "ann", "bob")
             assert store.resyncs.open(PLACE, ResyncKind.RESYNC) is not None
+        with pytest.raises(ResyncRefused) as caught:
+            list(steps)
+    assert caught.value.reason is ResyncRefusal.ENDED
+
+
+def test_import__that_another_process_has_to_stop__says_that_it_ended(store: Store) -> None:
+    say(store, "ann", "bob")
+    with MemberImport(store, OPERATOR, PLACE) as importing:
+        importing.stage(["ann"])
+        for _ in importing.compare():
+            pass
+        steps = importing.apply(force=True)
+        next(steps)
+        begun = store.resyncs.find(PLACE)
+        assert begun is not None
+        assert store.resyncs._change(PLACE, begun.id, (begun.state,), ResyncState.ABORTING)
         with pytest.raises(ResyncRefused) as caught:
             list(steps)
     assert caught.value.reason is ResyncRefusal.ENDED

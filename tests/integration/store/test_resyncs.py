@@ -449,6 +449,22 @@ class TestFile:
         self.apply(store)
         assert members(redis_client, APP) == {"1": {*USERS[:12], "came"} - {"u3"}}
 
+    def test_import__ended_by_another_process__does_not_verify_the_cohort(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        """Two processes may apply the same import, and one may find that it cannot go on."""
+        say(store, True, *USERS)
+        self.stage(store, *USERS[:12])
+        assert store.resyncs.request_apply(PLACE, found(store))
+        steps = store.resyncs.steps(PLACE)
+        while found(store).state is not ResyncState.FINISHING:
+            next(steps)
+        store.resyncs._stop(PLACE, found(store))
+        list(steps)
+        (completeness,) = store.completeness.of(APP, ["1"])
+        assert completeness.state is CompletenessState.UNVERIFIED
+        assert leftovers(redis_client) == []
+
     def test_call__of_an_earlier_time_that_arrives_after_the_import__counts_for_members(
         self, store: Store, redis_client: redis.Redis
     ) -> None:
