@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+from app.cohorts import ResyncRefusal
 from app.errors import Problem
 from app.store import StoreError
 from tests.support.effort import thorough
@@ -21,14 +22,18 @@ print(json.dumps([__doc__, description.status_code, texts()]))
 """
 
 
+def kinds_of(*first: type[Problem | StoreError]) -> list[type[Problem | StoreError]]:
+    """These errors and all that derive from them."""
+    return [*first, *(one for kind in first for one in kinds_of(*kind.__subclasses__()))]
+
+
 def texts() -> dict[str, str]:
     """The text of every error, by the name of its class."""
-    kinds, found = [Problem, StoreError], {}
-    while kinds:
-        kind = kinds.pop()
-        kinds += kind.__subclasses__()
-        found[kind.__name__] = kind.detail
-    return found
+    return {kind.__name__: kind.detail for kind in kinds_of(Problem, StoreError)}
+
+
+def test_refusal__of_a_resync__is_the_reason_of_an_error() -> None:
+    assert set(ResyncRefusal) <= {kind.reason for kind in kinds_of(Problem)}
 
 
 @thorough

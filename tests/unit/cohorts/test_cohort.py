@@ -31,5 +31,9 @@ def test_from_trait__no_id_in_the_name__derives_a_url_safe_one(trait: str) -> No
     assert re.fullmatch(r"[A-Za-z0-9-]+", first.id)
 
 
+def test_from_trait__no_id_in_the_name__derives_the_one_that_is_stored() -> None:
+    assert Cohort.from_trait("VIP").id == "name-986e2890737d7abe583e75e3"
+
+
 def test_from_trait__different_names_without_id__are_different_cohorts() -> None:
     assert len({Cohort.from_trait(t).id for t in ("VIP", "VIP:", "vip", "VIP: ")}) == 4
