@@ -138,6 +138,7 @@ class Resyncs:
         self._losses = losses
         self._begin = load_script(client, "resync_begin.lua")
         self._advance = load_script(client, "resync.lua")
+        self._absent = load_script(client, "absent.lua")
         self._unconfirmed = load_script(client, "unconfirmed.lua")
         self._due = load_script(client, "resyncs_due.lua")
         self._lease = load_script(client, "lease.lua")
@@ -419,23 +420,18 @@ class Resyncs:
         trait = self._registry.trait(*place) or ""
         cohort = Cohort(place.cohort_id, trait)
         for partition in self._partitions():
-            members, key = (
-                self._keys.cohort(place.app_id, partition, place.cohort_id, part)
-                for part in ("members", "confirmed")
-            )
-            cursor = None
-            while cursor != 0:
-                found: Any = self._client.sscan(key, cursor or 0, count=USERS_PER_STEP)
-                cursor, users = found
-                since: Any = self._client.zmscore(members, users) if users else []
-                absent = [
-                    user.decode() for user, at in zip(users, since, strict=True) if at is None
-                ]
-                if absent:
+            stream = self._keys.changes(place.app_id, partition)
+            key = self._keys.cohort(place.app_id, partition, place.cohort_id, "confirmed")
+            cursor, run = b"", b""
+            while cursor != b"0":
+                cursor, run, users = self._absent(
+                    keys=[stream], args=[place.cohort_id, cursor, run, USERS_PER_STEP]
+                )
+                if users:
                     applied = self._memberships.enter(
                         place.app_id,
                         cohort,
-                        absent,
+                        [user.decode() for user in users],
                         resync.started_ms,
                         known_only=self._known_only,
                     )

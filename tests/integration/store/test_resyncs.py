@@ -35,6 +35,7 @@ from tests.integration.killed_process import KilledError, killed_at
 from tests.integration.store_contents import Transition, members, traits, transitions
 from tests.support.effort import PARTITIONS
 from tests.support.polling import wait_until
+from tests.support.stores import socket_url, start_store, store_folder
 
 APP = "shop"
 TRAIT, OTHER = "[Amplitude] one: 1", "[Amplitude] two: 2"
@@ -497,6 +498,31 @@ class TestFile:
             assert members(redis_client, APP) == {"1": {*USERS[5:], "new"}}
             assert leftovers(redis_client) == []
         assert command > 3
+
+
+def test_import__while_the_store_restarts__adds_everybody() -> None:
+    """Another server process lists a set in another order."""
+    users = [f"u{n}" for n in range(5000)]
+    with store_folder() as folder:
+        for_restart = ("--appendonly", "yes")
+        server = start_store(folder, *for_restart)
+        try:
+            store = Store(connect(Settings(redis_url=socket_url(folder))))
+            say(store, True, "u0")
+            opened(store, ResyncKind.IMPORT)
+            store.resyncs.stage(PLACE, found(store), users)
+            assert store.resyncs.request_apply(PLACE, found(store))
+            steps = store.resyncs.steps(PLACE)
+            next(steps)
+            next(steps)
+            server.terminate()
+            server.wait(30)
+            server = start_store(folder, *for_restart)
+            list(steps)
+            assert (found(store).added, found(store).members) == (4999, 5000)
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
 def test_removal__given_up_after_each_step__goes_on_where_it_was(
