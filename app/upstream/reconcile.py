@@ -525,5 +525,7 @@ def _remove_abandoned() -> None:
 def _disk_errors() -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever reads a command's output has stopped, as `head` does
     except OSError:
         raise NoDiskSpace from None

@@ -278,6 +278,18 @@ def test_reconcile__of_many_differences__reports_some_ids_and_passes_on_all(here
     assert (len(report.missing_ids), len(report.extra_ids)) == (100, 100)
 
 
+def test_reconcile__whose_ids_nobody_reads__is_not_blamed_on_the_disk(here: Here) -> None:
+    here.send("a1", 1)
+    here.serve("a1", user_ids=["new"])
+
+    def on_ids(*_: Any) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        here.parts.reconciler.run(Order(OPERATOR, APP, "a1"), on_ids=on_ids)
+    assert reconcile(here).missing == 1
+
+
 # The export budget
 
 
