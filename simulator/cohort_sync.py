@@ -80,7 +80,7 @@ class SyncResult:
     requests: int = 0
     failed_requests: int = 0
     late_requests: int = 0
-    """Requests held back: webhooks into the next sync, retries of others until after it."""
+    """Requests held back: webhooks until the next sync, retries of others until after it."""
     seconds: float = 0.0
     unauthorised: bool = False
     interrupted: bool = False
