@@ -323,6 +323,18 @@ def test_current_name__after_one_that_has_to_wait__stays(
     assert {tuple(fields) for fields in traits(redis_client, APP).values()} == {(current,)}
 
 
+def test_older_name__than_one_that_has_to_wait__does_not_replace_it(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    then = time.time_ns() // 1_000_000 - 60_000
+    for n in range(20):  # the last ones wait until users have been moved
+        say(store, f"n{n}: 1", True, "u0", at_ms=then + n)
+    assert store.registry.trait(APP, "1") != "n19: 1"
+    say(store, "older: 1", True, "u0", at_ms=then + 15)
+    work_until_done(store)
+    assert store.registry.trait(APP, "1") == "n19: 1"
+
+
 def test_old_name__ten_minutes_after_the_rename__renames_the_cohort_back(
     store: Store, redis_client: redis.Redis
 ) -> None:
