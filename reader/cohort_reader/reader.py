@@ -426,8 +426,9 @@ class CohortReader(_ReaderCore):
     def members(self, cohort_id: str) -> Iterator[str]:
         """Iterate over the users in the cohort, unordered, about 1,000 per round trip.
 
-        Never cached. Users who are members throughout the iteration are returned; a user may be
-        returned more than once. Takes no default, as it may fail half way.
+        Never cached. Users who are members throughout the iteration are returned, unless the store
+        restarts or fails over meanwhile: then some may be missing. A user may be returned more than
+        once. Takes no default, as it may fail half way.
         """
         position: tuple[int, int] | None = (0, 0)
         while position:
