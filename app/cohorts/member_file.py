@@ -18,8 +18,8 @@ from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.cohorts.membership import MAX_WHOLE_ID
 
 USERS_AT_ONCE = 5000
-# The users of this much of a file are passed on together, even if they are fewer, or nobody: rows
-# may be long, and a file that arrives slowly must not look abandoned.
+# After this much of a file, the users read so far are passed on, even if they are fewer, or none:
+# rows may be long, and a file that arrives slowly must not look abandoned.
 BYTES_AT_ONCE = 1 << 18
 MAX_ERRORS = 50
 MAX_LINE_BYTES = 1 << 16

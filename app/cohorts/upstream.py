@@ -60,8 +60,9 @@ class CountCheck(NamedTuple):
     Attributes:
         expected: members that there should be.
         members: members that there are.
-        most: if only registered users are accepted, the members that there would be if all were;
-            else None. Who is registered changes, so how many members to expect is uncertain.
+        most: if only registered users are accepted, the members that there would be if everybody
+            were registered; else None. The set of registered users changes, so how many members to
+            expect is uncertain.
     """
 
     expected: int

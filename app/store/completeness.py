@@ -68,7 +68,7 @@ class CompletenessStore:
         self._call(app_id, "raise", cohort_id, reason, count)
 
     def has_failed(self, app_id: str, cohort_id: str, since_ms: int) -> bool:
-        """Whether requests have failed for good since a time, and no later sync was without."""
+        """Whether requests failed permanently since a time, and no failure-free sync followed."""
         with store_errors():
             reasons: Any = self._client.hget(self._keys.freshness(app_id, cohort_id), "reasons")
         return any(

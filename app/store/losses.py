@@ -125,8 +125,8 @@ class Losses:
             newest: the newest entry of the change stream that was acknowledged; None if unknown.
             token: the observer's.
             advance: whether to advance the mark.
-            confirmations: the number of changes to who is confirmed in resyncs that was
-                acknowledged; None if unknown.
+            confirmations: the acknowledged count of calls that changed who is confirmed in resyncs;
+                None if unknown.
 
         Returns:
             The loss that this call found, if any; and what to remember from now on, None if the

@@ -429,8 +429,8 @@ class Memberships:
         """Note an acknowledged number of confirmations.
 
         Args:
-            before: what was acknowledged before the call began. A store that returns no more than
-                that was set back, even if it catches up before it is compared.
+            before: what was acknowledged before the call began. If the store returns no more than
+                this, it was set back, even if it catches up before it is compared.
         """
         known = self.confirmations.get(partition, 0)
         # `known` is 0 if the store was compared during the call: then this cannot tell.

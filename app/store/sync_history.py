@@ -211,7 +211,7 @@ class SyncHistory:
         return {sync_id: problems.detail for sync_id, problems in found.items()}
 
     def first_problems(self, app_id: str, syncs: Iterable[Sync]) -> dict[int, FirstProblems]:
-        """The :class:`FirstProblems` of each of some syncs that has failed requests, by sync id."""
+        """The :class:`FirstProblems` of those syncs that have failed requests, by sync id."""
         failed = [sync.id for sync in syncs if sync.failed]
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for sync_id in failed:

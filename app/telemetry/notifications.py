@@ -142,7 +142,7 @@ class Sender:
             try:
                 retries.sleep(reply)
             except (urllib3.exceptions.HTTPError, ValueError, OverflowError):
-                retries.sleep()  # as without its Retry-After: "soon", or the year 99999
+                retries.sleep()  # its Retry-After is unusable: "soon", or the year 99999
 
     def _signed(self, message_id: str, body: bytes) -> dict[str, str]:
         sent = str(int(time.time()))

@@ -35,7 +35,7 @@
 --   deleting    ids of cohorts skipped because they are being deleted
 --   unmet       ids of cohorts skipped because of ARGV[7]
 --   renamed     ids of cohorts that have another name now
---   confirmations  number of changes so far to who is confirmed in resyncs, if this call made one
+--   confirmations  how many calls have changed who is confirmed in resyncs, if this one did
 --   created     ids of cohorts that were unknown in this partition
 
 local stream = KEYS[1]

@@ -251,8 +251,8 @@ local function note_lateness(cohort, last, cadence, till, behind)
   end
 end
 
--- The median interval between the last syncs, which one sync that was split or skipped does not
--- affect; nil for fewer than two intervals.
+-- The median interval between the last syncs, so that one sync that was split or skipped has no
+-- effect; nil for fewer than two intervals.
 local function learned(starts)
   local intervals = {}
   for i = 2, #starts do intervals[i - 1] = starts[i] - starts[i - 1] end

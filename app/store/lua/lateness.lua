@@ -22,7 +22,8 @@ for _, cohort in ipairs(page) do
 end
 
 local arriving, gone = {}, {}
--- Only the first call for a partition looks at some. They are random, so that all get their turn.
+-- Only the first call for a partition looks at cohorts that were reported as late. It selects them
+-- at random, so that all get their turn.
 for _, cohort in ipairs(call('SRANDMEMBER', notified, ARGV[2] == '0' and ARGV[1] or 0)) do
   local at = tonumber(call('ZSCORE', due, cohort))
   if not at then

@@ -73,7 +73,7 @@ class ExportsReply(Reply):
 
 
 class ReconcileReply(Reply):
-    """The reconcile of a cohort, or the last one. Until they are known, counts are null or 0."""
+    """A cohort's current or last reconcile. Until they are known, counts are null or 0."""
 
     state = text(
         "`running`, `done`, `refused`, `failed` or `interrupted`.",

@@ -61,7 +61,7 @@ _TEXTS = [name for name in _Message.__struct_fields__ if name != "users"]
 
 
 def decode_message(raw: bytes, max_users: int) -> dict[str, Any]:
-    """The members of a message that the schema reads, as ``app.web.http.body.decoded`` has them.
+    """Decode the members of a message that the schema reads; see ``app.web.http.body.decoded``.
 
     Lists and objects in place of a text or a number are returned empty, and an overlong user id as
     None: the schema accepts neither.
