@@ -139,9 +139,10 @@ class Keys:
     def history(self, app_id: str, kind: str) -> str:
         """Part of an app's sync history, all of which is in one partition. Private.
 
-        These are sorted sets of sync ids. ``syncs``: syncs of cohorts; ``failures``: requests that
-        name no cohort, most of which failed; ``problems``: all syncs with failed requests or
-        rejected users; ``left-out``: syncs whose left-out users are kept.
+        These are sorted sets of sync ids. ``syncs``: those formed by requests that name known
+        cohorts; ``failures``: those formed by requests that name none, most of which failed;
+        ``problems``: those of either kind with failed requests or rejected users; ``left-out``:
+        those whose left-out users are kept.
         """
         return f"{self.base(app_id, self.partition(app_id))}{kind}"
 

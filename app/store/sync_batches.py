@@ -23,8 +23,9 @@ _FAILURES_STORED = 5
 # A longer pause begins a new batch, as it begins a new sync.
 _PAUSE_MS = 5 * 60 * 1000
 
-# The indexes of the history: syncs of cohorts, requests that name no cohort (most of which failed),
-# and all syncs with failed requests or rejected users.
+# The indexes of the history: syncs formed by requests that name known cohorts, syncs formed by
+# requests that name none (most of which failed), and all syncs with failed requests or rejected
+# users.
 SYNCS, FAILURES, PROBLEMS = "syncs", "failures", "problems"
 # The index of syncs whose left-out users are kept.
 LEFT_OUT = "left-out"
