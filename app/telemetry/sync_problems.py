@@ -121,6 +121,9 @@ class SyncProblems:
         """Write what is buffered before the process ends, within LAST_FLUSH_SECONDS."""
         with gevent.Timeout(LAST_FLUSH_SECONDS, False):  # type: ignore[arg-type]
             self.work()
+        failed = (sent.app_id for sent in self._sent if sent.status >= 400)
+        for app_id in sorted({*failed, *self._failed, *(app_id for app_id, _ in self._refused)}):
+            self._log_refused(app_id)
 
     def _sort(self) -> None:
         for number in range(1, len(self._sent) + 1):

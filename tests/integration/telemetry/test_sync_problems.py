@@ -11,6 +11,7 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 from limits import parse
+from structlog.testing import capture_logs
 
 from app.auth.audit_trail import Operator
 from app.auth.member_import import MemberImport
@@ -256,6 +257,23 @@ def test_store_down__and_no_retry_succeeds__is_a_failure_for_good(own_store_serv
     service.later(2)
     assert service.reasons() == {"sync_failed": 2}
     assert service.reasons() == {"sync_failed": 2}
+
+
+def test_process__that_ends_while_the_store_is_down__says_what_it_could_not_record(
+    own_store_service: Any,
+) -> None:
+    service, stop, start = own_store_service
+    problems = services(service.app).sync_problems
+    service.work()
+    with capture_logs() as logs:
+        problems.finish()
+        assert logs == []
+        stop()
+        service.send("bob", status=503)
+        problems.finish()
+    start()
+    (event,) = [one for one in logs if one["event"] == "sync problems not recorded"]
+    assert event["app"] == APP
 
 
 def test_same_request_again__that_fails_for_good__is_not_hidden_by_its_earlier_success(
