@@ -249,6 +249,10 @@ class Reconciler:
                 report.detail = str(error)
                 if isinstance(error, StoreError):
                     raise
+            except KeyboardInterrupt:
+                report.state, report.reason = INTERRUPTED, ReconcileEnded.reason
+                report.detail = ReconcileEnded.detail
+                raise
             except BaseException:
                 report.state, report.reason = FAILED, "internal_error"
                 report.detail = "Internal error. It has been logged."

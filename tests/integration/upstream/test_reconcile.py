@@ -293,6 +293,22 @@ def test_reconcile__whose_ids_nobody_reads__is_not_blamed_on_the_disk(here: Here
 # The export budget
 
 
+def test_reconcile__that_its_operator_interrupts__is_no_internal_error(here: Here) -> None:
+    def interrupt(stage: str) -> None:
+        if stage == "Comparing":
+            raise KeyboardInterrupt
+
+    here.send("a1", 3)
+    here.serve("a1", user_ids=["user0"])
+    with pytest.raises(KeyboardInterrupt):
+        here.parts.reconciler.run(Order(OPERATOR, APP, "a1", apply=True), progress=interrupt)
+    report = here.parts.reconciler.report(APP, "a1")
+    assert report is not None
+    assert (report.state, report.reason) == ("interrupted", "reconcile_interrupted")
+    assert here.parts.store.resyncs.find(ResyncPlace(APP, "a1")) is None
+    assert len(members(here)) == 3
+
+
 def test_budget__is_counted_and_ends(make_app: Callable[..., Flask], upstream: Upstream) -> None:
     keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
     app = make_app(
