@@ -154,17 +154,23 @@ def test_start__new__leaves_out_what_came_before(
     assert heard.users() == ["d"]
 
 
-def test_start__at_a_time__leaves_out_what_came_before(
+def newest_ms(client: redis.Redis) -> int:
+    """When the newest change was added, by the store's clock."""
+    ids = [client.xrevrange(key, count=1)[0][0] for key in client.scan_iter("*:changes")]
+    return max(int(entry_id.split("-")[0]) for entry_id in ids)
+
+
+def test_start__at_a_time__leaves_out_what_came_before_and_nothing_else(
     service: Service, make: Make, redis_client: redis.Redis
 ) -> None:
     service.push(["a", "b", "c"])
-    seconds, microseconds = redis_client.time()
-    then = seconds * 1000 + microseconds // 1000 + 1
+    then = newest_ms(redis_client) + 1
     wait_until(lambda: redis_client.time()[0] * 10**6 + redis_client.time()[1] >= then * 1000)
     service.push(["d"])
-    heard = Heard()
-    make(start=datetime.fromtimestamp(then / 1000, UTC)).poll(heard)
-    assert heard.users() == ["d"]
+    for ms in {then, newest_ms(redis_client)}:
+        heard = Heard()
+        make(group=f"since-{ms}", start=datetime.fromtimestamp(ms / 1000, UTC)).poll(heard)
+        assert heard.users() == ["d"]
 
 
 def test_start__before_anything_was_received__misses_nothing(
