@@ -72,9 +72,9 @@ class CompletenessStore:
         with store_errors():
             reasons: Any = self._client.hget(self._keys.freshness(app_id, cohort_id), "reasons")
         return any(
-            open["reason"] == IncompleteReason.SYNC_FAILED
-            and open.get("last", open["since"]) >= since_ms
-            for open in orjson.loads(reasons or b"[]")
+            one["reason"] == IncompleteReason.SYNC_FAILED
+            and one.get("last", one["since"]) >= since_ms
+            for one in orjson.loads(reasons or b"[]")
         )
 
     def clear_reason(self, app_id: str, cohort_id: str, reason: IncompleteReason) -> None:

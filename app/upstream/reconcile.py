@@ -249,7 +249,7 @@ class Reconciler:
                 report.detail = str(error)
                 if isinstance(error, StoreError):
                     raise
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, BrokenPipeError):
                 report.state, report.reason = INTERRUPTED, ReconcileEnded.reason
                 report.detail = ReconcileEnded.detail
                 raise

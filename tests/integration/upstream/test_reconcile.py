@@ -287,7 +287,9 @@ def test_reconcile__whose_ids_nobody_reads__is_not_blamed_on_the_disk(here: Here
 
     with pytest.raises(BrokenPipeError):
         here.parts.reconciler.run(Order(OPERATOR, APP, "a1"), on_ids=on_ids)
-    assert reconcile(here).missing == 1
+    report = here.parts.reconciler.report(APP, "a1")
+    assert report is not None
+    assert report.reason == "reconcile_interrupted"
 
 
 # The export budget
