@@ -598,6 +598,43 @@ def test_batch__that_takes_longer_than_one_change_may__is_not_taken_over(
     assert {change.deliveries for change in [*heard.changes, *others.changes]} == {1}
 
 
+@pytest.mark.parametrize("seconds", [400, 600])
+def test_claims__while_a_batch_is_handled__leave_each_change_all_of_its_time(
+    make_app: Callable[..., Flask], redis_client: redis.Redis, ordered: bool, seconds: int
+) -> None:
+    service = Service(caller(make_app()), 1)
+    for user_id in "abcd":
+        service.push(user_id)
+    stream = f"cohorts:{{{service.app}}}:changes"
+    lease = f"{stream}:mail:lease"
+    follower = Follower(
+        redis_client,
+        "mail",
+        app=service.app,
+        start="all",
+        ordered=ordered,
+        handler_seconds=1000,
+    )
+    left: list[int] = []
+
+    def slow(change: MembershipChange) -> None:
+        """Let it seem to take so many seconds."""
+        follower._renewed_at -= seconds
+        if ordered:
+            left.append(redis_client.pttl(lease))
+            redis_client.pexpire(lease, left[-1] - seconds * 1000)
+            return
+        rows = redis_client.xpending_range(stream, "mail", change.id, "+", 10)
+        left.append(1_500_000 - rows[0]["time_since_delivered"])
+        for row in rows:
+            idle = row["time_since_delivered"] + seconds * 1000
+            ids = [row["message_id"]]
+            redis_client.xclaim(stream, "mail", row["consumer"], 0, ids, idle=idle, justid=True)
+
+    assert follower.poll(slow) == 4
+    assert min(left) > 1_000_000
+
+
 def test_rename__of_a_cohort__tells_nobody(service: Service, make: Make) -> None:
     service.push(["a", "b"])
     follower = make()
