@@ -80,6 +80,18 @@ class TestDelete:
         left = [t.user for t in transitions(redis_client, APP) if t[:2] == ("1", "left")]
         assert sorted(left) == sorted(USERS)
 
+    def test_delete__its_changes__name_those_before_them(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, ONE, True, *USERS)
+        say(store, TWO, True, *USERS)
+        assert sum(store.jobs.delete_cohort(APP, "1")) == 20
+        say(store, TWO, False, *USERS)
+        for stream in redis_client.scan_iter("*:changes"):
+            entries = redis_client.xrange(stream)
+            ids = ["0-0", *(entry_id for entry_id, _ in entries)]
+            assert [fields["previous"] for _, fields in entries] == ids[:-1]
+
     def test_delete__in_the_background__resumes_and_ends(
         self, store: Store, redis_client: redis.Redis
     ) -> None:
