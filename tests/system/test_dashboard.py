@@ -189,6 +189,7 @@ def test_pages__light_and_dark_large_and_small__have_no_axe_violations(
 
 
 @looks
+@thorough
 def test_empty_page__light_and_dark_large_and_small__has_no_axe_violations(
     empty: Service, open_page: Callable[..., Any], colours: str, size: dict[str, int]
 ) -> None:

@@ -234,7 +234,13 @@ def test_bombs__of_empty_members__leave_another_app_its_turns(alone: Service) ->
     assert keeps_turns(alone, send)
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["of one user", "of many users"])
+@pytest.mark.parametrize(
+    "together",
+    [
+        pytest.param(True, id="of one user"),
+        pytest.param(False, id="of many users", marks=thorough),
+    ],
+)
 def test_traits__of_as_many_cohorts_as_a_call_may_name__leave_another_app_its_turns(
     alone: Service, redis_client: redis.Redis, together: bool
 ) -> None:

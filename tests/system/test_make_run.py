@@ -380,6 +380,7 @@ def test_run__bad_settings__are_listed_without_a_traceback(data_dir: Path) -> No
     assert list(data_dir.iterdir()) == []
 
 
+@thorough
 def test_run__own_store_and_keys__are_used_and_not_printed(data_dir: Path, store_url: str) -> None:
     env = {"API_KEYS": f"{APP}:{KEY}", "ADMIN_API_KEYS": "an-admin-key"}
     with make_run(data_dir, REDIS_URL=store_url, KEY_PREFIX="given", **env) as service:

@@ -49,6 +49,7 @@ def enter(service: Service, user: str, key: str = KEY) -> None:
     assert service.post(payloads.identify(user, TRAIT, True), api_key=key).status == 200
 
 
+@thorough
 def test_store_emptied_under_a_running_service__and_what_is_no_loss() -> None:
     with (
         running_store() as store_url,

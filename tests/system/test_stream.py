@@ -175,6 +175,7 @@ def test_follower__that_reconnects_before_the_first_event__misses_nothing(
     assert sorted(event.data["userIds"][0] for event in events) == users
 
 
+@thorough
 def test_followers__that_reconnect_under_load__skip_and_repeat_nothing(
     partitioned: Service,
 ) -> None:

@@ -145,6 +145,7 @@ def test_certify__correct_receiver__is_fast_enough() -> None:
         assert verdicts == {"passed"}
 
 
+@thorough
 def test_certify__slow_bodies_and_webhook_sync__pass_on_a_correct_receiver() -> None:
     with Receiver() as receiver:
         found = run(receiver, ("network.slow-body", "sync.webhook"))

@@ -25,7 +25,7 @@ from simulator import payloads
 from tests.integration.conftest import APP, KEY, caller
 from tests.integration.web.api.read_api import say
 from tests.support.clusters import CALM, Cluster, running_cluster, running_server
-from tests.support.effort import PARTITIONS
+from tests.support.effort import PARTITIONS, thorough
 from tests.support.polling import wait_until
 from tests.support.stores import running_store
 
@@ -167,6 +167,7 @@ def test_copy__of_everything__agrees_and_goes_on(
     assert checked.findings == []
 
 
+@thorough
 def test_copy__to_a_cluster_and_back__agrees(
     source: Settings, target_url: str, cluster_url: str
 ) -> None:
