@@ -30,6 +30,7 @@ from simulator.payloads import COHORT_PATH, WEBHOOK_PATH, batch, identify, webho
 from tests.integration.conftest import APP, KEY, Run, caller
 from tests.integration.web.api import read_api
 from tests.integration.web.api.read_api import ADMIN_KEY, KEYS, OTHER_KEY, READ_KEY, say
+from tests.support.polling import wait_until
 
 ONE = "[Amplitude] Power users: abc123"
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
@@ -315,17 +316,25 @@ class TestOverview:
     def test_latest_syncs__are_those_with_the_latest_requests(
         self, make_app: Callable[..., Flask]
     ) -> None:
-        app = make_app(tuning=Tuning(freshness_noted_seconds=0), **KEYS)
+        # With a constant clock, a request is recorded at the store's time of the flush.
+        tuning = Tuning(freshness_noted_seconds=0, monotonic=lambda: 0.0)
+        app = make_app(tuning=tuning, **KEYS)
         http, browser = caller(app), Browser(app).log_in()
+
+        def flush() -> None:
+            services(app).sync_recorder.flush()
+            flushed = services(app).store.now()
+            wait_until(lambda: services(app).store.now() > flushed + 0.001)
+
         for name in ("busy: b0", *(f"other: o{n}" for n in range(9)), "busy: b0"):
             http.post(COHORT_PATH, json=identify("u", name, True))
-            services(app).sync_recorder.flush()
+            flush()
         page = browser.get("/").text.partition('id="latest"')[2].partition("</section>")[0]
         shown = re.findall(r'<code class="id">(\w+)</code>', page)
         assert shown == ["b0", "o8", "o7", "o6", "o5", "o4"]
         # A refused request does not count as received.
         http.post(COHORT_PATH, json=batch(["u"], "other: o0", "maybe"))  # type: ignore[arg-type]
-        services(app).sync_recorder.flush()
+        flush()
         page = browser.get("/").text.partition('id="latest"')[2].partition("</section>")[0]
         assert re.findall(r'<code class="id">(\w+)</code>', page)[:2] == ["o0", "b0"]
 
