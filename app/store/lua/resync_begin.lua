@@ -9,8 +9,9 @@
 -- open     In the home partition. ARGV[4]: kind; ARGV[5]: quiet ms, or ''. Begins a resync in state
 --          'opening', unless another one is unfinished. Returns 1, or 0.
 -- mark     In each partition. ARGV[4]: ms to keep what is confirmed. From now on, apply.lua confirms
---          members, if the partition knows the cohort. Returns 1, or 0 if it does not. Remembers the
---          identity of the partition (mark.lua): after a loss, nobody knows who was confirmed.
+--          members, if the partition knows the cohort. Returns 1, or 0 if it does not, or was marked
+--          before. Remembers the identity of the partition (mark.lua): after a loss, nobody knows who
+--          was confirmed.
 -- stage    In each partition. ARGV[4]: ms to keep them; ARGV[5..]: users who count as confirmed.
 --          Returns {how many are new, or -1 if those before them are gone; confirmations in this
 --          partition, see mark.lua}.
@@ -49,6 +50,8 @@ if action == 'open' then
   call('ZADD', resyncs, now, cohort)
   return 1
 elseif action == 'mark' then
+  -- Two processes may open the same resync: what was confirmed since the first mark stays.
+  if call('GET', confirmed_of) == id then return 0 end
   call('UNLINK', confirmed)
   call('SET', confirmed_of, id, 'PX', ARGV[4])
   if call('HEXISTS', state, 'trait') == 0 then return 0 end

@@ -271,6 +271,29 @@ def make_due(client: redis.Redis) -> None:
         client.zadd(key, {"1": 0})
 
 
+@pytest.mark.parametrize("kind", [ResyncKind.RESYNC, ResyncKind.IMPORT])
+def test_opening__completed_by_a_second_process_that_is_late__keeps_who_is_confirmed(
+    store: Store, kind: ResyncKind
+) -> None:
+    """The background work looks at a resync at once, and may find that it is still opening."""
+    complete, seen = store.resyncs._complete_opening, []
+
+    def noted(place: ResyncPlace, opening: Resync) -> Resync:
+        seen.append(opening)
+        return complete(place, opening)
+
+    say(store, True, *USERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.resyncs, "_complete_opening", noted)
+        opened(store, kind)
+    if kind is ResyncKind.IMPORT:
+        store.resyncs.stage(PLACE, found(store), USERS)
+    else:
+        say(store, True, *USERS)
+    complete(PLACE, *seen)
+    assert (found(store).confirmed, found(store).unconfirmed) == (len(USERS), 0)
+
+
 def test_abort__by_a_second_process_that_is_late__keeps_what_a_later_one_has(
     store: Store, redis_client: redis.Redis
 ) -> None:
