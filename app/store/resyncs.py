@@ -63,7 +63,7 @@ _RENEW_SECONDS = 3.0
 _NOTE_SECONDS = 1.0
 _DUE_AT_ONCE = 100
 # What resync_begin.lua does; resync.lua does the rest, also if the store is full.
-_BEGINNING = ("open", "mark", "stage")
+_BEGINNING = ("open", "quiet", "mark", "stage")
 
 
 class ConfirmedLost(Exception):
@@ -372,13 +372,13 @@ class Resyncs:
                 # before the start, the first ones of the resync are missing.
                 last = resync.started_ms
             if last is not None and now_ms - last >= resync.quiet_ms:
-                fields = ["quiet_at", str(now_ms)]
-                if self._was_quiet(place, since_ms=max(last, now_ms - _QUIET_MS)):
+                was_quiet = self._was_quiet(place, since_ms=max(last, now_ms - _QUIET_MS))
+                if self._note_quiet(place, resync, now_ms) and was_quiet:
                     refused = self.request_finish(place, resync, force=False)
                     if refused is None:
                         return
-                    fields += ["refused", refused]
-                self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, *fields)
+                    fields = ("refused", refused)
+                    self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, *fields)
         self._keep(place, resync)
         self._at_home("look", place, resync.id, LOOK_MS)
 
@@ -401,6 +401,16 @@ class Resyncs:
         """Whether a resync was found quiet before, at ``since_ms`` or later."""
         at_ms: Any = self._client.hget(self._record_key(place), "quiet_at")
         return at_ms is not None and int(at_ms) >= since_ms
+
+    def _note_quiet(self, place: ResyncPlace, resync: Resync, now_ms: int) -> bool:
+        """Note that a resync was found quiet. False if the store is full, so that requests fail."""
+        try:
+            with store_errors():
+                return bool(self._at_home("quiet", place, resync.id, now_ms))
+        except StoreFull:
+            open_state = ResyncState.OPEN
+            self._change(place, resync.id, (open_state,), open_state, "quiet_at", "0")
+            return False
 
     def _keep(self, place: ResyncPlace, resync: Resync) -> None:
         for partition in self._partitions():

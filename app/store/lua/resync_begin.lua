@@ -1,5 +1,6 @@
 #!lua
--- Begin a cohort's resync, and add the users of a file to it. resync.lua does all that follows.
+-- Begin a cohort's resync, add the users of a file to it, and note that it is quiet. resync.lua does
+-- all else.
 --
 -- KEYS[1]  the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]  action
@@ -8,6 +9,9 @@
 --
 -- open     In the home partition. ARGV[4]: kind; ARGV[5]: quiet ms, or ''. Begins a resync in state
 --          'opening', unless another one is unfinished. Returns 1, or 0.
+-- quiet    In the home partition. ARGV[4]: the time in ms. Notes that the open resync was found quiet.
+--          Refused when memory is full: requests fail then, and nothing can record that they did.
+--          Returns 1, or 0 if the resync is not open.
 -- mark     In each partition. ARGV[4]: ms to keep what is confirmed. From now on, apply.lua confirms
 --          members, if the partition knows the cohort. Returns 1, or 0 if it does not, or was marked
 --          before. Remembers the identity of the partition (mark.lua): after a loss, nobody knows who
@@ -48,6 +52,11 @@ if action == 'open' then
   local left_out = call('HGET', prefix .. ':freshness', 'left_out')
   call('HSET', record, 'left_out', left_out or '{}')
   call('ZADD', resyncs, now, cohort)
+  return 1
+elseif action == 'quiet' then
+  local owner, current = unpack(call('HMGET', record, 'id', 'state'))
+  if owner ~= id or current ~= 'open' then return 0 end
+  call('HSET', record, 'quiet_at', ARGV[4])
   return 1
 elseif action == 'mark' then
   -- Two processes may open the same resync: what was confirmed since the first mark stays.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from app.cohorts import Cohort, MembershipChange, Resync, ResyncKind
+from app.cohorts import Cohort, MembershipChange, Resync, ResyncKind, ResyncState
 from app.server.background import Background
 from app.settings import Settings
-from app.store import ResyncPlace, Store, StoreFull, connect
+from app.store import FailedRequest, ResyncPlace, Store, StoreFull, connect
 from tests.integration.conftest import APP
 from tests.integration.store_contents import members, traits
 from tests.support.effort import PARTITIONS
@@ -111,3 +111,25 @@ def test_import__that_cannot_be_applied__ends(
     assert store.resyncs.find(PLACE) is None
     assert list(redis_client.scan_iter(match="*confirmed*")) == []
     assert members(redis_client, APP)["1"] == {"u1"}
+
+
+def test_quiet_resync__waits_until_failed_requests_can_be_recorded(
+    store: Store, make_full: Callable[[], None], redis_client: redis.Redis
+) -> None:
+    """Members whom they named are not confirmed, and would leave."""
+    say(store, ONE, *USERS)
+    resync = store.resyncs.open(PLACE, ResyncKind.RESYNC, quiet_ms=0)
+    assert resync is not None
+    say(store, ONE, *USERS[:600])
+    list(store.resyncs.steps(PLACE))  # finds it quiet
+    make_full()
+    for _ in range(3):
+        list(store.resyncs.steps(PLACE))
+    redis_client.config_set("maxmemory", 0)
+    list(store.resyncs.steps(PLACE))
+    store.failed_requests.add(APP, {FailedRequest("1", 7): resync.started_ms + 1})
+    list(store.resyncs.steps(PLACE))
+    found = store.resyncs.find(PLACE)
+    assert found is not None
+    assert found.state is ResyncState.OPEN
+    assert members(redis_client, APP)["1"] == set(USERS)
