@@ -377,20 +377,19 @@ class Resyncs:
                     refused = self.request_finish(place, resync, force=False)
                     if refused is None:
                         return
-                    fields = ("refused", refused)
-                    self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, *fields)
+                    self._note(place, resync.id, ResyncState.OPEN, "refused", refused)
         self._keep(place, resync)
         self._at_home("look", place, resync.id, LOOK_MS)
 
     def _lacks_requests(self, place: ResyncPlace, resync: Resync) -> bool:
         """Whether requests have failed since a resync began: their members are not confirmed.
 
-        Remains true once one has failed for good: a later sync without failures says nothing of it.
+        Remains true once one has failed permanently, even if a sync without failures follows.
         """
         if self._client.hget(self._record_key(place), "failed"):
             return True
         if self._completeness.has_failed(*place, since_ms=resync.started_ms):
-            self._change(place, resync.id, (ResyncState.OPEN,), ResyncState.OPEN, "failed", "1")
+            self._note(place, resync.id, ResyncState.OPEN, "failed", "1")
             return True
         return any(
             one.cohort_id == place.cohort_id and at_ms >= resync.started_ms
@@ -408,8 +407,7 @@ class Resyncs:
             with store_errors():
                 return bool(self._at_home("quiet", place, resync.id, now_ms))
         except StoreFull:
-            open_state = ResyncState.OPEN
-            self._change(place, resync.id, (open_state,), open_state, "quiet_at", "0")
+            self._note(place, resync.id, ResyncState.OPEN, "quiet_at", "0")
             return False
 
     def _keep(self, place: ResyncPlace, resync: Resync) -> None:
@@ -464,10 +462,10 @@ class Resyncs:
                 position = _position(partition, found)
                 if time.monotonic() - noted > _NOTE_SECONDS:
                     noted = time.monotonic()
-                    self._note(place, resync.id, position)
+                    self._note_position(place, resync.id, position)
                 yield
         except GeneratorExit:  # the caller has no more time
-            self._note(place, resync.id, position)
+            self._note_position(place, resync.id, position)
             raise
 
     def _rest(self, place: ResyncPlace, resync_id: str) -> Iterator[tuple[int, _Scanned]]:
@@ -479,13 +477,11 @@ class Resyncs:
                 yield partition, found
             cursor, run = "0", ""
 
-    def _note(self, place: ResyncPlace, resync_id: str, position: str) -> None:
-        finishing = ResyncState.FINISHING
-        self._change(place, resync_id, (finishing,), finishing, "position", position)
+    def _note_position(self, place: ResyncPlace, resync_id: str, position: str) -> None:
+        self._note(place, resync_id, ResyncState.FINISHING, "position", position)
 
     def _finish(self, place: ResyncPlace, resync: Resync) -> None:
-        finishing = ResyncState.FINISHING
-        if not self._change(place, resync.id, (finishing,), finishing):
+        if not self._note(place, resync.id, ResyncState.FINISHING):
             return  # another process has finished it, or had to stop: some members may be wrong
         for partition in self._partitions():
             self._in_partition("clear", place, partition, resync.id)
@@ -591,6 +587,10 @@ class Resyncs:
         with store_errors():
             states = " ".join(before)
             return bool(self._at_home("change", place, resync_id, states, after, LOOK_MS, *fields))
+
+    def _note(self, place: ResyncPlace, resync_id: str, state: ResyncState, *fields: str) -> bool:
+        """Set fields of the record, if the resync is in a state; returns whether it is."""
+        return self._change(place, resync_id, (state,), state, *fields)
 
     def _count(self, place: ResyncPlace, resync_id: str, field: str, users: int) -> None:
         if users:

@@ -189,7 +189,8 @@ local function verify(cohort, by, since)
     end
   end
   current.reasons = rest
-  call('ZREM', base .. 'deleted', cohort) -- what arrives from now on is the difference from the confirmed members
+  -- What arrives from now on is the difference from the confirmed members.
+  call('ZREM', base .. 'deleted', cohort)
   forget_left_out(cohort, since)
   call('HSET', key, 'verified_at', integer(now), 'verified_by', by)
   if since then

@@ -337,7 +337,7 @@ class TestDue:
         assert found(store).state == ResyncState.FINISHED
         assert members(redis_client, APP) == {"1": set(USERS[:12])}
 
-    def test_quiet__after_a_request_that_failed_for_good__waits(
+    def test_quiet__after_a_request_that_failed_permanently__waits(
         self, store: Store, redis_client: redis.Redis
     ) -> None:
         """Members whom that request named would leave."""
