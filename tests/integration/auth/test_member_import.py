@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import redis
 
@@ -22,6 +24,16 @@ def say(store: Store, *user_ids: str) -> None:
     """Let users enter the cohort."""
     change = MembershipChange(COHORT, True, list(user_ids))
     store.memberships.apply(APP, [change], source="test")
+
+
+def apply_one_of_two(importing: MemberImport) -> Iterator[None]:
+    """Begin to apply a file with ann, but not bob; the rest of the steps."""
+    importing.stage(["ann"])
+    for _ in importing.compare():
+        pass
+    steps = importing.apply(force=True)
+    next(steps)
+    return steps
 
 
 def test_apply__after_the_store_lost_data__is_refused_though_forced(store: Store) -> None:
@@ -95,11 +107,7 @@ def test_import__that_is_gone_while_it_is_applied__says_that_it_ended(
 ) -> None:
     say(store, "ann", "bob")
     with MemberImport(store, OPERATOR, PLACE) as importing:
-        importing.stage(["ann"])
-        for _ in importing.compare():
-            pass
-        steps = importing.apply(force=True)
-        next(steps)
+        steps = apply_one_of_two(importing)
         list(store.jobs.delete_cohort(APP, COHORT.id))
         if successor:
             say(store, "ann", "bob")
@@ -112,11 +120,7 @@ def test_import__that_is_gone_while_it_is_applied__says_that_it_ended(
 def test_import__that_another_process_has_to_stop__says_that_it_ended(store: Store) -> None:
     say(store, "ann", "bob")
     with MemberImport(store, OPERATOR, PLACE) as importing:
-        importing.stage(["ann"])
-        for _ in importing.compare():
-            pass
-        steps = importing.apply(force=True)
-        next(steps)
+        steps = apply_one_of_two(importing)
         begun = store.resyncs.find(PLACE)
         assert begun is not None
         assert store.resyncs._change(PLACE, begun.id, (begun.state,), ResyncState.ABORTING)

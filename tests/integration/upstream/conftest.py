@@ -60,7 +60,18 @@ def make_client(upstream: Upstream) -> MakeClient:
 
 
 @pytest.fixture
-def here(make_app: Callable[..., Flask], upstream: Upstream) -> Here:
-    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
-    app = make_app(amplitude_keys=(keys,), amplitude_url=upstream.url)
-    return Here(app, upstream)
+def make_here(make_app: Callable[..., Flask], upstream: Upstream) -> Callable[..., Here]:
+    """Build the service with Amplitude's keys; keyword arguments are further settings."""
+
+    def make(**settings: object) -> Here:
+        keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
+        return Here(
+            make_app(amplitude_keys=(keys,), amplitude_url=upstream.url, **settings), upstream
+        )
+
+    return make
+
+
+@pytest.fixture
+def here(make_here: Callable[..., Here]) -> Here:
+    return make_here()

@@ -13,9 +13,9 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.settings import AmplitudeKeys, ApiKey
+from app.settings import ApiKey
 from app.store.upstream import RECONCILE
-from simulator.upstream import ALWAYS, SyncInfo, Upstream
+from simulator.upstream import ALWAYS, SyncInfo
 from tests.integration.conftest import APP, caller
 from tests.integration.upstream.here import Here
 
@@ -24,15 +24,8 @@ PATH = "/api/v1/cohorts/a1/reconcile"
 
 
 @pytest.fixture
-def here(make_app: Callable[..., Flask], upstream: Upstream) -> Here:
-    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
-    app = make_app(
-        amplitude_keys=(keys,),
-        amplitude_url=upstream.url,
-        admin_api_keys=(ApiKey(APP, BOSS),),
-        read_api_keys=(ApiKey(APP, READER),),
-    )
-    here = Here(app, upstream)
+def here(make_here: Callable[..., Here]) -> Here:
+    here = make_here(admin_api_keys=(ApiKey(APP, BOSS),), read_api_keys=(ApiKey(APP, READER),))
     here.send("a1", ["both", "stale"])
     here.serve("a1", user_ids=["both", "lost"], anonymous=1, syncs=[SyncInfo("receiver")])
     return here

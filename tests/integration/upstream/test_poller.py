@@ -286,11 +286,9 @@ def test_count__newer_than_the_last_sync__waits_for_the_next_one(here: Here) -> 
 
 
 def test_count__lower_where_only_registered_users_are_accepted__is_no_reason(
-    make_app: Callable[..., Flask], upstream: Server
+    make_here: Callable[..., Here],
 ) -> None:
-    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
-    app = make_app(amplitude_keys=(keys,), amplitude_url=upstream.url, user_policy="known")
-    here = Here(app, upstream)
+    here = make_here(user_policy="known")
     here.parts.store.registered_users.add(APP, [f"user{n}" for n in range(100)])
     here.send("a1", 200)
     served = here.serve("a1", size=200, syncs=[synced(0)])

@@ -228,11 +228,9 @@ def test_reconcile__with_users_who_are_listed_twice__does_not_let_the_counts_dif
 
 
 def test_reconcile__with_known_users_only__does_not_miss_the_others(
-    make_app: Callable[..., Flask], upstream: Upstream
+    make_here: Callable[..., Here],
 ) -> None:
-    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
-    app = make_app(amplitude_keys=(keys,), amplitude_url=upstream.url, user_policy="known")
-    here = Here(app, upstream)
+    here = make_here(user_policy="known")
     here.parts.store.registered_users.add(APP, ["known", "lost"])
     here.send("a1", ["known"])
     here.serve("a1", user_ids=["known", "lost", "stranger"])
@@ -250,11 +248,9 @@ def test_reconcile__by_another_property__compares_its_values(here: Here) -> None
 
 
 def test_reconcile__with_several_partitions__applies_to_all(
-    make_app: Callable[..., Flask], upstream: Upstream
+    make_here: Callable[..., Here],
 ) -> None:
-    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
-    app = make_app(amplitude_keys=(keys,), amplitude_url=upstream.url, store_partitions=4)
-    here = Here(app, upstream)
+    here = make_here(store_partitions=4)
     here.send("a1", 1000)
     here.serve("a1", user_ids=[f"user{n}" for n in range(500, 1500)], anonymous=5)
     report = reconcile(here, apply=True)
@@ -292,9 +288,6 @@ def test_reconcile__whose_ids_nobody_reads__is_not_blamed_on_the_disk(here: Here
     assert report.reason == "reconcile_interrupted"
 
 
-# The export budget
-
-
 def test_reconcile__that_its_operator_interrupts__is_no_internal_error(here: Here) -> None:
     def interrupt(stage: str) -> None:
         if stage == "Comparing":
@@ -311,18 +304,17 @@ def test_reconcile__that_its_operator_interrupts__is_no_internal_error(here: Her
     assert len(members(here)) == 3
 
 
-def test_budget__is_counted_and_ends(make_app: Callable[..., Flask], upstream: Upstream) -> None:
-    keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
-    app = make_app(
-        amplitude_keys=(keys,), amplitude_url=upstream.url, amplitude_exports_per_month=2
-    )
-    here = Here(app, upstream)
+# The export budget
+
+
+def test_budget__is_counted_and_ends(make_here: Callable[..., Here]) -> None:
+    here = make_here(amplitude_exports_per_month=2)
     here.send("a1", 1)
     here.serve("a1", user_ids=["user0"])
     assert [reconcile(here).exports for _ in range(2)] == [1, 2]
     report = reconcile(here)
     assert (report.state, report.reason) == ("failed", "export_budget_spent")
-    assert (report.exports, report.exports_most, upstream.exports) == (2, 2, 2)
+    assert (report.exports, report.exports_most, here.server.exports) == (2, 2, 2)
     with pytest.raises(errors.ExportBudgetSpent):
         here.parts.reconciler.begin(Order(OPERATOR, APP, "a1"))
 
