@@ -67,8 +67,18 @@ class CompletenessStore:
         """Record that a cohort is incomplete, because of ``count`` events."""
         self._call(app_id, "raise", cohort_id, reason, count)
 
+    def add_failed(self, app_id: str, cohort_id: str, requests: int, last_ms: int) -> None:
+        """Record that requests failed permanently, the last of which began at ``last_ms``.
+
+        Does nothing if the members were replaced since.
+        """
+        self._call(app_id, "failed", cohort_id, str(last_ms), requests)
+
     def has_failed(self, app_id: str, cohort_id: str, since_ms: int) -> bool:
-        """Whether requests failed permanently since a time, and no failure-free sync followed."""
+        """Whether requests that began at ``since_ms`` or later have failed permanently.
+
+        Not once a sync without failures has followed.
+        """
         with store_errors():
             reasons: Any = self._client.hget(self._keys.freshness(app_id, cohort_id), "reasons")
         return any(

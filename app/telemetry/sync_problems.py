@@ -17,7 +17,6 @@ from typing import NamedTuple
 import gevent
 import structlog
 
-from app.cohorts import IncompleteReason
 from app.store import FailedRequest, Store, StoreError, StoreRefused, Tuning
 from app.telemetry.request_event import FinishedRequest, Listener
 
@@ -28,8 +27,11 @@ LOOKED_AFTER_SECONDS = 1800.0
 SETTLE_SECONDS = 5.0
 # How often a process looks for apps with unsettled failures of which it has handled no request.
 LOOK_SECONDS = 60.0
-# A request for more cohorts says too little about each of them.
-MAX_COHORTS = 8
+# A request for more cohorts is not recorded.
+MAX_COHORTS = 100
+# The users left out by a request for more cohorts are not counted: it is unknown how many there are
+# of each.
+MAX_COHORTS_LEFT_OUT = 8
 REQUESTS_PER_TURN = 200
 # Longest wait for the store when the process ends.
 LAST_FLUSH_SECONDS = 1.0
@@ -57,6 +59,18 @@ class _Sent(NamedTuple):
     reason: str
     left_out: dict[str, int]
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether its users are missing unless a retry succeeds."""
+        return self.status >= 400 and self.reason not in _NO_FAILURE
+
+
+class _Refused(NamedTuple):
+    """Requests that failed permanently, and when the last of them began, in ms since the epoch."""
+
+    requests: int
+    last_ms: int
+
 
 class SyncProblems:
     """Buffers what finished requests say about cohorts until the store has recorded it."""
@@ -72,7 +86,7 @@ class SyncProblems:
         self._max_succeeded = tuning.successes_remembered
         self._sent: deque[_Sent] = deque()
         self._left_out: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        self._refused: Counter[tuple[str, str]] = Counter()
+        self._refused: dict[tuple[str, str], _Refused] = {}
         self._failed: defaultdict[str, dict[FailedRequest, int]] = defaultdict(dict)
         self._succeeded: dict[tuple[str, FailedRequest], float] = {}
         self._apps: dict[str, float] = {}
@@ -91,7 +105,8 @@ class SyncProblems:
         ):
             return
         left_out = _NOBODY
-        if rejected := event.get("rejected_by"):
+        rejected = event.get("rejected_by")
+        if rejected and len(outcome.traits) <= MAX_COHORTS_LEFT_OUT:
             left_out = {reason: rejected[reason] for reason in LEFT_OUT if reason in rejected}
         self._sent.append(
             _Sent(
@@ -115,13 +130,12 @@ class SyncProblems:
         self._sort()
         self._flush()
         self._decide()
-        self._flush()
 
     def finish(self) -> None:
         """Write what is buffered before the process ends, within LAST_FLUSH_SECONDS."""
         with gevent.Timeout(LAST_FLUSH_SECONDS, False):  # type: ignore[arg-type]
             self.work()
-        failed = (sent.app_id for sent in self._sent if sent.status >= 400)
+        failed = (sent.app_id for sent in self._sent if sent.has_failed)
         for app_id in sorted({*failed, *self._failed, *(app_id for app_id, _ in self._refused)}):
             self._log_refused(app_id)
 
@@ -144,13 +158,17 @@ class SyncProblems:
                 for key in (request, FailedRequest(cohort_id, 0)):
                     self._succeeded.pop((app_id, key), None)  # the newest are at the end
                     self._succeeded[app_id, key] = at
-            elif sent.reason in _NO_FAILURE or not self._has_room():
+            elif not sent.has_failed or not self._has_room():
                 continue
             elif sent.status >= 500 or sent.status in RETRIED:
                 if len(self._failed[app_id]) < self._max_buffered:
                     self._failed[app_id][request] = self._store_ms(at)
             else:
-                self._refused[app_id, cohort_id] += 1
+                self._add_refused(app_id, cohort_id, self._store_ms(at))
+
+    def _add_refused(self, app_id: str, cohort_id: str, at_ms: int) -> None:
+        requests, last_ms = self._refused.get((app_id, cohort_id), (0, 0))
+        self._refused[app_id, cohort_id] = _Refused(requests + 1, max(last_ms, at_ms))
 
     def _store_ms(self, at: float) -> int:
         """Convert a time of the monotonic clock to the store's time, in ms since the epoch."""
@@ -193,8 +211,8 @@ class SyncProblems:
                 completeness.leave_out(app_id, cohort_id, {reason: users})
                 del counts[reason]
             del self._left_out[key]
-        if requests := self._refused.get(key):
-            completeness.raise_reason(app_id, cohort_id, IncompleteReason.SYNC_FAILED, requests)
+        if refused := self._refused.get(key):
+            completeness.add_failed(app_id, cohort_id, *refused)
             del self._refused[key]
 
     def _log_refused(self, app_id: str) -> None:
@@ -213,32 +231,26 @@ class SyncProblems:
                 del self._apps[app_id]
                 self._settled.pop(app_id, None)
                 continue
-            try:
-                self._decide_about(app_id, now, settle=settle)
-            except StoreRefused:
-                self._log_refused(app_id)
-            except StoreError:
-                pass  # the next call tries again
+            self._decide_about(app_id, now, settle=settle)
         if settle:
             self._settle_at = time.monotonic() + SETTLE_SECONDS
 
     def _look_after_others(self, now: float) -> None:
-        """Also decide about apps of which this process has handled no request."""
+        """Also decide about apps of which this process has handled no request lately."""
         with suppress(StoreError):
             for app_id in self._store.apps():
-                with suppress(StoreError):  # others may be available
-                    if app_id not in self._apps and self._is_open(app_id):
-                        self._apps[app_id] = now
-
-    def _is_open(self, app_id: str) -> bool:
-        """Whether an app has failures that are not settled yet."""
-        reason = IncompleteReason.SYNC_FAILED
-        return bool(
-            self._store.failed_requests.all(app_id)
-            or self._store.completeness.with_reason(app_id, reason, limit=1)
-        )
+                if app_id not in self._apps:
+                    self._decide_about(app_id, now, settle=True)
 
     def _decide_about(self, app_id: str, now: float, *, settle: bool) -> None:
+        try:
+            self._settle(app_id, now, settle=settle)
+        except StoreRefused:
+            self._log_refused(app_id)
+        except StoreError:
+            pass  # the next call tries again
+
+    def _settle(self, app_id: str, now: float, *, settle: bool) -> None:
         failed = self._store.failed_requests.all(app_id)
         good = {one for one, at_ms in failed.items() if self._is_good(app_id, one, at_ms)}
         if good:
@@ -248,8 +260,10 @@ class SyncProblems:
         final = [
             one for one, at_ms in failed.items() if not first <= at_ms <= last and one not in good
         ]
-        for one in self._store.failed_requests.take(app_id, final) if final else ():
-            self._refused[app_id, one.cohort_id] += 1
+        if final:
+            for one in self._store.failed_requests.take(app_id, final):
+                self._add_refused(app_id, one.cohort_id, failed[one])
+            self._flush()  # at once: if this process is killed, what it has taken is lost
         if settle:
             open_ids = {one.cohort_id for one in failed}
             start = self._settled.get(app_id, 0)

@@ -18,6 +18,8 @@
 --             and the users left out before it. If ARGV[2] is 'upstream', do nothing while there
 --             are open reasons
 --   raise     incomplete for the reason ARGV[2], after ARGV[3] more events
+--   failed    incomplete because ARGV[3] requests failed, the last of which began at ARGV[2], in ms;
+--             unless the members were replaced since
 --   clear     the reason ARGV[2] no longer applies
 --   loss      mark what the store's last loss made incomplete
 --   forgive   clear what losses of the store have marked
@@ -105,18 +107,26 @@ local function save(current, state, raised, cleared)
   call('PEXPIRE', base .. 'transitions', KEPT_FOR)
 end
 
--- Make a cohort incomplete for a reason, after some more events.
-local function raise(cohort, reason, events)
+-- Make a cohort incomplete for a reason, after some more events, the last of which was at a time.
+local function raise(cohort, reason, events, at)
   local current = completeness_of(cohort)
   for _, open in ipairs(current.reasons) do
     if open.reason == reason then
-      open.count, open.last = open.count + events, now
+      -- A time ahead of the present is from a clock that was wrong.
+      open.count, open.last = open.count + events, math.min(math.max(open.last or 0, at), now)
       call('HSET', hash_of(cohort), 'reasons', cjson.encode(current.reasons))
       return
     end
   end
-  current.reasons[#current.reasons + 1] = {reason = reason, since = now, last = now, count = events}
+  current.reasons[#current.reasons + 1] = {reason = reason, since = now, last = at, count = events}
   save(current, 'incomplete', reason, {})
+end
+
+local function fail(cohort, requests, at)
+  local replaced = tonumber(call('HGET', hash_of(cohort), 'verified_from') or 0)
+  at = math.min(at, now)
+  if at < replaced and replaced <= now then return end
+  raise(cohort, 'sync_failed', requests, at)
 end
 
 local function clear(cohort, reason)
@@ -267,7 +277,7 @@ end
 local function note_gaps(cohort, last)
   if not last and call('ZSCORE', base .. 'deleted', cohort) then
     call('ZREM', base .. 'deleted', cohort)
-    raise(cohort, 'deleted_here', 1)
+    raise(cohort, 'deleted_here', 1, now)
   end
   local loss_at, kind = last_loss()
   if loss_at and (not last or last < loss_at) then raise_loss(cohort, loss_at, kind) end
@@ -352,7 +362,8 @@ end
 local FOR_KNOWN = {
   settle = settle,
   verify = function(cohort) verify(cohort, given, number) end,
-  raise = function(cohort) raise(cohort, given, number) end,
+  raise = function(cohort) raise(cohort, given, number, now) end,
+  failed = function(cohort) fail(cohort, number, tonumber(given)) end,
   clear = function(cohort) clear(cohort, given) end,
   loss = function(cohort)
     local loss_at, kind = last_loss()

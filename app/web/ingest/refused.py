@@ -21,9 +21,10 @@ from app.store import StoreError
 
 # A refused body is not searched further than this.
 _MAX_ITEMS, _MAX_TRAITS = 100, 100
-_MAX_NAMED = 8
-# Each may take a call of the store.
-_MAX_IDS = 20
+_MAX_NAMED = 100
+# Each takes a call of the store.
+_MAX_ASKED = 20
+_MAX_LOGGED = 8
 # Finds the id in a webhook that is not valid JSON, for example because of a quote in the name.
 _COHORT_ID = re.compile(
     rb'["\']cohort_id["\']\s*:\s*(?:["\']([^"\'\\:]{1,512})["\']|(\d{1,16})\s*[,}])'
@@ -40,17 +41,16 @@ def name_cohorts(response: Response) -> Response:
         return response
     traits: dict[str, str] = {}
     unknown = ""
-    may_ask = response.status_code < 500 and response.status_code != RateLimited.status
-    for cohort_id, sent in _first_named().items():
+    is_available = response.status_code < 500 and response.status_code != RateLimited.status
+    for number, (cohort_id, sent) in enumerate(_first_named().items()):
+        may_ask = is_available and number < _MAX_ASKED
         if trait := _known_trait(cohort_id, may_ask):
             traits[cohort_id] = trait
         elif may_ask and cohort_id in sent:
             unknown = unknown or cohort_id
-        if len(traits) == _MAX_NAMED:
-            break
     if traits:
         g.outcome = Outcome(traits)
-        g.event["cohorts"] = list(traits)
+        g.event["cohorts"] = list(traits)[:_MAX_LOGGED]
     elif unknown:
         g.event["cohorts"] = [unknown]
     return response
@@ -72,7 +72,7 @@ def _first_named() -> dict[str, str]:
     for cohort_id, sent in _named():
         if text_problem(cohort_id, MAX_TRAIT_BYTES) is None:
             found.setdefault(cohort_id, sent)
-        if len(found) == _MAX_IDS:
+        if len(found) == _MAX_NAMED:
             break
     return found
 

@@ -15,13 +15,16 @@ from structlog.testing import capture_logs
 
 from app.auth.audit_trail import Operator
 from app.auth.member_import import MemberImport
+from app.cohorts import VerifiedBy
 from app.services import services
+from app.settings import ApiKey
 from app.store import FailedRequest, ResyncPlace, Tuning
 from app.telemetry.request_event import FinishedRequest
 from app.telemetry.sync_problems import RETRIED_SECONDS
 from simulator import payloads
 from tests.integration.clock import Clock
-from tests.integration.conftest import APP, caller
+from tests.integration.conftest import APP, KEY, caller
+from tests.integration.killed_process import KilledError
 from tests.support.stores import socket_url, start_store, store_folder
 
 COHORT, TRAIT = "abc123", "[Amplitude] Power users: abc123"
@@ -225,6 +228,32 @@ def test_refused__for_its_key_or_path__is_no_failure_of_a_sync(service: Service)
     assert service.reasons() == {}
 
 
+def test_failed_request__that_names_many_cohorts__is_a_failure_of_each(
+    own_store_service: Any,
+) -> None:
+    service, stop, start = own_store_service
+    names = [f"n: {number}" for number in range(12)]
+    body = {"batch": [payloads.identify("bob", name, True) for name in names]}
+    service.send(path=PATH, **body)
+    stop()
+    service.send(status=503, path=PATH, **body)
+    start()
+    service.work()
+    service.send(path=PATH, **body)
+    service.later()
+    assert service.reasons() == {}
+    found = service.store.completeness.of(APP, [str(number) for number in range(12)])
+    assert not any(one.reasons for one in found)
+    stop()
+    service.send(status=503, path=PATH, **body)
+    start()
+    service.work()
+    service.later()
+    service.work()
+    found = service.store.completeness.of(APP, [str(number) for number in range(12)])
+    assert all(one.reasons for one in found)
+
+
 # Repeated ---------------------------------------------------------------------------------------
 
 
@@ -269,6 +298,9 @@ def test_process__that_ends_while_the_store_is_down__says_what_it_could_not_reco
         problems.finish()
         assert logs == []
         stop()
+        service.send("", status=404)  # no failure of a sync
+        problems.finish()
+        assert [one["event"] for one in logs] == ["request"]
         service.send("bob", status=503)
         problems.finish()
     start()
@@ -381,6 +413,46 @@ def test_failure_for_good__of_a_process_that_has_ended__is_raised_by_another(
     first.work()
     clock.forward(RETRIED_SECONDS + 1)
     assert second.reasons() == {"sync_failed": 1}
+
+
+def test_failure_for_good__is_recorded_before_the_next_app_is_looked_at(
+    make: Make, clock: Clock
+) -> None:
+    """A process that is killed meanwhile loses the failures that it has not recorded."""
+    keys = (ApiKey(APP, KEY), ApiKey("other", "the-other-key"))
+    first, second = make(api_keys=keys), make()
+    first.create()
+    other = caller(first.app, "the-other-key")
+    other.post("/lists", json={"name": TRAIT})
+    first.app.config["PROPAGATE_EXCEPTIONS"] = False
+    services(first.app).store.memberships.apply = None  # type: ignore[method-assign,assignment]
+    first.send("bob", status=500)
+    assert other.post(LIST, json={"userIds": ["bob"]}).status_code == 500
+    first.work()
+    clock.forward(RETRIED_SECONDS + 1)
+    store = second.store
+    take, apps = store.failed_requests.take, []
+
+    def killed_at_the_second(app_id: str, requests: Any) -> Any:
+        apps.append(app_id)
+        if len(apps) == 2:
+            raise KilledError
+        return take(app_id, requests)
+
+    store.failed_requests.take = killed_at_the_second  # type: ignore[method-assign]
+    with pytest.raises(KilledError):
+        second.work()
+    (found,) = store.completeness.of(apps[0], [COHORT])
+    assert [open.count for open in found.reasons] == [1]
+
+
+def test_failure_before_a_replacement__decided_after_it__changes_nothing(service: Service) -> None:
+    started_ms = int(service.store.now() * 1000)
+    service.store.completeness.verify(APP, COHORT, VerifiedBy.RESYNC, started_ms)
+    service.store.completeness.add_failed(APP, COHORT, 1, started_ms - 1)
+    assert service.reasons() == {}
+    service.store.completeness.add_failed(APP, COHORT, 2, started_ms)
+    assert service.reasons() == {"sync_failed": 2}
 
 
 def test_rate_limited__until_the_sender_gives_up(make: Make) -> None:
