@@ -49,6 +49,9 @@ _REFUSED = {
     "confirmed. Begin again; a resync must be aborted first.",
     ResyncRefusal.ENDED: "The import ended before it was complete: it was aborted, took too long, "
     "or its cohort was deleted or lost. Begin again.",
+    ResyncRefusal.REQUESTS_FAILED: "It does not finish automatically: requests for the cohort "
+    "failed, or may have failed while the service was down. Members whom they named are not "
+    "confirmed. Make Amplitude send everybody again, then finish it.",
 }
 _UNFINISHED = "Another resync or import of the cohort is not finished. See `cohorts resync status`."
 # How often to check whether another process has finished.

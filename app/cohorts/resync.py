@@ -35,6 +35,9 @@ class ResyncRefusal(StrEnum):
     STORE_LOST = "resync_store_lost"
     # Nor can this: an import was aborted, or its cohort was deleted, before it was complete.
     ENDED = "resync_ended"
+    # It does not finish by itself: requests for the cohort failed, or may have failed while the
+    # service was down. Whoever they named is not confirmed.
+    REQUESTS_FAILED = "resync_requests_failed"
 
 
 class Resync(NamedTuple):

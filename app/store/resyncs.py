@@ -14,7 +14,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 
@@ -56,14 +57,16 @@ RESULT_KEPT_MS = 24 * 3600 * 1000
 # How often the background work looks at an open resync, and how long after a resync's last step it
 # takes over from a process that was killed.
 LOOK_MS = 10_000
-# A quiet resync finishes only if two looks, at most this far apart, find it quiet: a store that was
-# set back also looks quiet, until the loss is found.
-_QUIET_MS = 6 * LOOK_MS
+# A quiet resync finishes by itself only if no two looks were further apart. If they were, the
+# service was down and requests may have failed, or the store's clock has jumped.
+LOOKS_APART_MS = 6 * LOOK_MS
 _RENEW_SECONDS = 3.0
 _NOTE_SECONDS = 1.0
 _DUE_AT_ONCE = 100
 # What resync_begin.lua does; resync.lua does the rest, also if the store is full.
 _BEGINNING = ("open", "quiet", "mark", "stage")
+
+_Step = TypeVar("_Step")
 
 
 class ConfirmedLost(Exception):
@@ -258,12 +261,13 @@ class Resyncs:
             staged: the number of users in the file.
         """
         members = unconfirmed = 0
-        for partition in self._partitions():
-            for found in self._scan(place, partition, resync.id, marked=False):
-                members += found.looked_at
-                unconfirmed += len(found.users)
-                unchanged = members - unconfirmed
-                yield FileCounts(staged - unchanged, unconfirmed, unchanged, members)
+        scans = (self._scan(place, one, resync.id, marked=False) for one in self._partitions())
+        steps = chain.from_iterable(scans)
+        for found in self._renewing(place, resync, steps, UPLOAD_PAUSE_MS):
+            members += found.looked_at
+            unconfirmed += len(found.users)
+            unchanged = members - unconfirmed
+            yield FileCounts(staged - unchanged, unconfirmed, unchanged, members)
         unchanged = members - unconfirmed
         yield FileCounts(staged - unchanged, unconfirmed, unchanged, members)
 
@@ -306,7 +310,8 @@ class Resyncs:
                 self._abort(place, resync)
             elif resync.state in (ResyncState.APPLYING, ResyncState.FINISHING):
                 try:
-                    yield from self._renewing(place, resync, self._replace_members(place, resync))
+                    steps = self._replace_members(place, resync)
+                    yield from self._renewing(place, resync, steps, LOOK_MS)
                 except ConfirmedLost:
                     self._stop(place, resync)
                 except StoreFull:
@@ -338,20 +343,23 @@ class Resyncs:
             raise ConfirmedLost
 
     def _renewing(
-        self, place: ResyncPlace, resync: Resync, steps: Iterator[None]
-    ) -> Iterator[None]:
-        """Do the steps, and keep other processes from taking over."""
+        self, place: ResyncPlace, resync: Resync, steps: Iterator[_Step], pause_ms: int
+    ) -> Iterator[_Step]:
+        """Do the steps, and keep other processes from taking over, or from ending an import."""
         renewed = time.monotonic()
-        for _ in steps:
+        for step in steps:
             if time.monotonic() - renewed > _RENEW_SECONDS:
                 renewed = time.monotonic()
-                self._at_home("look", place, resync.id, LOOK_MS)
-            yield
+                self._at_home("look", place, resync.id, pause_ms)
+            yield step
 
     def _complete_opening(self, place: ResyncPlace, resync: Resync) -> Resync:
         for partition in self._partitions():
             self._in_partition("mark", place, partition, resync.id, KEEP_MS)
-        self._change(place, resync.id, (ResyncState.OPENING,), ResyncState.OPEN)
+        if not self._change(place, resync.id, (ResyncState.OPENING,), ResyncState.OPEN):
+            current = self._read(place)
+            if current is None or current.id != resync.id or current.is_finished:
+                self._clear(place, resync)  # it has ended while this process marked the partitions
         pause = UPLOAD_PAUSE_MS if resync.kind is not ResyncKind.RESYNC else LOOK_MS
         self._at_home("look", place, resync.id, pause)
         return resync._replace(state=ResyncState.OPEN)
@@ -365,14 +373,15 @@ class Resyncs:
         if resync.kind is not ResyncKind.RESYNC or now_ms - resync.started_ms > MAX_OPEN_MS:
             self.request_abort(place, resync)
             return
-        if resync.quiet_ms is not None and not self._lacks_requests(place, resync):
+        if resync.quiet_ms is not None and not self._lacks_requests(place, resync, now_ms):
             last = self.last_received_ms(place, resync)
             if last is None and resync.confirmed:
                 # Arrivals in the second after a noted one are not noted. If that one came just
                 # before the start, the first ones of the resync are missing.
                 last = resync.started_ms
             if last is not None and now_ms - last >= resync.quiet_ms:
-                was_quiet = self._was_quiet(place, since_ms=max(last, now_ms - _QUIET_MS))
+                # At two looks: a store that was set back also looks quiet, until that is found.
+                was_quiet = self._was_quiet(place, since_ms=last)
                 if self._note_quiet(place, resync, now_ms) and was_quiet:
                     refused = self.request_finish(place, resync, force=False)
                     if refused is None:
@@ -381,15 +390,18 @@ class Resyncs:
         self._keep(place, resync)
         self._at_home("look", place, resync.id, LOOK_MS)
 
-    def _lacks_requests(self, place: ResyncPlace, resync: Resync) -> bool:
-        """Whether requests have failed since a resync began: their members are not confirmed.
+    def _lacks_requests(self, place: ResyncPlace, resync: Resync, now_ms: int) -> bool:
+        """Whether requests may have failed since a resync began: their members are not confirmed.
 
         Remains true once one has failed permanently, even if a sync without failures follows.
         """
-        if self._client.hget(self._record_key(place), "failed"):
+        if resync.refused is ResyncRefusal.REQUESTS_FAILED:
             return True
-        if self._completeness.has_failed(*place, since_ms=resync.started_ms):
-            self._note(place, resync.id, ResyncState.OPEN, "failed", "1")
+        looked_ms: Any = self._client.hget(self._record_key(place), "looked_at")
+        is_unknown = not 0 <= now_ms - int(looked_ms or now_ms) <= LOOKS_APART_MS
+        if is_unknown or self._completeness.has_failed(*place, since_ms=resync.started_ms):
+            fields = ("refused", ResyncRefusal.REQUESTS_FAILED)
+            self._note(place, resync.id, ResyncState.OPEN, *fields)
             return True
         return any(
             one.cohort_id == place.cohort_id and at_ms >= resync.started_ms
@@ -415,9 +427,12 @@ class Resyncs:
             self._in_partition("keep", place, partition, resync.id, KEEP_MS)
 
     def _abort(self, place: ResyncPlace, resync: Resync) -> None:
+        self._clear(place, resync)
+        self._at_home("drop", place, resync.id)
+
+    def _clear(self, place: ResyncPlace, resync: Resync) -> None:
         for partition in self._partitions():
             self._in_partition("clear", place, partition, resync.id)
-        self._at_home("drop", place, resync.id)
 
     def _apply_file(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
         """Add the users of a file, as of the import's beginning: those who left since stay out.
@@ -427,14 +442,19 @@ class Resyncs:
         """
         trait = self._registry.trait(*place) or ""
         cohort = Cohort(place.cohort_id, trait)
+        unknown = 0
         for partition in self._partitions():
             stream = self._keys.changes(place.app_id, partition)
             key = self._keys.cohort(place.app_id, partition, place.cohort_id, "confirmed")
             cursor, run = b"", b""
+            unknown_here = 0
             while cursor != b"0":
+                last_run = run
                 cursor, run, users = self._absent(
                     keys=[stream], args=[place.cohort_id, cursor, run, USERS_PER_STEP]
                 )
+                if run != last_run:
+                    unknown_here = 0  # the scan began again
                 if users:
                     applied = self._memberships.enter(
                         place.app_id,
@@ -445,10 +465,12 @@ class Resyncs:
                     )
                     entered = applied.moves[place.cohort_id].entered if applied.moves else 0
                     self._count(place, resync.id, "added", entered)
-                    self._count(place, resync.id, "unknown", len(applied.unknown))
+                    unknown_here += len(applied.unknown)
                 yield
+            unknown += unknown_here
             if self._client.get(f"{key}-of") != resync.id.encode():
                 raise ConfirmedLost
+        self._note(place, resync.id, ResyncState.APPLYING, "unknown", str(unknown))
 
     def _remove_unconfirmed(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
         position, noted = "", time.monotonic()
@@ -483,8 +505,7 @@ class Resyncs:
     def _finish(self, place: ResyncPlace, resync: Resync) -> None:
         if not self._note(place, resync.id, ResyncState.FINISHING):
             return  # another process has finished it, or had to stop: some members may be wrong
-        for partition in self._partitions():
-            self._in_partition("clear", place, partition, resync.id)
+        self._clear(place, resync)
         record = self._registry.find(*place)
         members = record.members if record else 0
         by = VerifiedBy(resync.kind)

@@ -14,9 +14,10 @@
 -- change   ARGV[4]: states, separated by spaces; ARGV[5]: new state; ARGV[6]: ms until the
 --          background work looks at the resync; ARGV[7..]: further fields and values. Only if the
 --          resync is in one of these states. Returns 1, or 0.
--- count    ARGV[4]: 'added', 'unknown' or 'removed'; ARGV[5]: number of users to add to it.
+-- count    ARGV[4]: 'added' or 'removed'; ARGV[5]: number of users to add to it.
 --          Returns 1.
--- look     ARGV[4]: ms until the background work looks at the resync again. Returns 1.
+-- look     Notes that a process looked at the resync. ARGV[4]: ms until the background work does so
+--          again. Returns 1.
 -- finish   ARGV[4]: members; ARGV[5]: ms to keep the record. Returns 1.
 -- drop     Removes the record. Returns 1.
 --
@@ -65,6 +66,7 @@ if action == 'change' then
 elseif action == 'count' then
   call('HINCRBY', record, ARGV[4], ARGV[5])
 elseif action == 'look' then
+  call('HSET', record, 'looked_at', integer(now))
   call('ZADD', resyncs, integer(now + ARGV[4]), cohort)
 elseif action == 'finish' then
   call('HSET', record, 'state', 'finished', 'members', ARGV[4], 'finished', integer(now))

@@ -154,7 +154,11 @@ class ResyncReply(Reply):
     refused = fields.String(
         required=True,
         allow_none=True,
-        metadata={"description": "Why it did not finish; else null.", "example": None},
+        metadata={
+            "description": "Why it did not finish: the `reason` of the refusal, or "
+            "`resync_requests_failed`; else null.",
+            "example": None,
+        },
     )
 
 

@@ -31,6 +31,7 @@ from app.store import (
     connect,
 )
 from app.store.losses import Loss, LossKind
+from app.store.resyncs import LOOKS_APART_MS
 from tests.integration.killed_process import KilledError, killed_at
 from tests.integration.store_contents import Transition, members, traits, transitions
 from tests.support.effort import PARTITIONS
@@ -294,6 +295,18 @@ def test_opening__completed_by_a_second_process_that_is_late__keeps_who_is_confi
     assert (found(store).confirmed, found(store).unconfirmed) == (len(USERS), 0)
 
 
+def test_opening__completed_after_the_resync_has_ended__leaves_no_marks(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    ended = found(store)
+    assert store.resyncs.request_abort(PLACE, ended)
+    run(store)
+    store.resyncs._complete_opening(PLACE, ended)
+    assert leftovers(redis_client) == []
+
+
 def test_abort__by_a_second_process_that_is_late__keeps_what_a_later_one_has(
     store: Store, redis_client: redis.Redis
 ) -> None:
@@ -352,9 +365,53 @@ class TestDue:
         store.completeness.clear_reason(APP, "1", IncompleteReason.SYNC_FAILED)
         for _ in range(3):
             self.make_due(store, redis_client)
-        assert found(store).state == ResyncState.OPEN
+        assert (found(store).state, found(store).refused) == (
+            ResyncState.OPEN,
+            ResyncRefusal.REQUESTS_FAILED,
+        )
         assert finish(store) is None
         assert found(store).state == ResyncState.FINISHED
+
+    def test_quiet__after_a_failure_from_before__finishes(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        """A failure is permanent only minutes later, when retries have stopped."""
+        say(store, True, *USERS)
+        opened(store, quiet_ms=0)
+        say(store, True, *USERS[:12])
+        store.completeness.add_failed(APP, "1", 1, found(store).started_ms - 1)
+        for _ in range(2):
+            self.make_due(store, redis_client)
+        assert found(store).state == ResyncState.FINISHED
+        (completeness,) = store.completeness.of(APP, ["1"])
+        assert completeness.state is CompletenessState.VERIFIED
+
+    @pytest.mark.parametrize("elapsed_ms", [LOOKS_APART_MS + 5_000, -3_600_000])
+    def test_quiet__if_nobody_looked_meanwhile__waits(
+        self, store: Store, redis_client: redis.Redis, elapsed_ms: int
+    ) -> None:
+        """The service was down and may have missed requests, or the clock has jumped."""
+        say(store, True, *USERS)
+        opened(store, quiet_ms=0)
+        say(store, True, *USERS[:12])
+        self.make_due(store, redis_client)
+        (record,) = redis_client.scan_iter(match="*:resync")
+        redis_client.hincrby(record, "looked_at", -elapsed_ms)
+        for _ in range(3):
+            self.make_due(store, redis_client)
+        assert (found(store).state, found(store).refused) == (
+            ResyncState.OPEN,
+            ResyncRefusal.REQUESTS_FAILED,
+        )
+
+    def test_open__when_the_clock_was_set_back__is_looked_at(
+        self, store: Store, redis_client: redis.Redis
+    ) -> None:
+        say(store, True, *USERS)
+        opened(store)
+        for key in redis_client.scan_iter(match="*:resyncs"):
+            redis_client.zincrby(key, 3_600_000, "1")
+        assert store.resyncs.due(APP) == [PLACE]
 
     def test_quiet__while_a_failed_request_may_be_retried__waits(
         self, store: Store, redis_client: redis.Redis
@@ -463,6 +520,18 @@ class TestFile:
         assert traits(redis_client, APP)["new"] == {TRAIT: "true"}
         assert leftovers(redis_client) == []
 
+    def test_comparison__that_takes_long__keeps_the_import_open(
+        self, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        say(store, True, *USERS)
+        opened(store, ResyncKind.IMPORT)
+        staged = store.resyncs.stage(PLACE, found(store), USERS)
+        make_due(redis_client)
+        monkeypatch.setattr("app.store.resyncs._RENEW_SECONDS", 0)
+        for _ in store.resyncs.count_file(PLACE, found(store), staged):
+            pass
+        assert store.resyncs.due(APP) == []
+
     def test_users__who_change_during_the_import__are_not_undone(
         self, store: Store, redis_client: redis.Redis
     ) -> None:
@@ -530,7 +599,8 @@ def test_import__while_the_store_restarts__adds_everybody() -> None:
         for_restart = ("--appendonly", "yes")
         server = start_store(folder, *for_restart)
         try:
-            store = Store(connect(Settings(redis_url=socket_url(folder))))
+            store = Store(connect(Settings(redis_url=socket_url(folder))), known_only=True)
+            store.registered_users.add(APP, users[:3000])
             say(store, True, "u0")
             opened(store, ResyncKind.IMPORT)
             store.resyncs.stage(PLACE, found(store), users)
@@ -542,7 +612,8 @@ def test_import__while_the_store_restarts__adds_everybody() -> None:
             server.wait(30)
             server = start_store(folder, *for_restart)
             list(steps)
-            assert (found(store).added, found(store).members) == (4999, 5000)
+            done = found(store)
+            assert (done.added, done.members, done.unknown) == (2999, 3000, 2000)
         finally:
             server.terminate()
             server.wait(30)

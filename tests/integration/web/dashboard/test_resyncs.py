@@ -101,6 +101,27 @@ def test_resync__nobody_confirmed__is_forced_only_after_it_was_refused(
     assert store.lookups.members(*PLACE)[0] == []
 
 
+def test_resync__that_waits_because_requests_failed__says_so_and_can_be_finished(
+    app: Flask, store: Store, admin: Browser
+) -> None:
+    store.freshness.record_received(APP, [PLACE.cohort_id])
+    page = press(admin, "Start a resync", quiet="600")
+    assert caller(app).post(COHORT_PATH, json=batch(["a"], TRAIT, True)).status_code == 200
+    resync = store.resyncs.find(PLACE)
+    assert resync is not None
+    store.completeness.add_failed(APP, PLACE.cohort_id, 1, resync.started_ms)
+    finish(store)
+    page = admin.get(PAGE)
+    assert "Not finished: requests for the cohort failed" in text(page)
+    assert "Finish anyway" not in page.text
+    assert "It finishes automatically" not in page.text
+    page = press(admin, "Finish the resync", page)
+    assert "Not finished: 2 of 3 members would leave" in text(page)
+    admin.send("/cohort/resync", **fields(page, "Finish anyway: 2 members leave"))
+    finish(store)
+    assert [member.user_id for member in store.lookups.members(*PLACE)[0]] == ["a"]
+
+
 def test_resync__aborted__changes_nothing(store: Store, admin: Browser) -> None:
     page = press(admin, "Start a resync")
     assert "Nothing has changed" in text(press(admin, "Abort it", page))
