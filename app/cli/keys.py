@@ -167,6 +167,12 @@ def revoke(key_id: str, yes: bool) -> None:
     click.echo(f"The key {key_id} is revoked.")
 
 
+def apps_with_keys(store: Store) -> set[str]:
+    """The apps that have an API key."""
+    of_environment = {caller.app_id for caller in _environment_keys()}
+    return of_environment | {key.app_id for key in store.api_keys.all()}
+
+
 def _environment_keys() -> list[Caller]:
     return environment_keys(services().settings)
 

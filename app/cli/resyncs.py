@@ -35,6 +35,7 @@ from app.cli.group import (
     the_store,
     when,
 )
+from app.cli.keys import apps_with_keys
 from app.cohorts import Cohort, Resync, ResyncKind, ResyncRefusal, ResyncState
 from app.cohorts.member_file import FileFormat, InvalidFile, MemberFile
 from app.store import ResyncPlace, Store
@@ -210,7 +211,8 @@ def import_file(
     the web processes complete the import.
     """
     store = the_store()
-    place = ResyncPlace(one_app(store, app_id, may_be_new=name is not None), cohort_id)
+    may_be_new = name is not None and app_id in apps_with_keys(store)
+    place = ResyncPlace(one_app(store, app_id, may_be_new=may_be_new), cohort_id)
     new_name = None
     if name is None or store.registry.find(*place) is not None:
         find_cohort(store, *place)

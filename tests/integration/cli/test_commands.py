@@ -607,6 +607,20 @@ class TestImport:
         assert "last received:  never\n" in shown
         assert "last received:  never\n" in run("cohorts", "cadence", "9").stdout
 
+    def test_import__for_an_app_without_data__needs_a_key_of_that_app(
+        self, run: Run, store: Store, redis_client: redis.Redis
+    ) -> None:
+        """A mistyped app would be created."""
+        words = ("cohorts", "import", "9", "-", "--name", "New", "--app-id", "newer")
+        for more in ((), ("--dry-run",)):
+            refused = run(*words, *more, input="user_id\na\n")
+            assert refused.exit_code == 2
+            assert "Unknown app: newer." in refused.stderr
+        assert store.apps() == [APP]
+        assert run("keys", "create", "--app-id", "newer").exit_code == 0
+        assert run(*words, input="user_id\na\n").exit_code == 0
+        assert members(redis_client, "newer") == {"9": {"a"}}
+
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
