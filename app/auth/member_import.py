@@ -53,7 +53,7 @@ class MemberImport:
         self._place = place
         self._kind = kind
         self._new_name = new_name
-        self._staged = 0
+        self._has_users = False
         self._counts = FileCounts(0, 0, 0, 0)
         self._is_applying = False
 
@@ -87,13 +87,14 @@ class MemberImport:
             ResyncRefused: the users added earlier were lost, or the import has ended.
         """
         try:
-            self._staged += self._resyncs.stage(self._place, self._resync, user_ids)
+            self._resyncs.stage(self._place, self._resync, user_ids)
         except ConfirmedLost:
             raise self._ended() from None
+        self._has_users = self._has_users or bool(user_ids)
 
     def compare(self) -> Iterator[None]:
         """Compare the users with the members, yielding after each step."""
-        for counts in self._resyncs.count_file(self._place, self._resync, self._staged):
+        for counts in self._resyncs.count_file(self._place, self._resync):
             self._counts = counts
             yield
 
@@ -113,7 +114,8 @@ class MemberImport:
                 during the import.
         """
         place, cohort_id = self._place, self._place.cohort_id
-        refused = resync_refusal(self._staged, self._counts.removed, self._counts.members)
+        staying = self._counts.added + self._counts.unchanged if self._has_users else 0
+        refused = resync_refusal(staying, self._counts.removed, self._counts.members)
         if refused is not None and not force:
             raise ResyncRefused(refused)
         if self._resyncs.is_lost(place, self._resync):

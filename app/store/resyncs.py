@@ -104,11 +104,6 @@ class FileCounts(NamedTuple):
     unchanged: int
     members: int
 
-    @property
-    def staged(self) -> int:
-        """The users in the file."""
-        return self.added + self.unchanged
-
 
 class Resyncs:
     """Begins, advances and ends resyncs. Raises StoreError."""
@@ -226,13 +221,13 @@ class Resyncs:
 
     # Files
 
-    def stage(self, place: ResyncPlace, resync: Resync, user_ids: Sequence[str]) -> int:
-        """Add users of a file to an open import. Returns how many were not in it yet.
+    def stage(self, place: ResyncPlace, resync: Resync, user_ids: Sequence[str]) -> None:
+        """Add users of a file to an open import.
 
         Raises:
             ConfirmedLost: the import has ended, or those added before are gone.
         """
-        new, counts = 0, self._staged.setdefault(resync.id, {})
+        counts = self._staged.setdefault(resync.id, {})
         with store_errors():
             for partition, users in self._keys.by_partition(user_ids).items():
                 for start in range(0, len(users), USERS_PER_STEP):
@@ -246,30 +241,40 @@ class Resyncs:
                     counts[partition] = max(least, confirmations)
                     if confirmations < least:
                         raise ConfirmedLost
-                    new += added
             self._at_home("look", place, resync.id, UPLOAD_PAUSE_MS)
-        return new
 
     def forget_staged(self, resync: Resync) -> None:
         """Forget what this process knows of an import, once it no longer stages or applies it."""
         self._staged.pop(resync.id, None)
 
-    def count_file(self, place: ResyncPlace, resync: Resync, staged: int) -> Iterator[FileCounts]:
+    def count_file(self, place: ResyncPlace, resync: Resync) -> Iterator[FileCounts]:
         """Compare what was staged with the members; yields after each step, the last is complete.
 
-        Args:
-            staged: the number of users in the file.
+        Calls that arrive meanwhile confirm members too, who stay like the users of the file.
         """
-        members = unconfirmed = 0
-        scans = (self._scan(place, one, resync.id, marked=False) for one in self._partitions())
-        steps = chain.from_iterable(scans)
-        for found in self._renewing(place, resync, steps, UPLOAD_PAUSE_MS):
-            members += found.looked_at
-            unconfirmed += len(found.users)
-            unchanged = members - unconfirmed
-            yield FileCounts(staged - unchanged, unconfirmed, unchanged, members)
-        unchanged = members - unconfirmed
-        yield FileCounts(staged - unchanged, unconfirmed, unchanged, members)
+        counts = self._count_file(place, resync)
+        yield from self._renewing(place, resync, counts, UPLOAD_PAUSE_MS)
+
+    def _count_file(self, place: ResyncPlace, resync: Resync) -> Iterator[FileCounts]:
+        added = removed = members = 0
+        for partition in self._partitions():
+            state, confirmed = (
+                self._keys.cohort(place.app_id, partition, place.cohort_id, part)
+                for part in ("state", "confirmed")
+            )
+            with store_errors():
+                # In a partition that didn't know the cohort, all have entered since, and stay.
+                is_marked = self._client.hget(state, "resync") == resync.id.encode()
+            common = 0
+            for found in self._scan(place, partition, resync.id, marked=False):
+                members += found.looked_at
+                common += found.looked_at - len(found.users)
+                removed += len(found.users) if is_marked else 0
+                yield FileCounts(added, removed, members - removed, members)
+            with store_errors():
+                # Read last: members may leave during the comparison, and are not added then.
+                added += max(0, int(self._client.scard(confirmed)) - common)
+        yield FileCounts(added, removed, members - removed, members)
 
     def request_apply(self, place: ResyncPlace, resync: Resync) -> bool:
         """Request that a staged import be applied; :meth:`steps` does it. False if it has ended."""

@@ -53,6 +53,30 @@ def test_apply__after_the_store_lost_data__is_refused_though_forced(store: Store
     assert store.audit_trail.all() == []
 
 
+def test_apply__after_a_sync_named_all_users_of_the_file__is_not_refused(store: Store) -> None:
+    say(store, "ann", "bob")
+    with MemberImport(store, OPERATOR, PLACE) as importing:
+        say(store, "ann", "bob")
+        importing.stage(["ann", "bob"])
+        for _ in importing.compare():
+            pass
+        for _ in importing.apply(force=False):
+            pass
+    assert importing.result() == (0, 0, 2, 0)
+
+
+def test_apply__of_an_empty_file_while_a_sync_arrives__is_refused(store: Store) -> None:
+    say(store, "ann", "bob")
+    with MemberImport(store, OPERATOR, PLACE) as importing:
+        say(store, "ann")
+        importing.stage([])
+        for _ in importing.compare():
+            pass
+        with pytest.raises(ResyncRefused) as caught:
+            next(importing.apply(force=False))
+    assert caught.value.reason is ResyncRefusal.EMPTY
+
+
 @pytest.mark.parametrize("rest", [["user7", "user8"], []])
 def test_import__during_which_a_failover_lost_some_of_the_file__is_refused(
     store: Store, store_url: str, rest: list[str]

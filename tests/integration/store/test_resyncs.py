@@ -500,8 +500,11 @@ class TestDue:
 class TestFile:
     def stage(self, store: Store, *users: str) -> FileCounts:
         opened(store, ResyncKind.IMPORT)
-        staged = store.resyncs.stage(PLACE, found(store), users)
-        *_, counts = store.resyncs.count_file(PLACE, found(store), staged)
+        return self.count(store, *users)
+
+    def count(self, store: Store, *users: str) -> FileCounts:
+        store.resyncs.stage(PLACE, found(store), users)
+        *_, counts = store.resyncs.count_file(PLACE, found(store))
         return counts
 
     def apply(self, store: Store) -> Resync:
@@ -525,12 +528,30 @@ class TestFile:
     ) -> None:
         say(store, True, *USERS)
         opened(store, ResyncKind.IMPORT)
-        staged = store.resyncs.stage(PLACE, found(store), USERS)
+        store.resyncs.stage(PLACE, found(store), USERS)
         make_due(redis_client)
         monkeypatch.setattr("app.store.resyncs._RENEW_SECONDS", 0)
-        for _ in store.resyncs.count_file(PLACE, found(store), staged):
+        for _ in store.resyncs.count_file(PLACE, found(store)):
             pass
         assert store.resyncs.due(APP) == []
+
+    def test_count__of_members_whom_calls_named_before_the_file__is_that_of_the_file(
+        self, store: Store
+    ) -> None:
+        say(store, True, *USERS[:5])
+        opened(store, ResyncKind.IMPORT)
+        say(store, True, *USERS[:10])
+        counts = self.count(store, *USERS[:8], "new")
+        assert counts == FileCounts(added=1, removed=0, unchanged=10, members=10)
+
+    def test_count__of_a_cohort_that_arrives_during_the_import__removes_nobody(
+        self, store: Store
+    ) -> None:
+        opened(store, ResyncKind.IMPORT)
+        say(store, True, *USERS)
+        counts = self.count(store, "u0", "new")
+        assert counts == FileCounts(added=1, removed=0, unchanged=20, members=20)
+        assert self.apply(store).removed == 0
 
     def test_users__who_change_during_the_import__are_not_undone(
         self, store: Store, redis_client: redis.Redis
