@@ -208,7 +208,7 @@ class Notifier:
     def _notify(self, app_id: str) -> None:
         news, partitions = self._store.news, range(self._store.keys.partitions)
         for loss in self._store.losses.of([app_id]):
-            if loss.found_ms > (news.last_loss_ms(app_id) or 0):
+            if loss.found_ms != news.last_loss_ms(app_id):
                 if not loss.acknowledged:
                     # The record of the transitions that were sent may be lost too: skip those
                     # before the loss, but not those that it causes. If NOTIFY_URL was set long

@@ -186,13 +186,19 @@ local function last_loss()
   return at and tonumber(at), kind
 end
 
+-- The time of the last event of an open reason; 0 if it is from a clock that was ahead.
+local function last_event(open)
+  local at = open.last or open.since
+  return at <= now + PAUSE and at or 0
+end
+
 local function verify(cohort, by, since)
   local current, key = completeness_of(cohort), hash_of(cohort)
   -- A count that matches does not prove that a gap is closed.
   if by == 'upstream' and #current.reasons > 0 then return end
   local cleared, rest = {}, {}
   for _, open in ipairs(current.reasons) do
-    if since and (open.last or open.since) >= since then
+    if since and last_event(open) >= since then
       rest[#rest + 1] = open
     else
       cleared[#cleared + 1] = open.reason
@@ -224,8 +230,14 @@ end
 -- failure, what arrives may be the rest of the same sync.
 local function settle(cohort)
   local starts, last = unpack(call('HMGET', hash_of(cohort), 'starts', 'last_received'))
-  for _, open in ipairs(completeness_of(cohort).reasons) do
+  local reasons = completeness_of(cohort).reasons
+  for _, open in ipairs(reasons) do
     if open.reason == 'sync_failed' then
+      if last_event(open) == 0 then -- it was before now, but it is unknown when
+        open.last = now
+        call('HSET', hash_of(cohort), 'reasons', cjson.encode(reasons))
+        return
+      end
       local later = 0
       for _, start in ipairs(starts and cjson.decode(starts) or {}) do
         if start > (open.last or open.since) + PAUSE then later = later + 1 end

@@ -32,6 +32,8 @@ local call = redis.call
 -- goes back and a position is reached again, its token differs.
 local SLOTS = 256
 local EARLIER_KEPT = 20
+-- A loss that is further ahead than this many ms was found while the store's clock was wrong.
+local AHEAD = 5 * 60 * 1000
 -- How long a loss is remembered, and the time within which findings in different partitions are one
 -- loss, in ms. A second finding in the same partition is another loss.
 local LOSS_KEPT, SAME_LOSS = 90 * 24 * 3600 * 1000, 60 * 1000
@@ -44,6 +46,14 @@ earlier = earlier and cjson.decode(earlier) or {}
 -- A key of another type must fail here, before the first write.
 local loss_kind, loss_at, found_here, acknowledged =
   unpack(call('HMGET', loss, 'kind', 'at', 'found', 'acknowledged'))
+
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+if loss_at and tonumber(loss_at) > now + AHEAD then
+  -- When it was is unknown, but whatever begins from now on begins after it.
+  loss_at = integer(now)
+  call('HSET', loss, 'at', loss_at)
+end
 
 -- Whether the mark was set back to before the position that the observer remembers.
 local function is_behind()
@@ -105,8 +115,6 @@ elseif is_behind() or lacks_newest() or lacks_confirmations() then
 end
 
 if found ~= 'same' then
-  local clock = call('TIME')
-  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
   if identity then earlier[#earlier + 1] = identity end
   if remembered ~= identity then earlier[#earlier + 1] = remembered end
   while #earlier > EARLIER_KEPT do table.remove(earlier, 1) end

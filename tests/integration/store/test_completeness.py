@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -121,6 +122,46 @@ def test_clear__reason_that_is_not_open__changes_nothing(store: Store, reader: F
     store.completeness.verify(APP, COHORT, VerifiedBy.RESYNC)
     store.completeness.clear_reason(APP, COHORT, Reason.SYNC_FAILED)
     assert state(reader) == ("verified", [])
+
+
+@pytest.mark.parametrize("since_ms", [None, 0])
+def test_reason__raised_while_the_clock_was_ahead__is_cleared_by_a_verification(
+    store: Store, reader: FlaskClient, redis_client: redis.Redis, since_ms: int | None
+) -> None:
+    store.completeness.raise_reason(APP, COHORT, Reason.DELETED_HERE)
+    move_ahead(redis_client)
+    began_ms = int(store.now() * 1000) if since_ms is not None else None
+    store.completeness.verify(APP, COHORT, VerifiedBy.IMPORT, began_ms)
+    assert state(reader) == ("verified", [])
+
+
+def test_failure__recorded_while_the_clock_was_ahead__is_cleared_by_a_later_sync(
+    store: Store, reader: FlaskClient, redis_client: redis.Redis
+) -> None:
+    store.completeness.raise_reason(APP, COHORT, Reason.SYNC_FAILED)
+    move_ahead(redis_client)
+    store.completeness.settle_failed(APP, ())
+    assert state(reader) == ("incomplete", ["sync_failed"])
+    (freshness,) = redis_client.scan_iter(match="*:freshness")
+    now_ms = int(store.now() * 1000)
+    (reason,) = json.loads(str(redis_client.hget(freshness, "reasons")))
+    assert reason["last"] <= now_ms
+    # Two syncs began since.
+    reason["last"] = now_ms - DAY_MS
+    starts = [now_ms - 8 * 3600_000, now_ms - 3600_000]
+    fields = {"reasons": json.dumps([reason]), "starts": json.dumps(starts)}
+    redis_client.hset(freshness, mapping=fields)
+    store.completeness.settle_failed(APP, ())
+    assert state(reader) == ("unverified", [])
+
+
+def move_ahead(client: redis.Redis) -> None:
+    """Leave the open reason as if the store's clock had been ahead by ten days."""
+    (freshness,) = client.scan_iter(match="*:freshness")
+    (reason,) = json.loads(str(client.hget(freshness, "reasons")))
+    for field in ("since", "last"):
+        reason[field] += 10 * DAY_MS
+    client.hset(freshness, "reasons", json.dumps([reason]))
 
 
 def test_raise_again__keeps_since_and_counts(store: Store, reader: FlaskClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -359,6 +360,27 @@ def test_set_back__then_others_advance_the_mark_past_it__is_found(
     assert other.kind() is None
     worker.work()
     assert worker.kind() == "set_back"
+
+
+def test_loss__found_while_the_clock_was_ahead__keeps_no_later_import_from_being_applied(
+    start: Callable[..., Worker], redis_client: redis.Redis
+) -> None:
+    worker = start()
+    worker.send("alice")
+    worker.work()
+    redis_client.flushall()
+    worker.work()
+    worker.send("alice")
+    for key in redis_client.scan_iter(match="*:loss"):
+        redis_client.hincrby(key, "at", 10 * DAY_MS)
+    worker.work()
+    worker.work()
+    place, resyncs = ResyncPlace(APP, COHORT), worker.store.resyncs
+    time.sleep(0.002)
+    opened = resyncs.open(place, ResyncKind.IMPORT)
+    assert opened is not None
+    assert not resyncs.is_lost(place, opened)
+    assert worker.reasons() == ["store_lost"]
 
 
 def test_two_losses__are_two(

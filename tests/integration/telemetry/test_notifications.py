@@ -448,6 +448,16 @@ def test_loss__long_before_there_was_a_receiver__is_notified_without_what_it_mad
     assert receiver.types() == ["store.lost"]
 
 
+def test_loss__after_one_that_was_found_while_the_clock_was_ahead__is_notified(
+    store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
+) -> None:
+    lose(store, redis_client)
+    store.news.note_loss(APP, int(time.time() * 1000) + 10 * 24 * 3600 * 1000)
+    work(notifier)
+    work(notifier)
+    assert receiver.types() == ["store.lost", "cohort.incomplete"]
+
+
 def test_loss__while_the_store_is_full__is_notified_once(
     store: Store, notifier: Notifier, receiver: Receiver, redis_client: redis.Redis
 ) -> None:
