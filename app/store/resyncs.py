@@ -14,7 +14,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import redis
