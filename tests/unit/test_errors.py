@@ -33,7 +33,8 @@ def texts() -> dict[str, str]:
 
 
 def test_refusal__of_a_resync__is_the_reason_of_an_error() -> None:
-    assert set(ResyncRefusal) <= {kind.reason for kind in kinds_of(Problem)}
+    refused = set(ResyncRefusal) - {ResyncRefusal.REQUESTS_FAILED}  # a call may finish that one
+    assert refused <= {kind.reason for kind in kinds_of(Problem)}
 
 
 @thorough
