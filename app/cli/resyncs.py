@@ -91,7 +91,13 @@ def start(cohort_id: str, quiet_seconds: int | None, app_id: str | None) -> None
         open_resync(store, operator(), place, quiet_seconds and quiet_seconds * 1000)
     except OtherResync:
         raise click.ClickException(_UNFINISHED) from None
-    click.echo("The resync is open. Make Amplitude send everybody, then finish it.")
+    if quiet_seconds is None:
+        click.echo("The resync is open. Make Amplitude send everybody, then finish it.")
+    else:
+        click.echo(
+            "The resync is open. Make Amplitude send everybody. It finishes by itself once nothing "
+            f"more has arrived for {quiet_seconds} s."
+        )
 
 
 @resync.command(epilog=EXIT_CODES)
@@ -106,15 +112,21 @@ def status(cohort_id: str, app_id: str | None, as_json: bool) -> None:
     if as_json:
         print_json({**found._asdict(), "last_received_ms": last_ms})
         return
-    for name, value in (
+    rows: list[tuple[str, object]] = [
         ("state", found.state),
         ("started", when(found.started_ms)),
         ("last received", "nothing since it started" if last_ms is None else when(last_ms)),
-        ("confirmed", found.confirmed),
-        ("unconfirmed", found.unconfirmed),
-        ("removed", found.removed),
-        *([("refused", _REFUSED[found.refused])] if found.refused else []),
-    ):
+    ]
+    if found.is_finished:
+        rows.append(("members", found.members))
+    else:
+        rows += [("confirmed", found.confirmed), ("unconfirmed", found.unconfirmed)]
+    rows.append(("removed", found.removed))
+    if found.quiet_ms and not found.is_finished:
+        rows.append(("finishes", f"after {found.quiet_ms // 1000} s without a request"))
+    if found.refused:
+        rows.append(("refused", _REFUSED[found.refused]))
+    for name, value in rows:
         click.echo(f"{name + ':':16}{value}")
 
 

@@ -556,7 +556,10 @@ class TestResync:
         self, run: Run, store: Store, redis_client: redis.Redis
     ) -> None:
         assert "has no resync" in run("cohorts", "resync", "status", "1").stderr
-        assert run("cohorts", "resync", "start", "1", "--quiet", "600").exit_code == 0
+        started = run("cohorts", "resync", "start", "1", "--quiet", "600")
+        assert started.stdout.endswith(
+            "finishes by itself once nothing more has arrived for 600 s.\n"
+        )
         assert "not finished" in run("cohorts", "resync", "start", "1").stderr
         refused = run("cohorts", "resync", "finish", "1")
         assert (refused.exit_code, "all members would leave" in refused.stderr) == (1, True)
@@ -564,9 +567,13 @@ class TestResync:
         status = run("cohorts", "resync", "status", "1").stdout
         assert "confirmed:      10" in status
         assert "unconfirmed:    5" in status
+        assert "finishes:       after 600 s without a request\n" in status
         assert json.loads(run("cohorts", "resync", "status", "1", "--json").stdout)["id"]
         done = run("cohorts", "resync", "finish", "1")
         assert done.stdout == "5 members removed; 10 remain.\n"
+        status = run("cohorts", "resync", "status", "1").stdout
+        assert "members:        10\nremoved:        5\n" in status
+        assert "confirmed" not in status
         assert members(redis_client, APP)["1"] == set(USERS[5:15])
         assert "finished" in run("cohorts", "resync", "abort", "1").stderr
 
