@@ -103,6 +103,12 @@ class MemberImport:
         """What :meth:`apply` would do; ``added`` includes users who are not registered."""
         return Imported(self._counts.added, self._counts.removed, self._counts.unchanged)
 
+    @property
+    def refusal(self) -> ResyncRefusal | None:
+        """Why :meth:`apply` would be refused without ``force``; else None."""
+        staying = self._counts.added + self._counts.unchanged if self._has_users else 0
+        return resync_refusal(staying, self._counts.removed, self._counts.members)
+
     def apply(self, *, force: bool) -> Iterator[None]:
         """Replace the members, yielding after each step.
 
@@ -114,10 +120,8 @@ class MemberImport:
                 during the import.
         """
         place, cohort_id = self._place, self._place.cohort_id
-        staying = self._counts.added + self._counts.unchanged if self._has_users else 0
-        refused = resync_refusal(staying, self._counts.removed, self._counts.members)
-        if refused is not None and not force:
-            raise ResyncRefused(refused)
+        if self.refusal is not None and not force:
+            raise ResyncRefused(self.refusal)
         if self._resyncs.is_lost(place, self._resync):
             raise ResyncRefused(ResyncRefusal.STORE_LOST)
         details = {"cohort": cohort_id, "forced": force, **self.preview._asdict()}

@@ -189,10 +189,10 @@ def _when_or(ms: int | None, otherwise: str) -> str:
     return otherwise if ms is None else when(ms)
 
 
-def find_cohort(store: Store, app_id: str, cohort_id: str) -> CohortRecord:
+def find_cohort(store: Store, app_id: str, cohort_id: str, *, hint: str = "") -> CohortRecord:
     found = store.registry.find(app_id, cohort_id)
     if found is None:
-        raise click.ClickException(f"Unknown cohort: {shown(cohort_id)}.")
+        raise click.ClickException(f"Unknown cohort: {shown(cohort_id)}.{hint}")
     return found
 
 

@@ -43,8 +43,7 @@ from app.store import ResyncPlace, Store
 _CHUNK_BYTES = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
 _REFUSED = {
-    ResyncRefusal.EMPTY: "Nobody was confirmed, or the file has no user ids: all members would "
-    "leave. --force overrides this.",
+    ResyncRefusal.EMPTY: "Nobody was confirmed: all members would leave. --force overrides this.",
     ResyncRefusal.SHRINKS: "More than half of the members would leave. --force overrides this.",
     ResyncRefusal.STORE_LOST: "The store has lost data since this began, including who was "
     "confirmed. Begin again; a resync must be aborted first.",
@@ -53,6 +52,11 @@ _REFUSED = {
     ResyncRefusal.REQUESTS_FAILED: "It does not finish automatically: requests for the cohort "
     "failed, or may have failed while the service was down. Members whom they named are not "
     "confirmed. Make Amplitude send everybody again, then finish it.",
+}
+_REFUSED_FILES = {
+    **_REFUSED,
+    ResyncRefusal.EMPTY: "The file has no users to keep or add: all members would leave. --force "
+    "overrides this.",
 }
 _UNFINISHED = "Another resync or import of the cohort is not finished. See `cohorts resync status`."
 # How often to check whether another process has finished.
@@ -198,7 +202,11 @@ class _Input:
     type=click.Choice([kind.value for kind in FileFormat]),
     help="By default ndjson for files named .ndjson or .jsonl, else csv.",
 )
-@click.option("--name", metavar="NAME", help="Create the cohort with this name if it is unknown.")
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="Create the cohort if it is unknown, with this name, or with this whole trait name.",
+)
 @click.option("--dry-run", is_flag=True, help="Compare only; change nothing.")
 @_force_option
 @app_id_option()
@@ -227,10 +235,10 @@ def import_file(
     place = ResyncPlace(one_app(store, app_id, may_be_new=may_be_new), cohort_id)
     new_name = None
     if name is None or store.registry.find(*place) is not None:
-        find_cohort(store, *place)
+        find_cohort(store, *place, hint=" To create it, add --name.")
     else:
         try:
-            new_name = Cohort.named(name, cohort_id).trait
+            new_name = Cohort.given(name, cohort_id).trait
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--name") from None
     members = MemberFile(_format(file_name, file_format), column)
@@ -244,7 +252,7 @@ def import_file(
                     importing.stage(users)
             for _ in importing.compare():
                 pass
-            result = importing.preview
+            result, refusal = importing.preview, importing.refusal
             if not dry_run:
                 for _ in importing.apply(force=force):
                     pass
@@ -254,7 +262,9 @@ def import_file(
     except OtherResync:
         raise click.ClickException(_UNFINISHED) from None
     except ResyncRefused as error:
-        raise click.ClickException(_REFUSED[error.reason]) from None
+        raise click.ClickException(_REFUSED_FILES[error.reason]) from None
+    if dry_run and refusal is not None and not force:
+        click.echo(f"The import would be refused. {_REFUSED_FILES[refusal]}", err=True)
     if as_json:
         print_json({**result._asdict(), "rejected": members.rejected, "dry_run": dry_run})
         return
@@ -266,8 +276,10 @@ def import_file(
         f"{counted(result.added, 'user')} {would}entered, {result.removed} {would}left, "
         f"{result.unchanged} {members_already} already."
     )
-    if members.rejected:
-        click.echo(f"{counted(members.rejected, 'row')} without a usable user id.")
+    if members.without_id:
+        click.echo(f"{counted(members.without_id, 'row')} without a user id (anonymous users).")
+    if unusable := members.rejected - members.without_id:
+        click.echo(f"{counted(unusable, 'row')} with an unusable user id.")
     if result.unknown:
         click.echo(f"{counted(result.unknown, 'user')} not registered.")
 

@@ -74,7 +74,7 @@ def reconcile(
     store = the_store()
     app = one_app(store, app_id, may_be_new=apply)
     if not apply:
-        find_cohort(store, app, cohort_id)
+        find_cohort(store, app, cohort_id, hint=" To create it, add --apply.")
     order = Order(operator(), app, cohort_id, apply=apply, force=force, column=column)
     try:
         report = services().reconciler.run(

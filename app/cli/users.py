@@ -18,6 +18,7 @@ from app.cli.group import (
     EXIT_CODES,
     Group,
     app_id_option,
+    counted,
     json_option,
     one_app,
     operator,
@@ -167,8 +168,10 @@ def _work_through(file: BinaryIO, done: str, work: Callable[[list[str]], int]) -
     click.echo(f"{read} ids read, {changed} {done}, {users.rejected} invalid.")
     for line, problem in users.errors[:_MAX_REPORTED]:
         click.echo(f"line {line}: {problem}", err=True)
-    if users.rejected > _MAX_REPORTED:
-        click.echo(f"… and {users.rejected - _MAX_REPORTED} more invalid lines.", err=True)
+    if (more := users.rejected - users.without_id - _MAX_REPORTED) > 0:
+        click.echo(f"… and {more} more invalid lines.", err=True)
+    if users.without_id:
+        click.echo(f"{counted(users.without_id, 'row')} without a user id.", err=True)
     if users.rejected:
         raise click.exceptions.Exit(1)
 
@@ -178,6 +181,7 @@ class _PlainFile:
     """Reads one id per line, as :class:`MemberFile` reads other formats."""
 
     rejected: int = 0
+    without_id: int = 0  # blank lines are not rejected
     errors: list[tuple[int, str]] = field(default_factory=list)
 
     def read(self, lines: Iterable[bytes]) -> Iterator[list[str]]:

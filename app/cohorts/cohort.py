@@ -31,6 +31,19 @@ class Cohort(NamedTuple):
         return _from_trait(trait)
 
     @classmethod
+    def given(cls, name: str, cohort_id: str) -> Cohort:
+        """The cohort with this id, under a name, or a whole trait name, that a person has given.
+
+        Raises:
+            ValueError: no trait name has this name and id. The message says why.
+        """
+        if text_problem(name, MAX_TRAIT_BYTES) is None:
+            cohort = cls.from_trait(name)
+            if cohort.id == cohort_id:
+                return cohort
+        return cls.named(name, cohort_id)
+
+    @classmethod
     def named(cls, name: str, cohort_id: str) -> Cohort:
         """The cohort with this id, under the trait name that Amplitude would send.
 

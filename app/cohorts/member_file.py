@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import cast
 
 from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.cohorts.membership import MAX_WHOLE_ID
@@ -47,12 +48,14 @@ class MemberFile:
         column: the name of the CSV column with the user ids; by default ``user_id``, in any
             spelling, such as ``User ID``.
         rejected: rows without a usable user id so far.
-        errors: the first of them: the line, and what is wrong.
+        without_id: of them, rows without any user id.
+        errors: the first of the others: the line, and what is wrong.
     """
 
     format: FileFormat
     column: str | None = None
     rejected: int = 0
+    without_id: int = 0
     errors: list[tuple[int, str]] = field(default_factory=list)
 
     def read(self, chunks: Iterable[bytes]) -> Iterator[list[str]]:
@@ -74,10 +77,13 @@ class MemberFile:
         users: list[str] = []
         for line, value in rows:
             problem = text_problem(value, MAX_USER_ID_BYTES)
-            if problem is None and not value.isspace():
-                users.append(value)
+            if isinstance(value, str) and (not value or value.isspace()):
+                self.rejected += 1
+                self.without_id += 1
+            elif problem is None:
+                users.append(cast(str, value))
             else:
-                self._reject(line, problem or "Must not be empty.")
+                self._reject(line, problem)
             if len(users) == USERS_AT_ONCE or read_bytes >= BYTES_AT_ONCE:
                 yield users
                 users, read_bytes = [], 0
@@ -121,7 +127,7 @@ class MemberFile:
         )
         raise InvalidFile(f"The header has no column {wanted}. It has: {names}.{hint}")
 
-    def _ndjson(self, lines: Iterator[str]) -> Iterator[tuple[int, str]]:
+    def _ndjson(self, lines: Iterator[str]) -> Iterator[tuple[int, object]]:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
@@ -133,7 +139,7 @@ class MemberFile:
                 value = value.get("userId", value.get("user_id"))
             if type(value) is int and abs(value) <= MAX_WHOLE_ID:
                 value = str(value)
-            yield number, value if isinstance(value, str) else ""
+            yield number, "" if value is None else value
 
 
 def format_of(first_line: bytes) -> FileFormat | None:

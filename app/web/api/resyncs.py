@@ -99,7 +99,10 @@ class ImportQuery(Query):
     name = Text(
         MAX_TRAIT_BYTES,
         load_default=None,
-        metadata={"description": "Create the cohort with this name if it is unknown."},
+        metadata={
+            "description": "Create the cohort if it is unknown, with this name, or with this whole "
+            "trait name."
+        },
     )
     dry_run = YesOrNo(load_default=False, metadata={"description": "Compare only; change nothing."})
     force = YesOrNo(
@@ -173,8 +176,8 @@ class ImportReply(Reply):
         fields.Nested(ErrorPlace),
         required=True,
         metadata={
-            "description": "Rejected rows by line, and how many users are not registered; at most "
-            "50 entries."
+            "description": "Rejected rows by line; without a line, how many rows have no user id, "
+            "and how many users are not registered. At most 50 entries."
         },
     )
 
@@ -288,10 +291,10 @@ def import_members(cohort_id: str) -> Response:
         place = _known(store, cohort_id)
     except UnknownCohort:
         if asked["name"] is None:
-            raise
+            raise UnknownCohort("There is no such cohort. To create it, add ?name=.") from None
         place = ResyncPlace(g.caller.app_id, cohort_in_path(cohort_id))
         try:
-            new_name = Cohort.named(asked["name"], cohort_id).trait
+            new_name = Cohort.given(asked["name"], cohort_id).trait
         except ValueError as error:
             raise InvalidParameter(errors=[{"place": "name", "message": str(error)}]) from None
     file = MemberFile(file_format, asked["column"])
@@ -312,10 +315,15 @@ def import_members(cohort_id: str) -> Response:
     except ResyncRefused as error:
         raise _REFUSALS[error.reason]() from None
     errors = [{"place": f"line.{line}", "message": message} for line, message in file.errors]
+    counts = []
+    if file.without_id:
+        noun = "row has" if file.without_id == 1 else "rows have"
+        counts.append(f"{file.without_id} {noun} no user id.")
     if result.unknown:
         noun = "user is" if result.unknown == 1 else "users are"
-        unknown = {"place": "", "message": f"{result.unknown} {noun} not registered."}
-        errors = [*errors[: MAX_ERRORS - 1], unknown]
+        counts.append(f"{result.unknown} {noun} not registered.")
+    errors = errors[: MAX_ERRORS - len(counts)]
+    errors += [{"place": "", "message": message} for message in counts]
     return send(
         {
             "added": result.added,

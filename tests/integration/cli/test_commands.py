@@ -372,11 +372,11 @@ class TestRegister:
     def test_register__csv_with_rows_without_ids__registers_the_others_and_exits_with_1(
         self, store: Store, run: Run
     ) -> None:
-        rows = "".join(f"{n},\n" for n in range(60))
+        rows = "".join(f"{n},\n" for n in range(30)) + "".join(f"{n},a\0b\n" for n in range(30))
         result = run("users", "register", "-", input=f"n,user_id\n1,bob\n{rows}")
         assert (result.exit_code, result.stdout) == (1, "1 ids read, 1 registered, 60 invalid.\n")
-        assert result.stderr.startswith("line 3: Must not be empty.\n")
-        assert result.stderr.endswith("… and 40 more invalid lines.\n")
+        assert result.stderr.startswith("line 33: Must not contain NUL.\n")
+        assert result.stderr.endswith("… and 10 more invalid lines.\n30 rows without a user id.\n")
 
     def test_register__a_file_that_cannot_be_read__says_so(self, store: Store, run: Run) -> None:
         result = run("users", "register", "-", input="user_id;since\nbob;1\n")
@@ -595,7 +595,8 @@ class TestImport:
         packed.write_bytes(gzip.compress(text.encode()))
         dry = run("cohorts", "import", "1", str(packed), "--dry-run")
         expected = "5 users would have entered, 5 would have left, 10 were members already.\n"
-        assert dry.stdout == expected + "1 row without a usable user id.\n"
+        assert dry.stdout == expected + "1 row without a user id (anonymous users).\n"
+        assert dry.stderr == ""
         assert members(redis_client, APP)["1"] == set(USERS[5:])
         done = run("cohorts", "import", "1", str(plain))
         assert done.stdout.startswith("5 users entered, 5 left, 10 were members already.\n")
@@ -605,7 +606,8 @@ class TestImport:
         self, run: Run, store: Store, redis_client: redis.Redis
     ) -> None:
         words = ("cohorts", "import", "9", "-", "--format", "ndjson")
-        assert "Unknown cohort" in run(*words, input='"a"\n').stderr
+        unknown = run(*words, input='"a"\n').stderr
+        assert unknown == "Error: Unknown cohort: 9. To create it, add --name.\n"
         done = json.loads(run(*words, "--name", "New", "--json", input='"a"\n"b"\n').stdout)
         assert (done["added"], done["rejected"]) == (2, 0)
         assert traits(redis_client, APP)["a"] == {"[Amplitude] New: 9": "true"}
@@ -632,13 +634,15 @@ class TestImport:
         ("text", "problem"),
         [
             ("id\n1\n", "has no column user_id"),
-            ("user_id\n", "all members would leave"),
+            ("user_id\n", "The file has no users to keep or add: all members would leave"),
             ("user_id\nx\n", "More than half"),
         ],
     )
     def test_import__that_is_refused__changes_nothing(
         self, run: Run, store: Store, redis_client: redis.Redis, text: str, problem: str
     ) -> None:
+        dry = run("cohorts", "import", "1", "-", "--dry-run", input=text)
+        assert problem in dry.stderr
         refused = run("cohorts", "import", "1", "-", input=text)
         assert refused.exit_code == 1
         assert problem in refused.stderr

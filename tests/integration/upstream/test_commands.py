@@ -93,7 +93,9 @@ class TestReconcileCommand:
         assert "simulated" not in result.output
 
     def test_reconcile__of_an_unknown_cohort__is_an_error(self, here: Here) -> None:
-        assert "Unknown cohort" in run(here, "reconcile", "b2").stderr
+        assert (
+            "Unknown cohort: b2. To create it, add --apply." in run(here, "reconcile", "b2").stderr
+        )
         applied = run(here, "reconcile", "b2", "--apply")
         assert (applied.exit_code, "upstream_not_listed" in applied.stderr) == (1, True)
         assert run(here, "upstream", "--json").exit_code == 0

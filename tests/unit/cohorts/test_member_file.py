@@ -96,22 +96,20 @@ def test_column__of_that_very_name__comes_first(text: str) -> None:
     assert read(MemberFile(CSV), text) == ["alice"]
 
 
-def test_rows_without_a_user_id__are_counted_and_the_first_reported() -> None:
+def test_rows_without_a_usable_id__are_counted_and_the_first_with_one_reported() -> None:
     file = MemberFile(CSV)
-    rows = ["1,", "2,  ", f"3,{'x' * 1025}", "4,a\0b", "5", *["6,"] * 100, "7,alice"]
+    rows = ["1,", "2,  ", "3", *["4,"] * 100, f"5,{'x' * 1025}", *["6,a\0b"] * 60, "7,alice"]
     assert read(file, "amplitude_id,user_id\n" + "\n".join(rows)) == ["alice"]
-    assert (file.rejected, len(file.errors)) == (105, 50)
-    assert file.errors[:5] == [
-        (2, "Must not be empty."),
-        (3, "Must not be empty."),
-        (4, "Must be at most 1024 bytes of UTF-8."),
-        (5, "Must not contain NUL."),
-        (6, "Must not be empty."),
+    assert (file.rejected, file.without_id, len(file.errors)) == (164, 103, 50)
+    assert file.errors[:2] == [
+        (105, "Must be at most 1024 bytes of UTF-8."),
+        (106, "Must not contain NUL."),
     ]
     lines = MemberFile(NDJSON)
     text = '{"userId": null}\ntrue\n1.0\n-1\n9007199254740993\n{"userId": ["x"]}\n"\\ud800"\n"ok"'
     assert read(lines, text) == ["-1", "ok"]  # as every source accepts them
-    assert lines.rejected == 6
+    assert (lines.rejected, lines.without_id) == (6, 1)
+    assert lines.errors[:2] == [(2, "Must be a string."), (3, "Must be a string.")]
 
 
 @pytest.mark.parametrize(

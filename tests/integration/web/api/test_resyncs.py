@@ -168,7 +168,7 @@ class TestImport:
             "removed": 5,
             "unchanged": 15,
             "rejected": 1,
-            "errors": [{"place": "line.18", "message": "Must not be empty."}],
+            "errors": [{"place": "", "message": "1 row has no user id."}],
         }
         assert self.put(boss, data, "dry_run=true").json == expected
         assert members(redis_client, APP) == {"abc123": set(USERS)}
@@ -188,10 +188,24 @@ class TestImport:
     def test_name__creates_the_cohort(self, boss: FlaskClient, redis_client: redis.Redis) -> None:
         path = "/api/v1/cohorts/xyz/members"
         options: Any = {"data": "user_id\nalice\n", "content_type": "text/csv"}
-        assert outcome(boss.put(path, **options)) == (404, "unknown_cohort")
+        refused = boss.put(path, **options)
+        assert outcome(refused) == (404, "unknown_cohort")
+        assert "?name=" in refused.json["detail"]
         assert boss.put(f"{path}?name=VIPs&dry_run=true", **options).json["added"] == 1
         assert boss.get("/api/v1/cohorts/xyz").status_code == 404
         assert boss.put(f"{path}?name=VIPs", **options).json["added"] == 1
+        assert traits(redis_client, APP)["alice"] == {"[Amplitude] VIPs: xyz": "true"}
+
+    def test_name__that_is_a_whole_trait_name__is_kept(
+        self, boss: FlaskClient, redis_client: redis.Redis
+    ) -> None:
+        reply = boss.put(
+            "/api/v1/cohorts/xyz/members",
+            query_string={"name": "[Amplitude] VIPs: xyz"},
+            data="user_id\nalice\n",
+            content_type="text/csv",
+        )
+        assert reply.status_code == 200
         assert traits(redis_client, APP)["alice"] == {"[Amplitude] VIPs: xyz": "true"}
 
     @pytest.mark.parametrize(
@@ -283,11 +297,14 @@ def test_import__of_users_who_are_not_registered__rejects_them(
     reply = boss.put(f"{FILE}?name=x", data="user_id\na\nb\nc\n", content_type="text/csv").json
     assert (reply["added"], reply["rejected"]) == (2, 1)
     assert reply["errors"] == [{"place": "", "message": "1 user is not registered."}]
-    text = "user_id,x\n" + ",\n" * 60 + "a,\nc,\n"
+    text = "user_id,x\n" + "a\0b,\n" * 60 + "a,\nc,\n,\n,\n"
     reply = boss.put(f"{FILE}?force=true", data=text, content_type="text/csv").json
-    assert reply["rejected"] == 61
-    assert [error["place"] for error in reply["errors"]] == [f"line.{n}" for n in range(2, 51)] + [
-        ""
+    assert reply["rejected"] == 63
+    assert [error["place"] for error in reply["errors"]] == [
+        *(f"line.{n}" for n in range(2, 50)),
+        *("", ""),
     ]
+    counts = [error["message"] for error in reply["errors"][-2:]]
+    assert counts == ["2 rows have no user id.", "1 user is not registered."]
     boss.put(f"{FILE}?force=true", data="user_id\na\nb\n", content_type="text/csv")
     assert members(redis_client, APP) == {"abc123": {"a", "b"}}
