@@ -204,7 +204,8 @@ def advice(reason: str, detail: str = "") -> Advice:
 
 # What it means that a cohort is incomplete for each reason; docs/completeness.md has the steps.
 _REPLACE = (
-    "Replace the members: open a resync and send everything again from Amplitude, or import a file."
+    "Replace the members: open a resync and send everything again from Amplitude, or import a "
+    "file, or, with AMPLITUDE_KEYS, compare with Amplitude."
 )
 INCOMPLETE_ADVICE = {
     IncompleteReason.STORE_LOST: Advice(

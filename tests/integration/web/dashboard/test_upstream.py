@@ -60,8 +60,9 @@ def test_cohort__after_a_poll__shows_size_and_sync(here: Here) -> None:
 def test_cohort__that_is_not_listed__says_what_to_do(here: Here) -> None:
     here.server.cohorts.clear()
     here.poll()
-    shown = text(Browser(here.app).log_in(BOSS).get(PAGE))
-    assert "Amplitude does not list this cohort, or" in shown
+    page = Browser(here.app).log_in(BOSS).get(PAGE)
+    assert "list when that was last read. It must be discoverable" in text(page)
+    assert 'href="#upstream"' in page.text
 
 
 def test_cohort__without_keys__shows_nothing_of_it(make_app: Callable[..., Flask]) -> None:
@@ -69,7 +70,7 @@ def test_cohort__without_keys__shows_nothing_of_it(make_app: Callable[..., Flask
     Here(app, None).send("a1", 1)  # type: ignore[arg-type]
     browser = Browser(app).log_in(BOSS)
     assert "own record" not in text(browser.get("/health"))
-    assert 'id="upstream"' not in browser.get(PAGE).text
+    assert 'upstream"' not in browser.get(PAGE).text
 
 
 def test_cohort__whose_sync_is_behind__shows_its_last_success(here: Here) -> None:
