@@ -522,7 +522,7 @@ class Settings:
             raise BadSettings(
                 "REDIS_URL: not set. Set it to the address of a Redis or Valkey server, for "
                 "example redis://localhost:6379/0; or use `make run` or `cohort-receiver run`, "
-                "which bring their own store."
+                "which bring their own store, at unix://$PWD/var/store.sock."
             )
         if "+sentinel://" in self.redis_url and not SENTINEL_URL.fullmatch(self.redis_url):
             raise BadSettings(

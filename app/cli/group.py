@@ -164,6 +164,8 @@ def table(headers: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -
                 for value, cell, width in zip(original, row, widths, strict=True)
             )
             click.echo("  ".join(aligned).rstrip())
+    if pending:  # there are no pages
+        click.echo("  ".join(headers))
 
 
 def counted(count: int, noun: str) -> str:

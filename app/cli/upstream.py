@@ -91,6 +91,7 @@ def reconcile(
     if report.state != DONE:
         raise click.ClickException(f"{report.detail} ({report.reason})")
     if not report.is_equal and not apply:
+        click.echo("To replace the members with those in Amplitude, add --apply.", err=True)
         raise SystemExit(1)
 
 

@@ -131,7 +131,7 @@ class Sender:
                 reply.close()  # its body may have no end
             except urllib3.exceptions.HTTPError as error:
                 if not retries.total:
-                    raise DeliveryFailed(type(error).__name__) from None
+                    raise DeliveryFailed(f"no reply ({type(error).__name__})") from None
                 retries = retries.increment("POST", self._url, error=error)
             else:
                 if 200 <= reply.status < 300:

@@ -205,6 +205,7 @@ def test_help__without_any_setting__works_and_a_command_says_what_is_missing() -
     result = typed("cohorts", "list")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: REDIS_URL: not set.")
+    assert "unix://$PWD/var/store.sock" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

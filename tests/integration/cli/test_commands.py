@@ -125,6 +125,11 @@ class TestCohorts:
         assert two.startswith("2   [Amplitude] two: 2        2        2     0  20")
         assert result.stderr == ""
 
+    def test_list__without_cohorts__has_the_headers(self, store: Store, run: Run) -> None:
+        for cohort_id in ("1", "2"):
+            run("cohorts", "delete", cohort_id, "--yes")
+        assert run("cohorts", "list").stdout.split()[:2] == ["ID", "NAME"]
+
     def test_list__of_an_incomplete_cohort__says_why(self, store: Store, run: Run) -> None:
         store.completeness.raise_reason(APP, "2", IncompleteReason.SYNC_FAILED)
         assert run("cohorts", "list").stdout.splitlines()[2].endswith("incomplete (sync_failed)")

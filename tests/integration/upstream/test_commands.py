@@ -61,6 +61,7 @@ class TestReconcileCommand:
             "exports: 1 of 100 this month; Amplitude had counted 0 of 500",
         }
         assert "Waiting for Amplitude's export" in result.stderr
+        assert result.stderr.endswith("add --apply.\n")
         (entry,) = here.parts.store.audit_trail.all()
         assert (entry["action"], entry["cohort"]) == ("reconcile", "a1")
 
