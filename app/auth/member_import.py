@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 from app.auth.admin_actions import OtherResync, ResyncRefused
 from app.auth.audit_trail import Operator, record
-from app.cohorts import Cohort, ResyncKind, ResyncRefusal, resync_refusal
+from app.cohorts import Cohort, ResyncKind, ResyncRefusal, Status, resync_refusal
 from app.store import ConfirmedLost, FileCounts, ResyncPlace, Store
 
 
@@ -127,14 +127,17 @@ class MemberImport:
         details = {"cohort": cohort_id, "forced": force, **self.preview._asdict()}
         record(self._store, self._operator, f"{self._kind}_members", place.app_id, **details)
         if self._new_name is not None:
-            cohort = Cohort(cohort_id, self._new_name)
-            self._store.memberships.register_cohort(place.app_id, cohort, source="")
+            new = Cohort(cohort_id, self._new_name)
+            self._store.memberships.register_cohort(place.app_id, new, source="")
         if not self._resyncs.request_apply(place, self._resync):
             raise self._ended()
         self._is_applying = True
         yield from self._resyncs.steps(place)
         done = self._resyncs.find(place)
         if done is None or done.id != self._resync.id or not done.is_finished:
+            raise self._ended()
+        cohort = self._store.registry.find(*place)
+        if cohort is None or cohort.status is Status.DELETING:
             raise self._ended()
         self._store.replication.confirm(place.app_id)
 

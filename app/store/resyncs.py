@@ -290,6 +290,11 @@ class Resyncs:
         with store_errors():
             return bool(self._lease(keys=[key], args=[self._token, LEASE_MS]))
 
+    def now_ms(self, place: ResyncPlace) -> int:
+        """The time by the clock of a cohort's home partition, as in all records of the cohort."""
+        with store_errors():
+            return self._ask_due(place.app_id, self._keys.partition(place.cohort_id))[0]
+
     def due(self, app_id: str) -> list[ResyncPlace]:
         """Unfinished resyncs of an app that the background work should look at now."""
         with store_errors():

@@ -307,6 +307,7 @@ class _Run:
             # stays as it is.
             importing = stack.enter_context(self._import(listed)) if order.apply else None
             self._spend_export(exports_most)
+            began_ms = self._store.resyncs.now_ms(order.place)
             received, reasons = self._received(), self._reasons()
             with _repeating(self._keep_import, self.keep_seconds) if importing else nullcontext():
                 file, contents = self._export(folder, listed)
@@ -317,12 +318,11 @@ class _Run:
                 self._apply(importing, file)
             else:
                 report.state = DONE
-                # Don't verify if something went wrong during the comparison: that would clear
-                # all reasons.
+                # Don't verify if something went wrong during the comparison.
                 is_as_before = not report.sync_arrived and self._reasons() == reasons
                 if report.is_equal and is_as_before:
-                    self._store.failed_requests.forget(*order.place, report.requested_ms)
-                    self._store.completeness.verify(*order.place, VerifiedBy.RECONCILE)
+                    self._store.failed_requests.forget(*order.place, began_ms)
+                    self._store.completeness.verify(*order.place, VerifiedBy.RECONCILE, began_ms)
         self._note(listed)
 
     def _listed(self) -> UpstreamCohort:

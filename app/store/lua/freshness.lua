@@ -140,10 +140,12 @@ local function clear(cohort, reason)
   end
 end
 
--- Forget the users who were left out, or only those before a resync or import began.
-local function forget_left_out(cohort, only_before)
+-- Forget the users who were left out, or only those before a resync or import that began at `since`.
+local function forget_left_out(cohort, since)
   local key = hash_of(cohort)
-  local before = only_before and call('HGET', base .. 'cohort:' .. cohort .. ':resync', 'left_out')
+  local before, started =
+    unpack(call('HMGET', base .. 'cohort:' .. cohort .. ':resync', 'left_out', 'started'))
+  if tonumber(started or 0) ~= since then before = nil end -- that of an earlier one
   local left_out = cjson.decode(before and call('HGET', key, 'left_out') or '{}')
   for reason, users in pairs(cjson.decode(before or '{}')) do
     local rest = (left_out[reason] or 0) - users

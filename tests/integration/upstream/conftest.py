@@ -11,6 +11,7 @@ import pytest
 from flask import Flask
 
 from app.settings import AmplitudeKeys
+from app.store import Tuning
 from app.upstream.client import Client, Pace
 from simulator.upstream import Upstream
 from tests.integration.conftest import APP
@@ -61,12 +62,13 @@ def make_client(upstream: Upstream) -> MakeClient:
 
 @pytest.fixture
 def make_here(make_app: Callable[..., Flask], upstream: Upstream) -> Callable[..., Here]:
-    """Build the service with Amplitude's keys; keyword arguments are further settings."""
+    """Build the service with Amplitude's keys, a tuning if one is given, and further settings."""
 
-    def make(**settings: object) -> Here:
+    def make(*tuning: Tuning, **settings: object) -> Here:
         keys = AmplitudeKeys(APP, upstream.api_key, upstream.secret_key)
         return Here(
-            make_app(amplitude_keys=(keys,), amplitude_url=upstream.url, **settings), upstream
+            make_app(*tuning, amplitude_keys=(keys,), amplitude_url=upstream.url, **settings),
+            upstream,
         )
 
     return make

@@ -19,7 +19,7 @@ from app.auth.audit_trail import COMMAND, Operator
 from app.cohorts import CompletenessState, IncompleteReason, ResyncKind, VerifiedBy
 from app.services import services
 from app.settings import AmplitudeKeys
-from app.store import ResyncPlace, Tuning
+from app.store import FailedRequest, Loss, LossKind, ResyncPlace, Tuning
 from app.store.upstream import RECONCILE
 from app.upstream import errors
 from app.upstream.reconcile import Order, Reconciler, Report
@@ -121,6 +121,45 @@ def test_reconcile__during_which_a_sync_arrives__says_so_and_does_not_verify(her
     report = reconcile(here)
     assert (report.missing, report.extra, report.sync_arrived) == (0, 0, True)
     assert here.completeness("a1").state is CompletenessState.UNVERIFIED
+
+
+def test_reconcile__during_which_a_loss_is_found__does_not_hide_it(here: Here) -> None:
+    """Cohorts are marked after a loss was found, which may take a while."""
+    here.send("a1", ["user0"])
+    here.serve("a1", user_ids=["user0"])
+    begin_export, store = here.server.begin_export, here.parts.store
+    losses = []
+
+    def begin(*args: Any) -> Any:
+        losses.append(Loss(APP, LossKind.SET_BACK, int(store.now() * 1000), False))
+        store.losses.spread(losses[0])
+        return begin_export(*args)
+
+    here.server.begin_export = begin  # type: ignore[method-assign]
+    assert reconcile(here).is_equal
+    for _ in store.losses.mark_cohorts(losses[0]):
+        pass
+    assert here.reasons("a1") == {IncompleteReason.STORE_SET_BACK}
+
+
+def test_reconcile__by_a_process_whose_clock_is_ahead__does_not_forget_what_failed_meanwhile(
+    make_here: Callable[..., Here],
+) -> None:
+    clock = Clock()
+    here = make_here(Tuning(now=clock))
+    clock.forward(600)
+    here.send("a1", ["user0"])
+    here.serve("a1", user_ids=["user0"])
+    begin_export, store = here.server.begin_export, here.parts.store
+    failed = FailedRequest("a1", 7)
+
+    def begin(*args: Any) -> Any:
+        store.failed_requests.add(APP, {failed: int(store.now() * 1000)})
+        return begin_export(*args)
+
+    here.server.begin_export = begin  # type: ignore[method-assign]
+    assert reconcile(here).is_equal
+    assert list(store.failed_requests.all(APP)) == [failed]
 
 
 def test_reconcile__during_which_something_goes_wrong__does_not_clear_that(here: Here) -> None:

@@ -12,8 +12,10 @@ import redis
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.auth.admin_actions import ResyncRefused
 from app.auth.audit_trail import Operator
 from app.auth.member_import import MemberImport
+from app.cohorts import ResyncRefusal
 from app.services import services
 from app.settings import ApiKey
 from app.store import ResyncPlace
@@ -115,6 +117,20 @@ class TestResync:
         forced = boss.post(f"{PATH}/finish", json={"force": True})
         assert outcome(forced) == (409, "resync_store_lost")
         assert outcome(boss.delete(PATH)) == (200, "aborting")
+
+    def test_import__while_its_cohort_is_being_deleted__ends(
+        self, service: Flask, boss: FlaskClient
+    ) -> None:
+        store = services(service).store
+        with MemberImport(store, Operator("a test", "nobody"), ResyncPlace(APP, "abc123")) as one:
+            one.stage(USERS)
+            for _ in one.compare():
+                pass
+            store.jobs.begin_deletion(APP, "abc123")
+            with pytest.raises(ResyncRefused) as caught:
+                for _ in one.apply(force=False):
+                    pass
+        assert caught.value.reason is ResyncRefusal.ENDED
 
     def test_abort__ends_it(self, boss: FlaskClient, redis_client: redis.Redis) -> None:
         boss.post(PATH)
