@@ -150,6 +150,10 @@ class Resyncs:
         with store_errors():
             self._layout.check_writable(place.app_id)
             resync_id = secrets.token_hex(8)
+            for partition in self._partitions():
+                # A store that permits no INFO fails here: once a resync finishes, it must end.
+                for _ in self._scan(place, partition, resync_id):
+                    pass  # it is not open yet, so nobody is found
             quiet = "" if quiet_ms is None else quiet_ms
             if not self._at_home("open", place, resync_id, kind, quiet):
                 return None

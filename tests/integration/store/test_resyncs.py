@@ -30,13 +30,14 @@ from app.store import (
     Store,
     connect,
 )
+from app.store.errors import StoreMisconfigured
 from app.store.losses import Loss, LossKind
 from app.store.resyncs import LOOKS_APART_MS
 from tests.integration.killed_process import KilledError, killed_at
 from tests.integration.store_contents import Transition, members, traits, transitions
 from tests.support.effort import PARTITIONS
 from tests.support.polling import wait_until
-from tests.support.stores import socket_url, start_store, store_folder
+from tests.support.stores import running_store, socket_url, start_store, store_folder
 
 APP = "shop"
 TRAIT, OTHER = "[Amplitude] one: 1", "[Amplitude] two: 2"
@@ -611,6 +612,19 @@ class TestFile:
             assert members(redis_client, APP) == {"1": {*USERS[5:], "new"}}
             assert leftovers(redis_client) == []
         assert command > 3
+
+
+def test_open__in_a_store_that_permits_no_info__is_refused() -> None:
+    """It could begin, but neither finish nor be aborted then."""
+    with running_store() as url, redis.Redis.from_url(url) as admin:
+        admin.acl_setuser("me", enabled=True, nopass=True, keys="*", commands=["+@all", "-info"])
+        address = url.replace("unix://", "unix://me:any@")
+        store = Store(connect(Settings(redis_url=address)))
+        say(store, True, *USERS)
+        for kind in ResyncKind:
+            with pytest.raises(StoreMisconfigured):
+                store.resyncs.open(PLACE, kind)
+        assert store.resyncs.find(PLACE) is None
 
 
 def test_import__while_the_store_restarts__adds_everybody() -> None:
