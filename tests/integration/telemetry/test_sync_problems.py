@@ -228,11 +228,12 @@ def test_refused__for_its_key_or_path__is_no_failure_of_a_sync(service: Service)
     assert service.reasons() == {}
 
 
-def test_failed_request__that_names_many_cohorts__is_a_failure_of_each(
-    own_store_service: Any,
+@pytest.mark.parametrize(("cohorts", "are_failed"), [(12, True), (120, False)])
+def test_failed_request__that_names_many_cohorts__is_a_failure_of_each_or_of_none(
+    own_store_service: Any, cohorts: int, are_failed: bool
 ) -> None:
     service, stop, start = own_store_service
-    names = [f"n: {number}" for number in range(12)]
+    names = [f"n: {number}" for number in range(cohorts)]
     body = {"batch": [payloads.identify("bob", name, True) for name in names]}
     service.send(path=PATH, **body)
     stop()
@@ -240,9 +241,10 @@ def test_failed_request__that_names_many_cohorts__is_a_failure_of_each(
     start()
     service.work()
     service.send(path=PATH, **body)
+    service.work()
     service.later()
-    assert service.reasons() == {}
-    found = service.store.completeness.of(APP, [str(number) for number in range(12)])
+    service.work()
+    found = service.store.completeness.of(APP, [str(number) for number in range(cohorts)])
     assert not any(one.reasons for one in found)
     stop()
     service.send(status=503, path=PATH, **body)
@@ -250,8 +252,8 @@ def test_failed_request__that_names_many_cohorts__is_a_failure_of_each(
     service.work()
     service.later()
     service.work()
-    found = service.store.completeness.of(APP, [str(number) for number in range(12)])
-    assert all(one.reasons for one in found)
+    found = service.store.completeness.of(APP, [str(number) for number in range(cohorts)])
+    assert all(bool(one.reasons) == are_failed for one in found)
 
 
 # Repeated ---------------------------------------------------------------------------------------
