@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from app.auth.admin_actions import OtherResync, ResyncRefused
-from app.auth.audit_trail import Operator, record
+from app.auth.audit_trail import COMMAND, Operator, record
 from app.auth.member_import import MemberImport
 from app.cohorts import Cohort, OpenReason, ResyncKind, ResyncRefusal, Upstream, VerifiedBy
 from app.cohorts.upstream import UpstreamCohort
@@ -260,16 +260,17 @@ class Reconciler:
             finally:
                 report.finished_ms = self._now_ms()
                 self._save(order, report)
-        self._log.info(
-            "reconciled",
-            app=order.app_id,
-            cohort=order.cohort_id,
-            **{
-                name: value
-                for name, value in asdict(report).items()
-                if not name.endswith("_ids") and value is not None
-            },
-        )
+        if order.operator.by != COMMAND:  # a command prints the report
+            self._log.info(
+                "reconciled",
+                app=order.app_id,
+                cohort=order.cohort_id,
+                **{
+                    name: value
+                    for name, value in asdict(report).items()
+                    if not name.endswith("_ids") and value is not None
+                },
+            )
         return report
 
     def _save(self, order: Order, report: Report) -> None:

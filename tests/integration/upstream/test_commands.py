@@ -62,6 +62,7 @@ class TestReconcileCommand:
         }
         assert "Waiting for Amplitude's export" in result.stderr
         assert result.stderr.endswith("add --apply.\n")
+        assert "reconciled" not in result.stderr  # the log line repeats the report
         (entry,) = here.parts.store.audit_trail.all()
         assert (entry["action"], entry["cohort"]) == ("reconcile", "a1")
 
