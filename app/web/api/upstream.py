@@ -8,6 +8,7 @@ from marshmallow import fields
 from app.auth.authenticate import READ, requires
 from app.errors import UpstreamUnset
 from app.services import services
+from app.store.upstream import PollStatus
 from app.web.api.lookup import store
 from app.web.http.contract import describes, send
 from app.web.http.replies import Reply, count, ms, text
@@ -42,6 +43,17 @@ class UpstreamPollsReply(Reply):
     exports = count("Exports of this month, by reconciling.", example=3)
 
 
+def poll_status(app_id: str) -> PollStatus:
+    """How the last polls went, without cohorts that have arrived since."""
+    status = store().upstream.poll_status(app_id)
+    ids = [cohort["id"] for cohort in status.absent]
+    arrived = {record.id for record in store().registry.records(app_id, ids)}
+    return status._replace(
+        absent=[cohort for cohort in status.absent if cohort["id"] not in arrived],
+        absent_total=status.absent_total - len(arrived),
+    )
+
+
 blueprint = Blueprint("upstream", __name__, url_prefix="/api/v1")
 
 
@@ -53,7 +65,7 @@ def get_upstream() -> Response:
     app_id = g.caller.app_id
     if not services().reconciler.is_configured(app_id):
         raise UpstreamUnset()
-    status = store().upstream.poll_status(app_id)
+    status = poll_status(app_id)
     return send(
         {
             "polledAt": status.polled_ms,

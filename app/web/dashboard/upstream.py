@@ -12,6 +12,7 @@ from app.errors import UnknownCohort
 from app.services import services
 from app.web.api.lookup import store
 from app.web.api.reconcile import begin_reconcile
+from app.web.api.upstream import poll_status
 from app.web.dashboard.forms import decoded_id, read_signed_form
 from app.web.dashboard.pages import blueprint
 
@@ -24,6 +25,7 @@ def upstream_of(cohort_id: str) -> dict[str, Any]:
         "upstream": completeness.upstream,
         "reconcile": parts.reconciler.report(app_id, cohort_id),
         "may_reconcile": parts.reconciler.is_configured(app_id),
+        "poll_minutes": parts.settings.amplitude_poll_minutes,
     }
 
 
@@ -33,7 +35,7 @@ def polls() -> dict[str, Any]:
     if not parts.reconciler.is_configured(app_id):
         return {"polls": None}
     return {
-        "polls": store().upstream.poll_status(app_id),
+        "polls": poll_status(app_id),
         "exports": store().upstream.exports(app_id),
     }
 

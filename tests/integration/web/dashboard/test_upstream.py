@@ -61,7 +61,7 @@ def test_cohort__that_is_not_listed__says_what_to_do(here: Here) -> None:
     here.server.cohorts.clear()
     here.poll()
     page = Browser(here.app).log_in(BOSS).get(PAGE)
-    assert "list when that was last read. It must be discoverable" in text(page)
+    assert "record has not shown this cohort yet. It is read every 30 minutes" in text(page)
     assert 'href="#upstream"' in page.text
 
 
@@ -146,3 +146,5 @@ def test_health__lists_cohorts_that_never_arrived(here: Here) -> None:
     assert "never received here: 1" in text(page)
     assert "A cohort 1,204 hourly never <braze>" in text(page)
     assert "<braze>" not in page.text
+    here.send("b2", 1)  # after the poll
+    assert "never received here" not in text(Browser(here.app).log_in(READER).get("/health"))
