@@ -176,8 +176,9 @@ class ImportReply(Reply):
         fields.Nested(ErrorPlace),
         required=True,
         metadata={
-            "description": "Rejected rows by line; without a line, how many rows have no user id, "
-            "and how many users are not registered. At most 50 entries."
+            "description": "Rejected rows by line; without a line, whether an import would be "
+            "refused, how many rows have no user id, and how many users are not registered. At "
+            "most 50 entries."
         },
     )
 
@@ -304,7 +305,7 @@ def import_members(cohort_id: str) -> Response:
                 with services().fair_queue.piece(place.app_id):
                     importing.stage(users)
             _run(importing.compare())
-            result = importing.preview
+            result, refusal = importing.preview, importing.refusal
             if not asked["dry_run"]:
                 _run(importing.apply(force=asked["force"]))
                 result = importing.result()
@@ -315,15 +316,17 @@ def import_members(cohort_id: str) -> Response:
     except ResyncRefused as error:
         raise _REFUSALS[error.reason]() from None
     errors = [{"place": f"line.{line}", "message": message} for line, message in file.errors]
-    counts = []
+    notes = []
+    if asked["dry_run"] and refusal is not None and not asked["force"]:
+        notes.append(f"The import would be refused: {refusal}.")
     if file.without_id:
         noun = "row has" if file.without_id == 1 else "rows have"
-        counts.append(f"{file.without_id} {noun} no user id.")
+        notes.append(f"{file.without_id} {noun} no user id.")
     if result.unknown:
         noun = "user is" if result.unknown == 1 else "users are"
-        counts.append(f"{result.unknown} {noun} not registered.")
-    errors = errors[: MAX_ERRORS - len(counts)]
-    errors += [{"place": "", "message": message} for message in counts]
+        notes.append(f"{result.unknown} {noun} not registered.")
+    errors = errors[: MAX_ERRORS - len(notes)]
+    errors += [{"place": "", "message": message} for message in notes]
     return send(
         {
             "added": result.added,

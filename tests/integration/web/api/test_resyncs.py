@@ -194,6 +194,20 @@ class TestImport:
         cohort = boss.get("/api/v1/cohorts/abc123").json
         assert cohort["completeness"]["verifiedBy"] == "import"
 
+    @pytest.mark.parametrize(
+        ("query", "notes"),
+        [
+            ("dry_run=true", ["The import would be refused: resync_shrinks."]),
+            ("dry_run=true&force=true", []),
+        ],
+    )
+    def test_dry_run__of_an_import_that_would_be_refused__says_so(
+        self, boss: FlaskClient, query: str, notes: list[str]
+    ) -> None:
+        reply = self.put(boss, "user_id\nu0\n", query)
+        assert reply.status_code == 200
+        assert [one["message"] for one in reply.json["errors"]] == notes
+
     def test_ndjson__in_chunks_without_a_length(
         self, boss: FlaskClient, redis_client: redis.Redis
     ) -> None:
