@@ -83,7 +83,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
         if proof.members_unverified:
             yield f"  Not verified: {proof.members_unverified} members whose entry was trimmed."
         if proof.perhaps_erased:
-            yield f"  Not verified: {proof.perhaps_erased} changes, as users were erased since."
+            yield f"  Not verified: {proof.perhaps_erased} changes, because users were erased."
     if report.ok:
         yield "No problems found."
         return
@@ -205,7 +205,8 @@ def _copy_lines(report: CopyReport) -> Iterator[str]:
 @click.option(
     "--intended",
     is_flag=True,
-    help="The data was removed on purpose: also remove this reason from the incomplete cohorts.",
+    help="The data was removed on purpose: forget the loss, also as a reason why cohorts are "
+    "incomplete.",
 )
 def acknowledge_loss(app_id: str | None, intended: bool) -> None:
     """Acknowledge that the store lost data, which ends the alert.

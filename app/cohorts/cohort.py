@@ -57,7 +57,7 @@ class Cohort(NamedTuple):
             )
         cohort = cls.from_trait(trait)
         if cohort.id != cohort_id:
-            raise ValueError("No trait name has this id: it has a colon, or blanks around it.")
+            raise ValueError("The id must not contain a colon, or begin or end with a blank.")
         return cohort
 
 
