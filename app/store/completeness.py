@@ -77,7 +77,7 @@ class CompletenessStore:
     def has_failed(self, app_id: str, cohort_id: str, since_ms: int) -> bool:
         """Whether requests that began at ``since_ms`` or later have failed permanently.
 
-        Not once a sync without failures has followed.
+        False once a sync without failures has followed.
         """
         with store_errors():
             reasons: Any = self._client.hget(self._keys.freshness(app_id, cohort_id), "reasons")

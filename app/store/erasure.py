@@ -113,7 +113,7 @@ class Erasure:
                 self._size_history.record(app_id, sorted(left))
             if rest == 0:
                 return erased, last_entry.decode()
-            # Every other step makes progress, so only these have to be limited.
+            # All other steps make progress, so only failed ones are limited.
             failed_steps += rest < 0 or not traits
             if failed_steps > MAX_FAILED_STEPS:
                 raise StoreError("The user's traits kept changing.")

@@ -209,8 +209,8 @@ def _translated(error: Exception) -> StoreError:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StoreMisconfigured(_UNTRUSTED)
     if isinstance(error, exceptions.RedisClusterException):
-        # None of the known nodes can be used. The library says that the last one is not a cluster
-        # whenever it refuses to list the slots, so the cause decides.
+        # No known node can be used. The library says "not a cluster" whenever the last node refuses
+        # to list the slots, so the cause decides.
         cause = error.__cause__ or error.__context__
         found = _translated(cause) if isinstance(cause, Exception) else None
         if isinstance(found, StoreMisconfigured):

@@ -72,7 +72,10 @@ class Hold:
         return None if found is None else bytes(found)
 
     def is_of_copy(self) -> bool:
-        """Whether a copy holds the store. Its hold ends when it does, or soon after a kill."""
+        """Whether a copy holds the store.
+
+        Its hold ends with the copy, or soon after the copy is killed.
+        """
         return self.value() not in (None, HELD, _BEGUN)
 
     def begin(self, value: bytes = HELD, ttl_ms: int | None = None) -> list[str]:

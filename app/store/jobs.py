@@ -92,7 +92,7 @@ class Jobs:
                 replies: list[Any] = pipeline.execute()
                 return replies
         except StoreError as error:
-            # One after the other, so that one partition does not hide the jobs of all.
+            # One by one, so that an unavailable partition does not hide the jobs of the others.
             found: list[Any] = []
             for place in places:
                 try:

@@ -59,8 +59,9 @@ class Keys:
         members again, by the time of that statement, covering at most the last day, and
         ``seen-before``, the same for the day before that; ``state``, a hash with names, counts,
         times and work in progress; ``confirmed``, the set of users whom an open resync keeps, and
-        ``confirmed-of``, its id; ``lease``, of the process working on a rename or deletion;
-        ``resync``, in the home partition, the record of a resync (hash), and ``resync-lease``.
+        ``confirmed-of``, that resync's id; ``lease``, of the process working on a rename or
+        deletion; ``resync``, in the home partition, the record of a resync (hash), and
+        ``resync-lease``.
         """
         return f"{self.base(app_id, partition)}cohort:{cohort_id}:{part}"
 

@@ -83,7 +83,7 @@ class _Part(NamedTuple):
         return self.renamed({cohort_id: names[cohort_id] for cohort_id in cohort_ids})
 
     def cohort_ids(self, skipped: Collection[str] = ()) -> set[str]:
-        """The ids of its cohorts, without those all of whose users were skipped."""
+        """The ids of its cohorts, except those whose users were all skipped."""
         return {
             self.groups[start]
             for start in self._starts()
@@ -319,7 +319,7 @@ class Memberships:
     def _apply_all(
         self, app_id: str, parts: list[_Part], as_known: bool, applied: Applied
     ) -> Iterator[tuple[_Part, _Reply]]:
-        """Apply parts; yields each with its reply. Retries what a finished deletion had refused.
+        """Apply parts; yields each with its reply. Retries those refused by a finished deletion.
 
         Cohorts that are being deleted are added to ``applied.refused``.
 
@@ -419,7 +419,7 @@ class Memberships:
         return round(waited * 1000) if waited >= self._tuning.waited_seconds else 0
 
     def _note_acknowledged(self, partition: tuple[str, int], entry: bytes) -> None:
-        """Note an acknowledged entry, unless a newer one was: requests of a worker overlap."""
+        """Note an acknowledged entry, unless a newer one is noted: requests of a worker overlap."""
         ms, _, number = entry.partition(b"-")
         position = int(ms), int(number)
         if position > self.acknowledged.get(partition, (0, 0)):
@@ -433,7 +433,7 @@ class Memberships:
                 this, it was set back, even if it catches up before it is compared.
         """
         known = self.confirmations.get(partition, 0)
-        # `known` is 0 if the store was compared during the call: then this cannot tell.
+        # `known` is 0 if the store was compared during the call: a setback is not noticed then.
         is_set_back = count <= min(known, before)
         self.confirmations[partition] = _LOST if is_set_back else max(known, count)
 

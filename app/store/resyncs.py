@@ -329,7 +329,7 @@ class Resyncs:
                     self._stop(place, resync)
                 except StoreFull:
                     if resync.kind is not ResyncKind.RESYNC:
-                        # Its file takes up memory that others need, and may be what filled it.
+                        # Its staged file takes memory that others need, and may have filled it.
                         self._stop(place, resync)
                     raise
                 else:
@@ -389,8 +389,8 @@ class Resyncs:
         if resync.quiet_ms is not None and not self._lacks_requests(place, resync, now_ms):
             last = self.last_received_ms(place, resync)
             if last is None and resync.confirmed:
-                # Arrivals in the second after a noted one are not noted. If that one came just
-                # before the start, the first ones of the resync are missing.
+                # Arrivals within a second of a noted one are not noted, so the first ones of the
+                # resync may be missing.
                 last = resync.started_ms
             if last is not None and now_ms - last >= resync.quiet_ms:
                 # At two looks: a store that was set back also looks quiet, until that is found.

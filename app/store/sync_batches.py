@@ -36,7 +36,7 @@ class SyncGroup(NamedTuple):
 
     Attributes:
         cohort_id: empty if the requests name no cohort or many.
-        other: what requests without a cohort have in common; empty for many cohorts.
+        other: what requests that name no cohort have in common; empty if they name many.
     """
 
     app_id: str

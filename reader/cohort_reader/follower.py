@@ -47,7 +47,7 @@ log = logging.getLogger("cohort_reader")
 
 # How long to block for new entries, and so how often to look for claimable ones.
 BLOCK_SECONDS = 1.0
-# How often to check a partition that another follower is working on, and all of them on a cluster.
+# How often to check a partition that another follower is working on; on a cluster, every partition.
 BUSY_SECONDS = 0.1
 # Backoff while the store is unavailable.
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 5.0

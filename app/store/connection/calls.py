@@ -13,8 +13,8 @@ class Call(NamedTuple):
 
     Attributes:
         stream: the partition's change stream, from which the script derives all keys.
-        args: the script's arguments, or a function that returns them when the call is sent, as it
-            may have waited for a connection.
+        args: the script's arguments, or a function that returns them when the call is sent: they
+            may depend on how long it waited for a connection.
     """
 
     stream: str

@@ -327,7 +327,7 @@ def _call_each(
     acknowledged = True
     for node, reply in zip(dict.fromkeys(nodes), waits, strict=bool(waits)):
         if node.name not in succeeded:
-            continue  # it wrote nothing: it may be a replica by now, which refuses to wait
+            continue  # nothing was written; a node that is now a replica refuses WAIT
         if isinstance(reply, exceptions.ResponseError):
             raise reply
         acknowledged &= not isinstance(reply, Exception) and wait.satisfied(reply)

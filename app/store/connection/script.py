@@ -12,7 +12,7 @@ from app.store.connection.calls import Call
 
 
 class StoreScript(Script):
-    """A script that needs at most two commands.
+    """A script whose call takes at most two commands: EVALSHA, then EVAL.
 
     The library loads a missing script and then calls it by its digest again. During a failover,
     these two may reach different servers, and the call fails as if the script were unknown.

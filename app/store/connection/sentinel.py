@@ -127,7 +127,7 @@ class Primary:
             self._failure = kind(_CLIENT.sub(r"\1:\2", str(error)))
             return
         finally:
-            for sentinel in self._sentinel.sentinels:  # they are rarely asked
+            for sentinel in self._sentinel.sentinels:  # rarely asked: keep no connections
                 sentinel.close()
         self._failure = None
         if self._address not in (None, found):

@@ -98,8 +98,8 @@ end
 
 -- Results -----------------------------------------------------------------------------------------
 
--- Lists of the reply, by name. Those without items are left out: each would cost a single identify
--- 1.5% of the step.
+-- Lists of the reply, by name. Empty ones are left out: each would make the step of a
+-- single identify 1.5% slower.
 local reported = {}
 local function report(name, items)
   local list = reported[name]
@@ -172,7 +172,7 @@ local function unconfirmed(prefix, resync, users)
   return rest
 end
 
--- Note that members were stated to be in a cohort while its resync is open, or that users left.
+-- While a resync is open: users stated to be members are confirmed; users who left no longer are.
 local function note_confirmed(prefix, entering, users, since, moved)
   local stated = moved
   if entering then
@@ -183,12 +183,12 @@ local function note_confirmed(prefix, entering, users, since, moved)
   end
   if #stated == 0 then return end
   call(entering and 'SADD' or 'SREM', prefix .. ':confirmed', unpack(stated))
-  -- No entry of the stream tells whether a failover has lost this.
+  -- Counted, because no stream entry shows whether a failover lost this.
   report('confirmations', {call('HINCRBY', base .. 'mark', 'confirmations', 1)})
 end
 
--- The arguments with which ZADD gives users the time of the last statement about them as score: the
--- latest of those in some sets.
+-- Arguments with which ZADD sets each user's score to the time of the last statement about that
+-- user, the latest in some sets.
 local function last_statements(users, sets)
   local latest = {}
   for _, set in ipairs(sets) do
@@ -232,7 +232,7 @@ local function rename(cohort, state, current, trait, at, stated_at, may_be_late,
   end
   if late then return current, moving end
   if unmoved >= UNMOVED_NAMES then
-    -- It becomes the name once these users are moved, see move.lua.
+    -- The new name is used once the users of earlier names have been moved; see move.lua.
     call('HSET', state, 'next', trait, 'named', integer(math.max(at, named or at)))
     return current, moving
   end

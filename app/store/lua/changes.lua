@@ -54,9 +54,9 @@ if #entries == 0 then
 end
 if entries[#entries][1] ~= newest then more = 1 end
 
--- The first entry should directly follow the position. If entries are missing between the two, they
--- were erased, or trimmed if no older entry is left. If it follows an entry before the position,
--- the store was emptied or restored, and the caller has read entries that no longer exist.
+-- The first entry should directly follow the position. Entries missing in between were erased or,
+-- if no older entry is left, trimmed. If the first entry follows one before the position, the store
+-- was emptied or restored, and the caller has read entries that no longer exist.
 local lost, previous = 0, field(entries[1], 'previous')
 if position ~= '' and previous ~= position then
   local oldest = call('XRANGE', stream, '-', '+', 'COUNT', 1)[1][1]

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Remove change stream entries that contain no other user than an erased one, and count them.
 --
--- The count lets a replay of the stream distinguish erased entries from trimmed ones, before which
--- it can't verify anything.
+-- The count lets a replay of the stream distinguish erased entries from trimmed ones: after
+-- trimming, it cannot verify every member.
 --
 -- KEYS[1]  the partition's change stream, from which the name of the other key derives; or a
 --          stream of entries that a consumer group gave up, which are not counted

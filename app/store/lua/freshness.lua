@@ -107,7 +107,7 @@ local function save(current, state, raised, cleared)
   call('PEXPIRE', base .. 'transitions', KEPT_FOR)
 end
 
--- Make a cohort incomplete for a reason, after some more events, the last of which was at a time.
+-- Make a cohort incomplete for a reason, after this many more events, the last one at this time.
 local function raise(cohort, reason, events, at)
   local current = completeness_of(cohort)
   for _, open in ipairs(current.reasons) do

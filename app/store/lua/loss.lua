@@ -8,9 +8,9 @@
 -- ARGV[4]  spread: when it was first found
 --
 -- The record is a hash: 'kind', 'lost' or 'set_back'; 'since' and 'at', when it was first and last
--- found, in whichever partition; 'found', if that was in this partition too; 'acknowledged', when an
--- administrator did; 'examined', the cohort up to which those of the partition have been marked, and
--- 'done' when all have. mark.lua writes it.
+-- found in any partition; 'found', if it was found in this partition; 'acknowledged', when it was
+-- acknowledged; 'examined', the last cohort of the partition that has been marked; 'done', if all
+-- have been. mark.lua writes it.
 --
 -- Returns 1 if the record changed, else 0.
 

@@ -50,7 +50,7 @@ local loss_kind, loss_at, found_here, acknowledged =
 local clock = call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 if loss_at and tonumber(loss_at) > now + AHEAD then
-  -- When it was is unknown, but whatever begins from now on begins after it.
+  -- The time of the loss is unknown, but whatever begins from now on begins after it.
   loss_at = integer(now)
   call('HSET', loss, 'at', loss_at)
 end
@@ -124,8 +124,8 @@ if found ~= 'same' then
     call('HSET', loss, 'kind', found, 'since', integer(now))
   end
   call('HSETNX', loss, 'since', loss_at or integer(now))
-  -- Set 'at' even if it is the same loss: what was confirmed since the other finding may be gone
-  -- from here.
+  -- Set 'at' even if it is the same loss: what was confirmed since the other finding may be missing
+  -- in this partition.
   call('HSET', loss, 'at', integer(now), 'found', 1)
   call('HDEL', loss, 'examined', 'done')
   call('PEXPIRE', loss, LOSS_KEPT)

@@ -52,7 +52,7 @@ end
 
 cursor = reply[1]
 if cursor == '0' and phase == 'left' and following and following ~= trait then
-  -- A name that arrived when there were too many to move.
+  -- Continue with a name that arrived while too many earlier names had users to be moved.
   local kept = {}
   for _, name in ipairs(names) do
     name.moved = true

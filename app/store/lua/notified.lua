@@ -3,9 +3,9 @@
 --
 -- KEYS[1]   the partition's change stream; the names of all other keys derive from it
 -- ARGV[1]   'transitions': up to the entry ARGV[2] of the stream of transitions
---           'sent': ARGV[2] is the last entry of the current batch of transitions, and how many
---           notifications about the batch were sent; ARGV[3] is its first entry
---           'late', 'arriving', 'gone': the cohorts ARGV[2..] are late, or are no longer
+--           'sent': ARGV[2] is '<last entry> <notifications sent>' of the current batch of
+--           transitions; ARGV[3] is its first entry
+--           'late': the cohorts ARGV[2..] are late; 'arriving', 'gone': they are no longer
 --           'loss': the app's loss that was found at ARGV[2], in ms
 --
 -- Returns 1.

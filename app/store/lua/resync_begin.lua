@@ -16,8 +16,8 @@
 --          members, if the partition knows the cohort. Returns 1, or 0 if it does not, or was marked
 --          before. Remembers the identity of the partition (mark.lua): after a loss, nobody knows who
 --          was confirmed.
--- stage    In each partition. ARGV[4]: ms to keep them; ARGV[5..]: users who count as confirmed.
---          Returns {how many are new, or -1 if those before them are gone; confirmations in this
+-- stage    In each partition. ARGV[5..]: users to confirm; ARGV[4]: ms to keep them.
+--          Returns {how many are new, or -1 if those staged earlier are gone; confirmations in this
 --          partition, see mark.lua}.
 --
 -- What is confirmed may expire unnoticed: the store's clock may jump, or no process may renew it.

@@ -30,7 +30,7 @@ USERS_PER_CALL = 250
 # A call examines no further user after this many fields; a user with more is read in parts.
 _FIELDS_PER_CALL = 1000
 _COHORTS_PER_CALL = 100
-# A server's clock may differ this much from that of the one before a failover, see apply.lua.
+# The clocks of two servers, before and after a failover, may differ by this much; see apply.lua.
 _SKEW_MS = 2 * 60 * 1000
 _KEYS_PER_PAGE = 1000
 # Members whose fields are searched for the lost name of a cohort.
