@@ -1,7 +1,6 @@
-"""Every error that a caller can receive, and the one place that renders them.
+"""Every error that a caller can receive, and its form as a problem document (RFC 9457).
 
-The body is a problem document (RFC 9457). Its ``reason`` is short and machine-readable; it is
-logged with the request.
+Its ``reason`` is short and machine-readable; it is logged with the request.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ class Problem(Exception):
         headers: further headers of the reply.
 
     Attributes:
-        records_detail: whether a detail that was passed is logged and recorded in the sync history.
-            Only where details never quote what was sent.
+        records_detail: whether the argument ``detail`` is logged and recorded in the sync history.
+            True only if it never quotes the request.
     """
 
     status = 500
@@ -371,10 +370,10 @@ def render(problem: Problem, **members: Any) -> Response:
     """The reply for a problem, with further members where a protocol needs them."""
     note(problem)
     document = problem.document(g.event["request_id"], **members)
-    # The sender receives the detail and the whole list but seldom shows them to anybody.
+    # Logged, because senders seldom show the reply to anybody.
     if problem.errors:
         first = "{place}: {message}".format(**problem.errors[0])
-        g.event["first_error"] = first.removeprefix(": ")[:200]  # no place: the whole body
+        g.event["first_error"] = first.removeprefix(": ")[:200]  # no place if about the whole body
     elif problem.records_detail and problem.detail != type(problem).detail:
         g.event["first_error"] = problem.detail
     return Response(

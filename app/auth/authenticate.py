@@ -71,7 +71,7 @@ def init_app(app: Flask, settings: Settings, ring: KeyRing, rates: RateLimiter) 
         sent: Request = request._get_current_object()  # type: ignore[attr-defined]
         endpoint = sent.endpoint
         if endpoint is None:
-            # No such path or method: the error reply contains no secrets.
+            # No such path or method: no key is needed, as the error reply contains no secrets.
             _note_owner(sent, ring)
             return
         view = app.view_functions[endpoint]
@@ -144,7 +144,7 @@ def _identify(sent: Request, ring: KeyRing, settings: Settings, rates: RateLimit
 
 
 def _note_owner(sent: Request, ring: KeyRing) -> None:
-    """Name the owner of a valid key in the log and history, for a request that needs none."""
+    """If a request that needs no key has a valid one, name its owner in the log and history."""
     key = _sent_key(sent)
     with suppress(StoreError):
         if key and (caller := ring.find(key)):

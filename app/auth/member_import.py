@@ -31,8 +31,8 @@ class Imported(NamedTuple):
 class MemberImport:
     """An import, in this order: :meth:`stage` all users, :meth:`compare`, :meth:`apply`.
 
-    A context manager: if the block is left before :meth:`apply` begins, nothing is changed. After
-    that, the background work completes what this process does not. Raises StoreError.
+    A context manager: if the block is left before :meth:`apply` begins, nothing is changed; if it
+    is left later, the background work completes the import. Raises StoreError.
 
     Args:
         kind: where the members come from.

@@ -158,7 +158,7 @@ def revoke(key_id: str, yes: bool) -> None:
     key = _find(store, key_id)
     if not yes:
         used = store.api_keys.used().get(key_id)
-        # What workers have counted in the last half minute is not stored yet.
+        # Uses in the last half minute may not be stored yet.
         last = "never used, or only in the last 30 s" if used is None else f"last used {when(used)}"
         click.confirm(f"Revoke the key {key.id} ({last})?", abort=True, err=True)
     record(store, operator(), "revoke_key", key.app_id, key_id=key.id)

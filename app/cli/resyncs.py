@@ -292,7 +292,7 @@ def _format(file_name: str, given: str | None) -> FileFormat:
 
 
 def _size(file_name: str) -> int | None:
-    """The number of bytes in a file; None if it is unknown, or differs from what is read."""
+    """The size of a file in bytes; None for standard input and compressed files."""
     if file_name == "-" or file_name.endswith(".gz"):
         return None
     return Path(file_name).stat().st_size

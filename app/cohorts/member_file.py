@@ -49,7 +49,7 @@ class MemberFile:
             spelling, such as ``User ID``.
         rejected: rows without a usable user id so far.
         without_id: of them, rows without any user id.
-        errors: the first of the others: the line, and what is wrong.
+        errors: line and problem of the first rows with an unusable id.
     """
 
     format: FileFormat

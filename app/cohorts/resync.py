@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class ResyncKind(StrEnum):
-    """Where the users who stay come from."""
+    """The source of the users who stay."""
 
     RESYNC = "resync"  # syncs that arrive while it is open
     IMPORT = "import"  # a file

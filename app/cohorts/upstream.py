@@ -81,8 +81,7 @@ class CountCheck(NamedTuple):
         """Whether the counts are the same.
 
         That confirms the members even if the number of anonymous users, who are never sent, is
-        unknown: if there are any, the counts agree only if exactly as many members are stale, which
-        is unlikely.
+        unknown: an equal number of stale members, which would hide them, is unlikely.
         """
         return self.expected == self.members
 

@@ -23,7 +23,7 @@ def main() -> int:
     lifeline = os.fdopen(writer, "wb")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: lifeline.close())
-    # -P, so that the folder it runs in may hold another `app`.
+    # -P: never import another `app` from the current folder.
     supervisor = subprocess.Popen(
         [sys.executable, "-P", "-m", "app.embedded.supervisor"],
         stdin=reader,

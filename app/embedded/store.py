@@ -28,7 +28,7 @@ CONFIG = {
     "unixsocketperm": "700",
     "save": "",
     "appendonly": "yes",
-    # On disk before the reply: `everysec` may hold an acknowledged write back in memory.
+    # Not `everysec`, which acknowledges writes before they are on disk.
     "appendfsync": "always",
     # A write that a crash cut off was never acknowledged. Start without it.
     "aof-load-truncated": "yes",

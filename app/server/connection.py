@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gevent import Timeout, getcurrent
 from gevent.socket import wait_write
 
-# A client that reads its reply more slowly than this uses up the patience with it; see Connection.
+# A client that keeps reading its reply more slowly than this is disconnected; see Connection.
 MIN_BYTES_PER_SECOND = 4096
 _CHECK_SECONDS = 0.5
 # How long a connection may be idle once the worker is about to exit.

@@ -1,4 +1,4 @@
-"""Flask without two steps of every request that the service has no use for.
+"""Flask without two steps per request that the service does not need.
 
 docs/decisions/workers.md has the measurement.
 """

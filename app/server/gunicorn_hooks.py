@@ -15,7 +15,7 @@ from gunicorn.http.errors import ParseException
 from app.server.connection import Limits
 from app.server.gunicorn_worker import BufferedHead
 
-# A connection is kept open only if the rest of a refused body is no longer than this.
+# A connection is kept open only if the unread rest of a refused body is at most this long.
 MAX_UNREAD_BYTES, CHUNK_BYTES = 16 << 20, 1 << 16
 # How long requests of one connection may follow each other before other connections get a turn.
 TURN_SECONDS = 0.01

@@ -18,7 +18,7 @@ class JobQueue:
     """
 
     def __init__(self) -> None:
-        # Both in the order of their turns; an app without jobs is left out.
+        # Apps and their jobs in the order of their turns. Apps without jobs are left out.
         self._apps: dict[str, dict[Job, None]] = {}
         self._waiting: dict[Job, float] = {}
         self._failures: dict[Job, int] = {}
@@ -67,7 +67,7 @@ class JobQueue:
         self._waiting[job] = until
 
     def fail(self, job: Job, now: float) -> float:
-        """Skip the job for a while, the longer the more often it has failed.
+        """Skip the job for a while: longer after each failure in a row.
 
         Returns:
             The pause in seconds.

@@ -9,7 +9,7 @@ import structlog
 
 from app.store import Attempts, ResyncPlace, Store, StoreError
 
-# How long to work before the store is asked again what is due.
+# How long to work before asking the store again which resyncs are due.
 ROUND_SECONDS = 1.0
 # Pause after each step, as a multiple of its duration, so that ingest stays ahead.
 PAUSE_FACTOR = 1

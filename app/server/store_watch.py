@@ -134,7 +134,7 @@ class StoreWatch:
 class MarksFile:
     """Remembers marks in a file, for one store. An unreadable file is an empty one.
 
-    Workers overwrite each other's file: older marks are as true as newer ones.
+    All workers write it: an older mark misses some losses, but never reports a false one.
 
     Attributes:
         path: None to remember nothing.

@@ -25,12 +25,12 @@ RETRIED_SECONDS = 300.0
 # How long a process decides about an app's failures after it last handled a request of the app.
 LOOKED_AFTER_SECONDS = 1800.0
 SETTLE_SECONDS = 5.0
-# How often a process looks for apps with unsettled failures of which it has handled no request.
+# How often a process looks for unsettled failures in apps whose requests it does not handle.
 LOOK_SECONDS = 60.0
 # A request for more cohorts is not recorded.
 MAX_COHORTS = 100
-# The users left out by a request for more cohorts are not counted: it is unknown how many there are
-# of each.
+# The users left out by a request for more cohorts are not counted: the number for each cohort
+# is unknown.
 MAX_COHORTS_LEFT_OUT = 8
 REQUESTS_PER_TURN = 200
 # Longest wait for the store when the process ends.
@@ -236,7 +236,7 @@ class SyncProblems:
             self._settle_at = time.monotonic() + SETTLE_SECONDS
 
     def _look_after_others(self, now: float) -> None:
-        """Also decide about apps of which this process has handled no request lately."""
+        """Also decide about apps whose requests this process has not handled lately."""
         with suppress(StoreError):
             for app_id in self._store.apps():
                 if app_id not in self._apps:

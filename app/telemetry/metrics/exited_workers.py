@@ -40,7 +40,7 @@ def merge(folder: Path) -> None:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Keep merges out of a ``with`` block, in which all files are read: each value counts once."""
+    """Prevent merges during a ``with`` block that reads all files, so each value counts once."""
     deadline = time.monotonic() + _MAX_WAIT_SECONDS
     while True:
         with _locked(folder, fcntl.LOCK_SH) as locked:

@@ -140,7 +140,7 @@ class _Reader:
             return b"", position
         if following.before == position:
             return following.events, following.after
-        # The follower read from the store, in some partitions beyond where this block begins.
+        # The follower has read from the store: in some partitions, past the start of this block.
         news = [change for change in following.changes if change.id > _at(position, change)]
         pairs = zip(position, following.after, strict=True)
         return events(position, news), tuple(max(a, b) for a, b in pairs if a and b)

@@ -44,8 +44,8 @@ from app.web.http.fields import Base, Query, Text, YesOrNo
 from app.web.http.replies import ErrorPlace, Reply, count, ms, text
 from app.web.http.upload import read_upload
 
-# A reply must come before the time limits of common routers. What is not done by then, the
-# background work completes.
+# A reply must come before the time limits of common routers. The background work completes the
+# rest.
 FINISH_SECONDS = 20.0
 _REFUSALS: dict[ResyncRefusal, type[Problem]] = {
     ResyncRefusal.EMPTY: ResyncEmpty,

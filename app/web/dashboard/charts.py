@@ -12,7 +12,7 @@ from app.store import Size
 WIDTH, HEIGHT = 1000, 100
 # A bar is clipped if it is this many times as long as the second longest.
 _CLIP_RATIO = 4
-# A few bars are drawn no wider than if there were this many.
+# With fewer bars than this, each is as wide as if there were this many.
 _MIN_BARS = 12
 MAX_BARS = 40
 # Maximum numbers of intervals on the vertical and the horizontal axis.

@@ -19,8 +19,8 @@ from app.services import services
 
 Item = TypeVar("Item")
 
-# Requests with these methods have no body. Others begin their turn once theirs has arrived, so that
-# a stalled sender holds up nobody.
+# Requests with these methods have no body. Other requests begin their turn once their body has
+# arrived, so that a stalled sender holds up nobody.
 _WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE"))
 
 

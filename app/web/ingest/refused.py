@@ -67,7 +67,7 @@ def _known_trait(cohort_id: str, may_ask: bool) -> str | None:
 
 
 def _first_named() -> dict[str, str]:
-    """The first valid ids that are named, and the text of each."""
+    """The first valid ids that are named, each with the text that it comes from."""
     found: dict[str, str] = {}
     for cohort_id, sent in _named():
         if text_problem(cohort_id, MAX_TRAIT_BYTES) is None:
@@ -78,10 +78,10 @@ def _first_named() -> dict[str, str]:
 
 
 def _named() -> Iterator[tuple[str, str]]:
-    """The ids in the path and in the refused body, and the text of each; some ten thousand at most.
+    """The ids in the path and in the refused body, each with the text that it comes from.
 
-    If the text does not contain the id, the id was derived from the text (a name without an id),
-    and nobody sent it.
+    Some ten thousand at most. An id that its text does not contain was derived from a name without
+    an id, so nobody sent it.
     """
     if list_id := (request.view_args or {}).get("list_id"):
         yield list_id, list_id

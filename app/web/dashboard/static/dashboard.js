@@ -17,7 +17,7 @@ function ago(then) {
   return relative.format(Math.round(seconds), "second");
 }
 
-// With the name of the zone, except on axes and in the readouts of charts; the foot of the page names it.
+// Includes the time zone, except on the axes and readouts of charts: the page's footer has it too.
 function exactly(then, unit) {
   const parts = { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
   if (unit === "second") Object.assign(parts, { second: "2-digit", timeZoneName: "short" });
@@ -57,7 +57,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 function showTimes(root) {
-  for (const title of root.querySelectorAll(".drawing title")) title.remove(); // they say less, in UTC
+  for (const title of root.querySelectorAll(".drawing title")) title.remove(); // the readouts say more
   for (const time of root.querySelectorAll("time[datetime]")) {
     const then = new Date(time.dateTime);
     if (time.dataset.exact) time.textContent = exactly(then, time.dataset.exact);
@@ -127,7 +127,7 @@ let needsReload = false;
 
 async function refresh() {
   const page = await fetchPage();
-  // For example when the first cohort has arrived.
+  // The parts differ, for example, once the first cohort has arrived.
   needsReload = partNames(page) !== partNames(document);
   if (needsReload && !wouldDisturb()) {
     location.reload();
