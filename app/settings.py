@@ -400,8 +400,8 @@ class Settings:
     amplitude_target: str | None = _setting(
         kinds.String(validate=validate.Length(1, 512)),
         default=None,
-        help="Name of this destination in Amplitude's record of syncs. Without it, a cohort is "
-        "late if any of its syncs is, to whichever destination.",
+        help="Name of this destination in Amplitude's record of syncs. Without it, a late sync "
+        "to any destination makes its cohort late.",
     )
     amplitude_poll_minutes: int = _setting(
         _whole(1, 24 * 60), default=30, help="How often Amplitude's record is read."

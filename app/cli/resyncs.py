@@ -205,7 +205,7 @@ class _Input:
 @click.option(
     "--name",
     metavar="NAME",
-    help="Create the cohort if it is unknown, with this name, or with this whole trait name.",
+    help="The name, or whole trait name, with which to create the cohort if it is unknown.",
 )
 @click.option("--dry-run", is_flag=True, help="Compare only; change nothing.")
 @_force_option

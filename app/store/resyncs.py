@@ -151,7 +151,8 @@ class Resyncs:
             self._layout.check_writable(place.app_id)
             resync_id = secrets.token_hex(8)
             for partition in self._partitions():
-                # A store that permits no INFO fails here: once a resync finishes, it must end.
+                # Fails if the store permits no INFO: later, the resync could begin to finish, but
+                # not end.
                 for _ in self._scan(place, partition, resync_id):
                     pass  # it is not open yet, so nobody is found
             quiet = "" if quiet_ms is None else quiet_ms

@@ -145,7 +145,7 @@ local function forget_left_out(cohort, since)
   local key = hash_of(cohort)
   local before, started =
     unpack(call('HMGET', base .. 'cohort:' .. cohort .. ':resync', 'left_out', 'started'))
-  if tonumber(started or 0) ~= since then before = nil end -- that of an earlier one
+  if tonumber(started or 0) ~= since then before = nil end -- of an earlier resync
   local left_out = cjson.decode(before and call('HGET', key, 'left_out') or '{}')
   for reason, users in pairs(cjson.decode(before or '{}')) do
     local rest = (left_out[reason] or 0) - users

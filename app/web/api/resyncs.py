@@ -100,8 +100,8 @@ class ImportQuery(Query):
         MAX_TRAIT_BYTES,
         load_default=None,
         metadata={
-            "description": "Create the cohort if it is unknown, with this name, or with this whole "
-            "trait name."
+            "description": "The name, or whole trait name, with which to create the cohort if it "
+            "is unknown."
         },
     )
     dry_run = YesOrNo(load_default=False, metadata={"description": "Compare only; change nothing."})
@@ -176,9 +176,9 @@ class ImportReply(Reply):
         fields.Nested(ErrorPlace),
         required=True,
         metadata={
-            "description": "Rejected rows by line; without a line, whether an import would be "
-            "refused, how many rows have no user id, and how many users are not registered. At "
-            "most 50 entries."
+            "description": "Rejected rows, each with its line. Then, without a line: whether an "
+            "import would be refused, the number of rows without a user id, and the number of "
+            "users who are not registered. At most 50 entries."
         },
     )
 
