@@ -20,7 +20,7 @@ import orjson
 import structlog
 
 from app.settings import Settings, store_location
-from app.store import Mark, Partition, Store, StoreError, Tuning
+from app.store import Loss, Mark, Partition, Store, StoreError, Tuning
 
 # A mark is advanced this often if nothing changes; it is compared more often: every second, or in
 # turn if there are more partitions than Tuning.marks_per_round.
@@ -119,16 +119,21 @@ class StoreWatch:
 
     def _mark_cohorts(self) -> None:
         losses = self._store.losses
-        for loss in losses.unfinished(self._store.apps()):
-            if not losses.lease(loss.app_id, self._token):
+        for app_id in [loss.app_id for loss in losses.unfinished(self._store.apps())]:
+            if not losses.lease(app_id, self._token):
                 continue
-            marked, before = 0, time.monotonic()
-            for cohorts in losses.mark_cohorts(loss):
-                marked += cohorts
-                time.sleep((time.monotonic() - before) * PAUSE_FACTOR)
-                losses.lease(loss.app_id, self._token)
-                before = time.monotonic()
-            self._log.info("cohorts marked after a loss", app=loss.app_id, cohorts=marked)
+            # Read again: while other apps had their turn, an administrator may have forgiven it.
+            for loss in losses.unfinished([app_id]):
+                self._mark_cohorts_of(loss)
+
+    def _mark_cohorts_of(self, loss: Loss) -> None:
+        losses, marked, before = self._store.losses, 0, time.monotonic()
+        for cohorts in losses.mark_cohorts(loss):
+            marked += cohorts
+            time.sleep((time.monotonic() - before) * PAUSE_FACTOR)
+            losses.lease(loss.app_id, self._token)
+            before = time.monotonic()
+        self._log.info("cohorts marked after a loss", app=loss.app_id, cohorts=marked)
 
 
 class MarksFile:

@@ -12,7 +12,7 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from app.cohorts import ResyncKind, VerifiedBy
+from app.cohorts import Cohort, MembershipChange, ResyncKind, VerifiedBy
 from app.server.store_watch import MarksFile, StoreWatch
 from app.settings import Settings
 from app.store import Loss, LossKind, ResyncPlace, Store, StoreError, Tuning, connect, wait_for
@@ -654,6 +654,32 @@ def test_intended__nothing_is_marked_any_more(
     worker.work()
     assert worker.loss() is None
     assert worker.reasons() == worker.reasons("later") == []
+
+
+def test_intended__while_cohorts_of_another_app_are_marked__stays_forgotten(
+    start: Callable[..., Worker], set_back: Back, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start()
+    losses, mark_cohorts = worker.store.losses, worker.store.losses.mark_cohorts
+    entered = MembershipChange(Cohort.from_trait(TRAIT), True, ["alice"])
+    for app_id in ("an app that comes first", APP):
+        worker.store.memberships.apply(app_id, [entered], source="test")
+    worker.work()
+    with set_back():
+        for app_id in ("an app that comes first", APP):
+            bob = entered._replace(user_ids=["bob"])
+            worker.store.memberships.apply(app_id, [bob], source="test")
+        worker.work()
+
+    def mark(loss: Loss) -> Iterator[int]:
+        assert loss.app_id != APP
+        list(losses.forgive([APP]))
+        return mark_cohorts(loss)
+
+    monkeypatch.setattr(losses, "mark_cohorts", mark)
+    worker.work()
+    assert worker.loss() is None
+    assert worker.reasons() == []
 
 
 def test_many_cohorts__are_marked_in_steps_that_can_be_interrupted(
