@@ -66,6 +66,7 @@ class _Part(NamedTuple):
     options: list[Any]
     groups: list[Any]
     arrived: float | None = None
+    import_id: str = ""
 
     def renamed(self, names: Mapping[str, str | None]) -> _Part:
         """The groups of these cohorts only, under these names; those named None are left out."""
@@ -197,15 +198,25 @@ class Memberships:
         return applied
 
     def enter(
-        self, app_id: str, cohort: Cohort, user_ids: list[str], at_ms: int, *, known_only: bool
+        self,
+        app_id: str,
+        cohort: Cohort,
+        user_ids: list[str],
+        at_ms: int,
+        *,
+        import_id: str,
+        known_only: bool,
     ) -> Applied:
-        """Let users enter a known cohort, without a request, as of ``at_ms``; may be repeated.
+        """Let users of an import enter a known cohort as of ``at_ms``; may be repeated.
 
         Args:
             cohort: its trait name may be outdated.
+            import_id: if this import has ended, nobody enters.
         """
         change = MembershipChange(cohort, True, user_ids, at_ms)
-        return self._apply(app_id, [change], known_only=known_only, as_known=True)
+        return self._apply(
+            app_id, [change], known_only=known_only, as_known=True, import_id=import_id
+        )
 
     def remove_unconfirmed(
         self,
@@ -242,6 +253,7 @@ class Memberships:
         arrived: float | None = None,
         known_only: bool = False,
         as_known: bool = False,
+        import_id: str = "",
     ) -> Applied:
         applied = Applied()
         # Only with several cohorts can several calls or groups change the same user.
@@ -258,7 +270,13 @@ class Memberships:
         with store_errors():
             self._layout.check_writable(app_id)
             parts = [
-                _Part(partition, [*options, _message_key(message_id, groups)], groups, arrived)
+                _Part(
+                    partition,
+                    [*options, _message_key(message_id, groups)],
+                    groups,
+                    arrived,
+                    import_id,
+                )
                 for partition, groups in self._split(changes)
             ]
             for _, reply in self._apply_all(app_id, parts, as_known, applied):
@@ -389,7 +407,8 @@ class Memberships:
 
     def _call(self, app_id: str, parts: Sequence[_Part], mode: str) -> list[_Reply]:
         def arguments(part: _Part) -> list[Any]:
-            return [*part.options, mode, self._waited_ms(part), *part.groups]
+            of = f" of {part.import_id}" if part.import_id else ""
+            return [*part.options, mode + of, self._waited_ms(part), *part.groups]
 
         calls = [
             Call(self._keys.changes(app_id, part.partition), partial(arguments, part))

@@ -465,7 +465,7 @@ class Resyncs:
             while cursor != b"0":
                 last_run = run
                 cursor, run, users = self._absent(
-                    keys=[stream], args=[place.cohort_id, cursor, run, USERS_PER_STEP]
+                    keys=[stream], args=[place.cohort_id, cursor, run, USERS_PER_STEP, resync.id]
                 )
                 if run != last_run:
                     unknown_here = 0  # the scan began again
@@ -475,6 +475,7 @@ class Resyncs:
                         cohort,
                         [user.decode() for user in users],
                         resync.started_ms,
+                        import_id=resync.id,
                         known_only=self._known_only,
                     )
                     entered = applied.moves[place.cohort_id].entered if applied.moves else 0

@@ -6,15 +6,17 @@
 -- ARGV[2]  cursor that the last call returned, '' for the first call
 -- ARGV[3]  the server process that returned it, '' for the first call
 -- ARGV[4]  approximate number of users to look at
+-- ARGV[5]  id of the import
 --
--- Returns {cursor for the next call, '0' at the end; the server process; users}. Users may be returned
--- more than once. Begins again if the cursor is that of another server process: after a restart or a
+-- Returns {cursor for the next call, '0' at the end, or if the import has ended; the server process;
+-- users}. Users may be returned more than once. Begins again if the cursor is that of another server process: after a restart or a
 -- failover, it would skip users.
 
 local prefix = string.sub(KEYS[1], 1, -#'changes' - 1) .. 'cohort:' .. ARGV[1]
 local call = redis.call
 
 local run = string.match(call('INFO', 'server'), 'run_id:(%w+)')
+if call('GET', prefix .. ':confirmed-of') ~= ARGV[5] then return {'0', run, {}} end
 local cursor = ARGV[3] == run and ARGV[2] or '0'
 local next_cursor, users = unpack(call('SSCAN', prefix .. ':confirmed', cursor, 'COUNT', ARGV[4]))
 local absent = {}

@@ -16,7 +16,8 @@
 --            'met': skip unknown cohorts;
 --            'as known': skip cohorts that are unknown or have another trait name;
 --            'resync <id>': remove members whom this resync has not confirmed;
---            'spread <n>': the names of another partition, which has had n renames
+--            'spread <n>': the names of another partition, which has had n renames;
+--            any of them followed by ' of <id>': nobody enters unless this import is open
 -- ARGV[8]    how many ms ago the request arrived, 0 if it was just now
 -- ARGV[9..]  groups, each: cohort id, trait name, 'true' or 'false', time of the statement in ms
 --            since the epoch or '' for the time of arrival, number of users, user ids.
@@ -43,6 +44,8 @@ local base = string.sub(stream, 1, -#'changes' - 1)
 local known_only, count_only = ARGV[1] == 'known', ARGV[2] == 'count'
 local max_entries, max_age, source, message, mode, waited = unpack(ARGV, 3, 8)
 waited = tonumber(waited)
+local import = string.match(mode, ' of (%w+)$')
+if import then mode = string.sub(mode, 1, -#(' of ' .. import) - 1) end
 local spread = tonumber(string.match(mode, '^spread (%d+)$'))
 
 -- How long a message id, and the time of a statement about a member, is remembered, in ms.
@@ -332,6 +335,8 @@ local function apply(cohort, trait, value, stated_at, users)
   local current, moving, deleting, named, last, total, timed, repeated, resync =
     unpack(call('HMGET', state, 'trait', 'moving', 'deleting', 'named', 'last', change, 'timed',
       'repeated', 'resync'))
+  -- The import may have ended, or another one may have begun, since its users were read.
+  if import and call('GET', prefix .. ':confirmed-of') ~= import then return end
   if mode == 'as known' and current ~= trait
     or mode == 'met' and not current and not deleting
   then

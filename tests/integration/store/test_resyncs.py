@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 import redis
@@ -553,6 +554,40 @@ class TestFile:
         counts = self.count(store, "u0", "new")
         assert counts == FileCounts(added=1, removed=0, unchanged=20, members=20)
         assert self.apply(store).removed == 0
+
+    @pytest.mark.parametrize("between", ["users read", "steps"])
+    def test_import__of_a_process_that_was_suspended_until_a_later_one__adds_nobody_of_either(
+        self, store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, between: str
+    ) -> None:
+        say(store, True, "u0")
+        self.stage(store, *USERS)
+        assert store.resyncs.request_apply(PLACE, found(store))
+
+        def go_on() -> None:
+            """Another process completes the import, and a later one has begun."""
+            monkeypatch.undo()
+            run(store)
+            assert members(redis_client, APP) == {"1": set(USERS)}
+            self.stage(store, "u0", "new")
+            assert store.resyncs.request_apply(PLACE, found(store))
+            run(store)
+            self.stage(store, "u0", "newer")
+
+        suspended = store.resyncs.steps(PLACE)
+        if between == "steps":
+            next(suspended)
+            go_on()
+        else:
+            enter = store.memberships.enter
+
+            def suspend(*args: Any, **kwargs: Any) -> Applied:
+                go_on()
+                return enter(*args, **kwargs)
+
+            monkeypatch.setattr(store.memberships, "enter", suspend)
+        list(suspended)
+        assert members(redis_client, APP) == {"1": {"u0", "new"}}
+        assert found(store).state == ResyncState.OPEN
 
     def test_users__who_change_during_the_import__are_not_undone(
         self, store: Store, redis_client: redis.Redis
