@@ -1,9 +1,9 @@
 """Deleting a cohort from all partitions.
 
-The mark of the first partition decides whether a deletion is in progress: it is set before the
-others, and removed before them, once no partition has users of the cohort left. So a mark elsewhere
-that the first partition lacks is left over from a deletion that is complete, or arrived too late;
-the process that finds it removes it. docs/decisions/deletion.md has the reasons.
+A deletion marks the cohort in all partitions. It is in progress while the first partition has the
+mark: this one is set first and, once no partition has users of the cohort left, removed first. So a
+mark that the first partition lacks is left over from a complete deletion, or arrived too late; the
+process that finds it removes it. docs/decisions/deletion.md has the reasons.
 """
 
 from __future__ import annotations

@@ -452,7 +452,7 @@ class Resyncs:
         """Add the users of a file, as of the import's beginning: those who left since stay out.
 
         Users who are members already are skipped, so that no statement about them is recorded: a
-        call with an earlier time that arrives later is not reflected in the file, and must count.
+        call with an earlier time may arrive later, and must count.
         """
         trait = self._registry.trait(*place) or ""
         cohort = Cohort(place.cohort_id, trait)

@@ -66,7 +66,7 @@ class FairLifoQueue:
         return waiter.item
 
     def _leave(self, waiter: _Waiter, *, keep: bool = False) -> bool:
-        """Leave the queue. True if an item arrived at the last moment; unless kept, pass it on."""
+        """Leave the queue. True if an item arrived just before; unless ``keep``, pass it on."""
         with self._lock:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)

@@ -16,7 +16,7 @@ class Kind(Enum):
     SPREAD = "spread"  # a set or sorted set: each element into the partition of its own id
     STATE = "state"  # a cohort's record, of which every partition has a share
     GLOBAL = "global"  # unchanged; belongs to no partition
-    LIVE = "live"  # as GLOBAL, but not compared, as it changes during a hold
+    LIVE = "live"  # like GLOBAL, but not compared: it changes during a hold
     SKIPPED = "skipped"
     UNKNOWN = "unknown"
 
