@@ -9,8 +9,8 @@
 -- ARGV[5]  id of the import
 --
 -- Returns {cursor for the next call, '0' at the end, or if the import has ended; the server process;
--- users}. Users may be returned more than once. Begins again if the cursor is that of another server process: after a restart or a
--- failover, it would skip users.
+-- users}. Users may be returned more than once. Begins again if the cursor is that of another server
+-- process: after a restart or a failover, it would skip users.
 
 local prefix = string.sub(KEYS[1], 1, -#'changes' - 1) .. 'cohort:' .. ARGV[1]
 local call = redis.call
