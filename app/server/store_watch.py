@@ -102,9 +102,11 @@ class StoreWatch:
         )
         if advance:
             self._advanced[partition] = now
-        if loss or acknowledged.get(partition) == newest:
+        # What was acknowledged before a loss, whichever process has found it, is part of that loss.
+        is_new = mark is not None and known is not None and mark.identity != known.identity
+        if is_new or acknowledged.get(partition) == newest:
             acknowledged.pop(partition, None)
-        if loss or confirmed.get(partition) == confirmations:
+        if is_new or confirmed.get(partition) == confirmations:
             confirmed.pop(partition, None)
         if mark is None:
             return

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -15,7 +16,17 @@ from structlog.testing import capture_logs
 from app.cohorts import Cohort, MembershipChange, ResyncKind, VerifiedBy
 from app.server.store_watch import MarksFile, StoreWatch
 from app.settings import Settings
-from app.store import Loss, LossKind, ResyncPlace, Store, StoreError, Tuning, connect, wait_for
+from app.store import (
+    Loss,
+    LossKind,
+    Partition,
+    ResyncPlace,
+    Store,
+    StoreError,
+    Tuning,
+    connect,
+    wait_for,
+)
 from tests.integration.conftest import APP
 from tests.integration.web.api.read_api import say
 from tests.support.clusters import running_cluster, running_server
@@ -329,6 +340,33 @@ def test_set_back__that_loses_who_was_confirmed_in_a_resync__is_found(
         one.send(*users)
         one.work()
     assert worker.loss() == first._replace(acknowledged=True)
+
+
+def test_set_back__that_a_call_notices_while_its_worker_learns_of_it__is_found_once(
+    start: Callable[..., Worker], set_back: Back, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = start(), start()
+    other.send("alice")
+    one.work()
+    other.work()
+    with set_back():
+        other.send("bob")
+        other.work()
+    other.work()
+    loss, compare = one.loss(), one.store.losses.compare
+    assert loss is not None
+
+    def compare_during_calls(partition: Partition, *args: Any, **kwargs: Any) -> Any:
+        found = compare(partition, *args, **kwargs)
+        one.store.memberships.confirmations[partition] = 2**53
+        one.store.memberships.acknowledged[partition] = loss.at_ms - 1, 0
+        return found
+
+    monkeypatch.setattr(one.store.losses, "compare", compare_during_calls)
+    one.work()
+    monkeypatch.undo()
+    one.work()
+    assert one.loss() == loss
 
 
 def test_set_back__then_new_entries__is_found_by_what_was_acknowledged(
