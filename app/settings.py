@@ -300,8 +300,8 @@ class Settings:
     send_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=20.0,
-        help="How far, in seconds, a client may fall behind a rate of 4 KiB/s when reading its "
-        "reply; one that reads nothing is disconnected after this time.",
+        help="Time that a reply may wait for a client that reads slowly or not at all; each 4 KiB "
+        "that it reads gives back a second.",
     )
     rate_limit: RateLimitItem | None = _setting(
         _Rate(), default=parse("1000/second"), help="Requests per key; off for no limit."
