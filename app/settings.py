@@ -51,7 +51,6 @@ _SHORT = f"has fewer than {MIN_KEY_LENGTH} characters, so it may be guessed."
 _SIMILAR = 0.85
 
 _MASK = "***"
-# Slack and others keep the secret of a webhook in its path.
 _HTTP_URL = validate.Regexp(
     r"https?://[^\s/?#@]+(?:[/?][^\s#]*)?\Z", error="must be an http or https URL"
 )
@@ -601,6 +600,9 @@ def _masked(f: Field[Any], value: Any) -> str:
         return ",".join(f"{entry.app_id}:{_MASK}" for entry in value)
     if value is None:
         return "off" if isinstance(f.metadata["kind"], _Rate) else ""
+    if f.name == "notify_url":
+        # Slack and others keep the secret of a webhook in its path.
+        return re.sub(r"(?<=[^:/])([/?]).+", rf"\1{_MASK}", value)
     if isinstance(value, str) and "://" in value:
         return _without_password(value)
     return _MASK if f.metadata["secret"] else _text(value)

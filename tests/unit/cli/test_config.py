@@ -12,7 +12,10 @@ from app import create_app
 from app.services import EXTENSION, services
 from app.settings import Settings, env_name, masked
 
-SECRETS = ("s3cret-key", "s3cret-read", "s3cret-admin", "s3cret-token", "s3cret-pass", "s3cret-dsn")
+SECRETS = (
+    *("s3cret-key", "s3cret-read", "s3cret-admin", "s3cret-token", "s3cret-pass", "s3cret-dsn"),
+    "s3cret-hook",
+)
 ENVIRON = {
     "REDIS_URL": "rediss://someone:s3cret-pass@store.example.com:6379/2?ssl_cert_reqs=none",
     "API_KEYS": "shop:s3cret-key,s3cret-key2",
@@ -20,6 +23,7 @@ ENVIRON = {
     "ADMIN_API_KEYS": "s3cret-admin",
     "METRICS_TOKEN": "s3cret-token",
     "SENTRY_DSN": "https://s3cret-dsn@sentry.example.com/42",
+    "NOTIFY_URL": "https://hooks.example.com/services/s3cret-hook",
     "RATE_LIMIT": "20 per 5 minute",
     "AUTH_FAILURE_RATE_LIMIT": "off",
     "REDIS_TLS_VERIFY": "false",
@@ -45,6 +49,7 @@ def test_config__as_json__has_every_setting_and_no_secret(monkeypatch: pytest.Mo
     assert shown["API_KEYS"] == "shop:***,default:***"
     assert shown["METRICS_TOKEN"] == "***"
     assert shown["SENTRY_DSN"] == "https://***@sentry.example.com/42"
+    assert shown["NOTIFY_URL"] == "https://hooks.example.com/***"
     assert shown["RATE_LIMIT"] == "20/5 minute"
     assert shown["AUTH_FAILURE_RATE_LIMIT"] == "off"
     assert shown["REDIS_TLS_VERIFY"] == "false"
@@ -98,3 +103,16 @@ def test_masked__sentinels__hides_both_passwords(scheme: str) -> None:
     assert masked(settings)["REDIS_URL"] == (
         f"{scheme}://u:***@a:1,b:2/name/0?sentinel_username=w&sentinel_password=***"
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://hooks.example.com", "https://hooks.example.com"),
+        ("https://hooks.example.com/", "https://hooks.example.com/"),
+        ("http://hooks:8080?token=s3cret", "http://hooks:8080?***"),
+        ("http://[::1]:8080/s3cret?token=s3cret", "http://[::1]:8080/***"),
+    ],
+)
+def test_masked__address_of_notifications__hides_its_path_and_query(url: str, shown: str) -> None:
+    assert masked(Settings.from_environ({"NOTIFY_URL": url}))["NOTIFY_URL"] == shown
