@@ -221,15 +221,15 @@ class ResyncEmpty(Problem):
     status, reason = 409, "resync_empty"
     detail = (
         "Nobody was confirmed, or the file has no user ids, so all members would leave. Nothing "
-        "has changed. If that is what you want, set force to true."
+        "has changed. To remove them, set force to true."
     )
 
 
 class ResyncShrinks(Problem):
     status, reason = 409, "resync_shrinks"
     detail = (
-        "More than half of the members would leave. Nothing has changed. "
-        "If that is what you want, set force to true."
+        "More than half of the members would leave. Nothing has changed. To remove them, set "
+        "force to true."
     )
 
 

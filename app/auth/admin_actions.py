@@ -119,7 +119,7 @@ def open_resync(
 def finish_resync(
     store: Store, operator: Operator, place: ResyncPlace, resync: Resync, *, force: bool
 ) -> None:
-    """Request that a resync finish; its steps or the background work remove unconfirmed members.
+    """Request to finish a resync; ``Resyncs.steps`` then removes the unconfirmed members.
 
     Raises:
         ResyncRefused

@@ -40,8 +40,8 @@ def list_actions(app_id: str | None, action: str | None, last: int, as_json: boo
     """List the actions of operators, oldest first.
 
     BY is the API, the dashboard or a command. WHO is the id of the key as in keys list, or the
-    system user who ran the command. ABOUT names users by the same hash as the sync history. Entries
-    are written before the action (only release_store after it), so an action may have failed or
+    system user who ran the command. ABOUT names users by the same hash as the sync history. An
+    entry is written before its action, except for release_store, so the action may have failed or
     found nothing. The latest 10,000 are kept.
     """
     found = [

@@ -19,7 +19,7 @@ from app.cohorts.cohort import MAX_USER_ID_BYTES, text_problem
 from app.cohorts.membership import MAX_WHOLE_ID
 
 USERS_AT_ONCE = 5000
-# After this much of a file, the users read so far are passed on, even if they are fewer, or none:
+# After this much of a file, the users read so far are passed on, even if there are few or none:
 # rows may be long, and a file that arrives slowly must not look abandoned.
 BYTES_AT_ONCE = 1 << 18
 MAX_ERRORS = 50
@@ -147,8 +147,8 @@ def format_of(first_line: bytes) -> FileFormat | None:
     line = first_line.removeprefix(codecs.BOM_UTF8).decode(errors="replace").strip()
     if line.startswith("{") and ('"userId"' in line or '"user_id"' in line):
         return FileFormat.NDJSON
-    # With other separators too: such a file is then refused as CSV, instead of being read as one
-    # id per line.
+    # A header with other separators counts as CSV too: the file is then refused, and not read as
+    # one id per line.
     if any(_bare(name) == _bare(_COLUMN) for name in re.split("[,;\t]", line)):
         return FileFormat.CSV
     return None

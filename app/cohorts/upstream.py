@@ -81,7 +81,7 @@ class CountCheck(NamedTuple):
         """Whether the counts are the same.
 
         That confirms the members even if the number of anonymous users, who are never sent, is
-        unknown: an equal number of stale members, which would hide them, is unlikely.
+        unknown: if there are any, as many members would have to be stale, which is unlikely.
         """
         return self.expected == self.members
 

@@ -42,7 +42,7 @@ class Connection:
 
     Patience with a client shrinks by the time spent waiting to send to it, and grows with the bytes
     that it reads, up to the limit. So a slow client can finish a large export. One that reads
-    nothing is disconnected after the limit, and one that reads a byte now and then soon after that.
+    nothing is disconnected after the limit; one that reads only a few bytes, soon after.
     """
 
     def __init__(self, client: socket.socket, limits: Limits) -> None:

@@ -53,7 +53,7 @@ class CompletenessStore:
     def verify(
         self, app_id: str, cohort_id: str, by: VerifiedBy, since_ms: int | None = None
     ) -> None:
-        """Record that the members were confirmed: clears reasons, and counts of left-out users.
+        """Record that the members were confirmed: clears the reasons and the left-out users.
 
         Args:
             since_ms: when the resync or import that confirmed them began. What came since then is

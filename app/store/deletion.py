@@ -94,7 +94,7 @@ class Deletions:
         """
         first, *others = self._places(app_id, cohort_id)
         with store_errors():
-            # Before the first partition's: see `step`.
+            # Read before the mark of the first partition, as in `step`.
             marks = self._marks(others)
             in_progress = self._mark(first)
             if in_progress:

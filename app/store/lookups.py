@@ -37,7 +37,7 @@ def _let_others_work() -> None:
     time.sleep(1e-6)
 
 
-# The values in the rows of users.lua, unless they are the time at which the user became a member.
+# Values in the rows of users.lua; any other is the time at which the user became a member.
 _FALSE, _TRUE_BUT_NO_MEMBER, _UNRESOLVED = b"false", b"true", b"?"
 
 

@@ -56,8 +56,8 @@ RESULT_KEPT_MS = 24 * 3600 * 1000
 # How often the background work looks at an open resync, and how long after a resync's last step it
 # takes over from a process that was killed.
 LOOK_MS = 10_000
-# A quiet resync finishes by itself only if no two looks were further apart. If they were, the
-# service was down and requests may have failed, or the store's clock has jumped.
+# A quiet resync finishes by itself only if each look followed the last one within this time. If
+# not, the service was down and requests may have failed, or the store's clock has jumped.
 LOOKS_APART_MS = 6 * LOOK_MS
 _RENEW_SECONDS = 3.0
 _NOTE_SECONDS = 1.0
@@ -151,8 +151,7 @@ class Resyncs:
             self._layout.check_writable(place.app_id)
             resync_id = secrets.token_hex(8)
             for partition in self._partitions():
-                # Fails if the store permits no INFO: later, the resync could begin to finish, but
-                # not end.
+                # Fails if the store permits no INFO: without it, the resync could not finish.
                 for _ in self._scan(place, partition, resync_id):
                     pass  # it is not open yet, so nobody is found
             quiet = "" if quiet_ms is None else quiet_ms
@@ -181,7 +180,7 @@ class Resyncs:
     def request_finish(
         self, place: ResyncPlace, resync: Resync, *, force: bool
     ) -> ResyncRefusal | None:
-        """Request that an open resync finish, which :meth:`steps` does. May be repeated.
+        """Request to finish an open resync; :meth:`steps` does it. May be repeated.
 
         Args:
             resync: as from :meth:`find`.
@@ -215,7 +214,7 @@ class Resyncs:
         return any(int(now or 0) < then for now, then in zip(counts, staged.values(), strict=True))
 
     def request_abort(self, place: ResyncPlace, resync: Resync) -> bool:
-        """Request that a resync end without any effect, which :meth:`steps` does.
+        """Request to abort a resync, as if it had never begun; :meth:`steps` does it.
 
         Returns:
             False if it is finishing, or has finished.
@@ -281,7 +280,7 @@ class Resyncs:
         yield FileCounts(added, removed, members - removed, members)
 
     def request_apply(self, place: ResyncPlace, resync: Resync) -> bool:
-        """Request that a staged import be applied; :meth:`steps` does it. False if it has ended."""
+        """Request to apply a staged import; :meth:`steps` does it. False if it has ended."""
         return self._change(
             place, resync.id, (ResyncState.OPEN, ResyncState.APPLYING), ResyncState.APPLYING
         )
@@ -394,7 +393,7 @@ class Resyncs:
                 # resync may be missing.
                 last = resync.started_ms
             if last is not None and now_ms - last >= resync.quiet_ms:
-                # At two looks: a store that was set back also looks quiet, until that is found.
+                # Quiet at two looks: a store that was set back looks quiet until that is found.
                 was_quiet = self._was_quiet(place, since_ms=last)
                 if self._note_quiet(place, resync, now_ms) and was_quiet:
                     refused = self.request_finish(place, resync, force=False)
@@ -428,7 +427,7 @@ class Resyncs:
         return at_ms is not None and int(at_ms) >= since_ms
 
     def _note_quiet(self, place: ResyncPlace, resync: Resync, now_ms: int) -> bool:
-        """Note that a resync was found quiet. False if the store is full, so that requests fail."""
+        """Note that a resync was found quiet. False if the store is full: then requests fail."""
         try:
             with store_errors():
                 return bool(self._at_home("quiet", place, resync.id, now_ms))
@@ -542,7 +541,7 @@ class Resyncs:
         """The members of a partition, some at a time.
 
         Args:
-            cursor, run: where to begin, as in what an earlier scan found.
+            cursor, run: where to begin, from an earlier :class:`_Scanned`.
             marked: find nobody if the partition is not marked: its members have all entered since
                 the resync began.
         """

@@ -19,7 +19,7 @@ class Tuning:
             as if it had arrived just then.
         layout_check_seconds: how long a check of the stored layout is valid. Short, as the store
             may lose its data or be replaced at any time.
-        freshness_noted_seconds: an arrival this soon after one that was noted is not noted again.
+        freshness_noted_seconds: an arrival this soon after a noted one is not noted.
         arrivals_remembered: cohorts whose last noted arrival a process keeps.
         cohorts_per_call: summaries in one script call: about 2 ms of the store's time.
         cohorts_examined: for one page sorted by id; a filter may match few of them.

@@ -181,7 +181,7 @@ class Reconciler:
             raise UpstreamNotConfigured
         if upstream.exports(app_id) >= self._exports_most:
             raise ExportBudgetSpent
-        # The turn excludes others until the lease does.
+        # Until `run` has the lease, the turn keeps others out.
         if upstream.is_leased(app_id, RECONCILE) or not upstream.take_turn(
             app_id, RECONCILE, _BEGINS_WITHIN_SECONDS
         ):
@@ -422,7 +422,7 @@ class _Run:
             raise ResyncOpen from None
 
     def _abort_abandoned(self) -> None:
-        """End the import of a reconcile whose process was killed: only this one has the lease."""
+        """End the import that a killed reconcile left; while this one has the lease, none runs."""
         resyncs, place = self._store.resyncs, self._order.place
         left = resyncs.find(place)
         if left is None or left.kind is not ResyncKind.RECONCILE:

@@ -338,7 +338,7 @@ def _learn_slots(cluster: Any, errors: Sequence[Exception]) -> None:
     """Find out which nodes have the slots of calls that failed."""
     for error in errors:
         if isinstance(error, exceptions.MovedError):
-            # Right after a failover, only the node that replied may know its successor.
+            # Right after a failover, perhaps only the node that replied knows the new primary.
             cluster.nodes_manager.move_slot(error)
     if any(isinstance(error, exceptions.ConnectionError) for error in errors):
         cluster.nodes_manager.initialize()

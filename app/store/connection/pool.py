@@ -93,7 +93,7 @@ class _Waiter:
 
 
 class Pool(redis.BlockingConnectionPool):
-    """A pool without the library's own measurements, which doubled the time for a connection.
+    """A pool without the library's own measurements, which doubled the time to take a connection.
 
     Calls that find no free connection wait in turn.
 

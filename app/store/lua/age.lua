@@ -12,7 +12,7 @@
 local stream = KEYS[1]
 local call = redis.call
 
--- Maximum entries that one call removes, apart from the last block.
+-- Maximum entries that one call removes in whole blocks.
 local AT_ONCE = 1000
 
 local clock = call('TIME')

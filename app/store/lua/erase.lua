@@ -46,7 +46,7 @@ if call('EXISTS', KEYS[1]) == 1 then
   call('HSET', base .. 'erased', 'until', last)
 end
 
--- Before the traits, so that a user who takes several calls is refused from the first one on.
+-- Before the traits: if the erasure takes several calls, this takes effect with the first.
 call('SREM', base .. 'registered', user)
 if ARGV[2] == 'suppress' then call('SADD', base .. 'suppressed', user) end
 for i = 5, #ARGV, 2 do

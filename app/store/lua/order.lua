@@ -8,7 +8,7 @@
 --
 -- Returns a flat list: cohort id, number, … The number of members is that of this partition; the
 -- caller adds them up. The time of the last arrival, in ms since the epoch, is only in the cohort's
--- home partition, so it is read with a single partition only.
+-- home partition, so the caller asks for it only if there is a single partition.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local call = redis.call

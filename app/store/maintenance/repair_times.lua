@@ -27,7 +27,7 @@ local starts = cjson.decode(call('HGET', freshness, 'starts') or '[]')
 local reasons = cjson.decode(call('HGET', freshness, 'reasons') or '[]')
 
 -- The true times are unknown, and no later statement may count as older. So the last statements about
--- these users count as made a day ago, which is as long as the order of statements is kept.
+-- these users count as a day old, the age up to which the order of statements is kept.
 local a_day_ago = integer(now - 24 * 3600 * 1000)
 local more = 0
 for _, set in ipairs({prefix .. ':members', prefix .. ':left'}) do
