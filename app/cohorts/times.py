@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-# What a float holds exactly, as JSON numbers do in most languages.
+# A float, and so a JSON number in most languages, is exact up to this.
 _MAX_MS = 2**53
 
 

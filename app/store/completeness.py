@@ -163,7 +163,7 @@ class CompletenessStore:
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for partition in range(self._keys.partitions):
                 key = self._keys.completeness(app_id, partition, reason)
-                # By rank, redis-py sends ZREVRANGE, which the user of docs/acl/ may not run.
+                # By score: for ranks, redis-py sends ZREVRANGE, which docs/acl/ forbids.
                 page: Any = {"byscore": True, "desc": True, "offset": 0, "num": limit}
                 pipeline.zrange(key, "+inf", "-inf", withscores=True, **page)
             for rows in pipeline.execute():

@@ -2,8 +2,8 @@
 
 A deletion marks the cohort in all partitions. It is in progress while the first partition has the
 mark: this one is set first and, once no partition has users of the cohort left, removed first. So a
-mark that the first partition lacks is left over from a complete deletion, or arrived too late; the
-process that finds it removes it. docs/decisions/deletion.md has the reasons.
+mark that the first partition lacks is left over from a completed deletion, or arrived too late;
+the process that finds it removes it. docs/decisions/deletion.md has the reasons.
 """
 
 from __future__ import annotations

@@ -138,9 +138,9 @@ class Keys:
         return f"{self.base(app_id, partition)}suppressed"
 
     def history(self, app_id: str, kind: str) -> str:
-        """Part of an app's sync history, all of which is in one partition. Private.
+        """A key in the partition that holds an app's sync history. Private.
 
-        These are sorted sets of sync ids. ``syncs``: those formed by requests that name known
+        Four are sorted sets of sync ids. ``syncs``: those formed by requests that name known
         cohorts; ``failures``: those formed by requests that name none, most of which failed;
         ``problems``: those of either kind with failed requests or rejected users; ``left-out``:
         those whose left-out users are kept.

@@ -147,7 +147,7 @@ class SyncHistory:
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
                 key = self._keys.cohort_syncs(app_id, cohort_id)
-                # By rank, redis-py sends ZREVRANGE, which the user of docs/acl/ may not run.
+                # By score: for ranks, redis-py sends ZREVRANGE, which docs/acl/ forbids.
                 pipeline.zrange(key, "+inf", "-inf", desc=True, byscore=True, offset=0, num=1)
             replies = pipeline.execute()
         return {one: int(ids[0]) for one, ids in zip(cohort_ids, replies, strict=True) if ids}

@@ -255,7 +255,7 @@ class Client:
 def _chunks(reply: urllib3.BaseHTTPResponse, most: int, seconds: float) -> Iterator[bytes]:
     """A reply's body, which may be neither too large nor too slow."""
     ends, received = time.monotonic() + seconds, 0
-    # What has arrived so far: a whole chunk may take forever if its bytes trickle in.
+    # read1 returns what has arrived: a whole chunk may take forever if its bytes trickle in.
     while chunk := reply.read1(_CHUNK_BYTES, decode_content=True):
         received += len(chunk)
         if received > most or time.monotonic() > ends:

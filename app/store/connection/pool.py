@@ -179,7 +179,7 @@ class Client(redis.Redis):
         Raises:
             NotReplicated: too few replicas acknowledged the write in time.
         """
-        # On one connection: WAIT covers only the writes that were sent on its own.
+        # On one connection, as WAIT covers only the writes of its connection.
         then = wait.command() if wait.replicas else ()
         try:
             reply, *others = self._send_fenced("EVALSHA", script.sha, call, then)

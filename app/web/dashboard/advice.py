@@ -202,7 +202,7 @@ def advice(reason: str, detail: str = "") -> Advice:
     return ADVICE.get(reason, _UNKNOWN_REASON)
 
 
-# What it means that a cohort is incomplete for each reason; docs/completeness.md has the steps.
+# What each reason why a cohort is incomplete means; docs/completeness.md has the steps.
 _REPLACE = (
     "Replace the members: open a resync and send everything again from Amplitude, or import a "
     "file, or, with AMPLITUDE_KEYS, compare with Amplitude."
