@@ -205,7 +205,7 @@ class Poller:
     ) -> Verdict:
         period_ms = freshness.cadence_ms if freshness.cadence_is_set else None
         behind_ms = cohort.behind_since_ms(period_ms)
-        if behind_ms is None:
+        if behind_ms is None or cohort.archived:  # no sync of an archived one is expected
             return Verdict(differs=differs)
         holds_ms = int(self._seconds * 1000) * _HOLDS_POLLS + _HOLDS_MORE_MS
         return Verdict(holds_ms, behind_ms if behind_ms < self._now_ms() else None, differs)

@@ -200,6 +200,14 @@ def test_cohort__whose_sync_is_behind__stays_late_when_a_part_arrives(
     assert here.freshness("a1") is FreshnessState.FRESH
 
 
+def test_cohort__that_is_archived__is_not_behind(here: Here, redis_client: redis.Redis) -> None:
+    arrived(here, "a1", 0, redis_client)
+    here.serve("a1", size=2, archived=True, syncs=[synced(5)])
+    here.poll()
+    assert here.freshness("a1") is FreshnessState.FRESH
+    assert here.parts.store.upstream.poll_status(APP).behind == 0
+
+
 def test_cohort__with_a_set_cadence__is_late_by_that(here: Here, redis_client: redis.Redis) -> None:
     arrived(here, "a1", 0, redis_client)
     here.parts.store.freshness.set_cadence(APP, "a1", 6 * HOUR * 1000)
