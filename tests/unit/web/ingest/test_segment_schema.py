@@ -12,7 +12,7 @@ from marshmallow import ValidationError
 
 from app.cohorts import Cohort, Identify
 from app.web.http.body import places
-from app.web.http.fields import limited
+from app.web.http.fields import MAX_ITEM_ERRORS, limited
 from app.web.ingest.segment_schema import (
     SegmentBatchSchema,
     SegmentCall,
@@ -141,6 +141,13 @@ def test_batch__one_bad_item__is_named_by_its_place(item: Any, place: str) -> No
     with pytest.raises(ValidationError) as caught:
         limited(SegmentBatchSchema, 10).load({"batch": [GOOD, item, GOOD]})
     assert [row["place"] for row in places(caught.value.messages)] == [place]
+
+
+def test_batch__with_very_many_bad_trait_names__names_some() -> None:
+    traits = {f"{number}{'n' * 513}": True for number in range(2 * MAX_ITEM_ERRORS)}
+    with pytest.raises(ValidationError) as caught:
+        load_call({**GOOD, "traits": traits})
+    assert len(list(places(caught.value.messages))) == MAX_ITEM_ERRORS
 
 
 @pytest.mark.parametrize(

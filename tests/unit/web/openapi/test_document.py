@@ -167,6 +167,20 @@ def test_document__every_body__has_an_example_that_is_taken(
             assert schema.validate(example) == {}, (path, method)
 
 
+def test_document__bodies_of_senders__require_what_the_calls_require(told: dict[str, Any]) -> None:
+    required = {
+        "Identify": ["traits", "type"],
+        "Batch": ["batch"],
+        "List": ["name"],
+        "Webhook": ["cohort_id", "cohort_name", "in_cohort", "users"],
+        "SegmentIdentify": ["type"],
+        "TraitsInContext": ["context", "type"],
+        "SegmentBatch": ["batch"],
+    }
+    schemas = told["components"]["schemas"]
+    assert {name: sorted(schemas[name]["required"]) for name in required} == required
+
+
 def test_document__every_parameter_with_an_example__fits_its_schema(
     told: dict[str, Any],
 ) -> None:
