@@ -198,6 +198,10 @@ local function verify(cohort, by, since)
   local current, key = completeness_of(cohort), hash_of(cohort)
   -- A count that matches does not prove that a gap is closed.
   if by == 'upstream' and #current.reasons > 0 then return end
+  -- A process that was suspended may come after the one that has finished the resync in its place.
+  local started, stage =
+    unpack(call('HMGET', base .. 'cohort:' .. cohort .. ':resync', 'started', 'state'))
+  if stage == 'finished' and tonumber(started) == since then return end
   local cleared, rest = {}, {}
   for _, open in ipairs(current.reasons) do
     if since and last_event(open) >= since then

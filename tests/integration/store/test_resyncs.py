@@ -134,6 +134,28 @@ def test_finish__verifies_the_cohort__but_for_what_went_wrong_since(store: Store
     assert completeness.state == CompletenessState.VERIFIED
 
 
+def test_finish__by_a_process_that_was_suspended__verifies_nothing_after_another_has(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    say(store, True, *USERS)
+    verify = store.completeness.verify
+
+    def suspend(*args: Any) -> None:
+        """Another process finishes, and a sync fails, which the next one makes good."""
+        monkeypatch.undo()
+        run(store)
+        store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+        store.completeness.clear_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+        verify(*args)
+
+    monkeypatch.setattr(store.completeness, "verify", suspend)
+    finish(store)
+    (completeness,) = store.completeness.of(APP, ["1"])
+    assert completeness.state == CompletenessState.UNVERIFIED
+
+
 def test_finish__of_a_finished_one__changes_nothing(store: Store) -> None:
     say(store, True, *USERS)
     opened(store)
