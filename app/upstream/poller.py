@@ -33,6 +33,8 @@ LOOK_SECONDS = 10.0
 # A judgement holds until two polls in a row have failed.
 _HOLDS_POLLS = 2
 _HOLDS_MORE_MS = 300_000
+# A sync has ended once nothing has arrived for this long.
+_SYNC_PAUSE_MS = 300_000
 _ABSENT_KEPT = 100
 _COHORTS_AT_ONCE = 200
 
@@ -185,7 +187,7 @@ class Poller:
             if check.is_exact and not is_verified and not self._awaits_sync(cohort):
                 completeness.verify(app_id, cohort.id, VerifiedBy.UPSTREAM)
             return None
-        if self._awaits_sync(cohort):
+        if self._awaits_sync(cohort) or self._first_sync_goes_on(cohort, freshness):
             return None
         # A sync in between changes one of these.
         state = f"{freshness.last_received_ms}:{cohort.last_success_ms}"
@@ -212,6 +214,12 @@ class Poller:
 
     def _awaits_sync(self, cohort: UpstreamCohort) -> bool:
         return awaits_sync(cohort, self._now_ms())
+
+    def _first_sync_goes_on(self, cohort: UpstreamCohort, freshness: Freshness) -> bool:
+        """Whether a cohort's first sync may still be arriving. The command may poll at any time."""
+        last_ms = freshness.last_received_ms or 0
+        has_ended = cohort.last_success_ms or cohort.last_failure_ms or not cohort.is_synced
+        return not has_ended and self._now_ms() - last_ms < _SYNC_PAUSE_MS
 
     def _now_ms(self) -> int:
         return int(self._now() * 1000)

@@ -200,6 +200,21 @@ def test_cohort__whose_sync_is_behind__stays_late_when_a_part_arrives(
     assert here.freshness("a1") is FreshnessState.FRESH
 
 
+def test_count__while_the_first_sync_arrives__is_not_compared(
+    here: Here, redis_client: redis.Redis
+) -> None:
+    here.send("a1", 2)
+    here.serve("a1", size=10, syncs=[SyncInfo(frequency="hourly")])
+    for _ in range(3):
+        here.poll()
+    assert here.reasons("a1") == set()
+    key = here.parts.store.keys.freshness(APP, "a1")
+    redis_client.hincrby(key, "last_received", -301_000)
+    for _ in range(2):
+        here.poll()
+    assert here.reasons("a1") == {COUNT_DIFFERS}
+
+
 def test_cohort__that_is_archived__is_not_behind(here: Here, redis_client: redis.Redis) -> None:
     arrived(here, "a1", 0, redis_client)
     here.serve("a1", size=2, archived=True, syncs=[synced(5)])
