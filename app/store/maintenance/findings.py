@@ -73,8 +73,8 @@ MEANINGS = {
     ),
     Problem.NOT_A_HASH: _reported_only("a user's key is not a hash: another program writes to it"),
     Problem.WRONG_TYPE: _reported_only(
-        "a key of the service has another type: another program writes to it. What the key belongs "
-        "to was not checked; delete the key and run the check again"
+        "a key of the service has another type: another program writes to it. What depends on the "
+        "key was not checked; delete the key and run the check again"
     ),
     Problem.RECORDS_WITHOUT_COHORT: _repairable(
         "freshness, completeness or sizes of a deleted cohort are left over"
