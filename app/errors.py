@@ -236,8 +236,8 @@ class ResyncShrinks(Problem):
 class ResyncStoreLost(Problem):
     status, reason = 409, "resync_store_lost"
     detail = (
-        "The store has lost data since this began, including who was confirmed. "
-        "Begin again; a resync must be aborted first. This cannot be forced."
+        "The store has lost data since the resync or import began, including who was confirmed. "
+        "Begin again; a resync must be aborted first. Setting force does not help."
     )
 
 

@@ -45,12 +45,12 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _REFUSED = {
     ResyncRefusal.EMPTY: "Nobody was confirmed: all members would leave. --force overrides this.",
     ResyncRefusal.SHRINKS: "More than half of the members would leave. --force overrides this.",
-    ResyncRefusal.STORE_LOST: "The store has lost data since this began, including who was "
-    "confirmed. Begin again; a resync must be aborted first.",
+    ResyncRefusal.STORE_LOST: "The store has lost data since the resync or import began, "
+    "including who was confirmed. Begin again; a resync must be aborted first.",
     ResyncRefusal.ENDED: "The import ended before it was complete: it was aborted, took too long, "
     "or its cohort was deleted or lost. Begin again.",
-    ResyncRefusal.REQUESTS_FAILED: "It does not finish automatically: requests for the cohort "
-    "failed, or may have failed while the service was down. Members whom they named are not "
+    ResyncRefusal.REQUESTS_FAILED: "The resync does not finish automatically: requests for the "
+    "cohort failed, or may have failed while the service was down. Members whom they named are not "
     "confirmed. Make Amplitude send everybody again, then finish it.",
 }
 _REFUSED_FILES = {
@@ -148,7 +148,7 @@ def finish(cohort_id: str, force: bool, app_id: str | None) -> None:
     try:
         finish_resync(store, operator(), place, found, force=force)
     except OtherResync:
-        raise click.ClickException("Cannot finish: its file has not arrived yet.") from None
+        raise click.ClickException("Cannot finish: the import's file has not arrived.") from None
     except ResyncRefused as error:
         raise click.ClickException(_REFUSED[error.reason]) from None
     done = _finished(store, place, found, found.unconfirmed, "Removing")
