@@ -1,9 +1,9 @@
 """Deleting a cohort from all partitions.
 
-A deletion marks the cohort in all partitions. It is in progress while the first partition has the
-mark: this one is set first and, once no partition has users of the cohort left, removed first. So a
-mark that the first partition lacks is left over from a completed deletion, or arrived too late;
-the process that finds it removes it. docs/decisions/deletion.md has the reasons.
+A deletion marks the cohort in all partitions. The first partition's mark is set first and, once no
+partition has users of the cohort left, removed first: the deletion is in progress while that mark
+exists. So a mark that the first partition lacks is left over from a completed deletion, or arrived
+too late; the process that finds it removes it. docs/decisions/deletion.md has the reasons.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Deletions:
         """
         first, *others = places = self._places(app_id, cohort_id)
         here = places[partition]
-        # The first partition's mark is read after this one's. If they differ, the deletion that
-        # this one belongs to is over.
+        # The first partition's mark is read after ``mark``. If they differ, the deletion with
+        # ``mark`` is over.
         if here != first and self._mark(first) != mark:
             self._end(here, mark)
             return None

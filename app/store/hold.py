@@ -81,8 +81,8 @@ class Hold:
     def begin(self, value: bytes = HELD, ttl_ms: int | None = None) -> list[str]:
         """Refuse writes from now on, for ``ttl_ms`` or until the release. Returns all app ids.
 
-        An app that is not among them has not written anything: it registers before it looks at
-        the global flag, which is set before the registered apps are read.
+        Other apps write nothing: an app registers, then checks the global flag, and that flag is
+        set before the registered apps are read.
         """
         with store_errors():
             self._set([self._keys.hold()], _BEGUN, ttl_ms)

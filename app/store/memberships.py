@@ -448,8 +448,8 @@ class Memberships:
         """Note an acknowledged number of confirmations.
 
         Args:
-            before: what was acknowledged before the call began. If the store returns no more than
-                this, it was set back, even if it catches up before it is compared.
+            before: the number acknowledged before the call began. If the store returns no more, it
+                was set back. By the next comparison, the number may have caught up.
         """
         known = self.confirmations.get(partition, 0)
         # `known` is 0 if the store was compared during the call: a setback is not noticed then.

@@ -251,7 +251,7 @@ class Resyncs:
         self._staged.pop(resync.id, None)
 
     def count_file(self, place: ResyncPlace, resync: Resync) -> Iterator[FileCounts]:
-        """Compare what was staged with the members; yields after each step, the last is complete.
+        """Compare what was staged with the members; yields the counts so far after each step.
 
         Calls that arrive meanwhile confirm members too, who stay like the users of the file.
         """
@@ -266,7 +266,7 @@ class Resyncs:
                 for part in ("state", "confirmed")
             )
             with store_errors():
-                # In a partition that didn't know the cohort, all have entered since, and stay.
+                # An unmarked partition didn't know the cohort: its members entered later, and stay.
                 is_marked = self._client.hget(state, "resync") == resync.id.encode()
             common = 0
             for found in self._scan(place, partition, resync.id, marked=False):
@@ -393,7 +393,7 @@ class Resyncs:
                 # resync may be missing.
                 last = resync.started_ms
             if last is not None and now_ms - last >= resync.quiet_ms:
-                # Quiet at two looks: a store that was set back looks quiet until that is found.
+                # Two looks must find it quiet: a store that was set back looks quiet at first.
                 was_quiet = self._was_quiet(place, since_ms=last)
                 if self._note_quiet(place, resync, now_ms) and was_quiet:
                     refused = self.request_finish(place, resync, force=False)
@@ -605,7 +605,7 @@ class Resyncs:
         confirmed_total = total = 0
         for _ in self._partitions():
             mark, members_here, confirmed_here = next(replies), next(replies), next(replies)
-            # In a partition that didn't know the cohort, all have entered since.
+            # An unmarked partition didn't know the cohort: its members entered later.
             is_marked = mark == resync.id.encode()
             confirmed_total += confirmed_here if is_marked else members_here
             total += members_here

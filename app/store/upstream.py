@@ -211,7 +211,7 @@ class UpstreamStore:
         self._freshness.call(app_id, "anonymous", [cohort_id], str(excluded), anonymous)
 
     def excluded(self, app_id: str, cohort_ids: Sequence[str]) -> list[int]:
-        """Users in the last export of each cohort who have an id, and add no member here."""
+        """``excluded`` of each cohort's last export, as given to :meth:`count_anonymous`."""
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
                 pipeline.hget(self._keys.freshness(app_id, cohort_id), "excluded")

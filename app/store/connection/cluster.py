@@ -33,10 +33,9 @@ from app.store.connection.server import Server
 # The second attempt comes after the slots have been read again.
 _ATTEMPTS = 2
 
-# Prepended to every script. While a slot migrates, some of a script's keys are on one node and some
-# on the other, and it would treat the latter as missing. Asking for two keys that never exist fails
-# on either node during a migration, before anything is written. A script whose key has no tag has
-# no other keys.
+# Prepended to scripts that begin with `#!lua`. While a slot migrates, some of a script's keys are
+# on another node, and would look missing. Asking for two keys that never exist fails on either node
+# during a migration, before anything is written. A script whose key has no tag has no other keys.
 _GUARD = (
     "do if string.find(KEYS[1], '{', 1, true) then "
     "redis.call('EXISTS', KEYS[1] .. ':none', KEYS[1] .. ':neither') end end "
@@ -76,7 +75,7 @@ class ClusterClient(CoreCommands):
         return Pipeline(self, transaction=transaction)
 
     def register_script(self, script: str | bytes) -> StoreScript:  # type: ignore[override]
-        """Register a script; the service's own ones refuse to run in a slot that migrates."""
+        """Register a script. If it begins with ``#!lua``, it refuses to run in a migrating slot."""
         if isinstance(script, str) and script.startswith(_SHEBANG):
             first, rest = script.split("\n", 1)
             script = f"{first}\n{_GUARD}{rest}"

@@ -2,8 +2,9 @@
 
 A call sent on an old connection may reach the server after newer calls on new connections: the
 server was suspended, or the network delayed it. A call whose caller has given up must not be
-carried out then, as it would undo what was acknowledged since. So each script that writes is sent
-with a deadline, and refuses to run after it (docs/decisions/fence.md).
+carried out then, as it would undo what was acknowledged since. So scripts that write, except
+those for sessions and rate limits, are sent with a deadline, and refuse to run after it
+(docs/decisions/fence.md).
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import Any
 
 from redis import exceptions
 
-# Prepended to every script that writes, with the check for a hold. The script may use `store_time`,
-# the reply of TIME.
+# Prepended by `register_fenced`. The script may use `store_time`, the reply of TIME.
 CHECK = (
     "local store_time = redis.call('TIME') "
     "do local deadline, longest = string.match(table.remove(ARGV), '^(%d+) (%d+)$') "

@@ -18,7 +18,7 @@ from app.store.connection.script import StoreScript
 # the server's clock was ahead, and no longer counts.
 LONGEST_HOLD_MS = 120_000
 
-# Prepended to every script that writes: refuses to run during a hold (app/store/hold.py).
+# Prepended by `load_script` to scripts that write: refuses to run during a hold (store/hold.py).
 _HOLD_CHECK = (
     "do local base = string.match(KEYS[1], '^[^{]*{[^}]*}:') "
     "local left = base and redis.call('PTTL', base .. 'hold') or -2 "

@@ -198,7 +198,7 @@ local function verify(cohort, by, since)
   local current, key = completeness_of(cohort), hash_of(cohort)
   -- A count that matches does not prove that a gap is closed.
   if by == 'upstream' and #current.reasons > 0 then return end
-  -- A process that was suspended may come after the one that has finished the resync in its place.
+  -- A suspended process may get here after another one has finished the resync.
   local started, stage =
     unpack(call('HMGET', base .. 'cohort:' .. cohort .. ':resync', 'started', 'state'))
   if stage == 'finished' and tonumber(started) == since then return end
@@ -339,7 +339,7 @@ end
 local function note_upstream(cohort, record)
   local key = hash_of(cohort)
   local former, kept = unpack(call('HMGET', key, 'upstream', 'anonymous'))
-  -- In JSON it may be null, which is true in Lua.
+  -- The member may be null in JSON, which is true in Lua.
   local anonymous = tonumber(former and cjson.decode(former).anonymous) or tonumber(kept)
   if record == '' then
     if anonymous then call('HSET', key, 'anonymous', integer(anonymous)) end

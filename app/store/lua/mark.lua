@@ -18,8 +18,8 @@
 -- positions, by position modulo SLOTS. A partition gets a mark with its first data.
 --
 -- Returns {what was found, identity, position}: 'empty' (nothing to lose yet), 'same', 'lost' or
--- 'set_back'. After a loss the identity changes in the same step, so that one observer finds each
--- loss, and the others learn of it from the identity. The position is nil if it was not advanced.
+-- 'set_back'. After a loss the identity changes in the same step, so that only one observer finds
+-- it, and the others learn of it from the identity. The position is nil if it was not advanced.
 
 local stream = KEYS[1]
 local base = string.sub(stream, 1, -#'changes' - 1)

@@ -429,7 +429,7 @@ class _Survey:
     wrong: list[tuple[AppPartition, KeyName, bytes]] = field(default_factory=list)
 
     def is_wrong(self, key: str, place: AppPartition | None = None) -> bool:
-        """Whether a partition's key has a wrong type, in one partition or in any."""
+        """Whether a key has a wrong type in a partition; in any, without ``place``."""
         return any(
             name.rest == key.encode() and place in (None, where) for where, name, _ in self.wrong
         )
@@ -454,7 +454,7 @@ _WITHOUT_COHORT = {Problem.FIELD_OF_UNKNOWN_COHORT, Problem.FOREIGN_FIELD}
 
 
 def _is_of_cohort(name: KeyName) -> bool:
-    # Its syncs belong to the history, which has nothing to compare.
+    # A cohort's syncs belong to the history, which is not checked.
     return name.what.startswith("cohort ") and name.what != "cohort syncs"
 
 
