@@ -32,7 +32,7 @@ class Cohort(NamedTuple):
 
     @classmethod
     def given(cls, name: str, cohort_id: str) -> Cohort:
-        """The cohort with this id, under a name, or a whole trait name, that a person has given.
+        """The cohort with this id. ``name``, given by a person, may be its whole trait name.
 
         Raises:
             ValueError: no trait name has this name and id. The message says why.

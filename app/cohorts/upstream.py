@@ -80,8 +80,8 @@ class CountCheck(NamedTuple):
     def is_exact(self) -> bool:
         """Whether the counts are the same.
 
-        That confirms the members even if the number of anonymous users, who are never sent, is
-        unknown: if there are any, as many members would have to be stale, which is unlikely.
+        Equal counts confirm the members even if the number of anonymous users is unknown. They are
+        never sent, so each would have to be offset by a stale member, which is unlikely.
         """
         return self.expected == self.members
 

@@ -189,7 +189,7 @@ class Poller:
             return None
         if self._awaits_sync(cohort) or self._first_sync_goes_on(cohort, freshness):
             return None
-        # A sync in between changes one of these.
+        # A sync between two polls changes one of these times.
         state = f"{freshness.last_received_ms}:{cohort.last_success_ms}"
         if state == differed and IncompleteReason.COUNT_DIFFERS not in reasons:
             completeness.raise_reason(app_id, cohort.id, IncompleteReason.COUNT_DIFFERS)
@@ -216,7 +216,10 @@ class Poller:
         return awaits_sync(cohort, self._now_ms())
 
     def _first_sync_goes_on(self, cohort: UpstreamCohort, freshness: Freshness) -> bool:
-        """Whether a cohort's first sync may still be arriving. The command may poll at any time."""
+        """Whether a cohort's first sync may still be arriving.
+
+        The command ``cohorts upstream`` may poll at any time.
+        """
         last_ms = freshness.last_received_ms or 0
         has_ended = cohort.last_success_ms or cohort.last_failure_ms or not cohort.is_synced
         return not has_ended and self._now_ms() - last_ms < _SYNC_PAUSE_MS

@@ -22,7 +22,7 @@ from app.store import StoreError
 # A refused body is not searched further than this.
 _MAX_ITEMS, _MAX_TRAITS = 100, 100
 _MAX_NAMED = 100
-# Each takes a call of the store.
+# Ids looked up in the store, with a call each.
 _MAX_ASKED = 20
 _MAX_LOGGED = 8
 # Finds the id in a webhook that is not valid JSON, for example because of a quote in the name.
@@ -80,8 +80,8 @@ def _first_named() -> dict[str, str]:
 def _named() -> Iterator[tuple[str, str]]:
     """The ids in the path and in the refused body, each with the text that it comes from.
 
-    Some ten thousand at most. An id that its text does not contain was derived from a name without
-    an id, so nobody sent it.
+    Some ten thousand at most. If the text does not contain the id, nobody sent it: it was derived
+    from a name without one.
     """
     if list_id := (request.view_args or {}).get("list_id"):
         yield list_id, list_id
