@@ -6,8 +6,9 @@ The rules, for one cohort:
   are ordered by the time they carry, whatever their order of arrival. Other calls carry no time and
   are ordered by arrival, which the simulator knows because it never sends two conflicting updates
   about a user at the same time.
-- An update without a reply (timeout, lost connection) or answered with a 5xx may have been applied
-  or not, until an update of the same or a higher order is acknowledged, normally its own retry.
+- An update without a reply (timeout, lost connection), or answered with a 5xx or with a 2xx that
+  reports rejected users, may have been applied or not, until an update of the same or a higher
+  order is acknowledged, normally its own retry.
 - An update refused with a 4xx, or cut off half way, must have no effect.
 
 So when the retry of a call without a time arrives after a newer sync, the retry wins, here and at

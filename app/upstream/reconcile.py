@@ -455,7 +455,7 @@ class _Run:
                 report.detail = "The store lost data during the reconcile. Reconcile again."
             elif refused.reason is ResyncRefusal.ENDED:
                 report.detail = (
-                    "It was aborted, or the cohort was deleted or lost. Reconcile again."
+                    "The reconcile was aborted, or the cohort was deleted or lost. Start again."
                 )
             return
         result = importing.result()
