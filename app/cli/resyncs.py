@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,13 +175,13 @@ class _Input:
     advance: Callable[[int], None]
 
     def chunks(self) -> Iterator[bytes]:
-        if self._is_gzip():
-            self.file = cast(BinaryIO, gzip.GzipFile(fileobj=self.file))
         try:
+            if self._is_gzip():
+                self.file = cast(BinaryIO, gzip.GzipFile(fileobj=self.file))
             while chunk := self.file.read(_CHUNK_BYTES):
                 self.advance(len(chunk))
                 yield chunk
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InvalidFile(f"It cannot be read: {error}.") from None
 
     def _is_gzip(self) -> bool:

@@ -635,6 +635,18 @@ class TestImport:
         assert run(*words, input="user_id\na\n").exit_code == 0
         assert members(redis_client, "newer") == {"9": {"a"}}
 
+    def test_import__of_a_damaged_file__says_so(
+        self, run: Run, store: Store, tmp_path: Path
+    ) -> None:
+        packed = bytearray(gzip.compress("".join(f"{n * n}\n" for n in range(5000)).encode()))
+        packed[200:250] = bytes(50)
+        (tmp_path / "cohort.csv.gz").write_bytes(packed)
+        # Linux can open the second one, but not read it.
+        for name in (str(tmp_path / "cohort.csv.gz"), "/proc/self/mem"):
+            refused = run("cohorts", "import", "1", name)
+            assert refused.exit_code == 1
+            assert "It cannot be read: " in refused.stderr
+
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
