@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import count
 
 import pytest
@@ -71,6 +72,20 @@ def test_calls__once_the_store_does_not_reply__fail_at_once_until_it_does(
         finally:
             process.kill()
             process.wait(30)
+
+
+def test_calls__once_the_store_accepts_no_connection__fail_at_once() -> None:
+    """As when its machine is gone: nothing refuses the connection either."""
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full:
+        others = [socket.socket() for _ in range(4)]
+        for other in others:
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        url = f"redis://127.0.0.1:{full.getsockname()[1]}"
+        store = Store(connect(Settings(redis_url=url, store_timeout_seconds=TIMEOUT)))
+        wait_until(lambda: fails_at_once(store.server_info.ping))
+        for other in others:
+            other.close()
 
 
 @thorough

@@ -15,7 +15,7 @@ import pytest
 import redis
 from redis.connection import Connection
 
-from app.store.connection.pool import Client, FairLifoQueue, Pool, pooled
+from app.store.connection.pool import Client, FairLifoQueue, Pool, _Waiter, pooled
 from app.store.connection.server import Server
 from tests.support.polling import wait_until
 
@@ -118,6 +118,18 @@ class TestQueue:
         assert time.monotonic() - started >= 0.05
         free.put_nowait("connection")
         assert free.get(block=False) == "connection"
+
+    def test_item__that_arrives_at_the_timeout__is_returned(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        free = FairLifoQueue(1)
+
+        def wait(waiter: _Waiter, timeout: float) -> bool:
+            free.put_nowait("connection")
+            return False  # the time was up just before
+
+        monkeypatch.setattr(_Waiter, "wait", wait)
+        assert free.get(timeout=30) == "connection"
 
     def test_put__into_a_full_queue__raises(self) -> None:
         free = FairLifoQueue(1)
