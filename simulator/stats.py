@@ -50,7 +50,7 @@ class Stats:
     """HTTP requests, including retries and duplicates."""
     retries: int = 0
     gave_up: int = 0
-    """Undelivered requests: retries exhausted, or refused with a status that isn't retried."""
+    """Failed requests: retries exhausted, refused (404s to identifies excepted), or no list id."""
     changes_sent: int = 0
     """Membership changes in all HTTP requests, including retries and duplicates."""
     changes_acknowledged: int = 0

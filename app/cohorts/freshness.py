@@ -13,7 +13,7 @@ class FreshnessState(StrEnum):
     """Whether a cohort arrives as often as expected."""
 
     FRESH = "fresh"
-    LATE = "late"  # nothing received for longer than its cadence allows
+    LATE = "late"  # overdue, by its cadence or by Amplitude's own record
     NEVER = "never"  # registered, but no users received yet
 
 

@@ -319,7 +319,7 @@ class _Run:
                 self._apply(importing, file)
             else:
                 report.state = DONE
-                # Don't verify if something went wrong during the comparison.
+                # Don't verify if a sync arrived or something went wrong during the comparison.
                 is_as_before = not report.sync_arrived and self._reasons() == reasons
                 if report.is_equal and is_as_before:
                     self._store.failed_requests.forget(*order.place, began_ms)

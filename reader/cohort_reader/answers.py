@@ -66,7 +66,7 @@ class FreshnessState(StrEnum):
     """Whether a cohort is still being received."""
 
     FRESH = "fresh"
-    LATE = "late"  # nothing received for longer than its cadence allows
+    LATE = "late"  # overdue, by its cadence or by Amplitude's own record
     NEVER = "never"  # no users of it received yet
 
 

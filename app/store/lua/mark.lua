@@ -79,7 +79,7 @@ local function lacks_newest()
   local last = call('GET', stream .. ':last')
   if not last or is_before(last, newest) then return true end
   if last == newest or #call('XRANGE', stream, newest, newest) > 0 then return false end
-  -- Trimmed or erased, unless there are older entries and none can have been erased.
+  -- Trimmed or erased, unless there are older entries and this one cannot have been erased.
   local oldest = call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if not oldest or is_before(newest, oldest[1]) then return false end
   local erased_until = call('HGET', base .. 'erased', 'until')

@@ -92,7 +92,8 @@ MEANINGS = {
         "two partitions have different names of a cohort, and no rename is in progress"
     ),
     Problem.CHANGE_REPEATED: _reported_only(
-        "the stream has the same change of a user twice in a row"
+        "the stream has the same change of a user twice in a row, or a user who left without "
+        "having entered"
     ),
     Problem.CHANGE_MISSING: _reported_only(
         "the last change of a user in the stream disagrees with the membership"

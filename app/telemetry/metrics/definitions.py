@@ -115,8 +115,8 @@ STORE_EVICTS = ScrapedGauge(
 )
 COHORTS = ScrapedGauge(
     "cohort_receiver_cohorts",
-    "Cohorts of the first hundred apps by freshness: fresh, late (nothing received for longer than "
-    "its cadence allows), never (no sync has named a user yet).",
+    "Cohorts of the first hundred apps by freshness: fresh, late (overdue, by its cadence or by "
+    "Amplitude's own record), never (no sync has named a user yet).",
     ("freshness",),
 )
 COMPLETENESS = ScrapedGauge(

@@ -27,7 +27,7 @@ def init_app(app: Flask) -> None:
 
 
 def require_https(app: Flask) -> None:
-    """Refuse plain HTTP, except for health checks, which platforms send directly."""
+    """Refuse plain HTTP, except for /version and health checks, which platforms send directly."""
 
     @app.before_request
     def refuse_plain() -> None:
