@@ -115,7 +115,7 @@ class KeyRing:
         return InvalidCredentials(), None
 
     def _entry(self, key: str) -> _Entry | None:
-        # The time of a dictionary look-up depends on digests, which nobody can choose.
+        # No timing attack: the time of the lookup depends on digests, which nobody can choose.
         digest = _digest(key)
         entry = self._entries.get(digest)
         return entry if entry and hmac.compare_digest(entry.digest, digest) else None

@@ -35,7 +35,7 @@ from app.store import StoreError
 _CHUNK = 10_000
 # Invalid lines reported one by one; the rest are counted.
 _MAX_REPORTED = 20
-# The first line of JSON that is not newline-delimited: no user has such an id.
+# First lines of JSON that is not newline-delimited. They are never taken for ids.
 _BEGINS_JSON = (b"{", b"[", b"[{")
 
 users = Group("users", help="Register, show and erase users.", epilog=EXIT_CODES)

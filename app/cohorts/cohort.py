@@ -35,7 +35,7 @@ class Cohort(NamedTuple):
         """The cohort with this id. ``name``, given by a person, may be its whole trait name.
 
         Raises:
-            ValueError: no trait name has this name and id. The message says why.
+            ValueError: this name and id form no valid trait name. The message says why.
         """
         if text_problem(name, MAX_TRAIT_BYTES) is None:
             cohort = cls.from_trait(name)
@@ -48,7 +48,7 @@ class Cohort(NamedTuple):
         """The cohort with this id, under the trait name that Amplitude would send.
 
         Raises:
-            ValueError: no trait name has this name and id. The message says why.
+            ValueError: this name and id form no valid trait name. The message says why.
         """
         trait = f"[Amplitude] {name}: {cohort_id}"
         if problem := text_problem(trait, MAX_TRAIT_BYTES):

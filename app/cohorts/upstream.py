@@ -60,9 +60,8 @@ class CountCheck(NamedTuple):
     Attributes:
         expected: members that there should be.
         members: members that there are.
-        most: if only registered users are accepted, the members that there would be if everybody
-            were registered; else None. The set of registered users changes, so how many members to
-            expect is uncertain.
+        most: where only registered users are accepted, the expected members if everybody were
+            registered; else None. Registrations change, so fewer members prove nothing.
     """
 
     expected: int
@@ -71,7 +70,10 @@ class CountCheck(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the counts differ by more than the tolerance."""
+        """Whether the counts differ by more than the tolerance.
+
+        With ``most``, only a surplus of members counts.
+        """
         if self.most is not None:
             return self.members - self.most > self.most * COUNT_TOLERANCE
         return abs(self.expected - self.members) > self.expected * COUNT_TOLERANCE
@@ -80,8 +82,8 @@ class CountCheck(NamedTuple):
     def is_exact(self) -> bool:
         """Whether the counts are the same.
 
-        Equal counts confirm the members even if the number of anonymous users is unknown. They are
-        never sent, so each would have to be offset by a stale member, which is unlikely.
+        Equal counts confirm the members even if the number of anonymous users is unknown. Anonymous
+        users are never sent, so each would need a stale member to offset it, which is unlikely.
         """
         return self.expected == self.members
 

@@ -149,7 +149,7 @@ def _is_running(pid: str) -> bool:
 
 
 def _takes_socket(path: Path) -> bool:
-    # A slightly longer name: some programs accept shorter paths than the kernel does.
+    # A slightly longer name: the limit of some programs is lower than the kernel's.
     probe = path.with_name(f"{path.name}.probe")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:

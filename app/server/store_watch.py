@@ -102,7 +102,8 @@ class StoreWatch:
         )
         if advance:
             self._advanced[partition] = now
-        # What was acknowledged before a loss, whichever process has found it, is part of that loss.
+        # A new identity means a loss, whichever process found it. What was acknowledged before is
+        # part of that loss, and is not compared again.
         is_new = mark is not None and known is not None and mark.identity != known.identity
         if is_new or acknowledged.get(partition) == newest:
             acknowledged.pop(partition, None)
@@ -141,7 +142,7 @@ class StoreWatch:
 class MarksFile:
     """Remembers marks in a file, for one store. An unreadable file is an empty one.
 
-    All workers write it: an older mark misses some losses, but never reports a false one.
+    All workers write it, so marks may be old: they then miss some losses, but report no false one.
 
     Attributes:
         path: None to remember nothing.

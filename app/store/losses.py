@@ -143,8 +143,8 @@ class Losses:
             if found == b"empty":
                 return None, None
             loss = None if found == b"same" else LossKind(found.decode())
-            # A failover may lose a position that replicas lack, although no acknowledged write is
-            # lost.
+            # Without a loss, remember only what replicas have: a failover may lose a position
+            # without losing an acknowledged write.
             if position and (loss or self._replication.has_reached(*partition)):
                 mark = Mark(identity.decode(), position[0], token)
         return loss, mark

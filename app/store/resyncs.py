@@ -450,8 +450,8 @@ class Resyncs:
     def _apply_file(self, place: ResyncPlace, resync: Resync) -> Iterator[None]:
         """Add the users of a file, as of the import's beginning: those who left since stay out.
 
-        Users who are members already are skipped, so that no statement about them is recorded: a
-        call with an earlier time may arrive later, and must count.
+        Users who are members already are skipped, so that no statement about them is recorded. A
+        call from before the import may still arrive, and must count.
         """
         trait = self._registry.trait(*place) or ""
         cohort = Cohort(place.cohort_id, trait)

@@ -64,7 +64,7 @@ class Verdict(NamedTuple):
     Attributes:
         holds_ms: for how long it decides whether the cohort is late; 0 for no decision.
         behind_ms: since when the sync is overdue; None if it is not.
-        differs: identifies the state in which the counts differed; None if they agree.
+        differs: identifies the last sync if the counts differ; else None.
     """
 
     holds_ms: int = 0
@@ -133,7 +133,7 @@ class UpstreamStore:
             return bool(self._lease(keys=[key], args=[secrets.token_hex(8), int(seconds * 1000)]))
 
     def end_turn(self, app_id: str, work: str) -> None:
-        """Let the next one take its turn now."""
+        """Let the work be claimed again now."""
         with store_errors():
             self._client.unlink(self._keys.upstream_lease(app_id, f"{work}-turn"))
 
@@ -193,7 +193,7 @@ class UpstreamStore:
         self._freshness.call(app_id, "judge", [cohort_id], text)
 
     def differed(self, app_id: str, cohort_ids: Sequence[str]) -> list[str | None]:
-        """The state in which each cohort's count differed at the last poll; None if it agreed."""
+        """``Verdict.differs`` of each cohort at the last poll."""
         with store_errors(), self._client.pipeline(transaction=False) as pipeline:
             for cohort_id in cohort_ids:
                 pipeline.hget(self._keys.freshness(app_id, cohort_id), "count_differed")

@@ -337,7 +337,7 @@ def _seconds(value: Any) -> int | None:
 
 
 def _time(value: Any) -> int | None:
-    """A time in ISO 8601 with an offset, in ms since the epoch; None unless later than that.
+    """A time in ISO 8601 with an offset, in ms since the epoch; None unless after the epoch.
 
     Some programs write 1970 or the year 1 for what never happened.
     """

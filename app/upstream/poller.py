@@ -174,7 +174,8 @@ class Poller:
         """Raise or clear a reason, or verify a cohort, by its count.
 
         Returns:
-            The state in which the counts differ; None if they agree, are unknown, or await a sync.
+            What identifies the last sync if the counts differ; None if they agree, are unknown, or
+            await a sync.
         """
         if check is None:
             return None
@@ -218,7 +219,7 @@ class Poller:
     def _first_sync_goes_on(self, cohort: UpstreamCohort, freshness: Freshness) -> bool:
         """Whether a cohort's first sync may still be arriving.
 
-        The command ``cohorts upstream`` may poll at any time.
+        Even two polls may come before its end: the command ``cohorts upstream`` polls at any time.
         """
         last_ms = freshness.last_received_ms or 0
         has_ended = cohort.last_success_ms or cohort.last_failure_ms or not cohort.is_synced

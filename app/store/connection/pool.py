@@ -267,8 +267,8 @@ def pooled(kind: type[AbstractConnection], server: Server) -> type[AbstractConne
 
     The library polls a connection before each use, in case it was closed. That costs a turn of the
     event loop for every command. A dead connection is noticed by the command, which is then retried
-    on a new one. The library closes a connection whose reply was not read to its end, so it never
-    returns to the pool.
+    on a new one. Nor is polling needed to find unread data: the library closes a connection whose
+    reply was not read to its end.
 
     Each connection knows its server's clock, for the deadlines of calls that write.
     """

@@ -191,7 +191,7 @@ local function note_confirmed(prefix, entering, users, since, moved)
 end
 
 -- Arguments with which ZADD sets each user's score to the time of the last statement about that
--- user, the latest in some sets.
+-- user: the latest of the user's scores in some sets.
 local function last_statements(users, sets)
   local latest = {}
   for _, set in ipairs(sets) do

@@ -31,7 +31,7 @@
 --   anonymous ARGV[3] users have no id, and ARGV[2] others are never members here
 --   judge     store what follows from the record: ARGV[2], a JSON object. "holds": for how many ms
 --             the record decides whether the cohort is late; "behind": since when its sync is
---             overdue, or null; "differs": identifies the state in which the counts differ, or null
+--             overdue, or null; "differs": identifies the last sync if the counts differ, or null
 --
 -- Nothing is written about a cohort that this partition does not know, or that is being deleted: a
 -- deletion may have come between a request and this call, and must leave nothing behind.

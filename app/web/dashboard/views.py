@@ -135,7 +135,7 @@ def overview() -> BaseResponse:
 def _latest_syncs(app_id: str, cohort_ids: Sequence[str]) -> list[Sync]:
     """The latest syncs by last request: of all, of those with problems, and of some cohorts.
 
-    A sync of a cohort that is synced every minute may have begun long ago.
+    The history sorts syncs by their start, which may be long ago for a cohort synced every minute.
     """
     history = store().sync_history
     found = history.syncs(app_id, limit=LATEST_SYNCS).syncs

@@ -21,7 +21,7 @@ from app.cohorts.cohort import MAX_TRAIT_BYTES, MAX_USER_ID_BYTES, text_problem
 _BEGIN = b'{"batch"'
 # A string of this length always fits: UTF-8 takes at most 4 bytes per character.
 _SAFE_USER_ID_CHARACTERS = MAX_USER_ID_BYTES // 4
-# Sorts after the empty string, and after any that begins with a blank in ASCII.
+# Sorts after the empty string, and after any string that begins with an ASCII blank.
 _FIRST_PRINTABLE = "!"
 
 

@@ -118,8 +118,8 @@ class WebhookSchema(Base):
         empty=True,
         required=True,
         metadata={
-            "description": "The trait name, formed from the cohort's name and id, has at most 512 "
-            "bytes of UTF-8.",
+            "description": "The cohort's name. With the id, it forms the trait name, which has at "
+            "most 512 bytes of UTF-8.",
             "example": "Power users",
         },
     )
