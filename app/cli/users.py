@@ -64,7 +64,7 @@ def register(file: BinaryIO, app_id: str | None) -> None:
 def unregister(file: BinaryIO, app_id: str | None) -> None:
     """Unregister users, so that USER_POLICY=known no longer accepts them.
 
-    FILE is as for register. The users' traits and memberships are kept.
+    FILE is as for register. The users' traits and memberships are kept until they leave.
     """
     store = the_store()
     app = one_app(store, app_id)

@@ -223,6 +223,16 @@ class BatchContract(CohortContract):
         (record,) = parts.store.sync_history.requests(APP, sync.id, problems=True)
         assert record.rejections == (Rejection("", "invalid_user_id"),)
 
+    def test_members__who_are_not_registered__leave(self) -> None:
+        """They entered when everybody was accepted, or were registered then."""
+        assert self.request(caller(self.make_app()), ["a", "b"], True).status_code == 200
+        http = caller(self.make_app(user_policy="known"))
+        reply = self.request(http, ["a", "stranger"], False)
+        assert reply.status_code == 200
+        assert [e["reason"] for e in reply.json["errors"]] == ["unknown_user"]
+        assert members(self.redis, APP) == {COHORT: {"b"}}
+        assert self.request(http, ["a"], False).json["reason"] == "unknown_user"
+
     def test_bad_ids__among_unknown_and_suppressed_users__have_a_reason_of_their_own(self) -> None:
         app = self.make_app(user_policy="known")
         store = services(app).store
