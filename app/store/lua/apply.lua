@@ -6,8 +6,7 @@
 -- the keys, docs/decisions/order.md which of two statements counts.
 --
 -- KEYS[1]    the partition's change stream; the names of all other keys derive from it
--- ARGV[1]    'known' to skip users who are not registered, unless they are members who leave; else
---            'open'
+-- ARGV[1]    'known' to skip users who are neither registered nor members of the cohort, else 'open'
 -- ARGV[2]    'count' to return the number of changed users, 'users' to return their ids
 -- ARGV[3]    change stream: entries to keep
 -- ARGV[4]    change stream: age to keep, in ms
@@ -525,8 +524,8 @@ while position <= #ARGV do
   if known_only and #users > 0 then
     local outside
     users, outside = split(base .. 'registered', users)
-    if #outside > 0 and value == 'false' then
-      -- Those who are members leave: they entered when they were accepted.
+    if #outside > 0 then
+      -- Those who are members entered when they were accepted; they stay members until they leave.
       local since = call('ZMSCORE', base .. 'cohort:' .. cohort .. ':members', unpack(outside))
       local others = {}
       for i = 1, #outside do

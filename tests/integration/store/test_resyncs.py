@@ -156,6 +156,19 @@ def test_finish__by_a_process_that_was_suspended__verifies_nothing_after_another
     assert completeness.state == CompletenessState.UNVERIFIED
 
 
+def test_finish__where_only_registered_users_are_accepted__keeps_members_who_are_not(
+    store: Store, redis_client: redis.Redis
+) -> None:
+    say(store, True, *USERS)
+    store.registered_users.add(APP, USERS[:15])
+    opened(store)
+    named = MembershipChange(Cohort("1", TRAIT), True, [*USERS[5:], "stranger"])
+    applied = store.memberships.apply(APP, [named], source="test", known_only=True)
+    assert applied.unknown == {"stranger"}
+    finish(store)
+    assert members(redis_client, APP) == {"1": set(USERS[5:])}
+
+
 def test_finish__of_a_finished_one__changes_nothing(store: Store) -> None:
     say(store, True, *USERS)
     opened(store)

@@ -223,10 +223,11 @@ class BatchContract(CohortContract):
         (record,) = parts.store.sync_history.requests(APP, sync.id, problems=True)
         assert record.rejections == (Rejection("", "invalid_user_id"),)
 
-    def test_members__who_are_not_registered__leave(self) -> None:
+    def test_members__who_are_not_registered__stay_until_they_leave(self) -> None:
         """They entered when everybody was accepted, or were registered then."""
         assert self.request(caller(self.make_app()), ["a", "b"], True).status_code == 200
         http = caller(self.make_app(user_policy="known"))
+        assert self.request(http, ["a", "b"], True).json["rejected"] == 0
         reply = self.request(http, ["a", "stranger"], False)
         assert reply.status_code == 200
         assert [e["reason"] for e in reply.json["errors"]] == ["unknown_user"]
