@@ -263,7 +263,8 @@ class Settings:
     user_policy: str = _setting(
         kinds.String(validate=validate.OneOf(["open", "known"])),
         default="open",
-        help="open accepts every well-formed user id; known only registered ones.",
+        help="open accepts every well-formed user id; known only registered users, and members "
+        "of the cohort.",
     )
     max_batch_users: int = _setting(
         _whole(1, 1_000_000),
