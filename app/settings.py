@@ -300,8 +300,8 @@ class Settings:
     send_timeout_seconds: float = _setting(
         kinds.Float(validate=validate.Range(0.1, 600)),
         default=20.0,
-        help="Time that a reply may wait for a client that reads slowly or not at all; each 4 KiB "
-        "that it reads gives back a second.",
+        help="Time that a reply may wait for a client that reads slowly or not at all. Each 4 KiB "
+        "read adds a second, up to this limit.",
     )
     rate_limit: RateLimitItem | None = _setting(
         _Rate(), default=parse("1000/second"), help="Requests per key; off for no limit."

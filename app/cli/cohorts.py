@@ -54,8 +54,8 @@ cohorts = Group(
 def list_cohorts(app_id: str | None, as_json: bool) -> None:
     """List all cohorts, ordered by id.
 
-    FIRST is when the cohort was first received or imported, and LAST when it was last received, in
-    UTC; if it never was, LAST is FIRST. SOURCES are how it arrived, such as identify or list.
+    FIRST is when the cohort was first received or imported; LAST is when it was last received, or
+    FIRST if it never was. Both are in UTC. SOURCES are how it arrived, such as identify or list.
     ENTERED and LEFT count transitions since FIRST. COMPLETENESS has the reasons why a cohort is
     incomplete.
     """

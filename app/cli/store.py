@@ -205,8 +205,8 @@ def _copy_lines(report: CopyReport) -> Iterator[str]:
 @click.option(
     "--intended",
     is_flag=True,
-    help="The data was removed on purpose: forget the loss, also as a reason why cohorts are "
-    "incomplete.",
+    help="The data was removed on purpose: forget the loss, so that no cohort is incomplete "
+    "because of it.",
 )
 def acknowledge_loss(app_id: str | None, intended: bool) -> None:
     """Acknowledge that the store lost data, which ends the alert.

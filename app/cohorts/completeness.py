@@ -70,7 +70,7 @@ class Completeness(NamedTuple):
         reasons: why it is incomplete; empty unless it is.
         verified_at_ms: when it was last confirmed, ms since the epoch; None for never.
         verified_by: what confirmed it then.
-        left_out: users skipped since then, or ever if it was never confirmed, by reason.
+        left_out: number of users skipped since then, by reason; all if never confirmed.
         upstream: None if Amplitude's record has not been read.
     """
 

@@ -60,7 +60,7 @@ class CountCheck(NamedTuple):
     Attributes:
         expected: members that there should be.
         members: members that there are.
-        most: where only registered users are accepted, the expected members if everybody were
+        most: with ``USER_POLICY=known``, the most members that there can be, if everybody were
             registered; else None. Registrations change, so fewer members prove nothing.
     """
 
@@ -82,8 +82,8 @@ class CountCheck(NamedTuple):
     def is_exact(self) -> bool:
         """Whether the counts are the same.
 
-        Equal counts confirm the members even if the number of anonymous users is unknown. Anonymous
-        users are never sent, so each would need a stale member to offset it, which is unlikely.
+        Equal counts confirm the members even if the number of anonymous users is unknown. These are
+        never sent: if there are some, as many members must be stale, which is unlikely.
         """
         return self.expected == self.members
 

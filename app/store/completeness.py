@@ -56,8 +56,8 @@ class CompletenessStore:
         """Record that the members were confirmed: clears the reasons and the left-out users.
 
         Args:
-            since_ms: when the resync or import that confirmed them began. What came since then is
-                kept.
+            since_ms: when the resync, import or reconcile that confirmed them began. Reasons since
+                then are kept; after a resync or import, also the users left out since then.
         """
         self._call(app_id, "verify", cohort_id, by, "" if since_ms is None else since_ms)
 
@@ -70,7 +70,7 @@ class CompletenessStore:
     def add_failed(self, app_id: str, cohort_id: str, requests: int, last_ms: int) -> None:
         """Record that requests failed permanently, the last of which began at ``last_ms``.
 
-        Does nothing if the members were replaced since.
+        Does nothing if a resync, import or reconcile that began since has confirmed the members.
         """
         self._call(app_id, "failed", cohort_id, str(last_ms), requests)
 

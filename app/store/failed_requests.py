@@ -67,7 +67,7 @@ class FailedRequests:
         return found
 
     def forget(self, app_id: str, cohort_id: str, before_ms: int) -> None:
-        """Forget a cohort's requests that failed earlier: its members were replaced since."""
+        """Forget a cohort's requests that failed earlier: its members were confirmed since."""
         old = [one for one, at_ms in self.all(app_id).items() if at_ms < before_ms]
         self.take(app_id, [one for one in old if one.cohort_id == cohort_id])
 

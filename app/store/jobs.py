@@ -133,7 +133,7 @@ class Jobs:
         if done > 0:
             self._spread.pop(job, None)
             if self._keys.partitions > 1:
-                # This partition may have been unable to take a newer name so far.
+                # A newer name may have had to wait for this rename; see UNMOVED_NAMES in apply.lua.
                 self._spread_name(job.app_id, job.cohort_id)
             return None
         return looked_at

@@ -29,8 +29,8 @@ _GROUP_COST = 8
 _CHARACTERS_PER_USER = 64
 # How many earlier names a partition learns with a cohort: a late retry may bring one of them.
 _EARLIER_NAMES = 3
-# Noted in place of the confirmations if the store has lost some: more than there can be, so that
-# the next comparison finds the loss.
+# Noted as the number of confirmations if the store has lost some. It is greater than any real one,
+# so the next comparison finds the loss.
 _LOST = 2**53
 
 
@@ -178,7 +178,7 @@ class Memberships:
             message_id: if given, the message is applied once. For a day, it is recognised by this
                 id together with the changes, in the same order.
             arrived: when the request arrived, on the monotonic clock; now if not given.
-            known_only: apply to registered users only.
+            known_only: skip users who are not registered, unless they are members who leave.
             as_known: trait names may be outdated: use each cohort's current one, and skip unknown
                 cohorts.
 
@@ -448,8 +448,8 @@ class Memberships:
         """Note an acknowledged number of confirmations.
 
         Args:
-            before: the number acknowledged before the call began. If the store returns no more, it
-                was set back. By the next comparison, the number may have caught up.
+            before: the number acknowledged before the call began. Unless the store's number is
+                greater, the store was set back. By the next comparison, it may have caught up.
         """
         known = self.confirmations.get(partition, 0)
         # `known` is 0 if the store was compared during the call: a setback is not noticed then.

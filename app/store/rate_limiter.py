@@ -125,7 +125,7 @@ class RateLimiter:
             counter.lock.release()
 
     def _ask(self, counter: _Counter, limit: RateLimitItem, names: tuple[str, ...]) -> None:
-        """Count in the store; for a while without it if that fails."""
+        """Count in the store; if that fails, alone for a while."""
         ahead = min(limit.amount // _SHARE, _MAX_AHEAD)
         wanted = max(1, ahead, min(1 + counter.waiting, limit.amount))
         key = f"{self._prefix}:{limit.key_for(*names)}"

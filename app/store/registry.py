@@ -136,7 +136,7 @@ def _merged(cohort_id: str, shares: Iterable[tuple[dict[bytes, bytes], int]]) ->
         id=cohort_id,
         trait=newest[b"trait"].decode(),
         first_ms=min(int(state[b"first"]) for state in states),
-        # Partitions that only know the name have none.
+        # Partitions that only know the name have no `last`.
         last_ms=max(
             (int(state[b"last"]) for state in states if b"last" in state),
             default=min(int(state[b"first"]) for state in states),

@@ -85,8 +85,8 @@ class _Scanned(NamedTuple):
     Attributes:
         looked_at: how many.
         users: those of them who are not confirmed.
-        cursor, run: where the scan continues, "0" at the end; the server process whose cursor it
-            is.
+        cursor: where the scan continues; "0" at the end.
+        run: the server process that returned the cursor.
     """
 
     looked_at: int
@@ -275,7 +275,7 @@ class Resyncs:
                 removed += len(found.users) if is_marked else 0
                 yield FileCounts(added, removed, members - removed, members)
             with store_errors():
-                # Read last: members may leave during the comparison, and are not added then.
+                # Read last: members who have left during the comparison are not in the set.
                 added += max(0, int(self._client.scard(confirmed)) - common)
         yield FileCounts(added, removed, members - removed, members)
 
@@ -404,7 +404,7 @@ class Resyncs:
         self._at_home("look", place, resync.id, LOOK_MS)
 
     def _lacks_requests(self, place: ResyncPlace, resync: Resync, now_ms: int) -> bool:
-        """Whether requests may have failed since a resync began: their members are not confirmed.
+        """Whether requests may have failed since a resync began, leaving members unconfirmed.
 
         Remains true once one has failed permanently, even if a sync without failures follows.
         """

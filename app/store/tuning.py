@@ -23,8 +23,8 @@ class Tuning:
         arrivals_remembered: cohorts whose last noted arrival a process keeps.
         cohorts_per_call: summaries in one script call: about 2 ms of the store's time.
         cohorts_examined: for one page sorted by id; a filter may match few of them.
-        cohorts_sorted: an order other than by id needs all cohorts. The list of an app with more
-            can only be sorted by id.
+        cohorts_sorted: an app with more cohorts can only list them by id; any other order needs
+            all of them.
         change_bytes_per_call: bytes of user ids that one page of changes holds.
         rates_remembered: names whose counts a process keeps.
         rates_retry_seconds: a counter that was unavailable is tried again after this long.

@@ -52,8 +52,8 @@ class Pace:
     Attributes:
         connect_seconds, read_seconds: to connect, and for each part of a reply.
         reply_seconds: for a whole reply, files included.
-        retries: of calls that got no reply or a 5xx: the first one immediately, the others after
-            2, 4, 8, … times ``backoff_seconds``.
+        retries: of calls that got no reply, 500, 502, 503 or 504: the first one immediately, the
+            others after 2, 4, 8, … times ``backoff_seconds``.
         backoff_seconds: see ``retries`` and ``downloads``.
         throttled_seconds: after a 429 without Retry-After. Amplitude's limit is per ten minutes.
         throttled_most_seconds: after this much waiting, a 429 is an error.
@@ -181,8 +181,8 @@ class Client:
                 _save(reply, file, self._pace.reply_seconds)
                 return True
             location, scheme = _location(reply, address)
-        # Pre-signed: it grants access by itself, and no credentials may go there. It must not be
-        # logged either, so it is requested without the library's retries, which log what they try.
+        # The location is pre-signed: it grants access by itself, and no credentials may go there.
+        # It must not be logged, so the library's retries, which log what they try, are not used.
         if reply.status not in _REDIRECTS or scheme not in ("https", urlsplit(self._url).scheme):
             raise UpstreamBadReply
         with closing(

@@ -422,7 +422,7 @@ class _Run:
             raise ResyncOpen from None
 
     def _abort_abandoned(self) -> None:
-        """End the import that a killed reconcile left; while this one has the lease, none runs."""
+        """End the import that a killed reconcile left. This one has the lease: no other runs."""
         resyncs, place = self._store.resyncs, self._order.place
         left = resyncs.find(place)
         if left is None or left.kind is not ResyncKind.RECONCILE:

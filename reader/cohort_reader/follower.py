@@ -102,7 +102,7 @@ class _FollowerCore:
         self._start = _start_id(start)
         self._ordered = ordered
         self._handler_seconds = handler_seconds
-        # Claims are renewed at half of handler_seconds, so that each handler call has all of it.
+        # Claims are renewed at half of handler_seconds, so that each handler call gets that long.
         self._claim_after_ms = int(handler_seconds * 1500)
         self._retry_seconds = retry_seconds
         self._max_deliveries = max_deliveries

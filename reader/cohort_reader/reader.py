@@ -272,7 +272,7 @@ class _ReaderCore:
         now = self._clock()
         answers, stale = self._cached(questions, now)
         while missing := [question for question in questions if question not in answers]:
-            # Stale answers are used while the store is unavailable, which the breaker decides.
+            # If the store fails, or the breaker is open, stale answers are used.
             own, others = self._cache.start(missing, self._new_event)
             error: Exception | None = None
             try:

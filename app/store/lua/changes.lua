@@ -44,10 +44,9 @@ while #entries < limit and bytes < budget do
   start = '(' .. part[#part][1]
 end
 if #entries == 0 then
-  -- If the entries after the position were removed because their users were erased, that is no
-  -- loss. It is one if the store was reset to an earlier state, if all entries were trimmed by age
-  -- (age.lua sets `begun`), or if this is a copy to which nothing was added yet (copy.py
-  -- sets it too).
+  -- Entries that were erased with their users are no loss. Entries are lost if the store was reset
+  -- to an earlier state, if all were trimmed by age (age.lua sets `begun`), or if this is a copy to
+  -- which nothing was added yet (copy.py sets `begun` too).
   local lost = before(newest, position ~= '' and position or newest)
     or (position ~= '' and call('GET', stream .. ':begun') == newest)
   return {lost and 1 or 0, newest, 0, {}, newest}

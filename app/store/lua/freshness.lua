@@ -19,7 +19,7 @@
 --             are open reasons
 --   raise     incomplete for the reason ARGV[2], after ARGV[3] more events
 --   failed    incomplete because ARGV[3] requests failed, the last of which began at ARGV[2], in ms;
---             unless the members were replaced since
+--             unless a resync, import or reconcile that began since has confirmed the members
 --   clear     the reason ARGV[2] no longer applies
 --   loss      mark what the store's last loss made incomplete
 --   forgive   clear what losses of the store have marked
@@ -40,8 +40,8 @@
 -- the new state of each cohort whose completeness changed state}.
 --
 -- docs/data-model.md describes each cohort's freshness hash. These fields are private: 'starts', the
--- times at which the last syncs started; 'verified_from', when the resync or import began that was
--- complete at 'verified_at'; 'upstream_till', the time until which a judgement holds, and
+-- times at which the last syncs started; 'verified_from', when the resync, import or reconcile
+-- that verified the cohort began; 'upstream_till', the time until which a judgement holds, and
 -- 'upstream_behind' and 'count_differed', which it set; 'excluded', ARGV[2] of 'anonymous';
 -- 'anonymous', the number of anonymous users in a record that was removed. These keys are private
 -- as well:

@@ -25,7 +25,7 @@ local call = redis.call
 
 -- A sync ends after a pause of this many ms, or when it reaches the longest duration.
 local PAUSE, LONGEST = 5 * 60 * 1000, 6 * 3600 * 1000
--- One sync keeps at most the limit of the app's requests divided by this.
+-- Each list of a sync keeps the limit of the app's requests divided by this, but at least 100.
 local SHARE = 10
 
 local per_sync = math.max(100, math.floor(tonumber(ARGV[1]) / SHARE))

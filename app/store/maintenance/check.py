@@ -100,7 +100,7 @@ class Checker:
     def run(
         self, app_ids: Sequence[str], *, repair: bool = False, progress: Progress | None = None
     ) -> CheckReport:
-        """Check some apps, and repair what is unambiguous if the members are taken to be right.
+        """Check some apps; ``repair`` what is unambiguous, assuming that the members are right.
 
         Args:
             progress: called with the number of steps done since the last call, see :meth:`size`.

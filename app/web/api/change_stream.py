@@ -44,7 +44,7 @@ MAX_FOLLOWERS = 900
 # resumes there. Clients ignore an id without data.
 _BEGINNING = b"retry: 1000\nid: %b\nevent: position\ndata: %b\n\n"
 _HEARTBEAT = b": nothing new\n\n"
-# Has no id: the client reconnects with that of its last event, and gets the same error as a 410.
+# Has no id: the client reconnects with that of its last event, and gets this error as a 410.
 _EXPIRED = b"event: cursor_expired\ndata: %b\n\n" % dumps(
     {"reason": CursorExpired.reason, "detail": CursorExpired.detail}
 )

@@ -70,7 +70,7 @@ _DONE = {
     "deleting": "The cohort is being deleted. Its members are removed in the background.",
     "reconciling": "The cohort is being compared with Amplitude. That takes some minutes.",
     "loss-acknowledged": "The loss is acknowledged. Cohorts stay incomplete until repaired.",
-    "loss-forgotten": "The loss is forgotten, also as a reason why cohorts are incomplete.",
+    "loss-forgotten": "The loss is forgotten. No cohort is incomplete because of it.",
     "resync-started": "The resync has begun. Now make Amplitude send everybody.",
     "resync-finishing": "The resync is finishing. Members who were not confirmed leave.",
     "resync-aborted": "The resync was aborted. Nothing has changed.",
