@@ -62,7 +62,7 @@ def register(file: BinaryIO, app_id: str | None) -> None:
 @click.argument("file", type=click.File("rb"))
 @app_id_option()
 def unregister(file: BinaryIO, app_id: str | None) -> None:
-    """Unregister users, so that USER_POLICY=known no longer accepts them.
+    """Unregister users: USER_POLICY=known then accepts them only in cohorts that they are in.
 
     FILE is as for register. The users' traits and memberships are kept until they leave.
     """
