@@ -44,7 +44,7 @@ _FALSE, _TRUE_BUT_NO_MEMBER, _UNRESOLVED = b"false", b"true", b"?"
 class UserRecord(NamedTuple):
     """A user's traits by name, and whether the user is registered or suppressed.
 
-    ``suppressed`` users were erased and are skipped; ``USER_POLICY=known`` accepts only
+    ``suppressed`` users were erased and are skipped; ``USER_POLICY=known`` adds only
     ``registered`` ones.
     """
 

@@ -178,7 +178,7 @@ class Memberships:
             message_id: if given, the message is applied once. For a day, it is recognised by this
                 id together with the changes, in the same order.
             arrived: when the request arrived, on the monotonic clock; now if not given.
-            known_only: skip users who are not registered, unless they are members who leave.
+            known_only: skip users who are neither registered nor members of the cohort.
             as_known: trait names may be outdated: use each cohort's current one, and skip unknown
                 cohorts.
 

@@ -44,7 +44,7 @@ class Poller:
 
     Args:
         clients: by app id.
-        known_only: only registered users are accepted.
+        known_only: only registered users are added.
         failed: called with the reason of each poll that failed.
     """
 

@@ -68,7 +68,8 @@ class Report:
         reason, detail: why it did not succeed.
         size, computed_at_ms: of the cohort, as Amplitude lists it.
         rows: users in the export: of them, ``anonymous`` have no id, the ids of ``unusable`` are
-            not accepted, ``suppressed`` were erased here, and ``unregistered`` are not registered.
+            not accepted, ``suppressed`` were erased here, and ``unregistered`` are neither
+            registered nor members.
         members: members here, before anything was changed.
         missing, extra: users of the export who are not members, and members who are not in the
             export. ``missing_ids`` and ``extra_ids`` are some of them.
@@ -139,7 +140,7 @@ class Reconciler:
     Args:
         clients: by app id.
         exports_most: exports per app and month.
-        known_only: only registered users are accepted.
+        known_only: only registered users are added.
         keep_seconds: how often an import is kept alive while it waits for its file.
     """
 

@@ -91,7 +91,7 @@ class ReconcileReply(Reply):
     anonymous = count("Of them, users without an id.", example=12)
     unusable = count("Of them, users with an id that is not accepted.", example=0)
     suppressed = count("Of them, users who are suppressed.", example=0)
-    unregistered = count("Of them, users who are not registered.", example=0)
+    unregistered = count("Of them, users who are neither registered nor members.", example=0)
     members = count("Members here, before anything was changed.", allow_none=True, example=6499)
     missing = count("Users of the export who are not members.", allow_none=True, example=2)
     extra = count("Members who are not in the export.", allow_none=True, example=1)

@@ -94,7 +94,7 @@ ADVICE = {
         "it can't be stored.",
     ),
     "unknown_user": Advice(
-        "The user is not registered, and USER_POLICY=known accepts only registered users.",
+        "The user is not registered, and USER_POLICY=known adds only registered users.",
         "Register the users, or set USER_POLICY=open. The sync's page lists them for "
         "administrators, as a file for cohort-receiver users register.",
     ),
