@@ -52,8 +52,7 @@ _WHAT = {
     "incomplete": "is incomplete",
     "verified": "is verified again: its members were confirmed",
     "unverified": "no longer has a known gap",
-    "late": "is late: nothing has arrived for longer than usual. Its sync may have stopped, "
-    "or nothing may have changed",
+    "late": "is late: its sync is overdue. It may have stopped, or nothing may have changed",
     "arriving": "is arriving again",
 }
 _REASONS = {
