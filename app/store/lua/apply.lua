@@ -11,7 +11,7 @@
 -- ARGV[3]    change stream: entries to keep
 -- ARGV[4]    change stream: age to keep, in ms
 -- ARGV[5]    source of the request, or '' for a call that no request caused
--- ARGV[6]    message id, or ''; a message is applied once
+-- ARGV[6]    message id, or ''; a message is applied once, a repeat only to users left out before
 -- ARGV[7]    'named': an unknown cohort is created, another trait name renames a known one;
 --            'met': skip unknown cohorts;
 --            'as known': skip cohorts that are unknown or have another trait name;
@@ -26,11 +26,11 @@
 --
 -- There is no rollback: whatever can fail must fail before the first write about a cohort.
 --
--- Returns {1 if the message was applied before, else 0; changed users}, followed by the name and
--- the content of each of these lists that is not empty:
+-- Returns {1 if the message was applied before and left nobody out, else 0; changed users}, followed
+-- by the name and the content of each of these lists that is not empty:
 --   moves       for each group that changed memberships: cohort id, 'true' or 'false', how many,
 --               id of the entry in the change stream
---   unknown     users skipped because they are not registered
+--   unknown     users skipped because they are neither registered nor members
 --   suppressed  users skipped because they were erased and suppressed
 --   conflicts   users skipped because their key is not a hash
 --   deleting    ids of cohorts skipped because they are being deleted

@@ -13,7 +13,7 @@
 --         as another may. Returns the id of the deletion in progress, this one or an earlier one.
 -- mark    The same, for a deletion that began in the first partition.
 -- step    Removes traits and memberships of some users; members among them leave. Returns the
---         number of users, 0 if none is left.
+--         number of users, 0 if none is left or no deletion is in progress.
 -- end     Ends this deletion. If this partition's users have been removed, its records of the
 --         cohort are removed too, and the next request creates the cohort anew. The home partition
 --         remembers for a while that it was deleted: if only differences arrive after that, the

@@ -14,9 +14,9 @@
 --   set       use ARGV[3] as cadence, in ms
 --   learn     compute the cadence from the last syncs again
 -- Completeness, of cohorts that have arrived or are known; others are skipped:
---   verify    ARGV[2] confirmed the members, as of the time ARGV[3] in ms: clear older reasons
---             and the users left out before it. If ARGV[2] is 'upstream', do nothing while there
---             are open reasons
+--   verify    ARGV[2] confirmed the members, as of the time ARGV[3] in ms, or now if it is '': clear
+--             older reasons and the users left out; after a resync or import, only those left out
+--             before it. If ARGV[2] is 'upstream', do nothing while there are open reasons
 --   raise     incomplete for the reason ARGV[2], after ARGV[3] more events
 --   failed    incomplete because ARGV[3] requests failed, the last of which began at ARGV[2], in ms;
 --             unless a resync, import or reconcile that began since has confirmed the members
@@ -46,7 +46,7 @@
 -- 'anonymous', the number of anonymous users in a record that was removed. These keys are private
 -- as well:
 --   due               sorted set: all cohorts by the time from which they are late; 0 if the cohort
---                     never arrived, +inf if its cadence is unknown
+--                     never arrived, +inf if neither its cadence nor Amplitude's record gives one
 --   completeness:<x>  sorted sets: the cohorts in the state, or with the open reason, <x>, by when
 --                     that began; those in state unverified are in no such set
 --   transitions       stream: each change of a cohort's state or reasons, once

@@ -10,7 +10,7 @@
 -- The record is a hash: 'kind', 'lost' or 'set_back'; 'since' and 'at', when it was first and last
 -- found in any partition; 'found', if it was found in this partition; 'acknowledged', when it was
 -- acknowledged; 'examined', the last cohort of the partition that has been marked; 'done', if all
--- have been. mark.lua writes it.
+-- have been. mark.lua writes it where a loss is found.
 --
 -- Returns 1 if the record changed, else 0.
 

@@ -7,10 +7,10 @@
 -- ARGV[3]  how many renames have reached all partitions, -1 if unknown; absent with a single
 --          partition
 --
--- Returns {1 if all users have been moved, else 0; users looked at}, or {-1, 0} if this partition
--- has had a later rename, which must reach the other partitions first: a finished rename is
--- no longer spread. The position is stored in the same step as the moves, so that a process that
--- takes over after a crash continues from there.
+-- Returns {1 if all users have been moved or the cohort is being deleted, else 0; users looked at},
+-- or {-1, 0} if this partition has had a later rename, which must reach the other partitions first:
+-- a finished rename is no longer spread. The position is stored in the same step as the moves, so
+-- that a process that takes over after a crash continues from there.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local cohort, count = ARGV[1], ARGV[2]

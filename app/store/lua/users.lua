@@ -7,9 +7,10 @@
 --
 -- Returns, for each user read, in order, a flat list of trait names and values. A value is 'false';
 -- the user's score as a member, in ms since the epoch; 'true' if the trait is true but the user is
--- not a member; or '?' if the cohort id in the name is not plain ASCII and the caller must derive
--- it (app/cohorts/cohort.py). For a user with very many traits the list is just ''; user_traits.lua
--- reads them in parts, so that no call blocks the store for long.
+-- not a member; or '?' if the cohort id in the name is missing, or does not begin and end with
+-- printable ASCII, and the caller must derive it (app/cohorts/cohort.py). For a user with very many
+-- traits the list is just ''; user_traits.lua reads them in parts, so that no call blocks the store
+-- for long.
 
 local base = string.sub(KEYS[1], 1, -#'changes' - 1)
 local budget = tonumber(ARGV[1])
@@ -18,7 +19,7 @@ local call = redis.call
 local rows, count = {}, 0
 local asked = {} -- by cohort id: users, their rows, positions in the rows, and how many
 
--- The cohort id in a trait name, or false if it is not plain ASCII.
+-- The cohort id in a trait name, or false if the caller must derive it.
 local ids = {}
 local function cohort_id(name)
   local id = ids[name]
