@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, NamedTuple
 
 import redis
@@ -40,7 +41,7 @@ class Applied:
 
     Attributes:
         changed: number of users whose traits or memberships have changed.
-        unknown: users skipped because they are not registered.
+        unknown: by cohort id, users skipped because they are not registered.
         suppressed: users skipped because they were erased and suppressed.
         refused: ids of cohorts skipped because they are being deleted.
         repeated: the message had been applied before, and nothing was done.
@@ -50,7 +51,7 @@ class Applied:
     """
 
     changed: int = 0
-    unknown: set[str] = field(default_factory=set)
+    unknown: dict[str, set[str]] = field(default_factory=dict)
     suppressed: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
     repeated: bool = False
@@ -83,14 +84,16 @@ class _Part(NamedTuple):
         names = {self.groups[start]: self.groups[start + 1] for start in self._starts()}
         return self.renamed({cohort_id: names[cohort_id] for cohort_id in cohort_ids})
 
-    def cohort_ids(self, skipped: Collection[str] = ()) -> set[str]:
+    def applied(self, reply: _Reply) -> set[str]:
         """The ids of its cohorts, except those whose users were all skipped."""
-        return {
-            self.groups[start]
-            for start in self._starts()
-            if not (count := self.groups[start + 4])
-            or any(user not in skipped for user in self.groups[start + 5 : start + 5 + count])
-        }
+        unknown, suppressed = reply.unknown(), set(reply.ids(b"suppressed"))
+        found = set()
+        for start in self._starts():
+            cohort_id, count = self.groups[start], self.groups[start + 4]
+            users = self.groups[start + 5 : start + 5 + count]
+            if not users or not suppressed.union(unknown.get(cohort_id, ())).issuperset(users):
+                found.add(cohort_id)
+        return found
 
     def _starts(self) -> Iterator[int]:
         start = 0
@@ -121,9 +124,13 @@ class _Reply(NamedTuple):
         """A list of user or cohort ids."""
         return [item.decode() for item in self.lists.get(name, ())]
 
-    def skipped(self) -> set[str]:
-        """The ids of users who were not applied."""
-        return {*self.ids(b"unknown"), *self.ids(b"suppressed")}
+    def unknown(self) -> dict[str, set[str]]:
+        """The ids of users who were skipped because they are not registered, by cohort id."""
+        found: dict[str, set[str]] = {}
+        users, counts = iter(self.ids(b"unknown")), self.lists.get(b"unknown in", [])
+        for cohort_id, count in zip(counts[::2], counts[1::2], strict=True):
+            found.setdefault(cohort_id.decode(), set()).update(islice(users, count))
+        return found
 
 
 class Memberships:
@@ -285,7 +292,8 @@ class Memberships:
                 else:
                     changed_users.update(reply.changed)
                 repeats.append(reply.repeated)
-                applied.unknown.update(reply.ids(b"unknown"))
+                for cohort_id, users in reply.unknown().items():
+                    applied.unknown.setdefault(cohort_id, set()).update(users)
                 applied.suppressed.update(reply.ids(b"suppressed"))
                 applied.created.update(reply.ids(b"created"))
                 conflicts += len(reply.lists.get(b"conflicts", ()))
@@ -362,9 +370,7 @@ class Memberships:
             part
             for part, reply in done
             if in_progress
-            & part.cohort_ids(reply.skipped()).difference(
-                reply.ids(b"deleting"), reply.ids(b"unmet")
-            )
+            & part.applied(reply).difference(reply.ids(b"deleting"), reply.ids(b"unmet"))
         ]
         if accepted:
             # The deletion undoes them, so the sender's repeat must count as new.
@@ -536,12 +542,12 @@ def _message_key(message_id: str, groups: list[Any]) -> str:
 
 def _received(changes: Sequence[MembershipChange], applied: Applied) -> set[str]:
     """The ids of cohorts that count as received: not all of their users were skipped."""
-    skipped = applied.unknown | applied.suppressed
-    return {
-        change.cohort.id
-        for change in changes
-        if not (skipped and change.user_ids) or not skipped.issuperset(change.user_ids)
-    } - (applied.refused | applied.not_known)
+    found = set()
+    for cohort, _, user_ids, _ in changes:
+        skipped = applied.suppressed | applied.unknown.get(cohort.id, set())
+        if not (skipped and user_ids) or not skipped.issuperset(user_ids):
+            found.add(cohort.id)
+    return found - (applied.refused | applied.not_known)
 
 
 def _add_moves(moves: dict[str, Moves], reply: list[Any]) -> None:

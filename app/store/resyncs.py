@@ -479,7 +479,7 @@ class Resyncs:
                     )
                     entered = applied.moves[place.cohort_id].entered if applied.moves else 0
                     self._count(place, resync.id, "added", entered)
-                    unknown_here += len(applied.unknown)
+                    unknown_here += len(applied.unknown.get(place.cohort_id, ()))
                 yield
             unknown += unknown_here
             if self._client.get(f"{key}-of") != resync.id.encode():

@@ -30,7 +30,8 @@
 -- by the name and the content of each of these lists that is not empty:
 --   moves       for each group that changed memberships: cohort id, 'true' or 'false', how many,
 --               id of the entry in the change stream
---   unknown     users skipped because they are neither registered nor members
+--   unknown     users skipped because they are neither registered nor members, by cohort:
+--   unknown in  for each cohort whose users are in 'unknown': its id, and how many
 --   suppressed  users skipped because they were erased and suppressed
 --   conflicts   users skipped because their key is not a hash
 --   deleting    ids of cohorts skipped because they are being deleted
@@ -534,7 +535,10 @@ while position <= #ARGV do
       end
       outside = others
     end
-    if #outside > 0 then report('unknown', outside) end
+    if #outside > 0 then
+      report('unknown', outside)
+      report('unknown in', {cohort, #outside})
+    end
   end
   if #users > 0 or count == '0' then
     apply(cohort, trait, value, tonumber(stated_at), users)

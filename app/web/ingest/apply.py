@@ -194,17 +194,27 @@ def _skipped(
 ) -> Iterator[_Skip]:
     if not (some_without_user or applied.unknown or applied.suppressed or applied.refused):
         return
+    traits = {trait for call in calls for trait in call.traits}
+    cohort_ids = {trait: Cohort.from_trait(trait).id for trait in traits}
     for n, call in enumerate(calls):
         if not call.user_id:
             yield _Skip(n, InvalidUserId)
-        elif call.user_id in applied.unknown:
-            yield _Skip(n, UnknownUser)
         elif call.user_id in applied.suppressed:
             yield _Skip(n, SuppressedUser)
-        elif applied.refused:
-            traits = [t for t in call.traits if Cohort.from_trait(t).id in applied.refused]
-            for trait in traits if len(traits) < len(call.traits) else [None]:
-                yield _Skip(n, CohortBeingDeleted, trait)
+        elif applied.unknown or applied.refused:
+            problems: dict[str, type[Problem]] = {}
+            for trait in call.traits:
+                cohort_id = cohort_ids[trait]
+                if call.user_id in applied.unknown.get(cohort_id, ()):
+                    problems[trait] = UnknownUser
+                elif cohort_id in applied.refused:
+                    problems[trait] = CohortBeingDeleted
+            if len(problems) < len(call.traits):
+                for trait, problem in problems.items():
+                    yield _Skip(n, problem, trait)
+            else:
+                is_unknown = UnknownUser in problems.values()
+                yield _Skip(n, UnknownUser if is_unknown else CohortBeingDeleted)
 
 
 def _rejections(calls: Sequence[Identify], refused: Sequence[_Skip]) -> list[Rejection]:

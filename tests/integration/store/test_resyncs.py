@@ -164,7 +164,7 @@ def test_finish__where_only_registered_users_are_accepted__keeps_members_who_are
     opened(store)
     named = MembershipChange(Cohort("1", TRAIT), True, [*USERS[5:], "stranger"])
     applied = store.memberships.apply(APP, [named], source="test", known_only=True)
-    assert applied.unknown == {"stranger"}
+    assert applied.unknown == {"1": {"stranger"}}
     finish(store)
     assert members(redis_client, APP) == {"1": set(USERS[5:])}
 

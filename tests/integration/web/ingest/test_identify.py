@@ -385,6 +385,25 @@ class TestKnownUsersOnly:
         assert_problem(http.post(COHORT_PATH, json=body), 404, "unknown_user")
         assert http.post(COHORT_PATH, json=batch(["erased"], TRAIT, True)).status_code == 200
 
+    @pytest.mark.parametrize("together", [True, False])
+    def test_member__who_is_not_registered__leaves_beside_a_cohort_that_stays_closed(
+        self, http: FlaskClient, redis_client: redis.Redis, together: bool
+    ) -> None:
+        """What is skipped is a user's membership of one cohort, not the user."""
+        store, other = services(http.application).store, "[Amplitude] Other: 9"
+        http.post(COHORT_PATH, json=batch(["known1"], TRAIT, True))
+        store.registered_users.remove(APP, ["known1"])
+        said = [{other: True, TRAIT: False}] if together else [{other: True}, {TRAIT: False}]
+        calls = [{"type": "identify", "userId": "known1", "traits": one} for one in said]
+        reply = http.post(COHORT_PATH, json={"batch": calls})
+        assert reply.status_code == 200
+        assert (reply.json["accepted"], reply.json["changed"]) == (1, 1)
+        assert reply.json["rejected"] == len(calls) - 1
+        ((place, reason),) = [(e["place"], e["reason"]) for e in reply.json["errors"]]
+        assert reason == "unknown_user"
+        assert place == (f"batch.0.traits.{other}" if together else "batch.0.userId")
+        assert traits(redis_client, APP) == {"known1": {TRAIT: "false"}}
+
     def test_known__empty_batch__is_fine(self, http: FlaskClient) -> None:
         assert http.post(COHORT_PATH, json={"batch": []}).status_code == 200
 
