@@ -34,26 +34,24 @@ end
 
 -- Everything that can fail, before the first write.
 expect('hash', hash)
-local kept = {}
+local known, received = {}, {}
 for i = 2, #ARGV do
   local sets, state, confirmed = keys_of(ARGV[i])
   expect('hash', state)
   expect('set', confirmed)
   expect('zset', unpack(sets))
-  local known = false
-  for _, key in ipairs(sets) do known = known or call('ZSCORE', key, user) end
-  kept[i] = not known or has_trait(state) -- has_trait is slow: only for users in a set
+  for _, key in ipairs(sets) do known[i] = known[i] or call('ZSCORE', key, user) end
+  received[i] = known[i] and has_trait(state) -- has_trait is slow: only for users in a set
 end
 
 local found = {}
 for i = 2, #ARGV do
   local sets, state, confirmed = keys_of(ARGV[i])
-  call('SREM', confirmed, user)
-  if not kept[i] then
-    local member, known = call('ZSCORE', sets[1], user), 0
-    for _, key in ipairs(sets) do known = known + call('ZREM', key, user) end
-    if member then call('HINCRBY', state, 'left', 1) end
-    if known > 0 then found[#found + 1] = ARGV[i] end
+  if not received[i] then call('SREM', confirmed, user) end
+  if known[i] and not received[i] then
+    if call('ZSCORE', sets[1], user) then call('HINCRBY', state, 'left', 1) end
+    for _, key in ipairs(sets) do call('ZREM', key, user) end
+    found[#found + 1] = ARGV[i]
   end
 end
 return found

@@ -304,6 +304,24 @@ def test_user__erased_meanwhile__is_not_kept(store: Store, redis_client: redis.R
     assert set().union(*kept) == set(USERS) - {"u3"}
 
 
+def test_user__received_again_during_the_erasure__stays(
+    store: Store, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(store, True, *USERS)
+    opened(store)
+    say(store, True, *USERS)
+    search = store.erasure._erase_orphans
+
+    def received_again(*args: Any) -> int:
+        say(store, True, "u3")
+        return search(*args)
+
+    monkeypatch.setattr(store.erasure, "_erase_orphans", received_again)
+    store.erasure.erase(APP, "u3")
+    assert finish(store) is None
+    assert members(redis_client, APP)["1"] == set(USERS)
+
+
 def make_due(client: redis.Redis) -> None:
     for key in client.scan_iter(match="*:resyncs"):
         client.zadd(key, {"1": 0})
