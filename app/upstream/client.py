@@ -43,6 +43,7 @@ _MAX_TARGETS = 5
 _LATEST_MS = 1 << 53
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SERVER_ERRORS = frozenset({500, 502, 503, 504})
+_NOT_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Pace:
         connect_seconds, read_seconds: to connect, and for each part of a reply.
         reply_seconds: for a whole reply, files included.
         retries: of calls that got no reply, 500, 502, 503 or 504: the first one immediately, the
-            others after 2, 4, 8, … times ``backoff_seconds``.
+            others after 2, 4, 8, … times ``backoff_seconds``. The call that begins an export is
+            repeated only if it was not sent: Amplitude may count an export for each.
         backoff_seconds: see ``retries`` and ``downloads``.
         throttled_seconds: after a 429 without Retry-After. Amplitude's limit is per ten minutes.
         throttled_most_seconds: after this much waiting, a 429 is an error.
@@ -138,7 +140,7 @@ class Client:
         path = f"/api/5/cohorts/request/{quote(cohort_id, safe='')}"
         if column:
             path += f"?props=1&propKeys={quote(column, safe='')}"
-        request_id = self._json(path).get("request_id")
+        request_id = self._json(path, is_repeatable=False).get("request_id")
         if not isinstance(request_id, str) or not 0 < len(request_id) <= _MAX_TEXT:
             raise UpstreamBadReply
         return request_id
@@ -193,8 +195,8 @@ class Client:
             _save(reply, file, self._pace.reply_seconds)
             return True
 
-    def _json(self, path: str) -> dict[str, Any]:
-        with self._call(self._url + path) as reply:
+    def _json(self, path: str, *, is_repeatable: bool = True) -> dict[str, Any]:
+        with self._call(self._url + path, is_repeatable=is_repeatable) as reply:
             if reply.status not in (200, 202):
                 raise UpstreamBadReply
             try:
@@ -209,11 +211,11 @@ class Client:
         return document
 
     @contextmanager
-    def _call(self, url: str) -> Iterator[urllib3.BaseHTTPResponse]:
+    def _call(self, url: str, *, is_repeatable: bool = True) -> Iterator[urllib3.BaseHTTPResponse]:
         """The reply to a call, other than an error. Waits while Amplitude limits the rate."""
         waited = 0.0
         while True:
-            with closing(self._request(url)) as reply:
+            with closing(self._request(url, is_repeatable)) as reply:
                 if reply.status != 429:
                     if reply.status in (401, 403):
                         raise UpstreamForbidden
@@ -229,7 +231,7 @@ class Client:
             self._sleep(pause)
             waited += pause
 
-    def _request(self, url: str) -> urllib3.BaseHTTPResponse:
+    def _request(self, url: str, is_repeatable: bool) -> urllib3.BaseHTTPResponse:
         # A 429 is waited out in `_call`, for longer than an error is retried.
         retries = Retry(
             self._pace.retries,
@@ -241,12 +243,13 @@ class Client:
                 reply = self._http.request(
                     "GET", url, headers=self._authorisation, redirect=False, preload_content=False
                 )
-                if reply.status not in _SERVER_ERRORS or not retries.total:
+                is_final = not (is_repeatable and retries.total)
+                if reply.status not in _SERVER_ERRORS or is_final:
                     return reply
                 reply.close()  # its body may have no end; the library would read it
                 retries = retries.increment("GET", url, response=reply)
             except urllib3.exceptions.HTTPError as error:
-                if not retries.total:
+                if not retries.total or not (is_repeatable or isinstance(error, _NOT_SENT)):
                     raise UpstreamUnreachable from None
                 retries = retries.increment("GET", url, error=error)
             retries.sleep()

@@ -375,6 +375,21 @@ def test_export__of_an_unlisted_cohort__is_an_error(
         make_client().begin_export("a1")
 
 
+@pytest.mark.parametrize("status", [503, 0])
+def test_begin_export__without_a_good_reply__is_not_repeated(status: int) -> None:
+    """Amplitude may have begun an export, which counts."""
+    taken = list[int]()
+    failed = pytest.raises((errors.UpstreamUnavailable, errors.UpstreamUnreachable))
+    with replying((status, b" "), (202, b'{"request_id": "r"}'), taken=taken) as url, failed:
+        Client(url, "k", "s", pace=QUICK).begin_export("a1")
+    assert len(taken) == 1
+
+
+def test_begin_export__throttled__is_repeated() -> None:
+    with replying((429, b""), (202, b'{"request_id": "r"}')) as url:
+        assert Client(url, "k", "s", pace=QUICK).begin_export("a1") == "r"
+
+
 def test_usage__is_reported(upstream: Upstream, make_client: MakeClient) -> None:
     make_client().begin_export("a1")
     assert make_client().usage() == (1, 500)
