@@ -115,13 +115,18 @@ class Sessions:
     def _signer(self) -> URLSafeTimedSerializer:
         now = self._monotonic()
         if now >= self._secret_due:
+            is_trusted = now - self._secret_read <= self._trusted_seconds
+            if is_trusted:
+                # Other requests don't wait for this call, which may take as long as the timeout.
+                self._secret_due = now + _SECRET_KEPT_SECONDS
             try:
                 self._secret = self._store.sessions.secret()
-                self._secret_read = now
             except StoreError:
-                if now - self._secret_read > self._trusted_seconds:
+                if not is_trusted:
                     raise
-            self._secret_due = now + _SECRET_KEPT_SECONDS
+            else:
+                self._secret_read = now
+                self._secret_due = now + _SECRET_KEPT_SECONDS
         return URLSafeTimedSerializer(self._secret, salt="dashboard")
 
 

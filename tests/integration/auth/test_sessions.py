@@ -95,6 +95,24 @@ def test_cookie__before_the_secret_was_read_and_while_the_store_is_gone__is_503(
     assert http.get("/health").status_code == 503
 
 
+def test_secret__while_it_is_read_again__is_not_waited_for(
+    app: Flask, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, store = services(app).sessions, services(app).store.sessions
+    sessions.prepare()
+    clock.forward(11)
+    calls = []
+
+    def slow() -> bytes:
+        calls.append(1)
+        sessions._signer()  # another request, during this call
+        raise StoreError
+
+    monkeypatch.setattr(store, "secret", slow)
+    sessions._signer()
+    assert len(calls) == 1
+
+
 def test_secret__while_the_store_is_gone__is_trusted_for_an_hour(
     make_app: Callable[..., Flask], clock: Clock
 ) -> None:
