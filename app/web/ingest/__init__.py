@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from flask import Blueprint, Flask
 
-from app.errors import Problem
+from app.errors import Problem, StoreUnavailable
+from app.store import StoreError
 from app.web.ingest import identify, lists, segment, webhook
 from app.web.ingest.refused import name_cohorts
 from app.web.ingest.replies import PROBLEM_DOCUMENT, ErrorForm
@@ -33,6 +34,9 @@ class Source:
 
     def __post_init__(self) -> None:
         self.blueprint.register_error_handler(Problem, self.errors.render)
+        self.blueprint.register_error_handler(
+            StoreError, lambda error: self.errors.render(StoreUnavailable(error))
+        )
         self.blueprint.after_request(name_cohorts)
 
     @property

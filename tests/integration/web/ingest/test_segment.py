@@ -245,6 +245,19 @@ def test_error__has_the_members_that_libraries_read(client: FlaskClient) -> None
     assert unknown["message"] == unknown["detail"]
 
 
+def test_error__of_the_store__has_the_members_that_libraries_read(
+    client: FlaskClient, redis_client: redis.Redis
+) -> None:
+    redis_client.config_set("maxmemory", "1")
+    try:
+        reply = client.post(IDENTIFY_PATH, json=call("u", True))
+    finally:
+        redis_client.config_set("maxmemory", "0")
+    assert (reply.status_code, reply.json["code"]) == (503, "store_full")
+    assert reply.json["message"] == reply.json["detail"]
+    assert "Retry-After" in reply.headers
+
+
 def test_known_users_only__rejections_of_both_kinds__have_their_places(
     make_app: Callable[..., Flask],
 ) -> None:
