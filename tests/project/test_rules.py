@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "errors": {"store", "telemetry"},
     "auth": {"auth", "cohorts", "store", "errors", "settings", "services"},
     "settings": set(),
+    "embedded": {"embedded", "settings", "store"},
     "server": {"auth", "errors", "server", "services", "settings", "store", "telemetry"},
     "cli": {"cli", "store", "cohorts", "settings", "telemetry", "auth", "services", "upstream"},
 }
