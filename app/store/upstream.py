@@ -206,7 +206,7 @@ class UpstreamStore:
 
         Args:
             anonymous: without a user id.
-            excluded: suppressed, not registered, with an id that is not accepted, or listed twice.
+            excluded: suppressed, with an id that is not accepted, or listed twice.
         """
         self._freshness.call(app_id, "anonymous", [cohort_id], str(excluded), anonymous)
 

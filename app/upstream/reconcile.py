@@ -388,7 +388,8 @@ class _Run:
                 report.suppressed += len(suppressed)
                 report.unregistered += len(unknown)
                 report.missing += len(missing)
-                expected += common + len(missing)
+                # Who is not registered may be later, and is missing then.
+                expected += common + len(missing) + len(unknown)
                 report.extra += len(extra)
                 report.missing_ids += missing[: IDS_REPORTED - len(report.missing_ids)]
                 report.extra_ids += extra[: IDS_REPORTED - len(report.extra_ids)]

@@ -10,6 +10,7 @@ import pytest
 import redis
 from flask import Flask
 
+from app.auth.audit_trail import COMMAND, Operator
 from app.cohorts import (
     Completeness,
     CompletenessState,
@@ -21,6 +22,7 @@ from app.cohorts import (
 from app.services import services
 from app.settings import AmplitudeKeys
 from app.store.upstream import POLL
+from app.upstream.reconcile import Order
 from simulator.upstream import ALWAYS, SyncInfo
 from simulator.upstream import Upstream as Server
 from tests.integration.conftest import APP
@@ -319,6 +321,27 @@ def test_count__lower_where_only_registered_users_are_accepted__is_no_reason(
         here.poll()
     assert here.reasons("a1") == set()
     served.size = 90
+    for _ in range(2):
+        here.poll()
+    assert here.reasons("a1") == {COUNT_DIFFERS}
+
+
+def test_count__less_those_who_were_not_registered_at_an_export__verifies_nothing(
+    make_here: Callable[..., Here],
+) -> None:
+    """They may have been registered since, or everybody is accepted now, and they are missing."""
+    here = make_here(user_policy="known")
+    here.parts.store.registered_users.add(APP, [f"user{n}" for n in range(10)])
+    here.send("a1", 20)
+    here.serve("a1", user_ids=[f"user{n}" for n in range(20)], syncs=[synced(0)])
+    report = here.parts.reconciler.run(Order(Operator(COMMAND, "somebody"), APP, "a1"))
+    assert (report.unregistered, report.is_equal) == (10, True)
+    here.parts.store.registered_users.add(APP, [f"user{n}" for n in range(20)])
+    here.parts.store.completeness.raise_reason(APP, "a1", COUNT_DIFFERS)
+    here.parts.store.completeness.clear_reason(APP, "a1", COUNT_DIFFERS)
+    here.poll()
+    assert here.completeness("a1").state is CompletenessState.UNVERIFIED
+    here = make_here()
     for _ in range(2):
         here.poll()
     assert here.reasons("a1") == {COUNT_DIFFERS}
