@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
@@ -43,7 +43,28 @@ _MAX_TARGETS = 5
 _LATEST_MS = 1 << 53
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SERVER_ERRORS = frozenset({500, 502, 503, 504})
+_ENTRIES_AT_ONCE = 100
 _NOT_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+
+_Object = dict[str, Any]
+_Form = TypeVar("_Form")
+
+
+class _List(msgspec.Struct):
+    """The list of cohorts. Each is decoded by itself: all at once would block other work."""
+
+    cohorts: list[msgspec.Raw]
+
+
+class _Entry(msgspec.Struct, rename="camel"):
+    """The members of a cohort in the list that are used. Its definition may be long."""
+
+    id: Any = None
+    name: Any = None
+    size: Any = None
+    last_computed: Any = None
+    archived: Any = None
+    sync_metadata: Any = None
 
 
 @dataclass(frozen=True)
@@ -118,16 +139,18 @@ class Client:
 
     def cohorts(self) -> list[UpstreamCohort]:
         """All discoverable cohorts of the project. Malformed ones are left out."""
-        document = self._json("/api/3/cohorts?includeSyncInfo=true")
-        entries = document.get("cohorts")
-        if not isinstance(entries, list):
-            raise UpstreamBadReply
-        found = (_cohort(entry, self._target) for entry in entries)
-        return [cohort for cohort in found if cohort is not None]
+        listed = self._json("/api/3/cohorts?includeSyncInfo=true", _List).cohorts
+        found = []
+        for number, entry in enumerate(listed, 1):
+            if cohort := _cohort(entry, self._target):
+                found.append(cohort)
+            if number % _ENTRIES_AT_ONCE == 0:
+                time.sleep(1e-6)  # let other work of this process go on
+        return found
 
     def usage(self) -> Usage | None:
         """The exports of this month; None if Amplitude does not say."""
-        document = self._json("/api/3/cohorts/usage")
+        document = self._json("/api/3/cohorts/usage", _Object)
         count, limit = _whole(document.get("count")), _whole(document.get("limit"))
         return None if count is None or limit is None else Usage(count, limit)
 
@@ -140,7 +163,7 @@ class Client:
         path = f"/api/5/cohorts/request/{quote(cohort_id, safe='')}"
         if column:
             path += f"?props=1&propKeys={quote(column, safe='')}"
-        request_id = self._json(path, is_repeatable=False).get("request_id")
+        request_id = self._json(path, _Object, is_repeatable=False).get("request_id")
         if not isinstance(request_id, str) or not 0 < len(request_id) <= _MAX_TEXT:
             raise UpstreamBadReply
         return request_id
@@ -150,7 +173,7 @@ class Client:
         pause, waited = self._pace.export_first_seconds, 0.0
         path = f"/api/5/cohorts/request-status/{quote(request_id, safe='')}"
         while True:
-            status = self._json(path).get("async_status")
+            status = self._json(path, _Object).get("async_status")
             if status == "JOB COMPLETED":
                 return
             if status != "JOB INPROGRESS":
@@ -195,20 +218,17 @@ class Client:
             _save(reply, file, self._pace.reply_seconds)
             return True
 
-    def _json(self, path: str, *, is_repeatable: bool = True) -> dict[str, Any]:
+    def _json(self, path: str, form: type[_Form], *, is_repeatable: bool = True) -> _Form:
         with self._call(self._url + path, is_repeatable=is_repeatable) as reply:
             if reply.status not in (200, 202):
                 raise UpstreamBadReply
             try:
                 body = b"".join(_chunks(reply, _MAX_REPLY_BYTES, self._pace.reply_seconds))
-                document = msgspec.json.decode(body)
+                return msgspec.json.decode(body, type=form)
             except urllib3.exceptions.HTTPError:
                 raise UpstreamUnreachable from None
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise UpstreamBadReply from None
-        if not isinstance(document, dict):
-            raise UpstreamBadReply
-        return document
 
     @contextmanager
     def _call(self, url: str, *, is_repeatable: bool = True) -> Iterator[urllib3.BaseHTTPResponse]:
@@ -288,21 +308,25 @@ def _location(reply: urllib3.BaseHTTPResponse, address: str) -> tuple[str, str]:
         return "", ""
 
 
-def _cohort(entry: Any, target: str | None) -> UpstreamCohort | None:
+def _cohort(raw: msgspec.Raw, target: str | None) -> UpstreamCohort | None:
     """A cohort of the list; None if it has no usable id."""
-    if not isinstance(entry, dict):
+    try:
+        entry = msgspec.json.decode(raw, type=_Entry)
+    except msgspec.ValidationError:
         return None
-    cohort_id = _text(entry.get("id"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UpstreamBadReply from None
+    cohort_id = _text(entry.id)
     if not cohort_id:
         return None
     cohort = UpstreamCohort(
         cohort_id,
-        _text(entry.get("name")) or "",
-        _whole(entry.get("size")),
-        _seconds(entry.get("lastComputed")),
-        entry.get("archived") is True,
+        _text(entry.name) or "",
+        _whole(entry.size),
+        _seconds(entry.last_computed),
+        entry.archived is True,
     )
-    listed = entry.get("syncMetadata")
+    listed = entry.sync_metadata
     syncs = [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
     if target is not None:
         syncs = [sync for sync in syncs if sync.get("target") == target]

@@ -125,7 +125,7 @@ def test_cohorts__malformed_as_a_whole__is_an_error(body: bytes) -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        *(b"null", b"7", b"[]", b"{}", b'{"id": 7}', b'{"id": ""}'),
+        *(b"null", b"7", b"[]", b"{}", b'{"id": 7}', b'{"id": ""}', b'{"id": "a1", "size": 1e999}'),
     ],
 )
 def test_cohorts__malformed_entries__are_left_out(entry: bytes) -> None:
