@@ -544,8 +544,8 @@ def _received(changes: Sequence[MembershipChange], applied: Applied) -> set[str]
     """The ids of cohorts that count as received: not all of their users were skipped."""
     found = set()
     for cohort, _, user_ids, _ in changes:
-        skipped = applied.suppressed | applied.unknown.get(cohort.id, set())
-        if not (skipped and user_ids) or not skipped.issuperset(user_ids):
+        suppressed, unknown = applied.suppressed, applied.unknown.get(cohort.id, ())
+        if not user_ids or any(u not in suppressed and u not in unknown for u in user_ids):
             found.add(cohort.id)
     return found - (applied.refused | applied.not_known)
 
