@@ -12,7 +12,8 @@ The readers and followers take a ``redis.Redis`` or ``redis.RedisCluster``, or t
 ``redis.asyncio``, with ``decode_responses`` on or off; :func:`connect` and :func:`connect_async`
 make one with short timeouts. Values named ``…_ms`` are times in ms since the epoch, except
 ``cadence_ms``, which is a duration; ``…_seconds`` are durations. Errors of the client
-(``redis.RedisError``) reach the caller unless documented otherwise.
+(``redis.RedisError``, on a cluster also ``RedisClusterException``) reach the caller unless
+documented otherwise.
 """
 
 from cohort_reader.answers import (

@@ -141,7 +141,7 @@ class _FollowerCore:
                     yield self._pause(backoff)
                     backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
         finally:
-            with suppress(exceptions.RedisError):
+            with suppress(exceptions.RedisError, *UNAVAILABLE_ERRORS):
                 yield from self._remove_consumers(self._consumer, IDLE_CONSUMER_SECONDS)
 
     def _poll(self, handler: Callable[[MembershipChange], object]) -> Steps[int]:
@@ -340,7 +340,7 @@ class _FollowerCore:
         finally:
             if self._ordered and state != "busy":
                 # If the store is unavailable, the lease expires.
-                with suppress(exceptions.RedisError):
+                with suppress(exceptions.RedisError, *UNAVAILABLE_ERRORS):
                     yield from scripts.RELEASE_LEASE(self._client, [stream.lease], self._consumer)
         if state == "new" and not handled:
             self._idle_streams.append(stream)
@@ -387,7 +387,7 @@ class _FollowerCore:
                     break
         finally:
             if waiting:
-                with suppress(exceptions.RedisError):
+                with suppress(exceptions.RedisError, *UNAVAILABLE_ERRORS):
                     ids = [entry.id for entry in waiting]
                     # They were not tried, so this delivery doesn't count.
                     deliveries = waiting[0].deliveries - 1
@@ -438,7 +438,7 @@ class _FollowerCore:
                 yield from self._give_up(stream, entry, describe(error))
             return bool(gone)
         except BaseException:
-            with suppress(exceptions.RedisError):
+            with suppress(exceptions.RedisError, *UNAVAILABLE_ERRORS):
                 if (yield from self._release(stream, [entry.id])):
                     yield from self._give_up(stream, entry, "the follower was interrupted")
             raise
@@ -532,7 +532,7 @@ class Follower(_FollowerCore):
         batch_size: how many changes to fetch at a time, at most.
 
     Raises:
-        TypeError: ``client`` is one of ``redis.asyncio``.
+        TypeError: ``client`` is one of ``redis.asyncio``, or no client.
         ValueError: an argument is invalid.
     """
 
@@ -570,7 +570,8 @@ class Follower(_FollowerCore):
 
         Raises:
             TypeError: as :meth:`run`.
-            redis.RedisError: the store is unavailable, or refuses the follower.
+            redis.RedisError: the store is unavailable, or refuses the follower. If no node of a
+                cluster answers: ``RedisClusterException``, which is not a RedisError.
         """
         return run(self._poll(handler))
 

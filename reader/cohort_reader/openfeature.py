@@ -128,7 +128,10 @@ class CohortProvider(AbstractProvider):
     def _details(self, answer: Answer | None) -> FlagResolutionDetails[bool]:
         if answer is None:
             raise AssertionError("only a default is None")
-        self._become(ProviderStatus.STALE if answer.stale else ProviderStatus.READY)
+        if answer.stale:
+            self._become(ProviderStatus.STALE)
+        elif not answer.age_seconds:  # the cache answers whether or not the store is available
+            self._become(ProviderStatus.READY)
         is_member = answer.value is not None
         if answer.stale:
             reason = Reason.STALE
@@ -147,7 +150,8 @@ class CohortProvider(AbstractProvider):
         )
 
     def _fail(self, error: Exception) -> NoReturn:
-        if isinstance(error, UnknownCohort):
+        if isinstance(error, UnknownCohort):  # the store has answered
+            self._become(ProviderStatus.READY)
             raise FlagNotFoundError(str(error)) from error
         self._become(ProviderStatus.ERROR, str(error))
         raise GeneralError(f"the store failed: {error}") from error

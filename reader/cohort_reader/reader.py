@@ -343,8 +343,8 @@ class CohortReader(_ReaderCore):
     If ``breaker_failures`` calls in a row fail because the store is unavailable, further ones fail
     immediately with :class:`StoreUnavailable`, and one of them per ``breaker_seconds`` tries again.
 
-    Every lookup but :meth:`members` takes a ``default``, which it returns instead of raising
-    ``redis.RedisError``.
+    Every lookup but :meth:`members` takes a ``default``, to return if the store fails. Without
+    one, it raises ``redis.RedisError``; on a cluster also ``RedisClusterException``.
 
     Args:
         client: connects to the store, see :func:`connect`; the reader never closes it.
@@ -360,7 +360,7 @@ class CohortReader(_ReaderCore):
         clock: returns seconds; for tests.
 
     Raises:
-        TypeError: ``client`` is one of ``redis.asyncio``.
+        TypeError: ``client`` is one of ``redis.asyncio``, or no client.
         ValueError: an argument is invalid.
     """
 

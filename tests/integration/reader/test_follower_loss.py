@@ -100,6 +100,29 @@ def test_loss__of_changes_that_a_stopped_follower_had_fetched__is_reported(
     assert lost(again)
 
 
+class ClientOfFallenCluster(redis.Redis):
+    """Fails as the client of a cluster of which no node answers, once it ``has_fallen``."""
+
+    has_fallen = False
+
+    def execute_command(self, *args: object, **options: object) -> object:
+        if self.has_fallen:
+            raise redis.exceptions.RedisClusterException("no node answers")
+        return super().execute_command(*args, **options)
+
+
+def test_stop__while_no_node_of_a_cluster_answers__ends_the_run_without_an_error(
+    service: Service, store_url: str, make: Make
+) -> None:
+    with ClientOfFallenCluster.from_url(store_url) as client:
+        follower = make(client=client)
+        service.push("a")
+        follower.poll(Heard())
+        client.has_fallen = True
+        follower.stop()
+        follower.run(Heard())
+
+
 class TrimmingClient(redis.Redis):
     """Trims a stream before the n-th command that it sends."""
 

@@ -164,6 +164,28 @@ def test_store_that_is_away__shows_in_reasons_errors_and_events(
     }
 
 
+def test_provider__is_ready_again_once_the_store_itself_answers(
+    client: OpenFeatureClient, evaluate: Evaluate, loop: Loop | None
+) -> None:
+    cohorts, clock = InMemoryCohorts({COHORT: ["alice"]}), Clock()
+    options: dict[str, Any] = {"cache_entries": 9, "cache_seconds": 5, "clock": clock}
+    provide(
+        InMemoryCohortReader(cohorts, **options)
+        if loop is None
+        else loop.make(lambda: InMemoryAsyncCohortReader(cohorts, **options))
+    )
+    evaluate(COHORT, False, ALICE)
+    clock.now += 1
+    cohorts.is_available = False
+    evaluate(COHORT, False, BOB)
+    assert evaluate(COHORT, False, ALICE).reason is Reason.CACHED
+    assert client.get_provider_status() is ProviderStatus.ERROR
+
+    cohorts.is_available = True
+    assert evaluate("other", False, ALICE).error_code is ErrorCode.FLAG_NOT_FOUND
+    assert client.get_provider_status() is ProviderStatus.READY
+
+
 def test_blocking_reader__serves_asynchronous_evaluations_too(client: OpenFeatureClient) -> None:
     provide(InMemoryCohortReader(InMemoryCohorts({COHORT: ["alice"]})))
     assert asyncio.run(client.get_boolean_value_async(COHORT, False, ALICE))
