@@ -87,13 +87,14 @@ def erase_user(user_id: str) -> Response:
     """Erase a user, known or not. With ``?suppress=true``, later syncs skip the user."""
     user_id, suppress = user_in_path(user_id), parameters(_ERASE)["suppress"]
     operator, store = Operator.of_request(), services().checked_store()
-    erased = admin_actions.erase_user(store, operator, g.caller.app_id, user_id, suppress=suppress)
+    app_id = g.caller.app_id
+    erased = admin_actions.erase_user(store, operator, app_id, user_id, suppress=suppress)
     return json_reply(
         {
             "traits": erased.traits,
             "streamEntriesRemoved": erased.stream_entries_removed,
             "streamEntriesKept": erased.stream_entries_kept,
-            "suppressed": suppress,
+            "suppressed": suppress or store.lookups.user_record(app_id, user_id).suppressed,
         }
     )
 

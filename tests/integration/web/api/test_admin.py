@@ -148,6 +148,7 @@ class TestEraseUser:
     ) -> None:
         for _ in range(2):
             assert boss.delete("/api/v1/users/u7?suppress=true").json["suppressed"] is True
+        assert boss.delete("/api/v1/users/u7").json["suppressed"] is True  # it still is
         said = boss.post(payloads.COHORT_PATH, json=payloads.identify("u7", TRAIT, True))
         assert (said.json["rejected"], said.json["errors"][0]["reason"]) == (1, "suppressed_user")
         assert "u7" not in traits(redis_client, APP)
