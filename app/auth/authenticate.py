@@ -102,6 +102,7 @@ def log_in(key: str) -> Caller:
     Raises:
         InvalidCredentials, ExpiredKey, RevokedKey, MissingScope: the key gives no access.
         RateLimited: too many wrong keys came from this address.
+        StoreError: as :meth:`KeyRing.find`.
     """
     parts = services()
     caller = parts.keyring.find(key)

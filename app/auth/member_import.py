@@ -100,7 +100,10 @@ class MemberImport:
 
     @property
     def preview(self) -> Imported:
-        """What :meth:`apply` would do; ``added`` includes users who are not registered."""
+        """What :meth:`apply` would do.
+
+        ``added`` includes users who are not registered, and suppressed ones.
+        """
         return Imported(self._counts.added, self._counts.removed, self._counts.unchanged)
 
     @property

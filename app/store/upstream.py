@@ -40,7 +40,8 @@ class PollStatus(NamedTuple):
     """How the last polls of an app went. Times are in ms since the epoch.
 
     Attributes:
-        polled_ms: the last successful one; None if there was none in the last week.
+        polled_ms: the last successful one; None if there was none, or no poll at all, failed ones
+            included, in the last week.
         failed_ms, failure: the last failed one, if it is later, and its reason.
         listed: cohorts that Amplitude lists.
         absent: cohorts that Amplitude syncs but that never arrived here: some of them, each with

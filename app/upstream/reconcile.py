@@ -71,8 +71,8 @@ class Report:
             not accepted, ``suppressed`` were erased here, and ``unregistered`` are neither
             registered nor members.
         members: members here, before anything was changed.
-        missing, extra: users of the export who are not members, and members who are not in the
-            export. ``missing_ids`` and ``extra_ids`` are some of them.
+        missing, extra: other users of the export who are not members, and members who are not in
+            the export. ``missing_ids`` and ``extra_ids`` are some of them.
         sync_arrived: a sync arrived during the comparison, so it may be part of the difference.
         added, removed: users who entered and left when it was applied.
         exports, exports_most: exports of this month, and AMPLITUDE_EXPORTS_PER_MONTH.
@@ -107,7 +107,7 @@ class Report:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the members are those of the export."""
+        """Whether the members are those of the export who can be members here."""
         return self.missing == 0 and self.extra == 0
 
 

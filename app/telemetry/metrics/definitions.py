@@ -154,7 +154,7 @@ KEY_EXPIRES = ScrapedGauge(
 UPSTREAM_POLLED = ScrapedGauge(
     "cohort_receiver_upstream_poll_timestamp_seconds",
     "When Amplitude's own record was last read: the earliest of all apps in AMPLITUDE_KEYS; 0 if "
-    "it was not read for one of them in the last week. Absent without AMPLITUDE_KEYS.",
+    "no time is known for one of them. Absent without AMPLITUDE_KEYS.",
 )
 UPSTREAM_EXPORTS = ScrapedGauge(
     "cohort_receiver_upstream_exports",

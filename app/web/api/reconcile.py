@@ -93,7 +93,7 @@ class ReconcileReply(Reply):
     suppressed = count("Of them, users who are suppressed.", example=0)
     unregistered = count("Of them, users who are neither registered nor members.", example=0)
     members = count("Members here, before anything was changed.", allow_none=True, example=6499)
-    missing = count("Users of the export who are not members.", allow_none=True, example=2)
+    missing = count("Other users of the export who are not members.", allow_none=True, example=2)
     extra = count("Members who are not in the export.", allow_none=True, example=1)
     missingIds = fields.List(
         fields.String(),

@@ -29,7 +29,7 @@ class AbsentReply(Reply):
 class UpstreamPollsReply(Reply):
     """The polls of Amplitude's own record."""
 
-    polledAt = ms("The last successful poll; null if none in the last week", allow_none=True)
+    polledAt = ms("The last successful poll; null if none is known", allow_none=True)
     failedAt = ms("The last failed poll, if it is later; else null", allow_none=True)
     failure = text("Why that failed; else null.", allow_none=True, example=None)
     listed = count("Cohorts that Amplitude lists.", example=48)

@@ -32,7 +32,7 @@ class AppliedReply(Reply):
         required=True,
         metadata={
             "description": "What was not applied, and why; at most 50. Includes individual traits "
-            "of accepted calls if their cohort is being deleted."
+            "of accepted calls if their cohort is being deleted or the user is not registered."
         },
     )
 
