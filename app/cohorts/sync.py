@@ -130,6 +130,8 @@ class Outcome:
         left_out: ids of some users who are not registered.
         content: a checksum by which a retry is recognised; 0 if there is none, for example because
             the body was not read.
+        unverified: ids of cohorts that a failed request names, if it failed before it was known
+            whether they exist.
     """
 
     traits: dict[str, str]
@@ -137,6 +139,7 @@ class Outcome:
     rejections: list[Rejection] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     content: int = 0
+    unverified: tuple[str, ...] = ()
 
 
 def user_hash(user_id: str) -> str:

@@ -112,7 +112,7 @@ class SyncProblems:
             _Sent(
                 self._monotonic() - (request.seconds if request.status >= 400 else 0),
                 event["app"],
-                tuple(outcome.traits),
+                (*outcome.traits, *outcome.unverified),
                 outcome.content,
                 request.status,
                 event.get("reason", ""),

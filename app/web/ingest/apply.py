@@ -122,7 +122,7 @@ def apply(
         most = MAX_COHORTS_PER_REQUEST
         raise BodyTooLarge(f"The body may name at most {most:,} cohorts.") from None
     outcome = g.outcome = Outcome(
-        {change.cohort.id: change.cohort.trait for change in changes}, content=_content(calls)
+        {change.cohort.id: change.cohort.trait for change in changes}, content=checksum(calls)
     )
     event.update(source=source, cohorts=list(outcome.traits)[:10])
     some_without_user = not all_have_users(calls)
@@ -180,7 +180,7 @@ def _placed(skip: _Skip, user_place: Callable[[int], str]) -> Skipped:
     return Skipped(place, skip.problem)
 
 
-def _content(calls: Sequence[Identify]) -> int:
+def checksum(calls: Sequence[Identify]) -> int:
     """A checksum by which a retry is recognised; cheap, as it covers only two users."""
     if not calls:
         return 1

@@ -20,7 +20,7 @@ from app.web.http.contract import describes, list_in_path
 from app.web.http.fields import limited
 from app.web.http.replies import Reply, json_reply, text
 from app.web.ingest import identify
-from app.web.ingest.apply import PROBLEMS, UnknownTrait, apply
+from app.web.ingest.apply import PROBLEMS, UnknownTrait, apply, checksum
 from app.web.ingest.identify_schema import BatchSchema, IdentifySchema
 from app.web.ingest.list_schema import ListSchema, ListUsersSchema
 from app.web.ingest.replies import AppliedReply, applied
@@ -103,6 +103,8 @@ def _apply(list_id: str, member: bool, body: dict[str, Any]) -> Response:
     if user_ids and (trait := registry.last_trait(app_id, list_id)):
         with suppress(UnknownTrait):
             return enter_or_leave(trait, as_known=True)
+    # By which a retry is recognised if this fails before the cohort is known.
+    g.content = checksum(UniformIdentifies(user_ids, {list_id: member}))
     if (trait := registry.trait(app_id, list_id)) is None:
         raise UnknownCohort("There is no list with this id. Create it first.")
     return enter_or_leave(trait, as_known=False)

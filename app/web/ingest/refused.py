@@ -40,6 +40,7 @@ def name_cohorts(response: Response) -> Response:
     if response.status_code < 400 or "outcome" in g or g.get("caller") is None:
         return response
     traits: dict[str, str] = {}
+    unverified: list[str] = []
     unknown = ""
     is_available = response.status_code < 500 and response.status_code != RateLimited.status
     for number, (cohort_id, sent) in enumerate(_first_named().items()):
@@ -48,8 +49,11 @@ def name_cohorts(response: Response) -> Response:
             traits[cohort_id] = trait
         elif may_ask and cohort_id in sent:
             unknown = unknown or cohort_id
+        elif not is_available:
+            unverified.append(cohort_id)
+    if traits or unverified:
+        g.outcome = Outcome(traits, content=g.get("content", 0), unverified=tuple(unverified))
     if traits:
-        g.outcome = Outcome(traits)
         g.event["cohorts"] = list(traits)[:_MAX_LOGGED]
     elif unknown:
         g.event["cohorts"] = [unknown]

@@ -290,6 +290,26 @@ def test_store_down__and_no_retry_succeeds__is_a_failure_for_good(own_store_serv
     assert service.reasons() == {"sync_failed": 2}
 
 
+def test_store_down__for_a_list_new_to_the_process__is_a_failure_unless_its_retry_succeeds(
+    make: Make, own_store_service: Any
+) -> None:
+    service, stop, start = own_store_service
+    other = make(redis_url=services(service.app).settings.redis_url)
+    stop()
+    for user_id in ("bob", "carol"):
+        other.send(user_id, status=503)
+    other.send("bob", status=503, path="/lists/invented/add")
+    start()
+    other.work()
+    service.send("carol")
+    assert service.reasons() == {}
+    service.later()
+    assert service.reasons() == {"sync_failed": 1}
+    assert service.store.failed_requests.all(APP) == {}
+    (invented,) = service.store.completeness.of(APP, ["invented"])
+    assert invented.reasons == ()
+
+
 def test_process__that_ends_while_the_store_is_down__says_what_it_could_not_record(
     own_store_service: Any,
 ) -> None:
@@ -463,6 +483,16 @@ def test_rate_limited__until_the_sender_gives_up(make: Make) -> None:
     service.later(1)
     service.send("bob", status=429)
     assert service.reasons() == {}
+    service.later()
+    assert service.reasons() == {"sync_failed": 1}
+
+
+def test_rate_limited__for_a_list_new_to_the_process__is_a_failure(make: Make) -> None:
+    service = make(rate_limit=parse("2/day"))
+    service.create()
+    other = make(rate_limit=parse("2/day"))
+    other.send("bob", status=429)
+    other.work()
     service.later()
     assert service.reasons() == {"sync_failed": 1}
 
