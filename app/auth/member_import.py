@@ -102,7 +102,7 @@ class MemberImport:
     def preview(self) -> Imported:
         """What :meth:`apply` would do.
 
-        ``added`` includes users who are not registered, and suppressed ones.
+        ``added`` includes suppressed users and, with ``USER_POLICY=known``, unregistered ones.
         """
         return Imported(self._counts.added, self._counts.removed, self._counts.unchanged)
 

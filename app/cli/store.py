@@ -143,12 +143,15 @@ def release() -> None:
 @click.option("--cluster", is_flag=True, help="The other store is a cluster.")
 @json_option
 def copy(url: str, partitions: int, prefix: str | None, cluster: bool, as_json: bool) -> None:
-    """Copy everything to an empty store, and compare the content of both.
+    """Copy the data to an empty store, and compare the content of both.
+
+    Entries of the change streams, open resyncs and sessions are not copied; docs/moving.md lists
+    what is.
 
     During the copy, writes to this store are on hold, as after `store hold`. They are accepted
     again when it ends, unless the store was on hold before. The exit code is 1 if the two stores
-    differ. An interrupted copy can be run again, and starts over. To keep the URL out of the list
-    of processes, set COPY_TO instead.
+    differ, or if keys of an unknown kind were not copied. An interrupted copy can be run again, and
+    starts over. To keep the URL out of the list of processes, set COPY_TO instead.
     """
     the_store()
     settings = services().settings

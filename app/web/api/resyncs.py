@@ -168,7 +168,11 @@ class ResyncReply(Reply):
 class ImportReply(Reply):
     """What an import has done, or would do."""
 
-    added = count("Users who entered.", example=12)
+    added = count(
+        "Users who entered. A dry run also counts suppressed users and, with USER_POLICY=known, "
+        "those who are not registered.",
+        example=12,
+    )
     removed = count("Members who left.", example=3)
     unchanged = count("Users who were members already.", example=6500)
     rejected = count("Rows without a usable user id, and users who are not registered.", example=0)
