@@ -119,7 +119,7 @@ def _print_report(report: Report, *, to_stderr: bool) -> None:
             ("extra", report.extra),
         ]
         if report.is_equal:
-            rows.append(("result", "the members are exactly those in Amplitude"))
+            rows.append(("result", "nobody is missing or extra"))
     if report.sync_arrived:
         rows.append(("note", "a sync arrived during the comparison"))
     if report.added is not None:

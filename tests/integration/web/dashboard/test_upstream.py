@@ -96,7 +96,7 @@ def test_button__compares_and_then_replaces(here: Here) -> None:
     assert "Replaced: 1 entered, 1 left." in text(page)
     assert ">Replace the members</button>" not in page.text
     send(browser)
-    assert "the members are exactly those in Amplitude" in text(browser.get(PAGE))
+    assert "nobody is missing or extra" in text(browser.get(PAGE))
 
 
 def test_ids__for_a_reader__are_not_shown(here: Here) -> None:
