@@ -11,10 +11,10 @@ from flask import Flask
 from limits import parse
 
 from app.auth.keyring import make_key
-from app.cohorts import Cohort, MembershipChange
+from app.cohorts import Cohort, CompletenessState, MembershipChange, ResyncKind
 from app.services import services
 from app.settings import Settings
-from app.store import Store, StoreError, connect, wait_for
+from app.store import FileCounts, ResyncPlace, Store, StoreError, connect, wait_for
 from simulator import payloads
 from tests.integration.conftest import APP, caller
 from tests.integration.store_contents import members, traits, transitions
@@ -104,6 +104,44 @@ class TestSegmentBatch(test_segment.TestBatch):
 def test_partitions__of_one_app__lie_on_all_masters(cluster: Cluster, store: Store) -> None:
     enter(store, payloads.user_ids(500))
     assert all(node.client.dbsize() > 50 for node in cluster.masters)
+
+
+def test_resync_and_import__continued_by_another_process__replace_the_members(
+    store: Store, store_url: str, redis_client: redis.RedisCluster
+) -> None:
+    users = payloads.user_ids(500)
+    place, other = ResyncPlace(APP, COHORT), open_store(store_url)
+
+    def complete() -> None:
+        steps = store.resyncs.steps(place)
+        next(steps)
+        steps.close()
+        for _ in other.resyncs.steps(place):
+            pass
+        found = other.resyncs.find(place)
+        assert found
+        assert found.is_finished
+        (completeness,) = other.completeness.of(APP, [COHORT])
+        assert completeness.state is CompletenessState.VERIFIED
+
+    enter(store, users)
+    assert store.resyncs.open(place, ResyncKind.RESYNC)
+    enter(store, users[:400])
+    opened = store.resyncs.find(place)
+    assert opened
+    assert (opened.confirmed, opened.unconfirmed) == (400, 100)
+    assert store.resyncs.request_finish(place, opened, force=False) is None
+    complete()
+    assert members(redis_client, APP) == {COHORT: set(users[:400])}
+
+    opened = store.resyncs.open(place, ResyncKind.IMPORT)
+    assert opened
+    store.resyncs.stage(place, opened, [*users[:300], "new"])
+    *_, counts = store.resyncs.count_file(place, opened)
+    assert counts == FileCounts(added=1, removed=100, unchanged=300, members=400)
+    assert store.resyncs.request_apply(place, opened)
+    complete()
+    assert members(redis_client, APP) == {COHORT: {*users[:300], "new"}}
 
 
 @pytest.mark.parametrize("hours", [-48, 48])
