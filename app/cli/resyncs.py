@@ -127,7 +127,8 @@ def status(cohort_id: str, app_id: str | None, as_json: bool) -> None:
     else:
         rows += [("confirmed", found.confirmed), ("unconfirmed", found.unconfirmed)]
     rows.append(("removed", found.removed))
-    if found.quiet_ms and not found.is_finished:
+    needs_operator = found.refused is ResyncRefusal.REQUESTS_FAILED
+    if found.quiet_ms and not found.is_finished and not needs_operator:
         rows.append(("finishes", f"after {found.quiet_ms // 1000} s without a request"))
     if found.refused:
         rows.append(("refused", _REFUSED[found.refused]))

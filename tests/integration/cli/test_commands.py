@@ -16,7 +16,7 @@ from flask import Flask
 from app.cohorts import Cohort, IncompleteReason, MembershipChange, VerifiedBy
 from app.server.background import Background
 from app.services import services
-from app.store import Store, StoreError
+from app.store import ResyncPlace, Store, StoreError
 from tests.integration.store_contents import members, traits
 from tests.support.effort import PARTITIONS
 
@@ -574,6 +574,12 @@ class TestResync:
         assert "unconfirmed:    5" in status
         assert "finishes:       after 600 s without a request\n" in status
         assert json.loads(run("cohorts", "resync", "status", "1", "--json").stdout)["id"]
+        store.completeness.raise_reason(APP, "1", IncompleteReason.SYNC_FAILED)
+        for _ in store.resyncs.steps(ResyncPlace(APP, "1")):  # as the background work does
+            pass
+        status = run("cohorts", "resync", "status", "1").stdout
+        assert "finishes:" not in status
+        assert "requests for the cohort failed" in status
         done = run("cohorts", "resync", "finish", "1")
         assert done.stdout == "5 members removed; 10 remain.\n"
         status = run("cohorts", "resync", "status", "1").stdout
