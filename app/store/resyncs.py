@@ -573,6 +573,8 @@ class Resyncs:
         kind, state = known(ResyncKind, fields["kind"]), known(ResyncState, fields["state"])
         if kind is None or state is None:
             return None  # a process of a later version began it, and continues it
+        # What was refused before a resync finished is no longer of interest.
+        refused = None if state is ResyncState.FINISHED else fields.get("refused")
         return Resync(
             id=fields["id"],
             kind=kind,
@@ -583,7 +585,7 @@ class Resyncs:
             removed=int(fields.get("removed", 0)),
             unknown=int(fields.get("unknown", 0)),
             members=int(fields["members"]) if "members" in fields else None,
-            refused=known(ResyncRefusal, fields.get("refused")),
+            refused=known(ResyncRefusal, refused),
         )
 
     def _record_key(self, place: ResyncPlace) -> str:
