@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.effort import NOT_THOROUGH, THOROUGH
 from tests.support.stores import client_of_empty_store, running_store
+
+# In the background of a shell, SIGINT is ignored, also by the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "tests",
