@@ -190,7 +190,7 @@ class Poller:
             return None
         if self._awaits_sync(cohort) or self._first_sync_goes_on(cohort, freshness):
             return None
-        # A sync between two polls changes one of these times.
+        # A sync between two polls changes one of the two times.
         state = f"{freshness.last_received_ms}:{cohort.last_success_ms}"
         if state == differed and IncompleteReason.COUNT_DIFFERS not in reasons:
             completeness.raise_reason(app_id, cohort.id, IncompleteReason.COUNT_DIFFERS)

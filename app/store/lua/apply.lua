@@ -27,7 +27,7 @@
 -- There is no rollback: whatever can fail must fail before the first write about a cohort.
 --
 -- Returns {1 if the message was applied before and left nobody out, else 0; changed users}, followed
--- by the name and the content of each of these lists that is not empty:
+-- by the name and the content of each list below that is not empty:
 --   moves       for each group that changed memberships: cohort id, 'true' or 'false', how many,
 --               id of the entry in the change stream
 --   unknown     users skipped because they are neither registered nor members, by cohort:
