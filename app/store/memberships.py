@@ -91,7 +91,7 @@ class _Part(NamedTuple):
         for start in self._starts():
             cohort_id, count = self.groups[start], self.groups[start + 4]
             users = self.groups[start + 5 : start + 5 + count]
-            if not users or not suppressed.union(unknown.get(cohort_id, ())).issuperset(users):
+            if _has_applied(users, suppressed, unknown.get(cohort_id, ())):
                 found.add(cohort_id)
         return found
 
@@ -544,10 +544,16 @@ def _received(changes: Sequence[MembershipChange], applied: Applied) -> set[str]
     """The ids of cohorts that count as received: not all of their users were skipped."""
     found = set()
     for cohort, _, user_ids, _ in changes:
-        suppressed, unknown = applied.suppressed, applied.unknown.get(cohort.id, ())
-        if not user_ids or any(u not in suppressed and u not in unknown for u in user_ids):
+        if _has_applied(user_ids, applied.suppressed, applied.unknown.get(cohort.id, ())):
             found.add(cohort.id)
     return found - (applied.refused | applied.not_known)
+
+
+def _has_applied(
+    user_ids: Sequence[str], suppressed: Collection[str], unknown: Collection[str]
+) -> bool:
+    """Whether not all users of a change were skipped; a change without users skips nobody."""
+    return not user_ids or any(u not in suppressed and u not in unknown for u in user_ids)
 
 
 def _add_moves(moves: dict[str, Moves], reply: list[Any]) -> None:

@@ -382,7 +382,7 @@ class Resyncs:
         resync = self.find(place)
         if resync is None or resync.state is not ResyncState.OPEN:
             return
-        now_ms, _ = self._ask_due(place.app_id, self._keys.partition(place.cohort_id))
+        now_ms = self.now_ms(place)
         if resync.kind is not ResyncKind.RESYNC or now_ms - resync.started_ms > MAX_OPEN_MS:
             self.request_abort(place, resync)
             return

@@ -239,14 +239,15 @@ local function settle(cohort)
   local reasons = completeness_of(cohort).reasons
   for _, open in ipairs(reasons) do
     if open.reason == 'sync_failed' then
-      if last_event(open) == 0 then -- it was before now, but it is unknown when
+      local failed = last_event(open)
+      if failed == 0 then -- it was before now, but it is unknown when
         open.last = now
         call('HSET', hash_of(cohort), 'reasons', cjson.encode(reasons))
         return
       end
       local later = 0
       for _, start in ipairs(starts and cjson.decode(starts) or {}) do
-        if start > (open.last or open.since) + PAUSE then later = later + 1 end
+        if start > failed + PAUSE then later = later + 1 end
       end
       if later > 1 or (later == 1 and now - last > PAUSE) then clear(cohort, 'sync_failed') end
       return
