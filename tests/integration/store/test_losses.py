@@ -95,6 +95,14 @@ def start(
     return lambda memory=None: Worker(store_url, memory, request.param)
 
 
+def empty_after_a_call(worker: Worker, client: redis.Redis) -> None:
+    """Empty the store after a call, and let the worker find it."""
+    worker.send("alice")
+    worker.work()
+    client.flushall()
+    worker.work()
+
+
 @pytest.fixture
 def set_back(store_url: str) -> Back:
     """Undoes what is written meanwhile, as a restored backup does."""
@@ -404,10 +412,7 @@ def test_loss__found_while_the_clock_was_ahead__keeps_no_later_import_from_being
     start: Callable[..., Worker], redis_client: redis.Redis
 ) -> None:
     worker = start()
-    worker.send("alice")
-    worker.work()
-    redis_client.flushall()
-    worker.work()
+    empty_after_a_call(worker, redis_client)
     worker.send("alice")
     for key in redis_client.scan_iter(match="*:loss"):
         redis_client.hincrby(key, "at", 10 * DAY_MS)
@@ -425,10 +430,7 @@ def test_two_losses__are_two(
     start: Callable[..., Worker], set_back: Back, redis_client: redis.Redis
 ) -> None:
     worker = start()
-    worker.send("alice")
-    worker.work()
-    redis_client.flushall()
-    worker.work()
+    empty_after_a_call(worker, redis_client)
     worker.store.losses.acknowledge([APP])
     worker.send("alice")
     worker.work()
@@ -664,10 +666,7 @@ def test_acknowledged__cohorts_stay_incomplete_and_later_ones_are_marked(
     start: Callable[..., Worker], redis_client: redis.Redis
 ) -> None:
     worker = start()
-    worker.send("alice")
-    worker.work()
-    redis_client.flushall()
-    worker.work()
+    empty_after_a_call(worker, redis_client)
     worker.send("bob")
     assert [loss.app_id for loss in worker.store.losses.acknowledge([APP])] == [APP]
     assert worker.store.losses.acknowledge([APP]) == []
@@ -682,10 +681,7 @@ def test_intended__nothing_is_marked_any_more(
     start: Callable[..., Worker], redis_client: redis.Redis
 ) -> None:
     worker = start()
-    worker.send("alice")
-    worker.work()
-    redis_client.flushall()
-    worker.work()
+    empty_after_a_call(worker, redis_client)
     worker.send("bob")
     assert sum(worker.store.losses.forgive([APP])) == 1
     worker.send("bob", trait="Other: later")
